@@ -1,0 +1,290 @@
+"""2-D convolution: y = x * w, its gradient with respect to the input and with respect to the filters.
+
+    fprop   y[n, k, p, q]  = sum_{c, r, s} x[n, c, h, w] * w[k, c, r, s] (+ b[k])
+    dgrad   dx[n, c, h, w] = sum_{k, r, s} dy[n, k, p, q] * w[k, c, r, s] (+ b[c])
+    wgrad   dw[k, c, r, s] = sum_{n, p, q} dy[n, k, p, q] * x[n, c, h, w]
+
+    each with h = p * stride - padding + r * dilation, and w from q and s likewise
+
+as three matrix products that are never laid out in memory:
+
+             M                  N            K (summed over)
+    fprop    pixels (n, p, q)   filters k    taps and channels (r, s, c)
+    dgrad    pixels (n, h, w)   channels c   taps and filters (r, s, k)
+    wgrad    filters k          (r, s, c)    pixels (n, p, q)
+
+fprop and dgrad are one kernel: for every destination pixel it gathers the source pixels that its taps look at. With stride
+s, a dgrad pixel is hit by every s-th tap only; pixels with the same (h + padding) mod stride share their taps and are done
+together, as one of s * s phases. Taps and channels share the K axis, so that one or three channels waste no tensor core.
+wgrad cuts its long K axis into parts that fill the GPU and adds the partial sums in a fixed order.
+
+Every pass is told the size of what it computes, since it does not follow from its operands: a strided convolution rounds
+down, and padding may be larger at the far edge than at the near one. `padding` is the near one.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels.indexing import Axis, big_from_small, cdiv, first_of_phase, inside, small_from_big, split_pixel
+from trinn.kernels.launch import architecture, empty, index_type, is_channels_last, launch
+from trinn.kernels.op import op
+from trinn.kernels.precision import accumulator, conv_precision, dot
+from trinn.kernels.reduce import partials_of, sum_partials
+from trinn.kernels.tuning import gemm_tile, splits
+
+
+@triton.jit
+def _gather_gemm_kernel(
+    source, weight, bias, result,
+    source_strides, weight_strides, result_strides, weight_group,
+    images, channels_in, channels_out, source_height, source_width, result_height, result_width, phase_height, phase_width,
+    H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One (BLOCK_M pixels, BLOCK_N channels) tile of the result, in one group and one phase.
+
+    `weight_strides` go by (channel of the result, channel of the source, r, s); ADJOINT is dgrad.
+    """
+    x_n, x_c, x_h, x_w = source_strides
+    w_out, w_in, w_r, w_s = weight_strides
+    y_n, y_c, y_h, y_w = result_strides
+
+    pixels = images * phase_height * phase_width
+    channel_tiles = cdiv(channels_out, BLOCK_N)
+    pixel_tiles = cdiv(pixels, BLOCK_M)
+    program = tl.program_id(0)
+    channel_tile, program = program % channel_tiles, program // channel_tiles
+    pixel_tile, program = program % pixel_tiles, program // pixel_tiles
+    if ADJOINT:
+        phase, group = program % (H.stride * W.stride), program // (H.stride * W.stride)
+    else:
+        phase, group = 0, program
+    group = group.to(INDEX)
+
+    pixel = pixel_tile.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channel = channel_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n, row, col = split_pixel(pixel, phase_height, phase_width)
+    if ADJOINT:
+        first_row, first_col = first_of_phase(phase // W.stride, H), first_of_phase(phase % W.stride, W)
+        first_top, first_r, taps_h = small_from_big(first_row, H)
+        first_left, first_s, taps_w = small_from_big(first_col, W)
+        top, left = first_top + row, first_left + col
+        row, col = first_row + row * H.stride, first_col + col * W.stride
+    else:
+        first_r, taps_h, first_s, taps_w = 0, H.taps, 0, W.taps
+        top, left = big_from_small(row, 0, H), big_from_small(col, 0, W)
+
+    source += group * channels_in * x_c
+    weight += group * weight_group
+    from_pixel = n * x_n + top * x_h + left * x_w
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
+    depth = taps_h * taps_w * channels_in
+    for start in range(0, depth, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K).to(INDEX)
+        tap, c = k // channels_in, k % channels_in
+        i, j = tap // taps_w, tap % taps_w
+        if ADJOINT:
+            r, s = first_r + i * H.tap_step, first_s + j * W.tap_step
+            down, right = -i * H.tap_back, -j * W.tap_back
+        else:
+            r, s = i, j
+            down, right = i * H.dilation, j * W.dilation
+        hit = inside(top[:, None] + down[None, :], source_height) & inside(left[:, None] + right[None, :], source_width)
+        hit &= (n < images)[:, None] & (k < depth)[None, :]
+        # A masked-off load may still form its address: keep it inside the image.
+        at = tl.where(hit, from_pixel[:, None] + (down * x_h + right * x_w)[None, :], 0)
+        a = tl.load(source + at + (c * x_c)[None, :], mask=hit, other=0.0)  # (BLOCK_M, BLOCK_K)
+        at = (c * w_in + r * w_r + s * w_s)[:, None] + (channel * w_out)[None, :]
+        b = tl.load(weight + at, mask=(k < depth)[:, None] & (channel < channels_out)[None, :], other=0.0)
+        acc = dot(a, b, acc, PRECISION)
+
+    channel_of_all = group * channels_out + channel
+    if bias is not None:
+        acc += tl.load(bias + channel_of_all, mask=channel < channels_out, other=0.0).to(ACCUMULATOR)[None, :]
+    at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
+    drawn = (n < images) & (row < result_height) & (col < result_width)
+    tl.store(result + at, acc.to(result.dtype.element_ty), mask=drawn[:, None] & (channel < channels_out)[None, :])
+
+
+@triton.jit
+def _wgrad_kernel(
+    x, dy, partials,
+    x_strides, dy_strides, dw_strides, dw_split,
+    images, channels, filters, height, width, out_height, out_width, splits, pixels_per_split,
+    H: tl.constexpr, W: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One (BLOCK_M filters, BLOCK_N channels and taps) tile of dw in one group, summed over one split of the pixels.
+
+    `channels` and `filters` count those of a group.
+    """
+    x_n, x_c, x_h, x_w = x_strides
+    dy_n, dy_k, dy_p, dy_q = dy_strides
+    dw_k, dw_c, dw_r, dw_s = dw_strides
+
+    columns = channels * H.taps * W.taps
+    filter_tiles = cdiv(filters, BLOCK_M)
+    column_tiles = cdiv(columns, BLOCK_N)
+    program = tl.program_id(0)
+    filter_tile, program = program % filter_tiles, program // filter_tiles
+    column_tile, program = program % column_tiles, program // column_tiles
+    split, group = (program % splits).to(INDEX), (program // splits).to(INDEX)
+
+    k = filter_tile.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = column_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tap, c = column // channels, column % channels
+    r, s = tap // W.taps, tap % W.taps
+    x += group * channels * x_c
+    dy += group * filters * dy_k
+    down, right = r * H.dilation, s * W.dilation
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
+    first = split * pixels_per_split
+    last = tl.minimum(first + pixels_per_split, images * out_height * out_width)
+    for start in range(first, last, BLOCK_K):
+        pixel = start + tl.arange(0, BLOCK_K).to(INDEX)
+        n, p, q = split_pixel(pixel, out_height, out_width)
+        at = (n * dy_n + p * dy_p + q * dy_q)[None, :] + (k * dy_k)[:, None]
+        a = tl.load(dy + at, mask=(k < filters)[:, None] & (pixel < last)[None, :], other=0.0)  # (BLOCK_M, BLOCK_K)
+        top, left = big_from_small(p, 0, H), big_from_small(q, 0, W)
+        hit = inside(top[:, None] + down[None, :], height) & inside(left[:, None] + right[None, :], width)
+        hit &= (pixel < last)[:, None] & (column < columns)[None, :]
+        at = tl.where(hit, (n * x_n + top * x_h + left * x_w)[:, None] + (down * x_h + right * x_w)[None, :], 0)
+        b = tl.load(x + at + (c * x_c)[None, :], mask=hit, other=0.0)  # (BLOCK_K, BLOCK_N)
+        acc = dot(a, b, acc, PRECISION)
+
+    at = ((group * filters + k) * dw_k)[:, None] + (c * dw_c + r * dw_r + s * dw_s)[None, :]
+    owned = (k < filters)[:, None] & (column < columns)[None, :]
+    tl.store(partials + split * dw_split + at, acc.to(partials.dtype.element_ty), mask=owned)
+
+
+def _empty_fprop(x, w, b, size, stride, padding, dilation, groups):
+    return empty(x, (x.shape[0], w.shape[0], *size), is_channels_last(x, w))
+
+
+def _empty_dgrad(dy, w, b, size, stride, padding, dilation, groups):
+    return empty(dy, (dy.shape[0], w.shape[1] * groups, *size), is_channels_last(dy, w))
+
+
+def _empty_wgrad(x, dy, size, stride, padding, dilation, groups):
+    return empty(x, (dy.shape[1], x.shape[1] // groups, *size), is_channels_last(x, dy))
+
+
+@op(fake=_empty_fprop)
+def conv2d_fprop(
+    x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """2-D convolution (cross-correlation), as `torch.nn.functional.conv2d`.
+
+        y[n, k, p, q] = sum_{c, r, s} x[n, c, h, w] * w[k, c, r, s] + b[k]    with h = p * stride - padding + r * dilation
+
+    Args:
+        x: (N, C, H, W), any strides.
+        w: (K, C / groups, R, S), same dtype as `x`.
+        b: (K), or None.
+        size: (P, Q); windows that lie over the far edge see zeros.
+        stride, padding, dilation: in pixels, for height and width; `padding` is that of the near edges.
+
+    Returns:
+        (N, K, P, Q), channels_last if `x` or `w` is.
+    """
+    y = _empty_fprop(x, w, b, size, stride, padding, dilation, groups)
+    _gather_gemm(x, w, b, y, stride, padding, dilation, groups, adjoint=False)
+    return y
+
+
+@op(fake=_empty_dgrad)
+def conv2d_dgrad(
+    dy: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """Gradient of conv2d with respect to its input, which is also a transposed convolution.
+
+        dx[n, c, h, w] = sum_{k, r, s} dy[n, k, p, q] * w[k, c, r, s] + b[c]    with h = p * stride - padding + r * dilation
+
+    Args:
+        dy: (N, K, P, Q), any strides.
+        w: (K, C / groups, R, S), same dtype as `dy`.
+        b: (C), or None.
+        size: (H, W).
+        stride, padding, dilation: in pixels, for height and width; `padding` is that of the near edges.
+
+    Returns:
+        (N, C, H, W), channels_last if `dy` or `w` is.
+    """
+    dx = _empty_dgrad(dy, w, b, size, stride, padding, dilation, groups)
+    _gather_gemm(dy, w, b, dx, stride, padding, dilation, groups, adjoint=True)
+    return dx
+
+
+@op(fake=_empty_wgrad)
+def conv2d_wgrad(
+    x: Tensor, dy: Tensor, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """Gradient of conv2d with respect to its filters.
+
+        dw[k, c, r, s] = sum_{n, p, q} dy[n, k, p, q] * x[n, c, h, w]    with h = p * stride - padding + r * dilation
+
+    Args:
+        x: (N, C, H, W), any strides.
+        dy: (N, K, P, Q), same dtype as `x`, any strides.
+        size: (R, S).
+        stride, padding, dilation: in pixels, for height and width; `padding` is that of the near edges.
+
+    Returns:
+        (K, C / groups, R, S), channels_last if `x` or `dy` is.
+    """
+    dw = _empty_wgrad(x, dy, size, stride, padding, dilation, groups)
+    images, _, out_height, out_width = dy.shape
+    pixels = images * out_height * out_width
+    if pixels == 0:
+        return dw.zero_()
+    filters, channels = dw.shape[0] // groups, dw.shape[1]
+    columns = channels * size[0] * size[1]
+    tile = gemm_tile(filters, columns, pixels, x.dtype, architecture(x.device))
+    tiles = triton.cdiv(filters, tile.m) * triton.cdiv(columns, tile.n) * groups
+    parts = splits(tiles, pixels, tile.k)
+    pixels_per_part = triton.cdiv(triton.cdiv(pixels, parts), tile.k) * tile.k
+    partials = partials_of(dw, parts)
+    launch(
+        _wgrad_kernel, tiles * parts, x, dy, partials,
+        x.stride(), dy.stride(), dw.stride(), dw.numel(),
+        images, channels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, pixels_per_part,
+        H=Axis(size[0], stride[0], padding[0], dilation[0]), W=Axis(size[1], stride[1], padding[1], dilation[1]),
+        ACCUMULATOR=accumulator(x.dtype), PRECISION=conv_precision(x.dtype, x.device), INDEX=index_type(x, dy, partials),
+        BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=x.device,
+    )  # fmt: skip
+    return sum_partials(partials, dw)
+
+
+def _gather_gemm(
+    source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool,
+) -> None:  # fmt: skip
+    """Launch fprop or, if `adjoint`, dgrad."""
+    images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
+    height, width = result.shape[2:]
+    w_k, w_c, w_r, w_s = weight.stride()
+    if adjoint:
+        phase_height, phase_width, phases = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1]), stride[0] * stride[1]
+        weight_strides, filters = (w_c, w_k, w_r, w_s), channels_in
+    else:
+        phase_height, phase_width, phases = height, width, 1
+        weight_strides, filters = (w_k, w_c, w_r, w_s), channels_out
+    pixels = images * phase_height * phase_width
+    taps = weight.shape[2] * weight.shape[3] // phases or 1
+    tile = gemm_tile(pixels, channels_out, taps * channels_in, source.dtype, architecture(source.device))
+    launch(
+        _gather_gemm_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
+        source, weight, bias, result,
+        source.stride(), weight_strides, result.stride(), filters * w_k,
+        images, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
+        H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]), W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
+        ADJOINT=adjoint, ACCUMULATOR=accumulator(source.dtype), PRECISION=conv_precision(source.dtype, source.device),
+        INDEX=index_type(source, weight, result),
+        BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
+    )  # fmt: skip

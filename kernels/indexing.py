@@ -1,0 +1,108 @@
+"""The index arithmetic of every windowed operator, written once.
+
+A window joins two images. Per axis, with `big` a pixel of the larger image (the input of a convolution or a pooling, the
+output of a transposed convolution) and `small` a pixel of the other:
+
+    big = small * stride - padding + tap * dilation
+
+Walked from `small` to `big` this is a forward convolution or pooling. Solved for `small` it is the adjoint: an input
+gradient, a transposed convolution. The equation has a solution only for some taps: with g = gcd(stride, dilation), a `big`
+pixel hits the taps `first, first + step, first + 2 * step, ...` with step = stride / g, and each further tap lies
+`dilation / g` small pixels back.
+
+Triton divides and takes remainders like C, towards zero. Only this file knows how that is dealt with.
+"""
+
+import math
+from typing import NamedTuple
+
+import triton.language as tl
+
+from trinn.kernels.launch import device_function
+
+
+class Axis(NamedTuple):
+    """One axis of a window, known when a kernel is compiled: `taps` of them, and the constants of the equation above."""
+
+    taps: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def gcd(self) -> int:
+        return math.gcd(self.stride, self.dilation)
+
+    @property
+    def tap_step(self) -> int:
+        """From one tap that hits a given `big` pixel to the next."""
+        return self.stride // self.gcd
+
+    @property
+    def tap_back(self) -> int:
+        """How far `small` moves back from one such tap to the next."""
+        return self.dilation // self.gcd
+
+    @property
+    def inverse(self) -> int:
+        """Solves tap * (dilation / g) = 1 modulo tap_step."""
+        return pow(self.tap_back, -1, self.tap_step)
+
+    @property
+    def most_hits(self) -> int:
+        """The largest number of taps that hit one `big` pixel."""
+        return -(-self.taps // self.tap_step)
+
+
+@device_function
+def cdiv(a, b):
+    """a / b, rounded up; both positive."""
+    return (a + b - 1) // b
+
+
+@device_function
+def split_pixel(pixel, height, width):
+    """(image, row, column) of a pixel counted through images, rows and columns."""
+    row = pixel // width
+    return row // height, row % height, pixel % width
+
+
+@device_function
+def inside(position, size):
+    """Whether a position lies on an axis of that size."""
+    return (position >= 0) & (position < size)
+
+
+@device_function
+def big_from_small(small, tap, AXIS: tl.constexpr):
+    """The equation, forwards."""
+    return small * AXIS.stride - AXIS.padding + tap * AXIS.dilation
+
+
+@device_function
+def small_from_big(big, AXIS: tl.constexpr):
+    """The equation, solved: (small, tap, hits) of the first tap that hits `big`, and how many do.
+
+    The i-th hit, i < hits, is tap + i * AXIS.tap_step, from small - i * AXIS.tap_back. `small` may lie off its image.
+    """
+    shifted = big + AXIS.padding
+    tap = (shifted % AXIS.stride) // AXIS.gcd * AXIS.inverse % AXIS.tap_step
+    small = (shifted - tap * AXIS.dilation) // AXIS.stride
+    hits = cdiv(AXIS.taps - tap, AXIS.tap_step)
+    return small, tap, tl.where(shifted % AXIS.gcd == 0, hits, 0)
+
+
+@device_function
+def first_of_phase(phase, AXIS: tl.constexpr):
+    """The first pixel of the big image with (big + padding) % stride == phase; the others follow `stride` apart."""
+    return (phase + AXIS.stride - AXIS.padding % AXIS.stride) % AXIS.stride
+
+
+@device_function
+def offset_of(index, sizes, strides):
+    """Where the element of that number lies in storage; sizes and strides count from the innermost axis outwards."""
+    offset = index * 0
+    for axis in tl.static_range(len(sizes)):
+        offset += (index % sizes[axis]) * strides[axis]
+        index = index // sizes[axis]
+    return offset

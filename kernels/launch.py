@@ -1,0 +1,89 @@
+"""How a kernel is started: the device it runs on, the options that are always said, and the width of its offsets."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+# What a kernel calls. The interpreter would prepare each call anew, for some milliseconds, where a plain call does the same.
+device_function: Callable[..., Any] = (lambda function: function) if INTERPRETED else triton.jit
+
+# Set while kernels are compiled and not run: what gets each launch, and the architecture it is for.
+_observe: Callable[..., None] | None = None
+_observed_architecture = ""
+
+
+def launch(
+    kernel: Any, programs: int, *args: Any, device: torch.device, warps: int = 4, stages: int = 3, **constants: Any
+) -> None:
+    """Start `programs` programs of a kernel on a device, in torch's current stream.
+
+    The grid has one axis, which may be 2^31 - 1 long; the other two end at 65,535. Contraction to fused multiply-adds is
+    always asked for in words, since Triton's default is due to change.
+
+    Raises:
+        RuntimeError: a CPU tensor, and Triton does not interpret.
+    """
+    if programs == 0:
+        return
+    constants.update(num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+    if _observe is not None:
+        _observe(kernel, args, constants)
+    elif INTERPRETED or device.index == torch.cuda.current_device():
+        kernel[(programs,)](*args, **constants)
+    elif device.type == "cuda":
+        with torch.cuda.device(device):
+            kernel[(programs,)](*args, **constants)
+    else:
+        raise RuntimeError(
+            f"trinn got a tensor on the {device.type} device, where its kernels run only in Triton's interpreter: move it to "
+            "the GPU, or set TRITON_INTERPRET=1 before triton is imported"
+        )
+
+
+@contextlib.contextmanager
+def observed(observe: Callable[..., None], architecture: str) -> Iterator[None]:
+    """Within, each launch is a call `observe(kernel, args, constants)`, with tiles as on that architecture ("sm_90")."""
+    global _observe, _observed_architecture
+    _observe, _observed_architecture = observe, architecture
+    try:
+        yield
+    finally:
+        _observe = None
+
+
+def architecture(device: torch.device) -> str:
+    """ "sm_90" for a Hopper GPU, "gfx942" for an MI300, "interpreter" where kernels are interpreted."""
+    if _observe is not None:
+        return _observed_architecture
+    if INTERPRETED or device.type != "cuda":
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def index_type(*tensors: Tensor) -> tl.dtype:
+    """int32, or int64 if an element of one of these tensors lies further than int32 reaches."""
+    reach = max(sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) for t in tensors)
+    # A block of lanes may run past the last element by its own length before its mask stops it. The interpreter checks
+    # each int32 step for overflow: right for the small tensors of a test, too slow for others.
+    return tl.int64 if reach >= (0 if INTERPRETED else 2**31 - 2**20) else tl.int32
+
+
+def is_channels_last(*tensors: Tensor) -> bool:
+    """Whether one of these 4-d tensors lies in channels_last order and not in contiguous order too."""
+    return any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in tensors)
+
+
+def empty(like: Tensor, shape: Sequence[int], channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor of that shape, in channels_last or contiguous order."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)

@@ -1,0 +1,29 @@
+"""Turns a launcher into an opaque torch operator with a fake twin.
+
+Opaque operators are the form that survives torch.compile, export, meta and fake tensors also where the kernels are
+interpreted. The fake twin allocates the outputs and does nothing else; a launcher calls it too, so that shapes, dtypes and
+strides agree by construction.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Launcher = TypeVar("Launcher", bound=Callable[..., Any])
+
+_library = torch.library.Library("trinn", "DEF")
+
+
+def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Launcher], Launcher]:
+    """Register a launcher as `torch.ops.trinn.<its name>`, with the schema of its annotations."""
+
+    def register(launcher: Launcher) -> Launcher:
+        name = launcher.__name__
+        _library.define(name + torch.library.infer_schema(launcher, mutates_args=mutates), tags=(torch.Tag.pt2_compliant_tag,))
+        for key in ("CPU", "CUDA"):
+            _library.impl(name, launcher, key)
+        torch.library.register_fake(f"trinn::{name}", fake, lib=_library)
+        return launcher
+
+    return register

@@ -1,0 +1,49 @@
+"""Which arithmetic a matrix product uses.
+
+16-bit inputs multiply exactly into a float32 accumulator, float64 stays float64. float32 follows torch's flags, in their
+old form (`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`, `set_float32_matmul_precision`) and
+their new one (`fp32_precision`): TF32 where the user allows it, else a product of float32 accuracy. Where there are TF32
+tensor cores that is three TF32 products (`tf32x3`), elsewhere plain float32 multiplication (`ieee`).
+"""
+
+import torch
+import triton.language as tl
+
+from trinn.kernels.launch import INTERPRETED, architecture, device_function
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+def conv_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """`input_precision` of a convolution's products: torch allows TF32 here unless told otherwise."""
+    return _precision(dtype, device, torch.backends.cudnn.conv.fp32_precision)
+
+
+def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """`input_precision` of a linear layer's products: torch forbids TF32 here unless told otherwise."""
+    return _precision(dtype, device, torch.backends.cuda.matmul.fp32_precision)
+
+
+def _precision(dtype: torch.dtype, device: torch.device, allowed: str) -> str:
+    if dtype != torch.float32 or not has_tf32(architecture(device)):
+        return "ieee"
+    return "tf32" if allowed == "tf32" else "tf32x3"
+
+
+def has_tf32(architecture: str) -> bool:
+    """NVIDIA's tensor cores from Ampere on."""
+    return architecture.startswith("sm_") and int(architecture[3:]) >= 80
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """float64 for float64, float32 for all else."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+@device_function
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b."""
+    if _INTERPRETED:  # NumPy has no bfloat16; widening changes no product
+        a = a.to(acc.dtype)
+        b = b.to(acc.dtype)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)

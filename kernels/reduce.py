@@ -1,0 +1,104 @@
+"""Sums in a fixed order: partial results of a split reduction, and the sum over all but the channels.
+
+    channel_sum   db[c] = sum_{n, h, w} x[n, c, h, w]
+
+A long reduction is cut into parts that fill the GPU. Each part is summed by one program, in the accumulator's precision; a
+second pass adds the parts one after the other. There are no atomics, so the same inputs give the same bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels.indexing import split_pixel
+from trinn.kernels.launch import architecture, empty, index_type, launch
+from trinn.kernels.op import op
+from trinn.kernels.precision import accumulator
+from trinn.kernels.tuning import elementwise_block, gemm_tile, splits
+
+
+@triton.jit
+def _sum_partials_kernel(partials, total, elements, parts, INDEX: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK elements of the total: the sum over the parts, in their order."""
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.full((BLOCK,), 0.0, partials.dtype.element_ty)
+    for part in range(parts):
+        acc += tl.load(partials + part * elements.to(INDEX) + element, mask=element < elements, other=0.0)
+    tl.store(total + element, acc.to(total.dtype.element_ty), mask=element < elements)
+
+
+@triton.jit
+def _channel_sum_kernel(
+    x, partials,
+    x_strides,
+    images, channels, height, width, parts, pixels_per_part,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Sums of BLOCK_C channels over one part of the pixels."""
+    x_n, x_c, x_h, x_w = x_strides
+    program = tl.program_id(0)
+    part = (program % parts).to(INDEX)
+    c = (program // parts).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
+    acc = tl.full((BLOCK_C, BLOCK_P), 0.0, ACCUMULATOR)
+    first = part * pixels_per_part
+    last = tl.minimum(first + pixels_per_part, images * height * width)
+    for start in range(first, last, BLOCK_P):
+        pixel = start + tl.arange(0, BLOCK_P).to(INDEX)
+        n, row, col = split_pixel(pixel, height, width)
+        at = (c * x_c)[:, None] + (n * x_n + row * x_h + col * x_w)[None, :]
+        acc += tl.load(x + at, mask=(c < channels)[:, None] & (pixel < last)[None, :], other=0.0).to(ACCUMULATOR)
+    tl.store(partials + part * channels + c, tl.sum(acc, axis=1).to(partials.dtype.element_ty), mask=c < channels)
+
+
+def partials_of(total: Tensor, parts: int) -> Tensor:
+    """Room for that many partial results, each laid out like the total; the total itself if there is only one."""
+    if parts == 1:
+        return total
+    dtype = torch.float64 if total.dtype == torch.float64 else torch.float32
+    return torch.empty((parts, total.numel()), dtype=dtype, device=total.device)
+
+
+def sum_partials(partials: Tensor, total: Tensor) -> Tensor:
+    """Fill a dense `total` with the sum of its partial results, from `partials_of`."""
+    if partials is not total:
+        block = elementwise_block(total.numel())
+        launch(
+            _sum_partials_kernel, triton.cdiv(total.numel(), block), partials, total, total.numel(), partials.shape[0],
+            INDEX=index_type(partials), BLOCK=block, device=total.device,
+        )  # fmt: skip
+    return total
+
+
+def _empty_channel_sum(x: Tensor) -> Tensor:
+    return empty(x, (x.shape[1],))
+
+
+@op(fake=_empty_channel_sum)
+def channel_sum(x: Tensor) -> Tensor:
+    """The sum of each channel, which is the gradient of a bias.
+
+    Args:
+        x: (N, C, H, W), any strides.
+
+    Returns:
+        (C), of the dtype of `x`.
+    """
+    total = _empty_channel_sum(x)
+    images, channels, height, width = x.shape
+    pixels = images * height * width
+    if pixels == 0:
+        return total.zero_()
+    tile = gemm_tile(channels, 16, pixels, x.dtype, architecture(x.device))
+    block_c = min(tile.m, 16)
+    block_p = min(triton.next_power_of_2(pixels), 8192 // block_c)
+    tiles = triton.cdiv(channels, block_c)
+    parts = splits(tiles, pixels, block_p)
+    partials = partials_of(total, parts)
+    launch(
+        _channel_sum_kernel, tiles * parts, x, partials,
+        x.stride(),
+        images, channels, height, width, parts, triton.cdiv(pixels, parts),
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), BLOCK_C=block_c, BLOCK_P=block_p, device=x.device,
+    )  # fmt: skip
+    return sum_partials(partials, total)

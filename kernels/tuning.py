@@ -1,0 +1,73 @@
+"""Which tile for which shape.
+
+The choice depends on the shape, the dtype and the architecture alone, never on a timing: the order of every sum, and so
+every bit of a gradient, is the same from run to run.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+from trinn.kernels.launch import INTERPRETED
+
+# An interpreted program costs most of a millisecond, whatever its size, so one takes all it can.
+interpreted_block = 4096
+# Enough programs to fill a large GPU twice; the interpreter runs them one after the other.
+wanted_programs = 1 if INTERPRETED else 264
+
+_LARGEST_TENSOR = 2**19  # elements, for an interpreted tile; Triton allows twice that
+
+
+class Tile(NamedTuple):
+    """The part of a matrix product (m, k) @ (k, n) that one program computes, a block of k at a time."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+def gemm_tile(m: int, n: int, k: int, dtype: torch.dtype, architecture: str) -> Tile:
+    """The tile for a product of that size."""
+    if architecture == "interpreter":
+        return _interpreted_tile(m, n, k)
+    block_n = _clamp(n, 16, 128)
+    if dtype == torch.float64:
+        return Tile(_clamp(m, 16, 64), min(block_n, 32), 16, warps=4, stages=2)
+    block_k = _clamp(k, 16, 64 if dtype.itemsize == 2 else 32)
+    block_m = _clamp(m, 16, 128)
+    if dtype == torch.float32:
+        block_m = min(block_m, 64)
+    while block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < wanted_programs // 2:
+        block_m //= 2
+    return Tile(
+        block_m,
+        block_n,
+        block_k,
+        warps=8 if block_m * block_n >= 128 * 128 else 4,
+        stages=2 if architecture.startswith("gfx") else 3,
+    )
+
+
+def splits(tiles: int, depth: int, block: int) -> int:
+    """Into how many parts to cut a reduction over `depth` elements so that `tiles` output tiles fill the GPU."""
+    return max(1, min(triton.cdiv(wanted_programs, tiles), depth // (4 * block)))
+
+
+def elementwise_block(elements: int) -> int:
+    """How many elements one program of an elementwise kernel takes."""
+    return _clamp(elements, 16, 16 * interpreted_block if INTERPRETED else 1024)
+
+
+def _interpreted_tile(m: int, n: int, k: int) -> Tile:
+    block_n = _clamp(n, 16, min(interpreted_block, 512))
+    block_k = _clamp(k, 16, interpreted_block if m <= block_n else min(interpreted_block, 512))
+    block_m = _clamp(m, 16, min(interpreted_block, _LARGEST_TENSOR // max(block_n, block_k)))
+    block_k = min(block_k, _LARGEST_TENSOR // block_n)
+    return Tile(block_m, block_n, block_k, warps=1, stages=1)
+
+
+def _clamp(size: int, least: int, most: int) -> int:
+    return max(least, min(most, triton.next_power_of_2(size)))

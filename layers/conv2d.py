@@ -1,0 +1,208 @@
+"""2-D convolution: the autograd Functions of its three passes, `conv2d` and `Conv2d`.
+
+The passes are linear in each of their two operands and closed under differentiation: a gradient of any of them is another
+of them. That is why each can be differentiated as often as one likes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trinn.kernels import ops
+from trinn.layers.function import Function, autocast
+from trinn.layers.window import Pair, batched, pair
+
+Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding at the near edges, dilation, groups
+
+
+class Conv2dFprop(Function):
+    """y = x * w + b."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, b: Tensor | None, size: Pair, *geometry: Any) -> Tensor:
+        return ops.conv2d_fprop(x, w, b, size, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, w, b, _, *ctx.geometry = inputs
+        ctx.save_for_backward(x, w)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, w = ctx.saved_tensors
+        need_x, need_w, need_b, *_ = ctx.needs_input_grad
+        dx = Conv2dDgrad.call(dy, w, None, x.shape[2:], *ctx.geometry) if need_x else None
+        dw = Conv2dWgrad.call(x, dy, w.shape[2:], *ctx.geometry) if need_w else None
+        db = ChannelSum.call(dy) if need_b else None
+        return dx, dw, db, None, None, None, None, None
+
+
+class Conv2dDgrad(Function):
+    """The adjoint of Conv2dFprop in x, and with a bias the transposed convolution."""
+
+    @staticmethod
+    def forward(dy: Tensor, w: Tensor, b: Tensor | None, size: Pair, *geometry: Any) -> Tensor:
+        return ops.conv2d_dgrad(dy, w, b, size, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        dy, w, b, _, *ctx.geometry = inputs
+        ctx.save_for_backward(dy, w)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+        dy, w = ctx.saved_tensors
+        need_dy, need_w, need_b, *_ = ctx.needs_input_grad
+        ddy = Conv2dFprop.call(ddx, w, None, dy.shape[2:], *ctx.geometry) if need_dy else None
+        dw = Conv2dWgrad.call(ddx, dy, w.shape[2:], *ctx.geometry) if need_w else None
+        db = ChannelSum.call(ddx) if need_b else None
+        return ddy, dw, db, None, None, None, None, None
+
+
+class Conv2dWgrad(Function):
+    """The gradient of Conv2dFprop in w."""
+
+    @staticmethod
+    def forward(x: Tensor, dy: Tensor, size: Pair, *geometry: Any) -> Tensor:
+        return ops.conv2d_wgrad(x, dy, size, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, dy, _, *ctx.geometry = inputs
+        ctx.save_for_backward(x, dy)
+
+    @staticmethod
+    def backward(ctx: Any, ddw: Tensor) -> tuple[Any, ...]:
+        x, dy = ctx.saved_tensors
+        need_x, need_dy, *_ = ctx.needs_input_grad
+        dx = Conv2dDgrad.call(dy, ddw, None, x.shape[2:], *ctx.geometry) if need_x else None
+        ddy = Conv2dFprop.call(x, ddw, None, dy.shape[2:], *ctx.geometry) if need_dy else None
+        return dx, ddy, None, None, None, None, None
+
+
+class ChannelSum(Function):
+    """db[c] = sum_{n, h, w} dy[n, c, h, w]."""
+
+    @staticmethod
+    def forward(dy: Tensor) -> Tensor:
+        return ops.channel_sum(dy)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, ddb: Tensor) -> Tensor:
+        return ddb[:, None, None].expand(ctx.shape)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: str | int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D convolution (cross-correlation); the arguments are those of `torch.nn.functional.conv2d`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
+        weight: (K, C / groups, R, S), same dtype.
+        bias: (K), same dtype.
+        padding: in pixels; or 'valid', none; or 'same', as much as keeps H and W, the odd pixel at the far edge.
+
+    Returns:
+        (N, K, P, Q) with P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1, Q likewise.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not belong to one convolution.
+    """
+    input, weight, bias = autocast(input, weight, bias)
+    x, unbatched = batched(input, "conv2d")
+    stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
+    check_operands(x, weight, bias, "conv2d")
+    check_geometry(stride, dilation, groups, weight, "conv2d")
+    if x.shape[1] != weight.shape[1] * groups:
+        raise RuntimeError(
+            f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
+            f"{weight.shape[1] * groups} channels, but got {x.shape[1]} channels instead"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise RuntimeError(
+            f"Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {weight.shape[0]} elements, "
+            f"but got bias of size {list(bias.shape)} instead"
+        )
+    near, far = _padding(padding, stride, dilation, weight)
+    extent = [d * (taps - 1) + 1 for d, taps in zip(dilation, weight.shape[2:], strict=True)]
+    padded = [n + size + f for n, size, f in zip(near, x.shape[2:], far, strict=True)]
+    if padded[0] < extent[0] or padded[1] < extent[1] or 0 in x.shape[1:]:
+        raise RuntimeError(
+            f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: ({extent[0]} x {extent[1]}). "
+            "Kernel size can't be greater than actual input size"
+        )
+    size = tuple((p - e) // s + 1 for p, e, s in zip(padded, extent, stride, strict=True))
+    y = Conv2dFprop.call(x, weight, bias, size, stride, near, dilation, groups)
+    return y.squeeze(0) if unbatched else y
+
+
+def check_operands(x: Tensor, w: Tensor, b: Tensor | None, operator: str) -> None:
+    """Raise what torch raises for a wrong rank, or operands of several dtypes or devices."""
+    if w.dim() != 4:
+        raise RuntimeError(f"{operator}: expected 4D weight, but got weight of size: {list(w.shape)}")
+    if not x.is_floating_point():
+        raise NotImplementedError(f"{operator}: expected float16, bfloat16, float32 or float64, but got {x.dtype}")
+    for tensor, name in ((w, "weight"), (b, "bias")):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise RuntimeError(f"Input type ({x.dtype}) and {name} type ({tensor.dtype}) should be the same")
+        if tensor is not None and tensor.device != x.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but got input on {x.device} and {name} on {tensor.device}"
+            )
+
+
+def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: Tensor, operator: str) -> None:
+    """Raise what torch raises for a stride, dilation or number of groups that no convolution has."""
+    if groups <= 0:
+        raise RuntimeError(f"{operator}: non-positive groups is not supported, but got {groups}")
+    if min(stride) <= 0:
+        raise RuntimeError(f"{operator}: non-positive stride is not supported, but got {stride}")
+    if min(dilation) <= 0:
+        raise RuntimeError(f"{operator}: dilation should be greater than zero, but got {dilation}")
+    if 0 in weight.shape[2:] or weight.shape[0] == 0:
+        raise RuntimeError(f"{operator}: weight of size {list(weight.shape)} has no filters or no taps")
+    if weight.shape[0] % groups:
+        raise RuntimeError(
+            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got weight of size "
+            f"{list(weight.shape)} instead"
+        )
+
+
+def _padding(padding: str | int | Pair, stride: Pair, dilation: Pair, weight: Tensor) -> tuple[Pair, Pair]:
+    """Padding at the near and the far edges."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        if padding != "same":
+            raise RuntimeError(f"Invalid padding string: '{padding}', should be one of 'valid', 'same'")
+        if stride != (1, 1):
+            raise RuntimeError("padding='same' is not supported for strided convolutions")
+        total = [d * (taps - 1) for d, taps in zip(dilation, weight.shape[2:], strict=True)]
+        return (total[0] // 2, total[1] // 2), (total[0] - total[0] // 2, total[1] - total[1] // 2)
+    near = pair(padding, "padding", "conv2d")
+    if min(near) < 0:
+        raise RuntimeError(f"negative padding is not supported, but got {near}")
+    return near, near
+
+
+class Conv2d(nn.Conv2d):
+    """torch.nn.Conv2d on `conv2d`."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)

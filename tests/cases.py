@@ -1,0 +1,48 @@
+"""Named shapes, each with the reason why it is hard."""
+
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Conv(NamedTuple):
+    """x (N, C, H, W), w (K, C / groups, R, S) and the arguments of conv2d."""
+
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    options: dict[str, Any] = {}
+    bias: bool = True
+
+
+CONV = {
+    "plain": Conv((2, 3, 9, 8), (5, 3, 3, 3)),
+    "lenet conv1: 1 channel": Conv((2, 1, 12, 12), (6, 1, 5, 5)),
+    "alexnet conv1 scaled down: 3 channels, stride 4": Conv((2, 3, 19, 19), (4, 3, 11, 11), {"stride": 4, "padding": 2}),
+    "stride larger than the kernel: rows never read": Conv((2, 3, 11, 10), (4, 3, 2, 2), {"stride": (3, 4)}),
+    "even kernel": Conv((2, 3, 8, 7), (4, 3, 4, 2), {"padding": (2, 1)}),
+    "1x1 stride 2: three phases without a tap": Conv((2, 5, 7, 8), (6, 5, 1, 1), {"stride": 2}),
+    "1x1: a matrix product": Conv((2, 20, 5, 5), (18, 20, 1, 1)),
+    "dilation 3": Conv((2, 3, 11, 10), (4, 3, 3, 3), {"dilation": 3, "padding": 3}),
+    "stride and dilation share a factor: taps hit every other phase": Conv(
+        (2, 3, 13, 14), (4, 3, 3, 2), {"stride": (2, 4), "dilation": (2, 6), "padding": (2, 3)}
+    ),
+    "stride and dilation coprime": Conv((2, 3, 12, 13), (4, 3, 3, 3), {"stride": (3, 2), "dilation": (2, 3), "padding": 1}),
+    "padding wider than the kernel": Conv((1, 2, 4, 4), (3, 2, 2, 3), {"padding": (4, 5), "stride": 2}),
+    "groups": Conv((2, 6, 7, 6), (9, 2, 3, 3), {"groups": 3, "padding": 1}),
+    "depthwise": Conv((2, 5, 7, 6), (5, 1, 3, 3), {"groups": 5, "padding": 1, "stride": 2}),
+    "depthwise, two filters a channel": Conv((2, 3, 6, 6), (6, 1, 3, 3), {"groups": 3}),
+    "channels past one tile, no multiple of 16": Conv((1, 19, 5, 5), (21, 19, 3, 3), {"padding": 1}),
+    "one-pixel image": Conv((3, 4, 1, 1), (5, 4, 3, 3), {"padding": 1}),
+    "one output pixel": Conv((2, 3, 5, 4), (4, 3, 5, 4)),
+    "same, even kernel: one more row at the far edge": Conv((2, 3, 6, 7), (4, 3, 4, 2), {"padding": "same"}),
+    "same, dilated": Conv((2, 3, 7, 7), (4, 3, 2, 3), {"padding": "same", "dilation": (3, 2)}),
+    "valid": Conv((2, 3, 6, 7), (4, 3, 3, 3), {"padding": "valid", "stride": 2}),
+    "no bias": Conv((2, 3, 6, 6), (4, 3, 3, 3), bias=False),
+    "unbatched": Conv((3, 6, 6), (4, 3, 3, 3), {"padding": 1}),
+    "empty batch: the weight's gradient is zero, not absent": Conv((0, 3, 6, 6), (4, 3, 3, 3)),
+}
+
+
+def named(cases: dict[str, Any]) -> Any:
+    """The cases as pytest parameters with their names."""
+    return [pytest.param(case, id=name) for name, case in cases.items()]

@@ -1,0 +1,86 @@
+"""The rule that every operator's test applies: at most twice torch's own error.
+
+`check(ours, torchs, *tensors, **options)` runs both on the same inputs and compares the outputs and every gradient with
+torch in float64 on the CPU. In each, our largest error may be twice that of torch in the same dtype on the same device,
+plus one unit in the last place of the largest value. For float64 there is no finer oracle: torch's error is then that of
+its float32 on the same values, scaled by the ratio of the two precisions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+Tensors = tuple[Tensor | None, ...]
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Normal values on the tested device: the same for all dtypes but for rounding."""
+    generator = torch.Generator().manual_seed(seed + sum((i + 1) * s for i, s in enumerate(shape)))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(DEVICE)
+
+
+def check(ours: Callable[..., Any], torchs: Callable[..., Any], *tensors: Tensor | None, **options: Any) -> None:
+    """Assert that `ours` does what `torchs` does: shapes, dtypes, strides, values, and the gradients of all float inputs."""
+    dtype = next(t.dtype for t in tensors if t is not None)
+    got, expected = _run(ours, tensors, options, dtype), _run(torchs, tensors, options, dtype)
+    oracle = _run(torchs, _converted(tensors, torch.float64, "cpu"), options, dtype)
+    assert got.keys() == expected.keys(), f"{list(got)}, torch has {list(expected)}"
+    if dtype == torch.float64:
+        rounded = _converted(tensors, torch.float32, DEVICE)
+        coarse = _run(torchs, rounded, options, torch.float32)
+        coarse_oracle = _run(torchs, _converted(rounded, torch.float64, "cpu"), options, torch.float32)
+        scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        allowed = {name: scale * error(coarse[name], coarse_oracle[name]) for name in got}
+    else:
+        allowed = {name: error(expected[name], oracle[name]) for name in got}
+    for name in got:
+        if name.startswith("output") and got[name].numel():
+            assert got[name].stride() == expected[name].stride(), f"{name}: strides {got[name].stride()}"
+        close(got[name], expected[name], oracle[name], allowed[name], name)
+
+
+def close(got: Tensor, expected: Tensor, oracle: Tensor, torchs_error: float, name: str) -> None:
+    """Assert the rule for one tensor. What is not finite in torch's must be the same in ours, and integers are exact."""
+    assert got.shape == expected.shape, f"{name}: shape {tuple(got.shape)}, torch has {tuple(expected.shape)}"
+    assert got.dtype == expected.dtype, f"{name}: {got.dtype}, torch has {expected.dtype}"
+    assert got.device == expected.device, f"{name}: on {got.device}, torch has it on {expected.device}"
+    if not got.is_floating_point():
+        assert torch.equal(got, expected), f"{name}: differs in {int((got != expected).sum())} of {got.numel()} elements"
+        return
+    infinite = ~expected.isfinite()
+    assert torch.equal(~got.isfinite(), infinite), f"{name}: not finite in other places than torch"
+    assert got[infinite].equal(expected[infinite]) or got[infinite].isnan().equal(expected[infinite].isnan()), (
+        f"{name}: another infinity or NaN than torch"
+    )
+    ulp = torch.finfo(got.dtype).eps * float(oracle[oracle.isfinite()].abs().max()) if oracle.isfinite().any() else 0.0
+    ours = error(got, oracle)
+    assert ours <= 2 * torchs_error + ulp, f"{name}: error {ours:.2e}, torch's {torchs_error:.2e}, one ulp {ulp:.2e}"
+
+
+def error(result: Tensor, oracle: Tensor) -> float:
+    """The largest distance from the oracle, where both are finite."""
+    distance = (result.detach().cpu().double() - oracle.detach().double()).abs()
+    return float(distance[distance.isfinite()].max()) if distance.isfinite().any() else 0.0
+
+
+def _run(function: Callable[..., Any], tensors: Tensors, options: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The outputs and the gradients of all float inputs, for an upstream gradient rounded to `dtype`."""
+    inputs = [t.detach().requires_grad_(t.is_floating_point()) if t is not None else None for t in tensors]
+    result = function(*inputs, **options)
+    outputs = result if isinstance(result, tuple) else (result,)
+    results = {f"output {i}": y for i, y in enumerate(outputs)}
+    wanted = {f"gradient {i}": t for i, t in enumerate(inputs) if t is not None and t.requires_grad}
+    differentiable = [y for y in outputs if y.requires_grad]
+    if wanted and differentiable:
+        upstream = [randn(*y.shape, dtype=dtype, seed=1).to(y.device, y.dtype) for y in differentiable]
+        results |= zip(wanted, torch.autograd.grad(differentiable, list(wanted.values()), upstream), strict=True)
+    return results
+
+
+def _converted(tensors: Tensors, dtype: torch.dtype, device: str) -> Tensors:
+    return tuple(t.detach().to(device, dtype) if t is not None and t.is_floating_point() else t for t in tensors)
