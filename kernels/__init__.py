@@ -12,10 +12,28 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from trinn.kernels.conv2d import conv2d_dgrad, conv2d_fprop, conv2d_wgrad  # noqa: E402
+from trinn.kernels.conv_transpose2d import (  # noqa: E402
+    conv_transpose2d_dgrad,
+    conv_transpose2d_fprop,
+    conv_transpose2d_wgrad,
+)
+from trinn.kernels.linear import linear_dgrad, linear_fprop, linear_wgrad  # noqa: E402
+from trinn.kernels.reduce import channel_sum  # noqa: E402
+from trinn.kernels.relu import relu_, relu_backward, relu_forward  # noqa: E402
 
 ops = torch.ops.trinn
 
 __all__ = [
+    "channel_sum",
+    "conv_transpose2d_dgrad",
+    "conv_transpose2d_fprop",
+    "conv_transpose2d_wgrad",
+    "linear_dgrad",
+    "linear_fprop",
+    "linear_wgrad",
+    "relu_",
+    "relu_backward",
+    "relu_forward",
     "conv2d_dgrad",
     "conv2d_fprop",
     "conv2d_wgrad",

@@ -87,3 +87,21 @@ def empty(like: Tensor, shape: Sequence[int], channels_last: bool = False, dtype
     """An uninitialised tensor of that shape, in channels_last or contiguous order."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+
+
+def memory_order(*tensors: Tensor) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """The axes of tensors of one shape as an elementwise kernel walks them, innermost first: (sizes, strides of each).
+
+    Innermost is the smallest stride of the first tensor. Axes that lie end to end in all of them become one.
+    """
+    first = tensors[0]
+    axes = sorted((a for a in range(first.dim()) if first.shape[a] != 1), key=lambda a: first.stride(a))
+    merged: list[tuple[int, list[int]]] = []
+    for axis in axes:
+        strides = [t.stride(axis) for t in tensors]
+        if merged and strides == [merged[-1][0] * stride for stride in merged[-1][1]]:
+            merged[-1] = (merged[-1][0] * first.shape[axis], merged[-1][1])
+        else:
+            merged.append((first.shape[axis], strides))
+    merged = merged or [(1, [1] * len(tensors))]
+    return tuple(size for size, _ in merged), [tuple(s[i] for _, s in merged) for i in range(len(tensors))]

@@ -47,3 +47,11 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         a = a.to(acc.dtype)
         b = b.to(acc.dtype)
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+@device_function
+def widened(value):
+    """A bfloat16 value as float32, any other as it is: NumPy, under the interpreter, has no bfloat16 to compare."""
+    if value.dtype == tl.bfloat16:
+        value = value.to(tl.float32)
+    return value

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.function import Function, autocast
+from trinn.layers.reduce import ChannelSum
 from trinn.layers.window import Pair, batched, pair
 
 Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding at the near edges, dilation, groups
@@ -79,22 +80,6 @@ class Conv2dWgrad(Function):
         dx = Conv2dDgrad.call(dy, ddw, None, x.shape[2:], *ctx.geometry) if need_x else None
         ddy = Conv2dFprop.call(x, ddw, None, dy.shape[2:], *ctx.geometry) if need_dy else None
         return dx, ddy, None, None, None, None, None
-
-
-class ChannelSum(Function):
-    """db[c] = sum_{n, h, w} dy[n, c, h, w]."""
-
-    @staticmethod
-    def forward(dy: Tensor) -> Tensor:
-        return ops.channel_sum(dy)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.shape = inputs[0].shape
-
-    @staticmethod
-    def backward(ctx: Any, ddb: Tensor) -> Tensor:
-        return ddb[:, None, None].expand(ctx.shape)
 
 
 def conv2d(

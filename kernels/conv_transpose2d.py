@@ -1,0 +1,53 @@
+"""2-D transposed convolution: the three passes of conv2d with the roles of input and output swapped.
+
+                        conv2d          conv_transpose2d
+    forward             fprop           dgrad
+    input gradient      dgrad           fprop
+    weight gradient     wgrad(x, dy)    wgrad(dy, x)
+
+torch's weight (C_in, C_out / groups, R, S) is that of the convolution whose adjoint this is, as it stands. Nothing is
+flipped or spread with zeros, and there is no kernel here.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from trinn.kernels.conv2d import conv2d_dgrad, conv2d_fprop, conv2d_wgrad
+
+
+def conv_transpose2d_fprop(
+    x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """2-D transposed convolution.
+
+        y[n, k, p, q] = sum_{c, r, s} x[n, c, h, w] * w[c, k, r, s] + b[k]    with p = h * stride - padding + r * dilation
+
+    Args:
+        x: (N, C, H, W), any strides.
+        w: (C, K / groups, R, S), same dtype as `x`.
+        b: (K), or None.
+        size: (P, Q); it settles what torch calls output_padding.
+        stride, padding, dilation: in pixels, for height and width.
+
+    Returns:
+        (N, K, P, Q), channels_last if `x` or `w` is.
+    """
+    return conv2d_dgrad(x, w, b, size, stride, padding, dilation, groups)
+
+
+def conv_transpose2d_dgrad(
+    dy: Tensor, w: Tensor, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """Gradient of conv_transpose2d with respect to its input, (N, C, H, W) with (H, W) = `size`."""
+    return conv2d_fprop(dy, w, None, size, stride, padding, dilation, groups)
+
+
+def conv_transpose2d_wgrad(
+    x: Tensor, dy: Tensor, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """Gradient of conv_transpose2d with respect to its weight, (C, K / groups, R, S) with (R, S) = `size`."""
+    return conv2d_wgrad(dy, x, size, stride, padding, dilation, groups)

@@ -1,0 +1,112 @@
+"""Linear layer: y = x @ w^T + b, and its gradients.
+
+    fprop   y[m, n]  = sum_k x[m, k] * w[n, k] + b[n]
+    dgrad   dx[m, k] = sum_n dy[m, n] * w[n, k]
+    wgrad   dw[n, k] = sum_m dy[m, n] * x[m, k]
+
+One kernel computes all three, since it takes its operands by their strides. A product with few output tiles and a long sum
+is cut along the sum into parts that fill the GPU; the parts are added in a fixed order.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels.indexing import cdiv
+from trinn.kernels.launch import architecture, empty, index_type, launch
+from trinn.kernels.op import op
+from trinn.kernels.precision import accumulator, dot, matmul_precision
+from trinn.kernels.reduce import partials_of, sum_partials
+from trinn.kernels.tuning import gemm_tile, splits
+
+
+@triton.jit
+def _matmul_kernel(
+    a, b, bias, partials,
+    a_strides, b_strides, split_stride,
+    M, N, K, k_per_split,
+    ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One (BLOCK_M, BLOCK_N) tile of a (M, K) @ b (K, N), summed over one split of K. The result is contiguous."""
+    a_m, a_k = a_strides
+    b_k, b_n = b_strides
+    m_tiles, n_tiles = cdiv(M, BLOCK_M), cdiv(N, BLOCK_N)
+    program = tl.program_id(0)
+    m_tile, program = program % m_tiles, program // m_tiles
+    n_tile, split = program % n_tiles, program // n_tiles
+
+    m = m_tile.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = n_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = split.to(INDEX) * k_per_split
+    last = tl.minimum(first + k_per_split, K)
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
+    for start in range(first, last, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K).to(INDEX)
+        at = (m * a_m)[:, None] + (k * a_k)[None, :]
+        left = tl.load(a + at, mask=(m < M)[:, None] & (k < last)[None, :], other=0.0)
+        at = (k * b_k)[:, None] + (n * b_n)[None, :]
+        right = tl.load(b + at, mask=(k < last)[:, None] & (n < N)[None, :], other=0.0)
+        acc = dot(left, right, acc, PRECISION)
+    if bias is not None:
+        acc += tl.load(bias + n, mask=(n < N) & (split == 0), other=0.0).to(ACCUMULATOR)[None, :]
+    at = split.to(INDEX) * split_stride + (m * N)[:, None] + n[None, :]
+    tl.store(partials + at, acc.to(partials.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+def _empty_fprop(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    return empty(x, (x.shape[0], w.shape[0]))
+
+
+def _empty_dgrad(dy: Tensor, w: Tensor) -> Tensor:
+    return empty(dy, (dy.shape[0], w.shape[1]))
+
+
+def _empty_wgrad(x: Tensor, dy: Tensor) -> Tensor:
+    return empty(x, (dy.shape[1], x.shape[1]))
+
+
+@op(fake=_empty_fprop)
+def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """x @ w^T + b.
+
+    Args:
+        x: (M, K), any strides.
+        w: (N, K), same dtype, any strides.
+        b: (N), contiguous, or None.
+
+    Returns:
+        (M, N), contiguous.
+    """
+    return _matmul(x, w.T, b, _empty_fprop(x, w, b))
+
+
+@op(fake=_empty_dgrad)
+def linear_dgrad(dy: Tensor, w: Tensor) -> Tensor:
+    """Gradient of linear with respect to its input: dy (M, N) @ w (N, K) -> (M, K)."""
+    return _matmul(dy, w, None, _empty_dgrad(dy, w))
+
+
+@op(fake=_empty_wgrad)
+def linear_wgrad(x: Tensor, dy: Tensor) -> Tensor:
+    """Gradient of linear with respect to its weight: dy (M, N) transposed @ x (M, K) -> (N, K)."""
+    return _matmul(dy.T, x, None, _empty_wgrad(x, dy))
+
+
+def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor) -> Tensor:
+    """Fill a contiguous result with a @ b + bias."""
+    (m, k), n = a.shape, b.shape[1]
+    tile = gemm_tile(m, n, k, a.dtype, architecture(a.device))
+    tiles = triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n)
+    if tiles == 0:
+        return result
+    parts = splits(tiles, k, tile.k)
+    partials = partials_of(result, parts)
+    launch(
+        _matmul_kernel, tiles * parts, a, b, bias, partials,
+        a.stride(), b.stride(), result.numel(),
+        m, n, k, triton.cdiv(triton.cdiv(k, parts), tile.k) * tile.k,
+        ACCUMULATOR=accumulator(a.dtype), PRECISION=matmul_precision(a.dtype, a.device), INDEX=index_type(a, b, partials),
+        BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=a.device,
+    )  # fmt: skip
+    return sum_partials(partials, result)

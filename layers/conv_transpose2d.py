@@ -1,0 +1,81 @@
+"""2-D transposed convolution: `conv_transpose2d` and `ConvTranspose2d`.
+
+It is the input gradient of a convolution, so its Function is that pass's own, `Conv2dDgrad`: the gradient in the input is
+`Conv2dFprop`, in the weight `Conv2dWgrad` with the operands swapped.
+"""
+
+from torch import Tensor, nn
+
+from trinn.layers.conv2d import Conv2dDgrad, check_geometry, check_operands
+from trinn.layers.function import autocast
+from trinn.layers.window import Pair, batched, pair
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    output_padding: int | Pair = 0,
+    groups: int = 1,
+    dilation: int | Pair = 1,
+) -> Tensor:
+    """2-D transposed convolution; the arguments are those of `torch.nn.functional.conv_transpose2d`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
+        weight: (C, K / groups, R, S), same dtype.
+        bias: (K), same dtype.
+        output_padding: rows and columns added at the far edges of the output, fewer than stride or dilation.
+
+    Returns:
+        (N, K, P, Q) with P = (H - 1) * stride - 2 * padding + dilation * (R - 1) + output_padding + 1, Q likewise.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not belong to one transposed convolution.
+    """
+    input, weight, bias = autocast(input, weight, bias)
+    x, unbatched = batched(input, "conv_transpose2d")
+    stride, dilation = pair(stride, "stride", "conv_transpose2d"), pair(dilation, "dilation", "conv_transpose2d")
+    near, extra = pair(padding, "padding", "conv_transpose2d"), pair(output_padding, "output_padding", "conv_transpose2d")
+    check_operands(x, weight, bias, "conv_transpose2d")
+    check_geometry(stride, dilation, groups, weight, "conv_transpose2d")
+    if x.shape[1] != weight.shape[0]:
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
+            f"{weight.shape[0]} channels, but got {x.shape[1]} channels instead"
+        )
+    if bias is not None and bias.shape != (weight.shape[1] * groups,):
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight.shape)}, expected bias to be 1-dimensional with "
+            f"{weight.shape[1] * groups} elements, but got bias of size {list(bias.shape)} instead"
+        )
+    if min(near) < 0 or min(extra) < 0:
+        raise RuntimeError(f"negative padding is not supported, but got padding {near} and output_padding {extra}")
+    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
+        raise RuntimeError(
+            f"output padding must be smaller than either stride or dilation, but got output_padding {extra}, stride {stride}, "
+            f"dilation {dilation}"
+        )
+    axes = zip(x.shape[2:], weight.shape[2:], stride, near, extra, dilation, strict=True)
+    size = tuple((n - 1) * s - 2 * p + d * (taps - 1) + e + 1 for n, taps, s, p, e, d in axes)
+    if min(size) <= 0 or 0 in x.shape[1:]:
+        raise RuntimeError(
+            f"Given input size per channel: ({x.shape[2]} x {x.shape[3]}). Calculated output size per channel: "
+            f"({size[0]} x {size[1]}). Output size is too small"
+        )
+    y = Conv2dDgrad.call(x, weight, bias, size, stride, near, dilation, groups)
+    return y.squeeze(0) if unbatched else y
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """torch.nn.ConvTranspose2d on `conv_transpose2d`."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, num_spatial_dims=2, dilation=self.dilation
+        )
+        return conv_transpose2d(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )

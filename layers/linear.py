@@ -1,0 +1,120 @@
+"""Linear layer: the autograd Functions of its three passes, `linear` and `Linear`.
+
+As in a convolution, a gradient of any of the passes is another of them.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from trinn.kernels import ops
+from trinn.layers.function import Function, autocast
+from trinn.layers.reduce import ChannelSum
+
+
+class LinearFprop(Function):
+    """y = x @ w^T + b."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return ops.linear_fprop(x, w, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, w = ctx.saved_tensors
+        need_x, need_w, need_b = ctx.needs_input_grad
+        dx = LinearDgrad.call(dy, w) if need_x else None
+        dw = LinearWgrad.call(x, dy) if need_w else None
+        db = ChannelSum.call(dy[:, :, None, None]) if need_b else None
+        return dx, dw, db
+
+
+class LinearDgrad(Function):
+    """dx = dy @ w."""
+
+    @staticmethod
+    def forward(dy: Tensor, w: Tensor) -> Tensor:
+        return ops.linear_dgrad(dy, w)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+        dy, w = ctx.saved_tensors
+        need_dy, need_w = ctx.needs_input_grad
+        ddy = LinearFprop.call(ddx, w, None) if need_dy else None
+        dw = LinearWgrad.call(ddx, dy) if need_w else None
+        return ddy, dw
+
+
+class LinearWgrad(Function):
+    """dw = dy^T @ x."""
+
+    @staticmethod
+    def forward(x: Tensor, dy: Tensor) -> Tensor:
+        return ops.linear_wgrad(x, dy)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, ddw: Tensor) -> tuple[Any, ...]:
+        x, dy = ctx.saved_tensors
+        need_x, need_dy = ctx.needs_input_grad
+        dx = LinearDgrad.call(dy, ddw) if need_x else None
+        ddy = LinearFprop.call(x, ddw, None) if need_dy else None
+        return dx, ddy
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input @ weight^T + bias, as `torch.nn.functional.linear`.
+
+    Args:
+        input: (*, K), any number of leading axes; float16, bfloat16, float32 or float64.
+        weight: (N, K), or (K) for a single output without an axis; same dtype.
+        bias: (N), or no axis for a single output or one value for all; same dtype.
+
+    Returns:
+        (*, N), or (*) for a weight of one axis.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not belong together.
+    """
+    input, weight, bias = autocast(input, weight, bias)
+    if input.dim() == 0 or weight.dim() not in (1, 2):
+        raise RuntimeError(f"linear: both arguments need to be at least 1D, but they are {input.dim()}D and {weight.dim()}D")
+    if not input.is_floating_point():
+        raise NotImplementedError(f"linear: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
+    for tensor, name in ((weight, "weight"), (bias, "bias")):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise RuntimeError(f"expected input and {name} to have the same dtype, but got {input.dtype} and {tensor.dtype}")
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but got input on {input.device} and {name} on {tensor.device}"
+            )
+    w = weight if weight.dim() == 2 else weight[None]
+    if input.shape[-1] != w.shape[1]:
+        raise RuntimeError(
+            f"mat1 and mat2 shapes cannot be multiplied ({input.numel() // max(input.shape[-1], 1)}x{input.shape[-1]} and "
+            f"{w.shape[1]}x{w.shape[0]})"
+        )
+    if bias is not None and bias.shape not in ((), (1,), w.shape[:1]):
+        raise RuntimeError(f"linear: expected bias of size {[w.shape[0]]}, but got {list(bias.shape)}")
+    b = bias.expand(w.shape[0]).contiguous() if bias is not None else None
+    rows = input.shape[:-1]
+    y = LinearFprop.call(input.reshape(rows.numel(), w.shape[1]), w, b)
+    return y.view(*rows, w.shape[0]) if weight.dim() == 2 else y.view(rows)
+
+
+class Linear(nn.Linear):
+    """torch.nn.Linear on `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)

@@ -1,0 +1,24 @@
+"""The gradient of a bias."""
+
+from typing import Any
+
+from torch import Tensor
+
+from trinn.kernels import ops
+from trinn.layers.function import Function
+
+
+class ChannelSum(Function):
+    """db[c] = sum_{n, h, w} dy[n, c, h, w]."""
+
+    @staticmethod
+    def forward(dy: Tensor) -> Tensor:
+        return ops.channel_sum(dy)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, ddb: Tensor) -> Tensor:
+        return ddb[:, None, None].expand(ctx.shape)

@@ -1,0 +1,93 @@
+"""Rectified linear unit: `relu` and `ReLU`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trinn.kernels import ops
+from trinn.layers.function import Function
+
+
+class ReluForward(Function):
+    """y = max(x, 0)."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return ops.relu_forward(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return ReluBackward.call(dy, y)
+
+
+class ReluInPlace(ReluForward):
+    """y = max(x, 0), written over x."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        ops.relu_(x)
+        return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_dirty(output)
+        ctx.save_for_backward(output)
+
+
+class ReluBackward(Function):
+    """dx = dy where y > 0; linear in dy, constant almost everywhere in y."""
+
+    @staticmethod
+    def forward(dy: Tensor, y: Tensor) -> Tensor:
+        return ops.relu_backward(dy, y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return ReluBackward.call(ddx, y), None
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """max(input, 0), elementwise, as `torch.nn.functional.relu`; NaN stays NaN, and the gradient at 0 is 0.
+
+    Args:
+        input: any shape and strides; integers too.
+        inplace: write the result over `input` and return it.
+
+    Raises:
+        RuntimeError: bool or complex input; in place on a leaf that requires a gradient, or where elements share memory.
+    """
+    if input.dtype == torch.bool or input.is_complex():
+        raise RuntimeError(f"relu is not supported for {input.dtype} tensors")
+    if not inplace:
+        return ReluForward.call(input)
+    if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    if any(stride == 0 and size > 1 for size, stride in zip(input.shape, input.stride(), strict=True)):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+            "Please clone() the tensor before performing the operation."
+        )
+    return ReluInPlace.call(input)
+
+
+def relu_(input: Tensor) -> Tensor:
+    """`relu(input, inplace=True)`."""
+    return relu(input, inplace=True)
+
+
+class ReLU(nn.ReLU):
+    """torch.nn.ReLU on `relu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return relu(input, self.inplace)
