@@ -266,6 +266,7 @@ def _gather_gemm(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool,
 ) -> None:  # fmt: skip
     """Launch fprop or, if `adjoint`, dgrad."""
+    bias = bias.contiguous() if bias is not None else None
     images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
     height, width = result.shape[2:]
     w_k, w_c, w_r, w_s = weight.stride()
@@ -283,7 +284,8 @@ def _gather_gemm(
         source, weight, bias, result,
         source.stride(), weight_strides, result.stride(), filters * w_k,
         images, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
-        H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]), W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
+        H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
+        W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
         ADJOINT=adjoint, ACCUMULATOR=accumulator(source.dtype), PRECISION=conv_precision(source.dtype, source.device),
         INDEX=index_type(source, weight, result),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,

@@ -73,7 +73,7 @@ def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     Args:
         x: (M, K), any strides.
         w: (N, K), same dtype, any strides.
-        b: (N), contiguous, or None.
+        b: (N), or None.
 
     Returns:
         (M, N), contiguous.
@@ -95,6 +95,7 @@ def linear_wgrad(x: Tensor, dy: Tensor) -> Tensor:
 
 def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor) -> Tensor:
     """Fill a contiguous result with a @ b + bias."""
+    bias = bias.contiguous() if bias is not None else None
     (m, k), n = a.shape, b.shape[1]
     tile = gemm_tile(m, n, k, a.dtype, architecture(a.device))
     tiles = triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n)

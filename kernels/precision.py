@@ -51,7 +51,10 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @device_function
 def widened(value):
-    """A bfloat16 value as float32, any other as it is: NumPy, under the interpreter, has no bfloat16 to compare."""
+    """A bfloat16 value as float32, any other as it is: NumPy, under the interpreter, has no bfloat16 to compare.
+
+    Its bits are the upper half of a float32's. The interpreter's own conversion loses subnormals.
+    """
     if value.dtype == tl.bfloat16:
-        value = value.to(tl.float32)
+        value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return value

@@ -6,12 +6,13 @@
 Both walk memory in the order of their first tensor, whatever its strides: a dense tensor is one long row.
 """
 
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor, empty_like
+from torch import Tensor
 
 from trinn.kernels.indexing import offset_of
-from trinn.kernels.launch import index_type, launch
+from trinn.kernels.launch import index_type, launch, memory_order
 from trinn.kernels.op import op
 from trinn.kernels.precision import widened
 from trinn.kernels.tuning import elementwise_block
@@ -21,9 +22,9 @@ from trinn.kernels.tuning import elementwise_block
 def _relu_kernel(x, y, sizes, x_strides, y_strides, elements, INDEX: tl.constexpr, BLOCK: tl.constexpr):
     """BLOCK elements of y."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    value = widened(tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements))
-    value = tl.where(value < 0, 0, value)
-    tl.store(y + offset_of(element, sizes, y_strides), value.to(y.dtype.element_ty), mask=element < elements)
+    value = tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements)
+    zero = tl.full((BLOCK,), 0, value.dtype)
+    tl.store(y + offset_of(element, sizes, y_strides), tl.where(widened(value) < 0, zero, value), mask=element < elements)
 
 
 @triton.jit
@@ -32,18 +33,18 @@ def _relu_backward_kernel(
 ):
     """BLOCK elements of dx."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    value = widened(tl.load(y + offset_of(element, sizes, y_strides), mask=element < elements))
+    value = tl.load(y + offset_of(element, sizes, y_strides), mask=element < elements)
     upstream = tl.load(dy + offset_of(element, sizes, dy_strides), mask=element < elements)
     zero = tl.full((BLOCK,), 0, upstream.dtype)
-    tl.store(dx + offset_of(element, sizes, dx_strides), tl.where(value <= 0, zero, upstream), mask=element < elements)
+    tl.store(dx + offset_of(element, sizes, dx_strides), tl.where(widened(value) <= 0, zero, upstream), mask=element < elements)
 
 
 def _empty_relu(x: Tensor) -> Tensor:
-    return empty_like(x)
+    return torch.empty_like(x)
 
 
 def _empty_relu_backward(dy: Tensor, y: Tensor) -> Tensor:
-    return empty_like(y)
+    return torch.empty_like(y)
 
 
 def _nothing(x: Tensor) -> None:
@@ -69,6 +70,8 @@ def relu_forward(x: Tensor) -> Tensor:
 def relu_(x: Tensor) -> None:
     """max(x, 0), written over `x`, whose elements must not share memory."""
     _relu(x, x)
+    if not x.is_inference():
+        torch.autograd.graph.increment_version(x)
 
 
 @op(fake=_empty_relu_backward)

@@ -42,6 +42,21 @@ CONV = {
     "empty batch: the weight's gradient is zero, not absent": Conv((0, 3, 6, 6), (4, 3, 3, 3)),
 }
 
+CONV_TRANSPOSE = {
+    "plain": Conv((2, 3, 5, 4), (3, 4, 3, 3)),
+    "dcgan": Conv((2, 5, 4, 4), (5, 3, 4, 4), {"stride": 2, "padding": 1}),
+    "unet: kernel as large as the stride, no overlap": Conv((2, 6, 4, 5), (6, 3, 2, 2), {"stride": 2}),
+    "stride larger than the kernel: gaps of bias": Conv((2, 3, 4, 4), (3, 4, 2, 1), {"stride": 3, "output_padding": (2, 1)}),
+    "groups, all arguments": Conv(
+        (2, 4, 5, 4), (4, 3, 3, 2), {"stride": (2, 3), "padding": 1, "output_padding": (1, 2), "groups": 2, "dilation": (1, 2)}
+    ),
+    "depthwise": Conv((2, 3, 5, 5), (3, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 3}),
+    "stride 1, output padding below the dilation": Conv((2, 3, 4, 4), (3, 2, 3, 3), {"dilation": 3, "output_padding": 2}),
+    "one-pixel image": Conv((2, 3, 1, 1), (3, 4, 4, 4)),
+    "no bias, unbatched": Conv((3, 4, 4), (3, 4, 3, 3), {"stride": 2}, bias=False),
+    "empty batch": Conv((0, 3, 4, 4), (3, 4, 3, 3), {"stride": 2}),
+}
+
 
 def named(cases: dict[str, Any]) -> Any:
     """The cases as pytest parameters with their names."""

@@ -9,6 +9,7 @@ its float32 on the same values, scaled by the ratio of the two precisions.
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -73,7 +74,7 @@ def _run(function: Callable[..., Any], tensors: Tensors, options: dict[str, Any]
     inputs = [t.detach().requires_grad_(t.is_floating_point()) if t is not None else None for t in tensors]
     result = function(*inputs, **options)
     outputs = result if isinstance(result, tuple) else (result,)
-    results = {f"output {i}": y for i, y in enumerate(outputs)}
+    results = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
     wanted = {f"gradient {i}": t for i, t in enumerate(inputs) if t is not None and t.requires_grad}
     differentiable = [y for y in outputs if y.requires_grad]
     if wanted and differentiable:
@@ -84,3 +85,18 @@ def _run(function: Callable[..., Any], tensors: Tensors, options: dict[str, Any]
 
 def _converted(tensors: Tensors, dtype: torch.dtype, device: str) -> Tensors:
     return tuple(t.detach().to(device, dtype) if t is not None and t.is_floating_point() else t for t in tensors)
+
+
+def gradients(function: Callable[..., Tensor], *tensors: Tensor | None, **options: Any) -> list[Tensor]:
+    """The gradients of all inputs for an upstream gradient of ones that is one expanded number."""
+    inputs = [t.detach().requires_grad_() if t is not None else None for t in tensors]
+    return list(torch.autograd.grad(function(*inputs, **options).sum(), [t for t in inputs if t is not None]))
+
+
+def raises_like(torchs: Callable[..., Any], ours: Callable[..., Any], *inputs: Any, **options: Any) -> None:
+    """Assert that torch refuses these arguments, and that we do with an exception of the same type and some words."""
+    with pytest.raises(Exception) as theirs:
+        torchs(*inputs, **options)
+    with pytest.raises(theirs.type) as raised:
+        ours(*inputs, **options)
+    assert len(str(raised.value)) > 10

@@ -1,23 +1,194 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.cases import CONV, Conv, named
-from tests.check import DTYPES, check, randn
+import triton.language as tl
+from torch.autograd import gradcheck, gradgradcheck
 
 import trinn.layers as tnn
+from tests.cases import CONV, Conv, named
+from tests.check import DEVICE, DTYPES, check, gradients, raises_like, randn
+from trinn.kernels import launch, ops
+
+DIFFERENTIATED = {
+    "strided, dilated, padded": Conv((1, 2, 6, 5), (2, 2, 2, 2), {"stride": (2, 1), "dilation": (1, 2), "padding": 1}),
+    "groups": Conv((2, 4, 4, 3), (4, 2, 2, 3), {"groups": 2, "padding": (0, 1)}),
+    "same, even kernel": Conv((1, 2, 4, 3), (3, 2, 2, 2), {"padding": "same"}, bias=False),
+}
 
 
-def operands(case: Conv, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def operands(case: Conv, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     x, w = randn(*case.x, dtype=dtype), randn(*case.w, dtype=dtype, seed=1)
     return x, w, randn(case.w[0], dtype=dtype, seed=2) if case.bias else None
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("case", named(CONV))
 def test_equals_torch(case: Conv) -> None:
-    check(tnn.conv2d, F.conv2d, *operands(case, torch.float32), **case.options)
+    check(tnn.conv2d, F.conv2d, *operands(case), **case.options)
 
 
+@pytest.mark.parametrize("name", ["stride and dilation coprime", "groups", "channels past one tile, no multiple of 16"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dtypes(dtype: torch.dtype) -> None:
+def test_dtypes(name: str, dtype: torch.dtype) -> None:
+    check(tnn.conv2d, F.conv2d, *operands(CONV[name], dtype), **CONV[name].options)
+
+
+@pytest.mark.parametrize("which", ["input", "weight", "both"])
+def test_channels_last(which: str) -> None:
+    """The output is channels_last if the input is, or only the weight."""
+    x, w, b = operands(CONV["groups"])
+    if which != "weight":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if which != "input":
+        w = w.contiguous(memory_format=torch.channels_last)
+    check(tnn.conv2d, F.conv2d, x, w, b, **CONV["groups"].options)
+
+
+def test_any_strides() -> None:
+    """Transposed, sliced, expanded and unaligned operands are read where they lie."""
+    x, w = randn(2, 14, 9, 6).transpose(1, 3)[:, :, ::2, 1:], randn(5, 6, 3, 3, seed=1).flip(0)
+    check(tnn.conv2d, F.conv2d, x[:, :, :, 1:], w, None)
+    check(tnn.conv2d, F.conv2d, randn(1, 3, 6, 6).expand(2, 3, 6, 6), randn(1, 3, 3, 3).expand(4, 3, 3, 3), randn(1).expand(4))
+
+
+def test_expanded_gradient() -> None:
+    """`sum().backward()` sends a gradient whose strides are all zero."""
+    x, w, b = operands(CONV["plain"])
+    for got, expected in zip(gradients(tnn.conv2d, x, w, b), gradients(F.conv2d, x, w, b), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_skips_unwanted_gradients() -> None:
+    x, w, b = operands(CONV["plain"])
+    w.requires_grad_()
+    y = tnn.conv2d(x, w, b)
+    y.sum().backward()
+    assert w.grad is not None and x.grad is None and b is not None and b.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("case", named(DIFFERENTIATED))
+def test_gradcheck(case: Conv) -> None:
+    tensors = [t.requires_grad_() for t in operands(case, torch.float64) if t is not None]
+    assert gradcheck(lambda *t: tnn.conv2d(*t, **case.options), tensors, fast_mode=True)
+    assert gradgradcheck(lambda *t: tnn.conv2d(*t, **case.options), tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["plain", "stride and dilation share a factor: taps hit every other phase", "groups"])
+def test_passes_are_adjoint(name: str) -> None:
+    """<conv(x, w), y> = <x, dgrad(y, w)> = <w, wgrad(x, y)>: one trilinear form, to the last digits of float64."""
+    case = CONV[name]
+    x, w, _ = operands(case, torch.float64)
+    y = tnn.conv2d(x, w, **case.options)
+    g = randn(*y.shape, dtype=torch.float64, seed=3)
+    leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+    dx, dw = torch.autograd.grad(tnn.conv2d(*leaves, **case.options), leaves, g)
+    scale = float((y.abs() * g.abs()).sum())
+    assert abs(float((y * g).sum() - (x * dx).sum())) <= 1e-14 * scale
+    assert abs(float((y * g).sum() - (w * dw).sum())) <= 1e-14 * scale
+
+
+def test_same_bits_every_time() -> None:
+    x, w, b = operands(CONV["stride and dilation coprime"])
+    first = gradients(tnn.conv2d, x, w, b, stride=2)
+    for _ in range(5):
+        assert all(torch.equal(a, b) for a, b in zip(first, gradients(tnn.conv2d, x, w, b, stride=2), strict=True))
+
+
+def test_int32_and_int64_offsets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU takes int32 for small tensors; the interpreter checks each int32 step for overflow."""
+    from trinn.kernels import conv2d as kernels
+
     case = CONV["stride and dilation coprime"]
-    check(tnn.conv2d, F.conv2d, *operands(case, dtype), **case.options)
+    results = []
+    for index in (tl.int32, tl.int64):
+        monkeypatch.setattr(kernels, "index_type", lambda *_, index=index: index)
+        results.append(gradients(tnn.conv2d, *operands(case), **case.options))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_index_type_counts_strides() -> None:
+    """Offsets, not elements, decide: two elements 2^31 apart need int64."""
+    assert launch.index_type(torch.empty_strided((2, 1), (2**31, 1), device="meta")) == tl.int64
+
+
+GEOMETRY = ((2, 1), (1, 2), (2, 1), 1)
+OPS = {
+    "conv2d_fprop": lambda: (randn(2, 3, 6, 6), randn(4, 3, 2, 2), randn(4), (3, 7), *GEOMETRY),
+    "conv2d_dgrad": lambda: (randn(2, 4, 3, 7), randn(4, 3, 2, 2), None, (6, 6), *GEOMETRY),
+    "conv2d_wgrad": lambda: (randn(2, 3, 6, 6), randn(2, 4, 3, 7), (2, 2), *GEOMETRY),
+    "channel_sum": lambda: (randn(2, 3, 6, 6),),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_fakes_are_exact(name: str, memory_format: torch.memory_format) -> None:
+    inputs = (
+        a.contiguous(memory_format=memory_format) if isinstance(a, torch.Tensor) and a.dim() == 4 else a for a in OPS[name]()
+    )
+    torch.library.opcheck(getattr(ops, name).default, tuple(inputs), test_utils=("test_schema", "test_faketensor"))
+
+
+X, W, B = (2, 4, 6, 6), (4, 2, 3, 3), (4,)
+ERRORS = {
+    "input of two axes": ((6, 6), W, B, {}),
+    "input of five axes": ((1, 2, 4, 6, 6), W, B, {}),
+    "weight of three axes": (X, (4, 4, 3), B, {}),
+    "channels that do not fit": ((2, 5, 6, 6), W, B, {"groups": 2}),
+    "groups that do not divide the filters": (X, (3, 2, 3, 3), None, {"groups": 2}),
+    "no groups": (X, W, B, {"groups": 0}),
+    "negative groups": (X, W, B, {"groups": -1}),
+    "bias too long": (X, W, (5,), {"groups": 2}),
+    "bias of two axes": (X, W, (4, 1), {"groups": 2}),
+    "negative padding": (X, W, B, {"groups": 2, "padding": -1}),
+    "stride 0": (X, W, B, {"groups": 2, "stride": 0}),
+    "dilation 0": (X, W, B, {"groups": 2, "dilation": 0}),
+    "kernel larger than the padded image": ((2, 4, 2, 6), W, B, {"groups": 2}),
+    "dilated kernel larger than the padded image": (X, W, B, {"groups": 2, "dilation": 4, "padding": 1}),
+    "no rows": ((2, 4, 0, 6), W, B, {"groups": 2}),
+    "no filters": (X, (0, 4, 3, 3), None, {}),
+    "stride of three": (X, W, B, {"groups": 2, "stride": (1, 1, 1)}),
+    "same with a stride": (X, W, B, {"groups": 2, "padding": "same", "stride": 2}),
+    "padding by another word": (X, W, B, {"groups": 2, "padding": "full"}),
+    "stride of floats": (X, W, B, {"groups": 2, "stride": 1.5}),
+}
+
+
+@pytest.mark.parametrize("case", named(ERRORS))
+def test_errors(case: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, dict[str, object]]) -> None:
+    *shapes, options = case
+    raises_like(F.conv2d, tnn.conv2d, *(randn(*s) if s is not None else None for s in shapes), **options)
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("float64", "float32", "float32"), ("float32", "float16", "float32"), ("float32", "float32", "float64")]
+)
+def test_mixed_dtypes(dtypes: tuple[str, str, str]) -> None:
+    operands = (randn(*s, dtype=getattr(torch, d)) for s, d in zip((X, W, B), dtypes, strict=True))
+    raises_like(F.conv2d, tnn.conv2d, *operands, groups=2)
+
+
+def test_mixed_devices() -> None:
+    with pytest.raises(RuntimeError, match="same device"):
+        tnn.conv2d(randn(*X), randn(*W).to("meta"), None, groups=2)
+
+
+def test_module_is_torchs() -> None:
+    """Same name, signature, initialisation, state_dict and repr; a checkpoint goes both ways."""
+    torch.manual_seed(0)
+    ours = tnn.Conv2d(4, 6, (3, 2), 2, 1, groups=2).to(DEVICE)
+    torch.manual_seed(0)
+    torchs = torch.nn.Conv2d(4, 6, (3, 2), 2, 1, groups=2).to(DEVICE)
+    assert repr(ours) == repr(torchs) and "__init__" not in vars(tnn.Conv2d)
+    torchs.load_state_dict(ours.state_dict(), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), torchs.parameters(), strict=True))
+    x = randn(2, 4, 6, 7)
+    torch.testing.assert_close(ours(x), torchs(x))
+
+
+def test_autocast() -> None:
+    x, w, b = operands(CONV["plain"])
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert tnn.conv2d(x, w, b).dtype == torch.bfloat16
+        assert tnn.conv2d(x.double(), w.double(), None).dtype == torch.float64

@@ -1,0 +1,107 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+import trinn.kernels
+import trinn.layers as tnn
+from tests.cases import CONV_TRANSPOSE, Conv, named
+from tests.check import DEVICE, DTYPES, check, gradients, raises_like, randn
+
+
+def operands(case: Conv, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    x, w = randn(*case.x, dtype=dtype), randn(*case.w, dtype=dtype, seed=1)
+    filters = case.w[1] * case.options.get("groups", 1)
+    return x, w, randn(filters, dtype=dtype, seed=2) if case.bias else None
+
+
+@pytest.mark.parametrize("case", named(CONV_TRANSPOSE))
+def test_equals_torch(case: Conv) -> None:
+    check(tnn.conv_transpose2d, F.conv_transpose2d, *operands(case), **case.options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(dtype: torch.dtype) -> None:
+    case = CONV_TRANSPOSE["groups, all arguments"]
+    check(tnn.conv_transpose2d, F.conv_transpose2d, *operands(case, dtype), **case.options)
+
+
+def test_channels_last() -> None:
+    x, w, b = operands(CONV_TRANSPOSE["dcgan"])
+    check(tnn.conv_transpose2d, F.conv_transpose2d, x.contiguous(memory_format=torch.channels_last), w, b, stride=2, padding=1)
+
+
+def test_gradcheck() -> None:
+    case = Conv((1, 2, 3, 2), (2, 2, 2, 3), {"stride": (2, 1), "padding": 1, "output_padding": (1, 0), "dilation": (1, 2)})
+    tensors = [t.requires_grad_() for t in operands(case, torch.float64) if t is not None]
+    assert gradcheck(lambda *t: tnn.conv_transpose2d(*t, **case.options), tensors, fast_mode=True)
+    assert gradgradcheck(lambda *t: tnn.conv_transpose2d(*t, **case.options), tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("stride, dilation", [((1, 1), (1, 1)), ((2, 3), (1, 1)), ((2, 2), (3, 1)), ((4, 2), (2, 2))])
+def test_is_the_adjoint_of_conv2d(stride: tuple[int, int], dilation: tuple[int, int]) -> None:
+    """<conv(x, w), y> = <x, conv_transpose(y, w)>."""
+    x, w = randn(2, 3, 11, 12, dtype=torch.float64), randn(4, 3, 3, 2, dtype=torch.float64)
+    y = randn(*F.conv2d(x, w, None, stride, 1, dilation).shape, dtype=torch.float64)
+    geometry = stride, (1, 1), dilation, 1
+    left = (tnn.conv2d(x, w, None, *geometry) * y).sum()
+    right = (x * trinn.kernels.conv_transpose2d_fprop(y, w, None, x.shape[2:], *geometry)).sum()
+    torch.testing.assert_close(left, right, rtol=1e-13, atol=1e-13)
+
+
+def test_passes_are_named() -> None:
+    """The three launchers of this operator are the gradients that autograd takes."""
+    x, w, _ = operands(CONV_TRANSPOSE["groups, all arguments"], torch.float64)
+    geometry = (2, 3), (1, 1), (1, 2), 2
+    size = F.conv_transpose2d(x, w, None, (2, 3), 1, 0, 2, (1, 2)).shape[2:]
+    y = trinn.kernels.conv_transpose2d_fprop(x, w, None, size, *geometry)
+    dy = torch.ones_like(y)
+    dx = trinn.kernels.conv_transpose2d_dgrad(dy, w, x.shape[2:], *geometry)
+    dw = trinn.kernels.conv_transpose2d_wgrad(x, dy, w.shape[2:], *geometry)
+    expected = gradients(F.conv_transpose2d, x, w, stride=(2, 3), padding=1, groups=2, dilation=(1, 2))
+    torch.testing.assert_close((dx, dw), tuple(expected))
+
+
+def test_same_bits_every_time() -> None:
+    x, w, b = operands(CONV_TRANSPOSE["dcgan"])
+    first = gradients(tnn.conv_transpose2d, x, w, b, stride=2, padding=1)
+    again = gradients(tnn.conv_transpose2d, x, w, b, stride=2, padding=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("output_size", [(9, 9), (10, 9), [2, 5, 10, 10]])
+def test_output_size_picks_output_padding(output_size: list[int]) -> None:
+    ours, torchs = (nn.ConvTranspose2d(4, 5, 3, 2, 1).to(DEVICE) for nn in (tnn, torch.nn))
+    torchs.load_state_dict(ours.state_dict())
+    x = randn(2, 4, 5, 5)
+    torch.testing.assert_close(ours(x, output_size), torchs(x, output_size))
+
+
+def test_output_size_out_of_range() -> None:
+    ours, torchs = tnn.ConvTranspose2d(4, 5, 3, 2, 1), torch.nn.ConvTranspose2d(4, 5, 3, 2, 1)
+    raises_like(torchs, ours, torch.ones(2, 4, 5, 5), (12, 9))
+
+
+def test_padding_mode_is_refused() -> None:
+    raises_like(torch.nn.ConvTranspose2d, tnn.ConvTranspose2d, 4, 5, 3, padding_mode="reflect")
+
+
+X, W, B = (2, 4, 5, 5), (4, 3, 3, 3), (6,)
+ERRORS = {
+    "input of two axes": ((5, 5), W, None, {}),
+    "channels that do not fit": ((2, 3, 5, 5), W, B, {"groups": 2}),
+    "groups that do not divide the channels": ((2, 5, 5, 5), (5, 3, 3, 3), None, {"groups": 2}),
+    "no groups": (X, W, None, {"groups": 0}),
+    "bias too short": (X, W, (3,), {"groups": 2}),
+    "output padding as large as stride and dilation": (X, W, None, {"output_padding": 2, "stride": 2, "dilation": 2}),
+    "negative padding": (X, W, None, {"padding": -1}),
+    "stride 0": (X, W, None, {"stride": 0}),
+    "dilation 0": (X, W, None, {"dilation": 0}),
+    "padding that leaves no output": (X, W, None, {"padding": 5}),
+}
+
+
+@pytest.mark.parametrize("case", named(ERRORS))
+def test_errors(case: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, dict[str, object]]) -> None:
+    *shapes, options = case
+    raises_like(F.conv_transpose2d, tnn.conv_transpose2d, *(randn(*s) if s is not None else None for s in shapes), **options)

@@ -1,0 +1,99 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+import trinn.layers as tnn
+from tests.cases import named
+from tests.check import DEVICE, DTYPES, check, gradients, raises_like, randn
+from trinn.kernels import ops
+
+CASES = {
+    "lenet fc3": ((5, 84), (10, 84), (10,)),
+    "no multiple of a tile anywhere": ((19, 37), (21, 37), (21,)),
+    "a long sum and few outputs: cut along the sum": ((3, 400), (5, 400), (5,)),
+    "many rows: the weight's gradient is cut": ((150, 6), (3, 6), (3,)),
+    "one row": ((7,), (4, 7), (4,)),
+    "three leading axes": ((2, 3, 2, 8), (4, 8), (4,)),
+    "no bias": ((3, 8), (4, 8), None),
+    "one weight vector": ((3, 8), (8,), None),
+    "one weight vector, bias of no axis": ((2, 3, 8), (8,), ()),
+    "empty batch": ((0, 8), (4, 8), (4,)),
+    "no input features: the bias": ((3, 0), (4, 0), (4,)),
+}
+Case = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]
+
+
+def operands(case: Case, dtype: torch.dtype = torch.float32) -> list[torch.Tensor | None]:
+    return [randn(*shape, dtype=dtype, seed=i) if shape is not None else None for i, shape in enumerate(case)]
+
+
+@pytest.mark.parametrize("case", named(CASES))
+def test_equals_torch(case: Case) -> None:
+    check(tnn.linear, F.linear, *operands(case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(dtype: torch.dtype) -> None:
+    check(tnn.linear, F.linear, *operands(CASES["a long sum and few outputs: cut along the sum"], dtype))
+
+
+def test_any_strides() -> None:
+    check(tnn.linear, F.linear, randn(8, 3, 5).transpose(0, 2), randn(16, 8)[::2].T, randn(1).expand(8))
+
+
+def test_expanded_gradient_and_same_bits() -> None:
+    tensors = operands(CASES["many rows: the weight's gradient is cut"])
+    first = gradients(tnn.linear, *tensors)
+    torch.testing.assert_close(first, gradients(F.linear, *tensors))
+    assert all(torch.equal(a, b) for a, b in zip(first, gradients(tnn.linear, *tensors), strict=True))
+
+
+def test_gradcheck() -> None:
+    tensors = [t.requires_grad_() for t in operands(((2, 2, 3), (4, 3), (4,)), torch.float64) if t is not None]
+    assert gradcheck(tnn.linear, tensors, fast_mode=True)
+    assert gradgradcheck(tnn.linear, tensors, fast_mode=True)
+
+
+OPS = {
+    "linear_fprop": lambda: (randn(3, 8), randn(4, 8), randn(4)),
+    "linear_dgrad": lambda: (randn(3, 4), randn(8, 4).T),
+    "linear_wgrad": lambda: (randn(3, 8), randn(4, 3).T),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_fakes_are_exact(name: str) -> None:
+    torch.library.opcheck(getattr(ops, name).default, OPS[name](), test_utils=("test_schema", "test_faketensor"))
+
+
+ERRORS = {
+    "features that do not fit": ((3, 7), (4, 8), (4,)),
+    "no axis": ((), (4, 8), (4,)),
+    "weight of three axes": ((3, 8), (2, 4, 8), None),
+    "bias too long": ((3, 8), (4, 8), (5,)),
+}
+
+
+@pytest.mark.parametrize("case", named(ERRORS))
+def test_errors(case: Case) -> None:
+    raises_like(F.linear, tnn.linear, *operands(case))
+
+
+def test_mixed_dtypes_and_devices() -> None:
+    raises_like(F.linear, tnn.linear, randn(3, 8), randn(4, 8, dtype=torch.float64))
+    raises_like(F.linear, tnn.linear, randn(3, 8), randn(4, 8), randn(4, dtype=torch.float16))
+    with pytest.raises(RuntimeError, match="same device"):
+        tnn.linear(randn(3, 8), randn(4, 8).to("meta"))
+
+
+def test_module_is_torchs() -> None:
+    ours, torchs = (nn.Linear(8, 4).to(DEVICE) for nn in (tnn, torch.nn))
+    torchs.load_state_dict(ours.state_dict(), strict=True)
+    assert repr(ours) == repr(torchs) and "__init__" not in vars(tnn.Linear)
+    torch.testing.assert_close(ours(randn(3, 8)), torchs(randn(3, 8)))
+
+
+def test_autocast() -> None:
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert tnn.linear(randn(3, 8), randn(4, 8)).dtype == torch.bfloat16
