@@ -278,7 +278,7 @@ def _gather_gemm(
         weight_strides, filters = (w_k, w_c, w_r, w_s), channels_out
     pixels = images * phase_height * phase_width
     taps = weight.shape[2] * weight.shape[3] // phases or 1
-    tile = gemm_tile(pixels, channels_out, taps * channels_in, source.dtype, architecture(source.device))
+    tile = gemm_tile(pixels, channels_out, taps * channels_in, source.dtype, architecture(source.device), splits=False)
     launch(
         _gather_gemm_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
         source, weight, bias, result,

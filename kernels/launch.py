@@ -35,16 +35,18 @@ def launch(
     constants.update(num_warps=warps, num_stages=stages, enable_fp_fusion=True)
     if _observe is not None:
         _observe(kernel, args, constants)
-    elif INTERPRETED or device.index == torch.cuda.current_device():
+    elif INTERPRETED:
         kernel[(programs,)](*args, **constants)
-    elif device.type == "cuda":
-        with torch.cuda.device(device):
-            kernel[(programs,)](*args, **constants)
-    else:
+    elif device.type != "cuda":
         raise RuntimeError(
             f"trinn got a tensor on the {device.type} device, where its kernels run only in Triton's interpreter: move it to "
             "the GPU, or set TRITON_INTERPRET=1 before triton is imported"
         )
+    elif device.index == torch.cuda.current_device():
+        kernel[(programs,)](*args, **constants)
+    else:
+        with torch.cuda.device(device):
+            kernel[(programs,)](*args, **constants)
 
 
 @contextlib.contextmanager

@@ -29,8 +29,8 @@ class Tile(NamedTuple):
     stages: int
 
 
-def gemm_tile(m: int, n: int, k: int, dtype: torch.dtype, architecture: str) -> Tile:
-    """The tile for a product of that size."""
+def gemm_tile(m: int, n: int, k: int, dtype: torch.dtype, architecture: str, splits: bool = True) -> Tile:
+    """The tile for a product of that size; smaller ones where a launcher cannot cut k to fill the GPU (`splits`)."""
     if architecture == "interpreter":
         return _interpreted_tile(m, n, k)
     block_n = _clamp(n, 16, 128)
@@ -40,7 +40,7 @@ def gemm_tile(m: int, n: int, k: int, dtype: torch.dtype, architecture: str) -> 
     block_m = _clamp(m, 16, 128)
     if dtype == torch.float32:
         block_m = min(block_m, 64)
-    while block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < wanted_programs // 2:
+    while not splits and block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < wanted_programs // 2:
         block_m //= 2
     return Tile(
         block_m,

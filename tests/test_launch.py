@@ -1,0 +1,55 @@
+"""Where kernels run, and what a user is told where they cannot."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import trinn.layers as tnn
+from tests.check import randn
+from trinn.kernels import launch
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU_TENSOR = """
+import torch, trinn.layers
+try:
+    trinn.layers.relu(torch.ones(3))
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def run(program: str, **environment: str) -> str:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)} | environment
+    done = subprocess.run([sys.executable, "-c", program], env=env, cwd="/", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_cpu_tensor_without_the_interpreter() -> None:
+    """No silent fallback: the message says what to do."""
+    message = run(CPU_TENSOR, TRITON_INTERPRET="0")
+    assert "cpu" in message and "TRITON_INTERPRET=1" in message
+
+
+def test_interpreter_is_chosen_without_a_gpu() -> None:
+    expected = "False" if torch.cuda.is_available() else "True"
+    assert run("import trinn.kernels.launch as l; print(l.INTERPRETED)").strip() == expected
+
+
+def test_observed_launches_do_not_run() -> None:
+    """What the compile report stands on: the real launchers, on meta tensors, with the options of every launch."""
+    seen = []
+    x = torch.empty(2, 3, 9, 9, device="meta")
+    with launch.observed(lambda kernel, args, constants: seen.append((kernel, constants)), "sm_90"):
+        from trinn.kernels import conv2d_fprop
+
+        conv2d_fprop(x, torch.empty(4, 3, 3, 3, device="meta"), None, (7, 7), (1, 1), (0, 0), (1, 1), 1)
+    ((_, constants),) = seen
+    assert constants["enable_fp_fusion"] is True and constants["PRECISION"] == "tf32"
+
+
+def test_no_program_no_launch() -> None:
+    assert tnn.relu(randn(0)).shape == (0,)
