@@ -14,20 +14,21 @@ from trinn.layers.function import Function, autocast
 from trinn.layers.reduce import ChannelSum
 from trinn.layers.window import Pair, batched, pair
 
-Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding at the near edges, dilation, groups
-
 
 class Conv2dFprop(Function):
     """y = x * w + b."""
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, b: Tensor | None, size: Pair, *geometry: Any) -> Tensor:
-        return ops.conv2d_fprop(x, w, b, size, *geometry)
+    def forward(
+        x: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Tensor:
+        return ops.conv2d_fprop(x, w, b, size, stride, padding, dilation, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, w, b, _, *ctx.geometry = inputs
+        x, w, _, _, *geometry = inputs
         ctx.save_for_backward(x, w)
+        ctx.geometry = tuple(geometry)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -43,13 +44,16 @@ class Conv2dDgrad(Function):
     """The adjoint of Conv2dFprop in x, and with a bias the transposed convolution."""
 
     @staticmethod
-    def forward(dy: Tensor, w: Tensor, b: Tensor | None, size: Pair, *geometry: Any) -> Tensor:
-        return ops.conv2d_dgrad(dy, w, b, size, *geometry)
+    def forward(
+        dy: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Tensor:
+        return ops.conv2d_dgrad(dy, w, b, size, stride, padding, dilation, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        dy, w, b, _, *ctx.geometry = inputs
+        dy, w, _, _, *geometry = inputs
         ctx.save_for_backward(dy, w)
+        ctx.geometry = tuple(geometry)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
@@ -65,13 +69,14 @@ class Conv2dWgrad(Function):
     """The gradient of Conv2dFprop in w."""
 
     @staticmethod
-    def forward(x: Tensor, dy: Tensor, size: Pair, *geometry: Any) -> Tensor:
-        return ops.conv2d_wgrad(x, dy, size, *geometry)
+    def forward(x: Tensor, dy: Tensor, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Tensor:
+        return ops.conv2d_wgrad(x, dy, size, stride, padding, dilation, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, dy, _, *ctx.geometry = inputs
+        x, dy, _, *geometry = inputs
         ctx.save_for_backward(x, dy)
+        ctx.geometry = tuple(geometry)
 
     @staticmethod
     def backward(ctx: Any, ddw: Tensor) -> tuple[Any, ...]:

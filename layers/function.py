@@ -13,7 +13,10 @@ from torch.autograd import forward_ad
 
 
 class Function(torch.autograd.Function):
-    """Base of every Function of this library: write `forward(*inputs)`, `setup_context` and `backward`, then `call` it."""
+    """Base of every Function of this library: write `forward`, `setup_context` and `backward`, then `call` it.
+
+    `forward` names its inputs one by one; torch.compile takes a `*inputs` for a context.
+    """
 
     generate_vmap_rule = True
     _eager: type[torch.autograd.Function]

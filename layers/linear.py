@@ -107,7 +107,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     if bias is not None and bias.shape not in ((), (1,), w.shape[:1]):
         raise RuntimeError(f"linear: expected bias of size {[w.shape[0]]}, but got {list(bias.shape)}")
-    b = bias.expand(w.shape[0]) if bias is not None else None
+    b = bias.expand(w.shape[0]) if bias is not None and bias.shape != w.shape[:1] else bias
     rows = input.shape[:-1]
     y = LinearFprop.call(input.reshape(rows.numel(), w.shape[1]), w, b)
     return y.view(*rows, w.shape[0]) if weight.dim() == 2 else y.view(rows)
