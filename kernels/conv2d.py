@@ -16,7 +16,8 @@ as three matrix products that are never laid out in memory:
 fprop and dgrad are one kernel: for every destination pixel it gathers the source pixels that its taps look at. With stride
 s, a dgrad pixel is hit by every s-th tap only; pixels with the same (h + padding) mod stride share their taps and are done
 together, as one of s * s phases. Taps and channels share the K axis, so that one or three channels waste no tensor core.
-wgrad cuts its long K axis into parts that fill the GPU and adds the partial sums in a fixed order.
+wgrad cuts its long K axis into parts that fill the GPU and adds the partial sums in a fixed order. Groups of one channel go
+to depthwise2d.py.
 
 Every pass is told the size of what it computes, since it does not follow from its operands: a strided convolution rounds
 down, and padding may be larger at the far edge than at the near one. `padding` is the near one.
@@ -28,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
 from trinn.kernels.indexing import Axis, big_from_small, cdiv, first_of_phase, inside, small_from_big, split_pixel
 from trinn.kernels.launch import architecture, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
@@ -243,6 +245,8 @@ def conv2d_wgrad(
     pixels = images * out_height * out_width
     if pixels == 0:
         return dw.zero_()
+    if is_depthwise(dw, groups):
+        return depthwise2d_wgrad(x, dy, dw, stride, padding, dilation)
     filters, channels = dw.shape[0] // groups, dw.shape[1]
     columns = channels * size[0] * size[1]
     tile = gemm_tile(filters, columns, pixels, x.dtype, architecture(x.device))
@@ -267,6 +271,8 @@ def _gather_gemm(
 ) -> None:  # fmt: skip
     """Launch fprop or, if `adjoint`, dgrad."""
     bias = bias.contiguous() if bias is not None else None
+    if is_depthwise(weight, groups):
+        return depthwise2d_gather(source, weight, bias, result, stride, padding, dilation, adjoint)
     images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
     height, width = result.shape[2:]
     w_k, w_c, w_r, w_s = weight.stride()

@@ -68,6 +68,18 @@ def split_pixel(pixel, height, width):
 
 
 @device_function
+def split_element(element, channels, height, width, CHANNELS_LAST: tl.constexpr):
+    """(image, channel, row, column) of an element counted through memory in channels_last or contiguous order."""
+    if CHANNELS_LAST:
+        channel = element % channels
+        n, row, col = split_pixel(element // channels, height, width)
+    else:
+        plane, row, col = split_pixel(element, height, width)
+        n, channel = plane // channels, plane % channels
+    return n, channel, row, col
+
+
+@device_function
 def inside(position, size):
     """Whether a position lies on an axis of that size."""
     return (position >= 0) & (position < size)

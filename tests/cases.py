@@ -31,6 +31,13 @@ CONV = {
     "groups": Conv((2, 6, 7, 6), (9, 2, 3, 3), {"groups": 3, "padding": 1}),
     "depthwise": Conv((2, 5, 7, 6), (5, 1, 3, 3), {"groups": 5, "padding": 1, "stride": 2}),
     "depthwise, two filters a channel": Conv((2, 3, 6, 6), (6, 1, 3, 3), {"groups": 3}),
+    "depthwise, stride and dilation share a factor": Conv(
+        (2, 3, 9, 10), (3, 1, 3, 2), {"groups": 3, "stride": (2, 4), "dilation": (2, 6), "padding": 3}
+    ),
+    "depthwise, more taps than a block, more channels than one": Conv(
+        (1, 40, 6, 6), (40, 1, 5, 5), {"groups": 40, "padding": 2}
+    ),
+    "one channel a group, many filters: the matrix product": Conv((1, 2, 5, 5), (20, 1, 3, 3), {"groups": 2}),
     "channels past one tile, no multiple of 16": Conv((1, 19, 5, 5), (21, 19, 3, 3), {"padding": 1}),
     "one-pixel image": Conv((3, 4, 1, 1), (5, 4, 3, 3), {"padding": 1}),
     "one output pixel": Conv((2, 3, 5, 4), (4, 3, 5, 4)),

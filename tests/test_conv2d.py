@@ -12,6 +12,7 @@ from trinn.kernels import launch, ops
 DIFFERENTIATED = {
     "strided, dilated, padded": Conv((1, 2, 6, 5), (2, 2, 2, 2), {"stride": (2, 1), "dilation": (1, 2), "padding": 1}),
     "groups": Conv((2, 4, 4, 3), (4, 2, 2, 3), {"groups": 2, "padding": (0, 1)}),
+    "depthwise": Conv((1, 2, 4, 3), (4, 1, 2, 2), {"groups": 2, "stride": 2, "padding": 1}),
     "same, even kernel": Conv((1, 2, 4, 3), (3, 2, 2, 2), {"padding": "same"}, bias=False),
 }
 
@@ -27,21 +28,22 @@ def test_equals_torch(case: Conv) -> None:
     check(tnn.conv2d, F.conv2d, *operands(case), **case.options)
 
 
-@pytest.mark.parametrize("name", ["stride and dilation coprime", "groups", "channels past one tile, no multiple of 16"])
+@pytest.mark.parametrize("name", ["stride and dilation coprime", "groups", "depthwise", "1x1: a matrix product"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(name: str, dtype: torch.dtype) -> None:
     check(tnn.conv2d, F.conv2d, *operands(CONV[name], dtype), **CONV[name].options)
 
 
+@pytest.mark.parametrize("name", ["groups", "depthwise"])
 @pytest.mark.parametrize("which", ["input", "weight", "both"])
-def test_channels_last(which: str) -> None:
+def test_channels_last(which: str, name: str) -> None:
     """The output is channels_last if the input is, or only the weight."""
-    x, w, b = operands(CONV["groups"])
+    x, w, b = operands(CONV[name])
     if which != "weight":
         x = x.contiguous(memory_format=torch.channels_last)
     if which != "input":
         w = w.contiguous(memory_format=torch.channels_last)
-    check(tnn.conv2d, F.conv2d, x, w, b, **CONV["groups"].options)
+    check(tnn.conv2d, F.conv2d, x, w, b, **CONV[name].options)
 
 
 def test_any_strides() -> None:
@@ -74,7 +76,7 @@ def test_gradcheck(case: Conv) -> None:
     assert gradgradcheck(lambda *t: tnn.conv2d(*t, **case.options), tensors, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["plain", "stride and dilation share a factor: taps hit every other phase", "groups"])
+@pytest.mark.parametrize("name", ["plain", "stride and dilation share a factor: taps hit every other phase", "depthwise"])
 def test_passes_are_adjoint(name: str) -> None:
     """<conv(x, w), y> = <x, dgrad(y, w)> = <w, wgrad(x, y)>: one trilinear form, to the last digits of float64."""
     case = CONV[name]
@@ -88,11 +90,12 @@ def test_passes_are_adjoint(name: str) -> None:
     assert abs(float((y * g).sum() - (w * dw).sum())) <= 1e-14 * scale
 
 
-def test_same_bits_every_time() -> None:
-    x, w, b = operands(CONV["stride and dilation coprime"])
-    first = gradients(tnn.conv2d, x, w, b, stride=2)
+@pytest.mark.parametrize("name", ["stride and dilation coprime", "depthwise"])
+def test_same_bits_every_time(name: str) -> None:
+    first = gradients(tnn.conv2d, *operands(CONV[name]), **CONV[name].options)
     for _ in range(5):
-        assert all(torch.equal(a, b) for a, b in zip(first, gradients(tnn.conv2d, x, w, b, stride=2), strict=True))
+        again = gradients(tnn.conv2d, *operands(CONV[name]), **CONV[name].options)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_int32_and_int64_offsets_agree(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,151 @@
+"""2-D convolution of groups with one channel, too narrow for tensor cores: conv2d's three passes as plain sums.
+
+    fprop   y[n, k, p, q]  = sum_{r, s} x[n, c, h, w] * w[k, 0, r, s] (+ b[k])
+    dgrad   dx[n, c, h, w] = sum_{k of c} sum_{r, s} dy[n, k, p, q] * w[k, 0, r, s] (+ b[c])
+    wgrad   dw[k, 0, r, s] = sum_{n, p, q} dy[n, k, p, q] * x[n, c, h, w]
+
+    each with h = p * stride - padding + r * dilation, w from q and s likewise, and c = k // (filters a channel)
+
+conv2d hands such shapes over; nobody else needs to know. fprop and dgrad are one kernel, elementwise over the result in its
+memory order. wgrad holds all taps of a block of filters in registers, so that x and dy are read once.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels.indexing import Axis, big_from_small, inside, small_from_big, split_element, split_pixel
+from trinn.kernels.launch import index_type, is_channels_last, launch
+from trinn.kernels.precision import accumulator
+from trinn.kernels.reduce import partials_of, sum_partials
+from trinn.kernels.tuning import elementwise_block, splits
+
+
+@triton.jit
+def _gather_kernel(
+    source, weight, bias, result,
+    source_strides, weight_strides, result_strides,
+    elements, channels, source_height, source_width, result_height, result_width,
+    H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ADJOINT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of the result; FILTERS is their number a channel, ADJOINT is dgrad."""
+    x_n, x_c, x_h, x_w = source_strides
+    w_k, w_r, w_s = weight_strides
+    y_n, y_c, y_h, y_w = result_strides
+
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    n, channel, row, col = split_element(element, channels, result_height, result_width, CHANNELS_LAST)
+    valid = element < elements
+    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    if ADJOINT:
+        top, first_r, hits_h = small_from_big(row, H)
+        left, first_s, hits_w = small_from_big(col, W)
+        for i in range(H.most_hits):
+            for j in range(W.most_hits):
+                h, w = top - i * H.tap_back, left - j * W.tap_back
+                at_tap = (first_r + i * H.tap_step) * w_r + (first_s + j * W.tap_step) * w_s
+                hit = valid & (i < hits_h) & (j < hits_w) & inside(h, source_height) & inside(w, source_width)
+                for f in range(FILTERS):
+                    k = channel * FILTERS + f
+                    value = tl.load(source + n * x_n + k * x_c + h * x_h + w * x_w, mask=hit, other=0.0)
+                    acc += value.to(ACCUMULATOR) * tl.load(weight + k * w_k + at_tap, mask=hit, other=0.0).to(ACCUMULATOR)
+    else:
+        for r in range(H.taps):
+            for s in range(W.taps):
+                h, w = big_from_small(row, r, H), big_from_small(col, s, W)
+                hit = valid & inside(h, source_height) & inside(w, source_width)
+                at = n * x_n + (channel // FILTERS) * x_c + h * x_h + w * x_w
+                value = tl.load(source + at, mask=hit, other=0.0).to(ACCUMULATOR)
+                at = channel * w_k + r * w_r + s * w_s
+                acc += value * tl.load(weight + at, mask=valid, other=0.0).to(ACCUMULATOR)
+    if bias is not None:
+        acc += tl.load(bias + channel, mask=valid, other=0.0).to(ACCUMULATOR)
+    at = n * y_n + channel * y_c + row * y_h + col * y_w
+    tl.store(result + at, acc.to(result.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _wgrad_kernel(
+    x, dy, partials,
+    x_strides, dy_strides,
+    images, filters, height, width, out_height, out_width, parts, pixels_per_part,
+    H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """All taps of BLOCK_K filters, summed over one part of the pixels; TAPS is their number, to a power of two."""
+    x_n, x_c, x_h, x_w = x_strides
+    dy_n, dy_k, dy_p, dy_q = dy_strides
+    program = tl.program_id(0)
+    part = (program % parts).to(INDEX)
+    k = (program // parts).to(INDEX) * BLOCK_K + tl.arange(0, BLOCK_K)
+    tap = tl.arange(0, TAPS).to(INDEX)
+    r, s = tap // W.taps, tap % W.taps
+    acc = tl.full((BLOCK_P, BLOCK_K, TAPS), 0.0, ACCUMULATOR)
+    first = part * pixels_per_part
+    last = tl.minimum(first + pixels_per_part, images * out_height * out_width)
+    for start in range(first, last, BLOCK_P):
+        pixel = start + tl.arange(0, BLOCK_P).to(INDEX)
+        n, p, q = split_pixel(pixel, out_height, out_width)
+        at = (n * dy_n + p * dy_p + q * dy_q)[:, None] + (k * dy_k)[None, :]
+        upstream = tl.load(dy + at, mask=(pixel < last)[:, None] & (k < filters)[None, :], other=0.0)  # (BLOCK_P, BLOCK_K)
+        h, w = big_from_small(p[:, None], r[None, :], H), big_from_small(q[:, None], s[None, :], W)
+        hit = inside(h, height) & inside(w, width) & (pixel < last)[:, None] & (tap < H.taps * W.taps)[None, :]
+        at = tl.where(hit, n[:, None] * x_n + h * x_h + w * x_w, 0)  # (BLOCK_P, TAPS)
+        at = at[:, None, :] + ((k // FILTERS) * x_c)[None, :, None]
+        value = tl.load(x + at, mask=hit[:, None, :] & (k < filters)[None, :, None], other=0.0)
+        acc += upstream.to(ACCUMULATOR)[:, :, None] * value.to(ACCUMULATOR)
+    total = tl.sum(acc, axis=0)  # (BLOCK_K, TAPS)
+    at = (part * filters + k)[:, None] * (H.taps * W.taps) + tap[None, :]
+    owned = (k < filters)[:, None] & (tap < H.taps * W.taps)[None, :]
+    tl.store(partials + at, total.to(partials.dtype.element_ty), mask=owned)
+
+
+def is_depthwise(w: Tensor, groups: int) -> bool:
+    """Whether conv2d hands filters of this shape over: groups of one channel and few filters."""
+    return groups > 1 and w.shape[1] == 1 and w.shape[0] <= 8 * groups
+
+
+def depthwise2d_gather(
+    source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], adjoint: bool,
+) -> None:  # fmt: skip
+    """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
+    w_k, _, w_r, w_s = weight.stride()
+    block = elementwise_block(result.numel())
+    launch(
+        _gather_kernel, triton.cdiv(result.numel(), block), source, weight, bias, result,
+        source.stride(), (w_k, w_r, w_s), result.stride(),
+        result.numel(), result.shape[1], source.shape[2], source.shape[3], result.shape[2], result.shape[3],
+        H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
+        W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
+        FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),
+        ADJOINT=adjoint, CHANNELS_LAST=is_channels_last(result), ACCUMULATOR=accumulator(source.dtype),
+        INDEX=index_type(source, weight, result), BLOCK=block, device=source.device,
+    )  # fmt: skip
+
+
+def depthwise2d_wgrad(
+    x: Tensor, dy: Tensor, dw: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Fill and return the result of conv2d_wgrad."""
+    images, filters, out_height, out_width = dy.shape
+    pixels = images * out_height * out_width
+    taps = triton.next_power_of_2(dw.shape[2] * dw.shape[3])
+    block_k, block_p = (32, 4) if is_channels_last(dy) else (4, 32)
+    while block_k * block_p * taps > 8192 and block_k > 1:
+        block_k //= 2
+    tiles = triton.cdiv(filters, block_k)
+    parts = splits(tiles, pixels, block_p)
+    partials = partials_of(dw, parts)
+    launch(
+        _wgrad_kernel, tiles * parts, x, dy, partials,
+        x.stride(), dy.stride(),
+        images, filters, x.shape[2], x.shape[3], out_height, out_width, parts, triton.cdiv(pixels, parts),
+        H=Axis(dw.shape[2], stride[0], padding[0], dilation[0]), W=Axis(dw.shape[3], stride[1], padding[1], dilation[1]),
+        FILTERS=filters // x.shape[1], ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy),
+        BLOCK_K=block_k, BLOCK_P=block_p, TAPS=taps, device=x.device,
+    )  # fmt: skip
+    return sum_partials(partials, dw)
