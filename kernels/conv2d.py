@@ -14,7 +14,7 @@ as three matrix products that are never laid out in memory:
     wgrad    filters k          (r, s, c)    pixels (n, p, q)
 
 fprop and dgrad are one kernel: for every destination pixel it gathers the source pixels that its taps look at. With stride
-s, a dgrad pixel is hit by every s-th tap only; pixels with the same (h + padding) mod stride share their taps and are done
+s, a dgrad pixel is hit by every s-th tap only; pixels with the same h mod s and w mod s share their taps and are done
 together, as one of s * s phases. Taps and channels share the K axis, so that one or three channels waste no tensor core.
 wgrad cuts its long K axis into parts that fill the GPU and adds the partial sums in a fixed order. Groups of one channel go
 to depthwise2d.py.
@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
-from trinn.kernels.indexing import Axis, big_from_small, cdiv, first_of_phase, inside, small_from_big, split_pixel
+from trinn.kernels.indexing import Axis, big_from_small, cdiv, inside, small_from_big, split_pixel
 from trinn.kernels.launch import architecture, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, conv_precision, dot
@@ -70,7 +70,7 @@ def _gather_gemm_kernel(
     channel = channel_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
     n, row, col = split_pixel(pixel, phase_height, phase_width)
     if ADJOINT:
-        first_row, first_col = first_of_phase(phase // W.stride, H), first_of_phase(phase % W.stride, W)
+        first_row, first_col = phase // W.stride, phase % W.stride
         first_top, first_r, taps_h = small_from_big(first_row, H)
         first_left, first_s, taps_w = small_from_big(first_col, W)
         top, left = first_top + row, first_left + col

@@ -105,12 +105,6 @@ def small_from_big(big, AXIS: tl.constexpr):
 
 
 @device_function
-def first_of_phase(phase, AXIS: tl.constexpr):
-    """The first pixel of the big image with (big + padding) % stride == phase; the others follow `stride` apart."""
-    return (phase + AXIS.stride - AXIS.padding % AXIS.stride) % AXIS.stride
-
-
-@device_function
 def offset_of(index, sizes, strides):
     """Where the element of that number lies in storage; sizes and strides count from the innermost axis outwards."""
     offset = index * 0

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from tests.check import DEVICE
-from trinn.kernels.indexing import Axis, big_from_small, first_of_phase, inside, offset_of, small_from_big, split_pixel
+from trinn.kernels.indexing import Axis, big_from_small, inside, offset_of, small_from_big, split_pixel
 from trinn.kernels.launch import launch, memory_order
 
 BIGS, SMALLS = 16, 16
@@ -16,15 +16,13 @@ AXES = [Axis(*a) for a in product((1, 2, 3, 5), (1, 2, 3, 4), (0, 1, 3), (1, 2, 
 
 
 @triton.jit
-def _axis_kernel(solutions, bigs, firsts, AXIS: tl.constexpr, BIGS: tl.constexpr, SMALLS: tl.constexpr):
+def _axis_kernel(solutions, bigs, AXIS: tl.constexpr, BIGS: tl.constexpr, SMALLS: tl.constexpr):
     big, small = tl.arange(0, BIGS), tl.arange(0, SMALLS)
     first_small, first_tap, hits = small_from_big(big, AXIS)
     tl.store(solutions + big, first_small)
     tl.store(solutions + BIGS + big, first_tap)
     tl.store(solutions + 2 * BIGS + big, hits)
     tl.store(bigs + small, big_from_small(small, AXIS.taps - 1, AXIS))
-    for phase in range(AXIS.stride):
-        tl.store(firsts + phase, first_of_phase(phase, AXIS))
 
 
 @pytest.mark.parametrize("axes", [AXES[i::8] for i in range(8)], ids=[f"{i + 1} of 8" for i in range(8)])
@@ -33,8 +31,7 @@ def test_equation_and_its_solution(axes: list[Axis]) -> None:
     for axis in axes:
         solutions = torch.empty(3, BIGS, dtype=torch.int32, device=DEVICE)
         bigs = torch.empty(SMALLS, dtype=torch.int32, device=DEVICE)
-        firsts = torch.empty(axis.stride, dtype=torch.int32, device=DEVICE)
-        launch(_axis_kernel, 1, solutions, bigs, firsts, AXIS=axis, BIGS=BIGS, SMALLS=SMALLS, device=bigs.device)
+        launch(_axis_kernel, 1, solutions, bigs, AXIS=axis, BIGS=BIGS, SMALLS=SMALLS, device=bigs.device)
         for big, (small, tap, hits) in enumerate(solutions.T.tolist()):
             found = {(small - i * axis.tap_back, tap + i * axis.tap_step) for i in range(hits)}
             shifted = [(big + axis.padding - t * axis.dilation, t) for t in range(axis.taps)]
@@ -42,8 +39,6 @@ def test_equation_and_its_solution(axes: list[Axis]) -> None:
             assert hits <= axis.most_hits
         last = (axis.taps - 1) * axis.dilation
         assert bigs.tolist() == [small * axis.stride - axis.padding + last for small in range(SMALLS)]
-        for phase, first in enumerate(firsts.tolist()):
-            assert first == next(b for b in range(axis.stride) if (b + axis.padding) % axis.stride == phase), axis
 
 
 @triton.jit
