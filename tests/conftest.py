@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from trinn.kernels import tuning
+from trinn.kernels.launch import INTERPRETED
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 16 and several splits where kernels are interpreted: edges, loops and second passes all take part."""
-    monkeypatch.setattr(tuning, "interpreted_block", 16)
-    monkeypatch.setattr(tuning, "wanted_programs", 8)
+    if INTERPRETED:
+        monkeypatch.setattr(tuning, "interpreted_block", 16)
+        monkeypatch.setattr(tuning, "wanted_programs", 8)
 
 
 @pytest.fixture(autouse=True)
