@@ -5,6 +5,7 @@ interpreted. The fake twin allocates the outputs and does nothing else; a launch
 strides agree by construction.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,8 +23,23 @@ def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Lau
         name = launcher.__name__
         _library.define(name + torch.library.infer_schema(launcher, mutates_args=mutates), tags=(torch.Tag.pt2_compliant_tag,))
         for key in ("CPU", "CUDA"):
-            _library.impl(name, launcher, key)
+            _library.impl(name, _noticed(launcher, mutates) if mutates else launcher, key)
         torch.library.register_fake(f"trinn::{name}", fake, lib=_library)
         return launcher
 
     return register
+
+
+def _noticed(launcher: Launcher, mutates: tuple[str, ...]) -> Callable[..., Any]:
+    """The launcher, and then autograd is told which tensors were written over."""
+    parameters = list(inspect.signature(launcher).parameters)
+    places = [parameters.index(name) for name in mutates]
+
+    def launch_and_tell(*args: Any) -> Any:
+        result = launcher(*args)
+        for place in places:
+            if not args[place].is_inference():
+                torch.autograd.graph.increment_version(args[place])
+        return result
+
+    return launch_and_tell

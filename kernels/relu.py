@@ -70,8 +70,6 @@ def relu_forward(x: Tensor) -> Tensor:
 def relu_(x: Tensor) -> None:
     """max(x, 0), written over `x`, whose elements must not share memory."""
     _relu(x, x)
-    if not x.is_inference():
-        torch.autograd.graph.increment_version(x)
 
 
 @op(fake=_empty_relu_backward)
