@@ -11,8 +11,8 @@ import triton
 
 from trinn.kernels.launch import INTERPRETED
 
-# An interpreted program costs most of a millisecond, whatever its size, so one takes all it can.
-interpreted_block = 4096
+# An interpreted program costs some milliseconds, whatever its size, so one takes all it can.
+interpreted_block = 16384
 # Enough programs to fill a large GPU twice; the interpreter runs them one after the other.
 wanted_programs = 1 if INTERPRETED else 264
 
@@ -58,12 +58,13 @@ def splits(tiles: int, depth: int, block: int) -> int:
 
 def elementwise_block(elements: int) -> int:
     """How many elements one program of an elementwise kernel takes."""
-    return _clamp(elements, 16, 16 * interpreted_block if INTERPRETED else 1024)
+    return _clamp(elements, 16, min(16 * interpreted_block, 2**16) if INTERPRETED else 1024)
 
 
 def _interpreted_tile(m: int, n: int, k: int) -> Tile:
     block_n = _clamp(n, 16, min(interpreted_block, 512))
-    block_k = _clamp(k, 16, interpreted_block if m <= block_n else min(interpreted_block, 512))
+    # Most of the time goes into the addresses of the (m, k) block: a short k wastes the fewest on rounding up.
+    block_k = _clamp(k, 16, interpreted_block if m <= block_n else min(interpreted_block, 32))
     block_m = _clamp(m, 16, min(interpreted_block, _LARGEST_TENSOR // max(block_n, block_k)))
     block_k = min(block_k, _LARGEST_TENSOR // block_n)
     return Tile(block_m, block_n, block_k, warps=1, stages=1)

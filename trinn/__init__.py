@@ -1,6 +1,8 @@
 """trinn: torch.nn for convolutional networks, on hand-written Triton kernels."""
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -8,3 +10,16 @@ __version__ = "0.1.0"
 _checkout = Path(__file__).resolve().parent.parent
 if not Path(__file__).with_name("kernels").is_dir():
     __path__.append(str(_checkout))
+
+_submodules = ("kernels", "layers", "models")
+
+
+def __getattr__(name: str) -> Any:
+    """A submodule, imported when it is first asked for: torch takes seconds to import."""
+    if name in _submodules:
+        return importlib.import_module(f"trinn.{name}")
+    raise AttributeError(f"module 'trinn' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_submodules])

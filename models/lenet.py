@@ -1,0 +1,50 @@
+"""LeNet, the network that read handwritten digits on cheques.
+
+Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Gradient-based learning applied to document recognition, Proceedings of
+the IEEE 86 (11), 1998, figure 2: in today's form, with ReLU for the scaled tanh, max pooling for the trainable
+subsampling, every map connected to every other, and logits for the radial basis functions.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import trinn.layers
+
+
+class LeNet(torch.nn.Module):
+    """Two convolutions and three linear layers; 61,706 parameters for ten classes and one channel.
+
+        input     (N, in_channels, 32, 32)
+        conv1     (N, 6, 28, 28)      pooled  (N, 6, 14, 14)
+        conv2     (N, 16, 10, 10)     pooled  (N, 16, 5, 5)
+        linear1   (N, 120)            of the 400 flattened
+        linear2   (N, 84)
+        linear3   (N, num_classes)    logits
+
+    Args:
+        nn: where the layers come from. `LeNet(nn=torch.nn)` is the same network without trinn; the two load each other's
+            `state_dict`.
+
+    Raises:
+        RuntimeError: images of another size or number of channels.
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1, nn: Any = trinn.layers) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.linear1 = nn.Linear(16 * 5 * 5, 120)
+        self.linear2 = nn.Linear(120, 84)
+        self.linear3 = nn.Linear(84, num_classes)
+        self.pool = nn.MaxPool2d(2)
+        self.relu = nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.conv1(input)))
+        x = self.pool(self.relu(self.conv2(x)))
+        x = x.flatten(-3)
+        x = self.relu(self.linear1(x))
+        x = self.relu(self.linear2(x))
+        return self.linear3(x)
