@@ -81,8 +81,20 @@ def index_type(*tensors: Tensor) -> tl.dtype:
 
 
 def is_channels_last(*tensors: Tensor) -> bool:
-    """Whether one of these 4-d tensors lies in channels_last order and not in contiguous order too."""
-    return any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in tensors)
+    """Whether torch would make a result channels_last: one of these 4-d tensors has the order of strides, dense or not."""
+    return any(_has_channels_last_strides(t) for t in tensors)
+
+
+def _has_channels_last_strides(tensor: Tensor) -> bool:
+    """Strides grow from channels over columns and rows to images, and not just because an axis has one element."""
+    if tensor.stride(1) == 0 or 0 in tensor.shape:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if tensor.stride(axis) < least or (axis == 0 and least == tensor.stride(1)):
+            return False
+        least = tensor.stride(axis) * tensor.shape[axis]
+    return True
 
 
 def empty(like: Tensor, shape: Sequence[int], channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:

@@ -1,0 +1,368 @@
+"""2-D max and average pooling.
+
+    max_pool2d   y[n, c, p, q]  = max_{r, s} x[n, c, h, w]       dx[n, c, h, w] = sum of dy[n, c, p, q] whose winner is (h, w)
+    avg_pool2d   y[n, c, p, q]  = sum_{r, s} x[n, c, h, w] / d    dx[n, c, h, w] = sum_{r, s} dy[n, c, p, q] / d
+
+    each with h = p * stride - padding + r * dilation, w from q and s likewise, over the taps that lie inside the image
+
+A max remembers its winner as the number of the tap, one byte; torch's int64 places are made from it only for those who ask.
+NaN wins, the last one; of equal values the first. Both gradients are gathers: an input pixel looks at the few windows that
+can cover it, so there are no atomics. Kernels are elementwise over what they fill, in its memory order.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels.indexing import Axis, big_from_small, inside, small_from_big, split_element
+from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
+from trinn.kernels.op import op
+from trinn.kernels.precision import accumulator, widened
+from trinn.kernels.tuning import elementwise_block
+
+
+@triton.jit
+def _max_pool2d_kernel(
+    x, y, codes,
+    x_strides, y_strides,
+    elements, channels, height, width, out_height, out_width,
+    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of y and the taps they came from."""
+    x_n, x_c, x_h, x_w = x_strides
+    y_n, y_c, y_h, y_w = y_strides
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    plane = n * x_n + c * x_c
+    code = tl.full((BLOCK,), -1, tl.int32)
+    best = tl.full((BLOCK,), 0, x.dtype.element_ty)
+    for tap in range(H.taps * W.taps):
+        h, w = big_from_small(p, tap // W.taps, H), big_from_small(q, tap % W.taps, W)
+        hit = (element < elements) & inside(h, height) & inside(w, width)
+        value = tl.load(x + plane + h * x_h + w * x_w, mask=hit, other=0)
+        wide = widened(value)
+        wins = hit & ((code < 0) | (wide > widened(best)) | (wide != wide))
+        best = tl.where(wins, value, best)
+        code = tl.where(wins, tap, code)
+    at = n * y_n + c * y_c + p * y_h + q * y_w
+    tl.store(y + at, best, mask=element < elements)
+    tl.store(codes + at, code.to(codes.dtype.element_ty), mask=element < elements)
+
+
+@device_function
+def _winner(code, p, q, H: tl.constexpr, W: tl.constexpr):
+    """Row and column of the input pixel that won the window of (p, q)."""
+    code = code.to(p.dtype)
+    return big_from_small(p, code // W.taps, H), big_from_small(q, code % W.taps, W)
+
+
+@triton.jit
+def _max_pool2d_pick_kernel(
+    x, codes, y,
+    x_strides, y_strides,
+    elements, channels, width, out_height, out_width,
+    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of y: the values of x at the winners or, without x, their places h * width + w."""
+    y_n, y_c, y_h, y_w = y_strides
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    at = n * y_n + c * y_c + p * y_h + q * y_w
+    h, w = _winner(tl.load(codes + at, mask=element < elements, other=0), p, q, H, W)
+    if x is not None:
+        x_n, x_c, x_h, x_w = x_strides
+        value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=element < elements)
+        tl.store(y + at, value, mask=element < elements)
+    else:
+        tl.store(y + at, h.to(tl.int64) * width + w, mask=element < elements)
+
+
+@triton.jit
+def _max_pool2d_backward_kernel(
+    dy, codes, dx,
+    dy_strides, codes_strides, dx_strides,
+    elements, channels, height, width, out_height, out_width,
+    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of dx."""
+    dy_n, dy_c, dy_p, dy_q = dy_strides
+    codes_n, codes_c, codes_p, codes_q = codes_strides
+    dx_n, dx_c, dx_h, dx_w = dx_strides
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    last_p, first_r, hits_h = small_from_big(h, H)
+    last_q, first_s, hits_w = small_from_big(w, W)
+    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    for i in range(H.most_hits):
+        for j in range(W.most_hits):
+            p, q = last_p - i * H.tap_back, last_q - j * W.tap_back
+            tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
+            hit = (element < elements) & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
+            code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=hit, other=0)
+            won = hit & (code.to(INDEX) == tap)
+            acc += tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=won, other=0.0).to(ACCUMULATOR)
+    at = n * dx_n + c * dx_c + h * dx_h + w * dx_w
+    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=element < elements)
+
+
+@device_function
+def _pixels(small, size, AXIS: tl.constexpr, COUNT_PADDING: tl.constexpr):
+    """How many pixels of an axis a window averages: those inside the image or, counting padding, inside that too."""
+    first = small * AXIS.stride - AXIS.padding
+    if COUNT_PADDING:
+        return tl.minimum(first + AXIS.taps, size + AXIS.padding) - first
+    return tl.minimum(first + AXIS.taps, size) - tl.maximum(first, 0)
+
+
+@device_function
+def _divisor(
+    p, q, height, width, divisor, H: tl.constexpr, W: tl.constexpr, COUNT_PADDING: tl.constexpr, ACCUMULATOR: tl.constexpr
+):
+    """What the sum over the window of (p, q) is divided by."""
+    if divisor is not None:
+        count = p * 0 + divisor
+    else:
+        count = _pixels(p, height, H, COUNT_PADDING) * _pixels(q, width, W, COUNT_PADDING)
+    return count.to(ACCUMULATOR)
+
+
+@triton.jit
+def _avg_pool2d_kernel(
+    x, y,
+    x_strides, y_strides,
+    elements, channels, height, width, out_height, out_width, divisor,
+    H: tl.constexpr, W: tl.constexpr, COUNT_PADDING: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of y."""
+    x_n, x_c, x_h, x_w = x_strides
+    y_n, y_c, y_h, y_w = y_strides
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    for tap in range(H.taps * W.taps):
+        h, w = big_from_small(p, tap // W.taps, H), big_from_small(q, tap % W.taps, W)
+        hit = (element < elements) & inside(h, height) & inside(w, width)
+        acc += tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0.0).to(ACCUMULATOR)
+    acc /= _divisor(p, q, height, width, divisor, H, W, COUNT_PADDING, ACCUMULATOR)
+    at = n * y_n + c * y_c + p * y_h + q * y_w
+    tl.store(y + at, acc.to(y.dtype.element_ty), mask=element < elements)
+
+
+@triton.jit
+def _avg_pool2d_backward_kernel(
+    dy, dx,
+    dy_strides, dx_strides,
+    elements, channels, height, width, out_height, out_width, divisor,
+    H: tl.constexpr, W: tl.constexpr, COUNT_PADDING: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of dx."""
+    dy_n, dy_c, dy_p, dy_q = dy_strides
+    dx_n, dx_c, dx_h, dx_w = dx_strides
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    last_p, _, hits_h = small_from_big(h, H)
+    last_q, _, hits_w = small_from_big(w, W)
+    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    for i in range(H.most_hits):
+        for j in range(W.most_hits):
+            p, q = last_p - i * H.tap_back, last_q - j * W.tap_back
+            hit = (element < elements) & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
+            upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
+            count = _divisor(p, q, height, width, divisor, H, W, COUNT_PADDING, ACCUMULATOR)
+            acc += upstream / tl.where(hit, count, 1.0)
+    at = n * dx_n + c * dx_c + h * dx_h + w * dx_w
+    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=element < elements)
+
+
+def _empty_max_pool2d_forward(
+    x: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    shape, channels_last = (x.shape[0], x.shape[1], *size), is_channels_last(x)
+    code_type = torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32
+    return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type)
+
+
+def _empty_max_pool2d_backward(
+    dy: Tensor, codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    return empty(dy, (*codes.shape[:2], *size), is_channels_last(codes))
+
+
+def _empty_max_pool2d_pick(
+    x: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    return torch.empty_like(codes, dtype=x.dtype)
+
+
+def _empty_max_pool2d_indices(
+    codes: Tensor, width: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    return torch.empty_like(codes, dtype=torch.int64)
+
+
+def _empty_avg_pool2d(
+    x: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    count_include_pad: bool, divisor_override: int | None,
+) -> Tensor:  # fmt: skip
+    return empty(x, (*x.shape[:2], *size), is_channels_last(x))
+
+
+@op(fake=_empty_max_pool2d_forward)
+def max_pool2d_forward(
+    x: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The largest value of each window.
+
+    Args:
+        x: (N, C, H, W), any strides and real dtype.
+        size: (P, Q).
+        kernel: (R, S), the taps of a window.
+        stride, padding, dilation: in pixels, for height and width. Each window must have a tap inside the image.
+
+    Returns:
+        y and codes, (N, C, P, Q), channels_last if `x` is: the values, and the number r * S + s of the tap that won, uint8
+        for windows of at most 256 taps, else int32.
+    """
+    y, codes = _empty_max_pool2d_forward(x, size, kernel, stride, padding, dilation)
+    block = elementwise_block(y.numel())
+    launch(
+        _max_pool2d_kernel, triton.cdiv(y.numel(), block), x, y, codes,
+        x.stride(), y.stride(),
+        y.numel(), *x.shape[1:], *size,
+        **_axes(kernel, stride, padding, dilation), CHANNELS_LAST=is_channels_last(y),
+        INDEX=index_type(x, y), BLOCK=block, device=x.device,
+    )  # fmt: skip
+    return y, codes
+
+
+@op(fake=_empty_max_pool2d_backward)
+def max_pool2d_backward(
+    dy: Tensor, codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """Gradient of max pooling: each input pixel gets the sum over the windows it won.
+
+    Args:
+        dy: (N, C, P, Q), any strides.
+        codes: from max_pool2d_forward.
+        size: (H, W).
+
+    Returns:
+        (N, C, H, W), channels_last if `codes` is.
+    """
+    dx = _empty_max_pool2d_backward(dy, codes, size, kernel, stride, padding, dilation)
+    block = elementwise_block(dx.numel())
+    launch(
+        _max_pool2d_backward_kernel, triton.cdiv(dx.numel(), block), dy, codes, dx,
+        dy.stride(), codes.stride(), dx.stride(),
+        dx.numel(), *dx.shape[1:], *dy.shape[2:],
+        **_axes(kernel, stride, padding, dilation), CHANNELS_LAST=is_channels_last(dx),
+        ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, codes, dx), BLOCK=block, device=dy.device,
+    )  # fmt: skip
+    return dx
+
+
+@op(fake=_empty_max_pool2d_pick)
+def max_pool2d_pick(
+    x: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """The value of `x` (N, C, H, W) at the winner of each window, like `codes`: the adjoint of max_pool2d_backward."""
+    y = _empty_max_pool2d_pick(x, codes, kernel, stride, padding, dilation)
+    _pick(x, codes, y, x.shape[3], kernel, stride, padding, dilation)
+    return y
+
+
+@op(fake=_empty_max_pool2d_indices)
+def max_pool2d_indices(
+    codes: Tensor, width: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """The place h * width + w of the winner of each window, int64, like `codes`."""
+    indices = _empty_max_pool2d_indices(codes, width, kernel, stride, padding, dilation)
+    _pick(None, codes, indices, width, kernel, stride, padding, dilation)
+    return indices
+
+
+@op(fake=_empty_avg_pool2d)
+def avg_pool2d_forward(
+    x: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    count_include_pad: bool, divisor_override: int | None,
+) -> Tensor:  # fmt: skip
+    """The mean of each window.
+
+    Args:
+        x: (N, C, H, W), any strides.
+        size: (P, Q).
+        kernel: (R, S), the taps of a window.
+        stride, padding: in pixels, for height and width.
+        count_include_pad: divide by the window's pixels in the image and its padding, not in the image alone.
+        divisor_override: divide by this instead.
+
+    Returns:
+        (N, C, P, Q), channels_last if `x` is.
+    """
+    y = _empty_avg_pool2d(x, size, kernel, stride, padding, count_include_pad, divisor_override)
+    block = elementwise_block(y.numel())
+    launch(
+        _avg_pool2d_kernel, triton.cdiv(y.numel(), block), x, y,
+        x.stride(), y.stride(),
+        y.numel(), *x.shape[1:], *size, divisor_override,
+        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, CHANNELS_LAST=is_channels_last(y),
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), BLOCK=block, device=x.device,
+    )  # fmt: skip
+    return y
+
+
+@op(fake=_empty_avg_pool2d)
+def avg_pool2d_backward(
+    dy: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    count_include_pad: bool, divisor_override: int | None,
+) -> Tensor:  # fmt: skip
+    """Gradient of average pooling: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`."""
+    dx = _empty_avg_pool2d(dy, size, kernel, stride, padding, count_include_pad, divisor_override)
+    block = elementwise_block(dx.numel())
+    launch(
+        _avg_pool2d_backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
+        dy.stride(), dx.stride(),
+        dx.numel(), *dx.shape[1:], *dy.shape[2:], divisor_override,
+        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, CHANNELS_LAST=is_channels_last(dx),
+        ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), BLOCK=block, device=dy.device,
+    )  # fmt: skip
+    return dx
+
+
+def _pick(
+    x: Tensor | None, codes: Tensor, y: Tensor, width: int, kernel: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int],
+) -> None:  # fmt: skip
+    block = elementwise_block(y.numel())
+    launch(
+        _max_pool2d_pick_kernel, triton.cdiv(y.numel(), block), x, codes, y,
+        x.stride() if x is not None else None, y.stride(),
+        y.numel(), y.shape[1], width, *y.shape[2:],
+        **_axes(kernel, stride, padding, dilation), CHANNELS_LAST=is_channels_last(y),
+        INDEX=index_type(*(t for t in (x, y) if t is not None)), BLOCK=block, device=y.device,
+    )  # fmt: skip
+
+
+def _axes(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> dict[str, Axis]:
+    return {
+        "H": Axis(kernel[0], stride[0], padding[0], dilation[0]),
+        "W": Axis(kernel[1], stride[1], padding[1], dilation[1]),
+    }

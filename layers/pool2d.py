@@ -1,0 +1,244 @@
+"""2-D max and average pooling: `max_pool2d`, `avg_pool2d`, `MaxPool2d` and `AvgPool2d`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trinn.kernels import ops
+from trinn.layers.function import Function
+from trinn.layers.window import Pair, batched, pair
+
+
+class MaxPool2dForward(Function):
+    """The values of a max pooling and the codes of its winners."""
+
+    @staticmethod
+    def forward(x: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple[Tensor, Tensor]:
+        return ops.max_pool2d_forward(x, size, kernel, stride, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, _, *window = inputs
+        _, codes = output
+        ctx.mark_non_differentiable(codes)
+        ctx.save_for_backward(codes)
+        ctx.size, ctx.window = x.shape[2:], tuple(window)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
+        (codes,) = ctx.saved_tensors
+        return MaxPool2dBackward.call(dy, codes, ctx.size, *ctx.window), None, None, None, None, None
+
+
+class MaxPool2dBackward(Function):
+    """dx of a max pooling; linear in dy."""
+
+    @staticmethod
+    def forward(dy: Tensor, codes: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+        return ops.max_pool2d_backward(dy, codes, size, kernel, stride, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, codes, ctx.size, *window = inputs
+        ctx.save_for_backward(codes)
+        ctx.window = tuple(window)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+        (codes,) = ctx.saved_tensors
+        return MaxPool2dPick.call(ddx, codes, ctx.size, *ctx.window), None, None, None, None, None, None
+
+
+class MaxPool2dPick(Function):
+    """The adjoint of MaxPool2dBackward: the values at the winners."""
+
+    @staticmethod
+    def forward(x: Tensor, codes: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+        return ops.max_pool2d_pick(x, codes, kernel, stride, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, codes, ctx.size, *window = inputs
+        ctx.save_for_backward(codes)
+        ctx.window = tuple(window)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        (codes,) = ctx.saved_tensors
+        return MaxPool2dBackward.call(dy, codes, ctx.size, *ctx.window), None, None, None, None, None, None
+
+
+class AvgPool2dForward(Function):
+    """y of an average pooling; linear in x."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool, divisor: int | None
+    ) -> Tensor:
+        return ops.avg_pool2d_forward(x, size, kernel, stride, padding, count_include_pad, divisor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, *window = inputs
+        ctx.size, ctx.window = x.shape[2:], tuple(window)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        return AvgPool2dBackward.call(dy, ctx.size, *ctx.window), None, None, None, None, None, None
+
+
+class AvgPool2dBackward(Function):
+    """dx of an average pooling, the adjoint of AvgPool2dForward."""
+
+    @staticmethod
+    def forward(
+        dy: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool, divisor: int | None
+    ) -> Tensor:
+        return ops.avg_pool2d_backward(dy, size, kernel, stride, padding, count_include_pad, divisor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        dy, _, *window = inputs
+        ctx.size, ctx.window = dy.shape[2:], tuple(window)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+        return AvgPool2dForward.call(ddx, ctx.size, *ctx.window), None, None, None, None, None, None
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Pair,
+    stride: int | Pair | None = None,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The largest value of each window, as `torch.nn.functional.max_pool2d`. NaN wins; of equal values the first.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); integers too.
+        kernel_size: (R, S).
+        stride: in pixels; None is the kernel's size.
+        padding: in pixels, at most half the kernel; padding never wins.
+        ceil_mode: keep a last window that hangs over the far edge, if it starts inside the image or the near padding.
+        return_indices: also return the places of the winners in their H * W plane, int64.
+
+    Returns:
+        (N, C, P, Q) with P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1 (ceil in ceil_mode), Q likewise.
+
+    Raises:
+        RuntimeError: a window that torch refuses.
+        NotImplementedError: bool or complex input.
+    """
+    if input.dtype == torch.bool or input.is_complex():
+        raise NotImplementedError(f"max_pool2d is not implemented for {input.dtype}")
+    x, unbatched = batched(input, "max_pool2d")
+    kernel, stride, padding = _window(kernel_size, stride, padding, "max_pool2d")
+    dilation = pair(dilation, "dilation", "max_pool2d")
+    if min(dilation) <= 0:
+        raise RuntimeError(f"max_pool2d: dilation must be greater than zero, but got {dilation}")
+    size = _output_size(x, kernel, stride, padding, dilation, ceil_mode, "max_pool2d")
+    y, codes = MaxPool2dForward.call(x, size, kernel, stride, padding, dilation)
+    y = y.squeeze(0) if unbatched else y
+    if not return_indices:
+        return y
+    indices = ops.max_pool2d_indices(codes, x.shape[3], kernel, stride, padding, dilation)
+    return y, indices.squeeze(0) if unbatched else indices
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: int | Pair,
+    stride: int | Pair | None = None,
+    padding: int | Pair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window, as `torch.nn.functional.avg_pool2d`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
+        kernel_size: (R, S).
+        stride: in pixels; None is the kernel's size.
+        padding: in pixels, at most half the kernel.
+        ceil_mode: keep a last window that hangs over the far edge, if it starts inside the image or the near padding.
+        count_include_pad: divide by the window's pixels in image and padding, not in the image alone; never by the overhang.
+        divisor_override: divide by this instead.
+
+    Returns:
+        (N, C, P, Q) with P = floor((H + 2 * padding - R) / stride) + 1 (ceil in ceil_mode), Q likewise.
+
+    Raises:
+        RuntimeError: a window that torch refuses, or a divisor of 0.
+    """
+    if not input.is_floating_point():
+        raise NotImplementedError(f"avg_pool2d: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
+    x, unbatched = batched(input, "avg_pool2d")
+    kernel, stride, padding = _window(kernel_size, stride, padding, "avg_pool2d")
+    if divisor_override == 0:
+        raise RuntimeError("avg_pool2d: divisor must be not zero")
+    size = _output_size(x, kernel, stride, padding, (1, 1), ceil_mode, "avg_pool2d")
+    y = AvgPool2dForward.call(x, size, kernel, stride, padding, count_include_pad, divisor_override)
+    return y.squeeze(0) if unbatched else y
+
+
+def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple[Pair, Pair, Pair]:
+    """Kernel, stride and padding as pairs that torch accepts."""
+    kernel = pair(kernel_size, "kernel_size", operator)
+    stride = kernel if stride is None or stride == [] or stride == () else pair(stride, "stride", operator)
+    padding = pair(padding, "padding", operator)
+    if min(kernel) <= 0:
+        raise RuntimeError(f"{operator}: kernel size should be greater than zero, but got {kernel}")
+    if min(stride) <= 0:
+        raise RuntimeError(f"{operator}: stride should not be zero, but got {stride}")
+    return kernel, stride, padding
+
+
+def _output_size(
+    x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool, operator: str
+) -> tuple[int, ...]:
+    """(P, Q), or torch's refusal."""
+    if 0 in x.shape[1:]:
+        raise RuntimeError(f"{operator}: expected input with non-zero size for all but the batch axis, but got {list(x.shape)}")
+    size = []
+    for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True):
+        extent = d * (k - 1) + 1
+        if p < 0:
+            raise RuntimeError(f"{operator}: pad must be non-negative, but got pad: {p}")
+        if p > extent // 2:
+            raise RuntimeError(
+                f"{operator}: pad should be at most half of effective kernel size, but got pad={p}, kernel_size={k} and "
+                f"dilation={d}"
+            )
+        windows = (n + 2 * p - extent + (s - 1 if ceil_mode else 0)) // s + 1
+        if ceil_mode and (windows - 1) * s >= n + p:
+            windows -= 1
+        if windows < 1:
+            raise RuntimeError(
+                f"Given input size: ({'x'.join(map(str, x.shape[1:]))}). {operator} with kernel size {kernel}, "
+                f"stride {stride}, padding {padding} and dilation {dilation}: Output size is too small"
+            )
+        size.append(windows)
+    return tuple(size)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """torch.nn.MaxPool2d on `max_pool2d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return max_pool2d(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """torch.nn.AvgPool2d on `avg_pool2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return avg_pool2d(
+            input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor_override
+        )

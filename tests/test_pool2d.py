@@ -1,0 +1,208 @@
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+import trinn.layers as tnn
+from tests.cases import named
+from tests.check import DEVICE, DTYPES, check, gradients, raises_like, randn
+from trinn.kernels import ops
+
+INF, NAN = float("inf"), float("nan")
+
+
+class Pool(NamedTuple):
+    """x (N, C, H, W) and the arguments of the pooling."""
+
+    x: tuple[int, ...]
+    options: dict[str, Any]
+
+
+BOTH = {
+    "lenet": Pool((2, 3, 8, 8), {"kernel_size": 2}),
+    "alexnet: windows overlap": Pool((2, 3, 13, 13), {"kernel_size": 3, "stride": 2}),
+    "resnet": Pool((2, 3, 9, 8), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "stride 1": Pool((1, 2, 6, 7), {"kernel_size": (2, 3), "stride": 1, "padding": (1, 0)}),
+    "stride larger than the kernel: pixels no window reads": Pool((2, 2, 9, 9), {"kernel_size": 2, "stride": (3, 4)}),
+    "ceil_mode: the last window overhangs": Pool((2, 2, 6, 8), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+    "ceil_mode: no window starts in the far padding": Pool((2, 2, 5, 5), {"kernel_size": 2, "padding": 1, "ceil_mode": True}),
+    "ceil_mode and padding": Pool((1, 2, 6, 7), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    "an empty list for a stride": Pool((1, 2, 6, 6), {"kernel_size": 3, "stride": []}),
+    "one-pixel image": Pool((2, 3, 1, 1), {"kernel_size": 3, "padding": 1}),
+    "one window": Pool((2, 3, 5, 4), {"kernel_size": (5, 4)}),
+    "unbatched": Pool((3, 6, 6), {"kernel_size": 2}),
+    "empty batch": Pool((0, 3, 6, 6), {"kernel_size": 2}),
+    "more channels than a block": Pool((1, 37, 4, 4), {"kernel_size": 2}),
+}
+MAX = BOTH | {
+    "dilated": Pool((2, 2, 11, 12), {"kernel_size": (3, 2), "stride": (2, 1), "dilation": (2, 3), "padding": (1, 0)}),
+    "stride and dilation share a factor": Pool(
+        (1, 2, 12, 13), {"kernel_size": 3, "stride": (2, 4), "dilation": (4, 6), "padding": 1}
+    ),
+    "dilated, ceil_mode": Pool((1, 2, 8, 9), {"kernel_size": 2, "stride": 3, "dilation": 2, "ceil_mode": True}),
+    "more taps than a byte counts": Pool((1, 1, 19, 18), {"kernel_size": (18, 17), "stride": 1, "padding": 1}),
+}
+AVG = BOTH | {
+    "padding not counted": Pool((2, 2, 7, 6), {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False}),
+    "padding not counted, ceil_mode": Pool(
+        (1, 2, 6, 7), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True, "count_include_pad": False}
+    ),
+    "divisor 1": Pool((1, 2, 6, 7), {"kernel_size": 3, "stride": 2, "divisor_override": 1}),
+    "divisor -2": Pool((1, 2, 6, 7), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True, "divisor_override": -2}),
+}
+
+
+@pytest.mark.parametrize("case", named(MAX))
+def test_max_equals_torch(case: Pool) -> None:
+    check(tnn.max_pool2d, F.max_pool2d, randn(*case.x), **case.options)
+    check(tnn.max_pool2d, F.max_pool2d, randn(*case.x), **case.options, return_indices=True)
+
+
+@pytest.mark.parametrize("case", named(AVG))
+def test_avg_equals_torch(case: Pool) -> None:
+    check(tnn.avg_pool2d, F.avg_pool2d, randn(*case.x), **case.options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(dtype: torch.dtype) -> None:
+    x = randn(*BOTH["resnet"].x, dtype=dtype)
+    check(tnn.max_pool2d, F.max_pool2d, x, **BOTH["resnet"].options, return_indices=True)
+    check(tnn.avg_pool2d, F.avg_pool2d, x, **BOTH["resnet"].options)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_max_of_integers(dtype: torch.dtype) -> None:
+    x = torch.arange(-32, 32, device=DEVICE).roll(9).view(1, 1, 8, 8).to(dtype)
+    got = tnn.max_pool2d(x, 3, 2, 1, return_indices=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, F.max_pool2d(x, 3, 2, 1, return_indices=True), strict=True))
+
+
+LAYOUTS = {
+    "channels_last": lambda: randn(2, 5, 6, 7).contiguous(memory_format=torch.channels_last),
+    "channels_last, a slice": lambda: randn(2, 5, 6, 8).contiguous(memory_format=torch.channels_last)[:, :, :, 1:],
+    "one channel": lambda: randn(2, 1, 6, 7).contiguous(memory_format=torch.channels_last),
+    "transposed": lambda: randn(2, 5, 7, 6).transpose(2, 3),
+    "every second row": lambda: randn(2, 5, 12, 7)[:, :, ::2],
+    "expanded": lambda: randn(1, 5, 6, 7).expand(2, 5, 6, 7),
+}
+
+
+@pytest.mark.parametrize("layout", named(LAYOUTS))
+def test_layouts(layout: Any) -> None:
+    check(tnn.max_pool2d, F.max_pool2d, layout(), kernel_size=3, stride=2, padding=1, return_indices=True)
+    check(tnn.avg_pool2d, F.avg_pool2d, layout(), kernel_size=3, stride=2, padding=1)
+
+
+HARD = {
+    "NaN wins": [[1.0, NAN], [3.0, 2.0]],
+    "the last of two NaN": [[NAN, 1.0], [2.0, NAN]],
+    "all -inf": [[-INF, -INF], [-INF, -INF]],
+    "ties: the first": [[2.0, 2.0], [2.0, 2.0]],
+    "-0. before 0.": [[-0.0, 0.0], [-1.0, -1.0]],
+    "inf": [[1.0, INF], [INF, -INF]],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("values", named(HARD))
+def test_hard_values(values: list[list[float]], dtype: torch.dtype) -> None:
+    """Value, place, sign and the way of the gradient are torch's, with and without padding."""
+    x = torch.tensor([[values]], dtype=dtype, device=DEVICE, requires_grad=True)
+    for padding in (0, 1):
+        results = []
+        for pool in (tnn.max_pool2d, F.max_pool2d):
+            y, indices = pool(x, 2, padding=padding, return_indices=True)
+            results.append((y, indices, torch.autograd.grad(y, x, torch.ones_like(y))[0]))
+        (y, indices, dx), (torchs_y, torchs_indices, torchs_dx) = results
+        assert torch.equal(indices, torchs_indices)
+        torch.testing.assert_close(y, torchs_y, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(dx, torchs_dx, rtol=0, atol=0)
+        assert torch.equal(y.signbit(), torchs_y.signbit()) or y.isnan().any()
+
+
+def test_infinities_in_a_mean() -> None:
+    x = torch.tensor([[[[INF, -INF, 1.0, INF]]]], device=DEVICE)
+    torch.testing.assert_close(tnn.avg_pool2d(x, (1, 2)), F.avg_pool2d(x, (1, 2)), equal_nan=True)
+
+
+POOLS = {"max": (tnn.max_pool2d, F.max_pool2d), "avg": (tnn.avg_pool2d, F.avg_pool2d)}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_expanded_gradient_and_same_bits(name: str) -> None:
+    ours, torchs = POOLS[name]
+    options = BOTH["alexnet: windows overlap"].options
+    (first,), (again,) = (gradients(ours, randn(2, 3, 13, 13), **options) for _ in range(2))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, gradients(torchs, randn(2, 3, 13, 13), **options)[0])
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_gradcheck(name: str) -> None:
+    ours, _ = POOLS[name]
+    x = randn(1, 2, 5, 4, dtype=torch.float64).requires_grad_()
+    assert gradcheck(lambda x: ours(x, 3, 2, 1), [x], fast_mode=True)
+    assert gradgradcheck(lambda x: ours(x, 3, 2, 1), [x], fast_mode=True)
+
+
+def test_avg_is_linear_and_keeps_ones() -> None:
+    x, y = randn(1, 2, 6, 6, dtype=torch.float64), randn(1, 2, 6, 6, dtype=torch.float64, seed=1)
+    torch.testing.assert_close(tnn.avg_pool2d(x + 2 * y, 2), tnn.avg_pool2d(x, 2) + 2 * tnn.avg_pool2d(y, 2))
+    assert torch.equal(tnn.avg_pool2d(torch.ones_like(x), 3, 2, 1, count_include_pad=False), torch.ones(1, 2, 3, 3).to(x))
+
+
+WINDOW = (3, 3), (2, 2), (1, 1)
+OPS = {
+    "max_pool2d_forward": lambda x, y: (x, (3, 3), *WINDOW, (1, 1)),
+    "max_pool2d_backward": lambda x, y: (y, (y > 0).to(torch.uint8), (6, 6), *WINDOW, (1, 1)),
+    "max_pool2d_pick": lambda x, y: (x, y.abs().to(torch.uint8) + 4, *WINDOW, (1, 1)),
+    "max_pool2d_indices": lambda x, y: (y.abs().to(torch.uint8) + 4, 6, *WINDOW, (1, 1)),
+    "avg_pool2d_forward": lambda x, y: (x, (3, 3), *WINDOW, True, None),
+    "avg_pool2d_backward": lambda x, y: (y, (6, 6), *WINDOW, False, 3),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_fakes_are_exact(name: str, memory_format: torch.memory_format) -> None:
+    x, y = (randn(2, 4, n, n).contiguous(memory_format=memory_format) for n in (6, 3))
+    torch.library.opcheck(getattr(ops, name).default, OPS[name](x, y), test_utils=("test_schema", "test_faketensor"))
+
+
+ERRORS = {
+    "five axes": ((1, 1, 2, 6, 6), {"kernel_size": 2}),
+    "kernel larger than the image": ((1, 2, 3, 3), {"kernel_size": 4}),
+    "kernel larger than the image, ceil_mode": ((1, 2, 3, 3), {"kernel_size": 9, "stride": 2, "ceil_mode": True}),
+    "padding over half the kernel": ((1, 2, 6, 6), {"kernel_size": 3, "padding": 2}),
+    "negative padding": ((1, 2, 6, 6), {"kernel_size": 3, "padding": -1}),
+    "stride 0": ((1, 2, 6, 6), {"kernel_size": 3, "stride": 0}),
+    "kernel 0": ((1, 2, 6, 6), {"kernel_size": 0}),
+    "kernel of three": ((1, 2, 6, 6), {"kernel_size": (2, 2, 2)}),
+    "no channels": ((2, 0, 6, 6), {"kernel_size": 2}),
+    "no rows": ((2, 3, 0, 6), {"kernel_size": 2}),
+}
+
+
+@pytest.mark.parametrize("case", named(ERRORS))
+@pytest.mark.parametrize("name", POOLS)
+def test_errors(name: str, case: tuple[tuple[int, ...], dict[str, Any]]) -> None:
+    ours, torchs = POOLS[name]
+    raises_like(torchs, ours, randn(*case[0]), **case[1])
+
+
+def test_errors_of_one() -> None:
+    raises_like(F.max_pool2d, tnn.max_pool2d, randn(6, 6), 2)
+    with pytest.raises(RuntimeError, match="4D"):  # torch's own is an IndexError about its axes
+        tnn.avg_pool2d(randn(6, 6), 2)
+    raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6), 2, dilation=0)
+    raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6) > 0, 2)
+    raises_like(F.avg_pool2d, tnn.avg_pool2d, randn(1, 2, 6, 6), 2, divisor_override=0)
+
+
+@pytest.mark.parametrize("name", ["MaxPool2d", "AvgPool2d"])
+def test_modules_are_torchs(name: str) -> None:
+    ours, torchs = (getattr(nn, name)(3, 2, 1, ceil_mode=True) for nn in (tnn, torch.nn))
+    assert repr(ours) == repr(torchs) and "__init__" not in vars(getattr(tnn, name))
+    assert torch.equal(ours(randn(2, 3, 6, 6)), torchs(randn(2, 3, 6, 6)))
