@@ -105,6 +105,38 @@ def small_from_big(big, AXIS: tl.constexpr):
 
 
 @device_function
+def bilinear_source(position, size, out_size, scale, ALIGN_CORNERS: tl.constexpr):
+    """(first, second, weight): the two pixels an output position lies between, and the weight of the second.
+
+    `scale` is in input pixels an output pixel; its dtype is that of the coordinates. Axes of one size are copied.
+    """
+    if ALIGN_CORNERS:
+        source = position.to(scale.dtype) * scale
+    else:
+        source = tl.maximum((position.to(scale.dtype) + 0.5) * scale - 0.5, 0.0)
+    first = tl.minimum(source.to(position.dtype), size - 1)
+    weight = tl.minimum(source - first.to(scale.dtype), 1.0)
+    same = size == out_size
+    first = tl.where(same, position, first)
+    second = tl.where(same, first, tl.minimum(first + 1, size - 1))
+    return first, second, tl.where(same, 0.0, weight)
+
+
+@device_function
+def first_reader(position, size, out_size, scale, ALIGN_CORNERS: tl.constexpr):
+    """An output position at or before the first whose bilinear_source is the pixel of this position."""
+    step = tl.maximum(scale, 1e-30)  # it is 0 where one pixel or one output is all there is
+    if ALIGN_CORNERS:
+        out = (position.to(scale.dtype) - 1) / step
+    else:
+        out = (position.to(scale.dtype) - 0.5) / step - 0.5
+    # One lower, for rounding.
+    out = tl.minimum(tl.maximum(out - 1, 0.0), out_size - 1.0).to(position.dtype)
+    out = tl.where(position == 0, 0, out)
+    return tl.where(size == out_size, position, out)
+
+
+@device_function
 def offset_of(index, sizes, strides):
     """Where the element of that number lies in storage; sizes and strides count from the innermost axis outwards."""
     offset = index * 0

@@ -103,8 +103,8 @@ def _max_pool2d_backward_kernel(
             tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
             hit = (element < elements) & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
             code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=hit, other=0)
-            won = hit & (code.to(INDEX) == tap)
-            acc += tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=won, other=0.0).to(ACCUMULATOR)
+            upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
+            acc += tl.where(code.to(INDEX) == tap, upstream, 0.0)
     at = n * dx_n + c * dx_c + h * dx_h + w * dx_w
     tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=element < elements)
 

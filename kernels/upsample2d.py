@@ -1,0 +1,143 @@
+"""Bilinear upsampling (and downsampling, without antialiasing).
+
+    forward    y[n, c, p, q]  = sum_{i, j in 0, 1} a_i(p) * b_j(q) * x[n, c, h_i(p), w_j(q)]
+    backward   dx[n, c, h, w] = sum over the (p, q) that read pixel (h, w) of the same weights times dy[n, c, p, q]
+
+where an output row p lies between the input rows h_0 and h_1, with weights a_0 + a_1 = 1; columns likewise. The backward is a
+gather: an input pixel walks the outputs that may read it and takes their weights from the same function as the forward, so
+there are no atomics, and 16-bit gradients are summed in float32. Coordinates are float32, or float64 for float64.
+"""
+
+import math
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels.indexing import bilinear_source, first_reader, split_element
+from trinn.kernels.launch import empty, index_type, is_channels_last, launch
+from trinn.kernels.op import op
+from trinn.kernels.precision import accumulator
+from trinn.kernels.tuning import elementwise_block
+
+
+@triton.jit
+def _forward_kernel(
+    x, y,
+    x_strides, y_strides,
+    elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64,
+    ALIGN_CORNERS: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of y."""
+    x_n, x_c, x_h, x_w = x_strides
+    y_n, y_c, y_h, y_w = y_strides
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    valid = element < elements
+    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
+    top, bottom, down = bilinear_source(p, height, out_height, scale_h, ALIGN_CORNERS)
+    left, right, across = bilinear_source(q, width, out_width, scale_w, ALIGN_CORNERS)
+    x += n * x_n + c * x_c
+    top_left = tl.load(x + top * x_h + left * x_w, mask=valid, other=0.0).to(ACCUMULATOR)
+    top_right = tl.load(x + top * x_h + right * x_w, mask=valid, other=0.0).to(ACCUMULATOR)
+    bottom_left = tl.load(x + bottom * x_h + left * x_w, mask=valid, other=0.0).to(ACCUMULATOR)
+    bottom_right = tl.load(x + bottom * x_h + right * x_w, mask=valid, other=0.0).to(ACCUMULATOR)
+    value = (1 - down) * ((1 - across) * top_left + across * top_right)
+    value += down * ((1 - across) * bottom_left + across * bottom_right)
+    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, value.to(y.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _backward_kernel(
+    dy, dx,
+    dy_strides, dx_strides,
+    elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64, readers_h, readers_w,
+    ALIGN_CORNERS: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of dx; `readers` is the largest number of outputs on an axis that may read one pixel."""
+    dy_n, dy_c, dy_p, dy_q = dy_strides
+    dx_n, dx_c, dx_h, dx_w = dx_strides
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    valid = element < elements
+    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
+    first_p = first_reader(h, height, out_height, scale_h, ALIGN_CORNERS)
+    first_q = first_reader(w, width, out_width, scale_w, ALIGN_CORNERS)
+    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    for i in range(readers_h):
+        p = first_p + i
+        top, bottom, down = bilinear_source(p, height, out_height, scale_h, ALIGN_CORNERS)
+        weight_h = tl.where(top == h, 1 - down, 0.0) + tl.where(bottom == h, down, 0.0)
+        reads_h = (p < out_height) & ((top == h) | (bottom == h))
+        for j in range(readers_w):
+            q = first_q + j
+            left, right, across = bilinear_source(q, width, out_width, scale_w, ALIGN_CORNERS)
+            weight_w = tl.where(left == w, 1 - across, 0.0) + tl.where(right == w, across, 0.0)
+            reads = valid & reads_h & (q < out_width) & ((left == w) | (right == w))
+            upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=reads, other=0.0).to(ACCUMULATOR)
+            acc += weight_h * weight_w * upstream
+    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=valid)
+
+
+def _empty(x: Tensor, size: Sequence[int], scales: Sequence[float], align_corners: bool) -> Tensor:
+    return empty(x, (*x.shape[:2], *size), is_channels_last(x))
+
+
+@op(fake=_empty)
+def bilinear2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], align_corners: bool) -> Tensor:
+    """An image resized by bilinear interpolation.
+
+    Args:
+        x: (N, C, H, W), any strides.
+        size: (P, Q).
+        scales: input pixels an output pixel, for height and width; H / P unless the user fixed it. With align_corners the
+            distance of two outputs in input pixels, (H - 1) / (P - 1), or 0 for a single one.
+        align_corners: the centres of the corner pixels coincide, not their outer edges.
+
+    Returns:
+        (N, C, P, Q), channels_last if `x` is.
+    """
+    y = _empty(x, size, scales, align_corners)
+    block = elementwise_block(y.numel())
+    launch(
+        _forward_kernel, triton.cdiv(y.numel(), block), x, y,
+        x.stride(), y.stride(),
+        y.numel(), *x.shape[1:], *size, *map(float, scales),
+        ALIGN_CORNERS=align_corners, CHANNELS_LAST=is_channels_last(y), ACCUMULATOR=accumulator(x.dtype),
+        INDEX=index_type(x, y), BLOCK=block, device=x.device,
+    )  # fmt: skip
+    return y
+
+
+@op(fake=_empty)
+def bilinear2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float], align_corners: bool) -> Tensor:
+    """Gradient of bilinear interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
+
+    `scales` and `align_corners` are those of the forward.
+    """
+    dx = _empty(dy, size, scales, align_corners)
+    axes = zip(size, dy.shape[2:], scales, strict=True)
+    block = elementwise_block(dx.numel())
+    launch(
+        _backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
+        dy.stride(), dx.stride(),
+        dx.numel(), *dx.shape[1:], *dy.shape[2:], *map(float, scales), *(_most_readers(*axis) for axis in axes),
+        ALIGN_CORNERS=align_corners, CHANNELS_LAST=is_channels_last(dx), ACCUMULATOR=accumulator(dy.dtype),
+        INDEX=index_type(dy, dx), BLOCK=block, device=dy.device,
+    )  # fmt: skip
+    return dx
+
+
+def _most_readers(size: int, out_size: int, scale: float) -> int:
+    """A bound on the number of outputs of an axis that read one pixel, counted from first_reader."""
+    if size == out_size:
+        return 1
+    if scale == 0:
+        return out_size
+    # Outputs within one pixel to either side, one more at each end for rounding; all that lie past it read the last pixel.
+    inner = math.ceil(2 / scale) + 4
+    last = out_size - math.floor((size - 2) / scale) + 3
+    return min(out_size, max(inner, last))
