@@ -6,11 +6,11 @@ of them. That is why each can be differentiated as often as one likes.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.function import Function, autocast
+from trinn.layers.pad2d import pad2d
 from trinn.layers.reduce import ChannelSum
 from trinn.layers.window import Pair, batched, pair
 
@@ -193,6 +193,6 @@ class Conv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            input = pad2d(input, self._reversed_padding_repeated_twice, self.padding_mode)
             padding = 0
         return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
