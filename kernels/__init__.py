@@ -11,6 +11,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from trinn.kernels.batchnorm2d import (  # noqa: E402
+    batchnorm2d_backward,
+    batchnorm2d_forward,
+    batchnorm2d_statistics,
+    batchnorm2d_sums,
+    batchnorm2d_update,
+)
 from trinn.kernels.conv2d import conv2d_dgrad, conv2d_fprop, conv2d_wgrad  # noqa: E402
 from trinn.kernels.conv_transpose2d import (  # noqa: E402
     conv_transpose2d_dgrad,
@@ -18,12 +25,31 @@ from trinn.kernels.conv_transpose2d import (  # noqa: E402
     conv_transpose2d_wgrad,
 )
 from trinn.kernels.linear import linear_dgrad, linear_fprop, linear_wgrad  # noqa: E402
+from trinn.kernels.pad2d import pad2d_backward, pad2d_forward  # noqa: E402
+from trinn.kernels.pool2d import (  # noqa: E402
+    avg_pool2d_backward,
+    avg_pool2d_forward,
+    max_pool2d_backward,
+    max_pool2d_forward,
+    max_pool2d_indices,
+    max_pool2d_pick,
+)
 from trinn.kernels.reduce import channel_sum  # noqa: E402
 from trinn.kernels.relu import relu_, relu_backward, relu_forward  # noqa: E402
+from trinn.kernels.upsample2d import bilinear2d_backward, bilinear2d_forward  # noqa: E402
 
 ops = torch.ops.trinn
 
 __all__ = [
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "batchnorm2d_backward",
+    "batchnorm2d_forward",
+    "batchnorm2d_statistics",
+    "batchnorm2d_sums",
+    "batchnorm2d_update",
+    "bilinear2d_backward",
+    "bilinear2d_forward",
     "channel_sum",
     "conv_transpose2d_dgrad",
     "conv_transpose2d_fprop",
@@ -31,11 +57,17 @@ __all__ = [
     "linear_dgrad",
     "linear_fprop",
     "linear_wgrad",
+    "pad2d_backward",
+    "pad2d_forward",
     "relu_",
     "relu_backward",
     "relu_forward",
     "conv2d_dgrad",
     "conv2d_fprop",
     "conv2d_wgrad",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "max_pool2d_indices",
+    "max_pool2d_pick",
     "ops",
 ]

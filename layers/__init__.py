@@ -1,18 +1,31 @@
 """What torch sees: autograd Functions, functionals with torch.nn.functional's signatures, modules that subclass torch.nn's."""
 
+from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm
 from trinn.layers.conv2d import Conv2d, conv2d
 from trinn.layers.conv_transpose2d import ConvTranspose2d, conv_transpose2d
 from trinn.layers.linear import Linear, linear
+from trinn.layers.pool2d import AvgPool2d, MaxPool2d, avg_pool2d, max_pool2d
 from trinn.layers.relu import ReLU, relu, relu_
+from trinn.layers.upsample2d import Upsample, UpsamplingBilinear2d, interpolate
 
 __all__ = [
+    "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "Conv2d",
     "ConvTranspose2d",
     "Linear",
+    "MaxPool2d",
     "ReLU",
+    "Upsample",
+    "UpsamplingBilinear2d",
+    "avg_pool2d",
+    "batch_norm",
     "conv2d",
     "conv_transpose2d",
+    "interpolate",
     "linear",
+    "max_pool2d",
     "relu",
     "relu_",
 ]

@@ -1,0 +1,197 @@
+"""Batch normalisation: `batch_norm`, `BatchNorm1d` and `BatchNorm2d`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trinn.kernels import ops
+from trinn.layers.function import Function
+
+
+class BatchNormForward(Function):
+    """y = w * z + b with z = (x - mean) / sqrt(var + eps); with `batch`, mean and var are those of x and move with it."""
+
+    @staticmethod
+    def forward(x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, eps: float, batch: bool) -> Tensor:
+        return ops.batchnorm2d_forward(x, mean, var, w, b, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, mean, var, w, _, ctx.eps, ctx.batch = inputs
+        ctx.save_for_backward(x, mean, var, w)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        need_x, _, _, need_w, need_b, *_ = ctx.needs_input_grad
+        dx, dw, db = BatchNormBackward.call(dy, *ctx.saved_tensors, ctx.eps, ctx.batch, need_x, need_w or need_b)
+        return dx, None, None, dw if need_w else None, db if need_b else None, None, None
+
+
+class BatchNormBackward(Function):
+    """The gradients dx, dw = sum dy * z and db = sum dy; None for dx, or for dw and db, where they are not wanted."""
+
+    @staticmethod
+    def forward(
+        dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, eps: float, batch: bool, want_x: bool, want_w: bool
+    ) -> tuple[Tensor | None, ...]:
+        sums = ops.batchnorm2d_sums(x, dy, mean, var, eps) if batch or want_w else None
+        dx = ops.batchnorm2d_backward(x, dy, mean, var, w, sums if batch else None, eps) if want_x else None
+        dw, db = sums if sums is not None and want_w else (None, None)
+        return dx, dw, db
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.eps, ctx.batch, _, _ = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None) -> tuple[Any, ...]:
+        """Written in torch's arithmetic, from x on, so that it can itself be differentiated as often as one likes.
+
+        With s = 1 / sqrt(var + eps) and P(v) = v - avg(v) - z * avg(v * z), or P(v) = v for given statistics,
+        dx = w * s * P(dy). P is symmetric, and a step of x moves z by s * P(step) and s by -s^2 * avg(z * step).
+        """
+        dy, x, mean, var, w = ctx.saved_tensors
+        dy, x = dy.to(mean.dtype), x.to(mean.dtype)
+        ddx = ddx.to(mean.dtype) if ddx is not None else torch.zeros_like(x)
+        mean, var, w, ddw, ddb = (v[:, None, None] if v is not None else None for v in (mean, var, w, ddw, ddb))
+        if ctx.batch:
+            mean = _average(x)
+            var = _average((x - mean).square())
+        s = (var + ctx.eps).rsqrt()
+        z = (x - mean) * s
+
+        def projected(v: Tensor) -> Tensor:
+            return v - _average(v) - z * _average(v * z) if ctx.batch else v
+
+        p_dy, p_ddx = projected(dy), projected(ddx)
+        scale = w * s if w is not None else s
+        to_dy, to_x = scale * p_ddx, torch.zeros_like(x)
+        if ddw is not None:
+            to_dy, to_x = to_dy + ddw * z, ddw * s * p_dy
+        if ddb is not None:
+            to_dy = to_dy + ddb
+        if ctx.batch:
+            moved = z * _average(ddx * p_dy) + p_ddx * _average(dy * z) + p_dy * _average(ddx * z)
+            to_x = to_x - scale * s * moved
+        to_w = (ddx * s * p_dy).sum((0, 2, 3)) if w is not None else None
+        return to_dy, to_x, None, None, to_w, None, None, None, None
+
+
+def _average(v: Tensor) -> Tensor:
+    """Over the pixels, as (C, 1, 1)."""
+    return v.mean((0, 2, 3))[:, None, None]
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-05,
+) -> Tensor:
+    """(input - mean) / sqrt(var + eps) * weight + bias for each channel, as `torch.nn.functional.batch_norm`.
+
+    Args:
+        input: (N, C, *); float16, bfloat16, float32 or float64.
+        running_mean, running_var: (C). In training they move by `momentum` towards the mean and the unbiased variance of the
+            input; otherwise they are the mean and the variance. In training both may be None.
+        weight, bias: (C); without them, 1 and 0. All four have the dtype of the input, or for an input of 16 bits all float32.
+
+    Returns:
+        Like `input`, in its memory format. An empty batch leaves the running statistics as they are.
+
+    Raises:
+        ValueError: training on one value per channel, with eps <= 0 or with one of the running statistics; a negative eps.
+        RuntimeError: sizes, dtypes or devices that do not belong together, statistics that are missing or require a gradient.
+    """
+    _check_options(input, running_mean, running_var, training, momentum, eps)
+    _check_tensors(input, running_mean, running_var, weight, bias)
+    weight, bias = (v.flatten() if v is not None else None for v in (weight, bias))
+    x = input.flatten(3) if input.dim() > 4 else input[(...,) + (None,) * (4 - input.dim())]
+    if training:
+        mean, var = ops.batchnorm2d_statistics(x.detach())
+        if running_mean is not None and x.numel() > 0:
+            ops.batchnorm2d_update(running_mean, running_var, mean, var, momentum, x.numel() // x.shape[1])
+    elif running_mean is None or running_var is None:
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise RuntimeError(f"{missing} must be defined in evaluation mode")
+    elif torch.is_grad_enabled():
+        # A later step of training moves the running statistics, while a backward pass still needs them as they are.
+        mean, var = running_mean.clone(), running_var.clone()
+    else:
+        mean, var = running_mean, running_var
+    return BatchNormForward.call(x, mean, var, weight, bias, eps, training).view(input.shape)
+
+
+def _check_options(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, momentum: float, eps: float
+) -> None:
+    if training:
+        if input.shape[0] * input.shape[2:].numel() == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
+        if eps <= 0.0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+        if (running_mean is None) != (running_var is None):
+            raise ValueError("running_mean and running_var must either both be None or neither be None")
+    elif eps < 0.0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    if not isinstance(momentum, (int, float, torch.SymFloat)):
+        raise TypeError(f"batch_norm: momentum must be a float, not {type(momentum).__name__}")
+
+
+def _check_tensors(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> None:
+    if input.dim() < 2:
+        raise RuntimeError(f"batch_norm: expected input of at least 2 axes, (N, C, *), but got size {list(input.shape)}")
+    if not input.is_floating_point():
+        raise NotImplementedError(f"batch_norm: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    given = {name: tensor for name, tensor in named.items() if tensor is not None}
+    dtype = next((tensor.dtype for tensor in given.values() if input.dtype.itemsize == 2), input.dtype)
+    for name, tensor in given.items():
+        if tensor.device != input.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but got input on {input.device} and {name} on {tensor.device}"
+            )
+        if tensor.numel() != input.shape[1]:
+            raise RuntimeError(f"{name} should contain {input.shape[1]} elements not {tensor.numel()}")
+        if tensor.dtype != dtype or dtype not in (input.dtype, torch.float32):
+            raise RuntimeError(
+                f"batch_norm: {name} is {tensor.dtype}, which does not go with the others and input of {input.dtype}"
+            )
+        if name.startswith("running") and (tensor.dim() != 1 or tensor.requires_grad):
+            raise RuntimeError(f"batch_norm: {name} must have one axis and not require a gradient")
+
+
+def _module(module: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> Tensor:
+    """`batch_norm` with the parameters, buffers and options of a module, as torch's modules use them."""
+    module._check_input_dim(input)
+    momentum = module.momentum if module.momentum is not None else 0.0
+    if module.training and module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:
+            momentum = 1.0 / float(module.num_batches_tracked)
+    tracked = module.track_running_stats or not module.training
+    mean, var = (module.running_mean, module.running_var) if tracked else (None, None)
+    training = module.training or (mean is None and var is None)
+    return batch_norm(input, mean, var, module.weight, module.bias, training, momentum, module.eps)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d on `batch_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _module(self, input)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d on `batch_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _module(self, input)
