@@ -13,12 +13,16 @@ pixel hits the taps `first, first + step, first + 2 * step, ...` with step = str
 Triton divides and takes remainders like C, towards zero. Only this file knows how that is dealt with.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
 import triton.language as tl
 
 from trinn.kernels.launch import device_function
+
+# How far rounding may move the coordinates of a bilinear interpolation: in output pixels, for each output of an axis.
+READER_SLACK = tl.constexpr(2.0**-20)
 
 
 class Axis(NamedTuple):
@@ -124,16 +128,36 @@ def bilinear_source(position, size, out_size, scale, ALIGN_CORNERS: tl.constexpr
 
 @device_function
 def first_reader(position, size, out_size, scale, ALIGN_CORNERS: tl.constexpr):
-    """An output position at or before the first whose bilinear_source is the pixel of this position."""
+    """The first output position whose bilinear_source may be the pixel of this position, with room for rounding.
+
+    Outputs before the centre of the first pixel do not count for the second, where their weight is 0.
+    """
+    shift: tl.constexpr = 0.0 if ALIGN_CORNERS else 0.5
     step = tl.maximum(scale, 1e-30)  # it is 0 where one pixel or one output is all there is
-    if ALIGN_CORNERS:
-        out = (position.to(scale.dtype) - 1) / step
-    else:
-        out = (position.to(scale.dtype) - 0.5) / step - 0.5
-    # One lower, for rounding.
-    out = tl.minimum(tl.maximum(out - 1, 0.0), out_size - 1.0).to(position.dtype)
+    out = (position.to(scale.dtype) - 1 + shift) / step - shift - out_size * READER_SLACK
+    out = tl.minimum(tl.maximum(tl.ceil(out), 0.0), out_size - 1.0).to(position.dtype)
     out = tl.where(position == 0, 0, out)
     return tl.where(size == out_size, position, out)
+
+
+@functools.lru_cache(maxsize=1024)
+def most_readers(size: int, out_size: int, scale: float, align_corners: bool) -> int:
+    """How far it is, at most, from a pixel's first_reader past the last output that reads it."""
+    if size == out_size:
+        return 1
+    if scale == 0:
+        return out_size
+    shift, slack = 0.0 if align_corners else 0.5, out_size * READER_SLACK.value
+
+    def end(pixel: int) -> int:
+        if pixel == size - 1:
+            return out_size
+        return min(out_size, math.ceil((pixel + 1 + shift) / scale - shift + slack))
+
+    def first(pixel: int) -> int:
+        return max(0, math.ceil((pixel - 1 + shift) / scale - shift - 2 * slack)) if pixel > 0 else 0
+
+    return max(end(pixel) - first(pixel) for pixel in range(size))
 
 
 @device_function

@@ -8,14 +8,13 @@ gather: an input pixel walks the outputs that may read it and takes their weight
 there are no atomics, and 16-bit gradients are summed in float32. Coordinates are float32, or float64 for float64.
 """
 
-import math
 from collections.abc import Sequence
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import bilinear_source, first_reader, split_element
+from trinn.kernels.indexing import bilinear_source, first_reader, most_readers, split_element
 from trinn.kernels.launch import empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator
@@ -57,7 +56,7 @@ def _backward_kernel(
     ALIGN_CORNERS: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx; `readers` is the largest number of outputs on an axis that may read one pixel."""
+    """BLOCK elements of dx; `readers`, from most_readers, is how many outputs of an axis each pixel looks at."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
@@ -124,20 +123,8 @@ def bilinear2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float]
     launch(
         _backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
         dy.stride(), dx.stride(),
-        dx.numel(), *dx.shape[1:], *dy.shape[2:], *map(float, scales), *(_most_readers(*axis) for axis in axes),
+        dx.numel(), *dx.shape[1:], *dy.shape[2:], *map(float, scales), *(most_readers(*axis, align_corners) for axis in axes),
         ALIGN_CORNERS=align_corners, CHANNELS_LAST=is_channels_last(dx), ACCUMULATOR=accumulator(dy.dtype),
         INDEX=index_type(dy, dx), BLOCK=block, device=dy.device,
     )  # fmt: skip
     return dx
-
-
-def _most_readers(size: int, out_size: int, scale: float) -> int:
-    """A bound on the number of outputs of an axis that read one pixel, counted from first_reader."""
-    if size == out_size:
-        return 1
-    if scale == 0:
-        return out_size
-    # Outputs within one pixel to either side, one more at each end for rounding; all that lie past it read the last pixel.
-    inner = math.ceil(2 / scale) + 4
-    last = out_size - math.floor((size - 2) / scale) + 3
-    return min(out_size, max(inner, last))

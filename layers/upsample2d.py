@@ -85,6 +85,11 @@ def interpolate(
         out = _both(size, "output size", input)
     elif scale_factor is not None:
         factors = _both(scale_factor, "scale_factor", input)
+        if torch.compiler.is_compiling():
+            # torch.compile cannot hand sizes made of symbolic floats to a Function: compile for these factors.
+            from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+            factors = guard_scalar(factors[0]), guard_scalar(factors[1])
         out = tuple(math.floor(n * factor) for n, factor in zip(input.shape[2:], factors, strict=True))
     else:
         raise ValueError("either size or scale_factor should be defined")

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -70,16 +71,32 @@ def test_layouts(layout: Any) -> None:
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_gather_misses_no_reader(align_corners: bool) -> None:
-    """For every pair of sizes and many factors the gradient of ones adds up as torch's does, pixel by pixel."""
-    options: list[dict[str, Any]] = [{"size": (out, 1)} for out in (1, 2, 3, 5, 8, 13, 29)]
-    options += [{"scale_factor": (factor, 1)} for factor in (0.3, 0.77, 1.01, 1.3, 2.1, 3.7)]
-    for size in (1, 2, 3, 7, 12):
-        x = randn(1, 1, size, 1, dtype=torch.float64)
-        for option in options:
-            if int(size * option.get("scale_factor", (1,))[0]) < 1:
-                continue
-            got, expected = (gradients(f, x, align_corners=align_corners, **option)[0] for f in (ours, torchs))
-            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, msg=f"{size} {option}")
+    """The matrix of the backward is that of the forward, transposed, to the bit: sizes, factors, and scales of no sizes."""
+    cases: list[tuple[int, int, float | None]] = [
+        (size, out, None) for size in (1, 2, 3, 7, 12) for out in (1, 2, 3, 5, 8, 14, 29, 36)
+    ]
+    cases += [(size, math.floor(size * f), 1 / f) for size in (2, 5, 9) for f in (0.6, 0.77, 1.01, 1.3, 2.1, 3.7)]
+    cases += [(5, 9, 3.0), (9, 5, 0.1), (5, 9, 0.125), (4, 6, 1.0)]
+    for size, out, given in cases:
+        even = (size - 1) / max(out - 1, 1) if align_corners else size / out
+        arguments = (given or even, 1.0), align_corners
+        forward = ops.bilinear2d_forward(identity(size), (out, 1), *arguments).view(size, out)
+        backward = ops.bilinear2d_backward(identity(out), (size, 1), *arguments).view(out, size)
+        assert torch.equal(forward, backward.T), (size, out, given)
+
+
+def identity(size: int) -> torch.Tensor:
+    """As many images of one column, each with a one in another row."""
+    return torch.eye(size, device=DEVICE).view(size, 1, size, 1)
+
+
+def test_readers_of_long_axes() -> None:
+    """Each output is read once in all, also where rounding moves coordinates across a pixel."""
+    for size, out in ((3, 400), (5000, 3), (997, 2991), (2991, 997), (1000, 1001)):
+        scales = (1.0, size / out)
+        y = torch.ones(1, 1, 1, out, device=DEVICE)
+        dx = ops.bilinear2d_backward(y, (1, size), scales, False)
+        assert abs(dx.sum().item() - out) <= 1e-6 * out, (size, out)
 
 
 def test_adjoint() -> None:
@@ -110,9 +127,10 @@ def test_expanded_gradient_and_same_bits() -> None:
 
 
 def test_sixteen_bit_gradients_are_summed_in_float32() -> None:
-    """2,050 ones add up; sums in float16 stop at 2,048."""
-    (dx,) = gradients(ours, torch.ones(1, 1, 1, 1, dtype=torch.float16, device=DEVICE), size=(41, 50))
-    assert dx.item() == 2050
+    """2,048 and eight ones are 2,056; a sum in float16 stops at 2,048."""
+    dy = torch.ones(1, 1, 1, 9, dtype=torch.float16, device=DEVICE)
+    dy[..., 0] = 2048
+    assert ops.bilinear2d_backward(dy, (1, 1), (1.0, 1 / 9), False).item() == 2056
 
 
 def test_gradcheck() -> None:
@@ -163,3 +181,15 @@ def test_modules_are_torchs() -> None:
         ours, torchs = (getattr(nn, name)(**options) for nn in (tnn, torch.nn))
         assert repr(ours) == repr(torchs) and "__init__" not in vars(getattr(tnn, name))
         torch.testing.assert_close(ours(randn(*SMALL)), torchs(randn(*SMALL)))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_whole(dynamic: bool | None) -> None:
+    """torch.compile finds no break, also where sizes and factors are symbols."""
+    torch._dynamo.reset()
+    module = tnn.Upsample(scale_factor=1.5, mode="bilinear")
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for shape in ((2, 3, 7, 6), (2, 3, 8, 9)):
+        x = randn(*shape).requires_grad_()
+        got, expected = (torch.autograd.grad(m(x).square().sum(), x)[0] for m in (compiled, module))
+        assert torch.equal(got, expected)
