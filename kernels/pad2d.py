@@ -42,7 +42,7 @@ def _reader(i, position, near, size, out_size, MODE: tl.constexpr):
     """The i-th p with h(p) = position, and whether there is one."""
     if MODE == "replicate":
         reader = tl.where(position == 0, 0, position + near) + i
-        reads = reader <= tl.where(position == size - 1, out_size - 1, position + near)
+        reads = inside(reader, out_size) & (reader <= tl.where(position == size - 1, out_size - 1, position + near))
     else:
         if MODE == "reflect":
             before, after = -position, 2 * (size - 1) - position
@@ -111,7 +111,8 @@ def pad2d_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
 
     Args:
         x: (N, C, H, W), any strides.
-        padding: (left, right, top, bottom), in pixels; none negative, below the size for "reflect", at most it for "circular".
+        padding: (left, right, top, bottom), in pixels; below the size for "reflect", at most it for "circular". Negative
+            padding crops; not for "circular".
         mode: "reflect", "replicate" or "circular".
 
     Returns:
@@ -133,14 +134,21 @@ def pad2d_backward(dy: Tensor, padding: Sequence[int], mode: str) -> Tensor:
     """Gradient of pad2d_forward: each pixel gets the sum over its copies; `dy` has the padded size, any strides."""
     dx = _empty_backward(dy, padding, mode)
     left, right, top, bottom = padding
-    readers_h = max(top, bottom, dy.shape[2] if dx.shape[2] == 1 else 0) + 1 if mode == "replicate" else 3
-    readers_w = max(left, right, dy.shape[3] if dx.shape[3] == 1 else 0) + 1 if mode == "replicate" else 3
+    readers = _most_readers(dx.shape[2], top, bottom, mode), _most_readers(dx.shape[3], left, right, mode)
     block = elementwise_block(dx.numel())
     launch(
         _backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
         dy.stride(), dx.stride(),
-        dx.numel(), *dx.shape[1:], *dy.shape[2:], top, left, readers_h, readers_w,
+        dx.numel(), *dx.shape[1:], *dy.shape[2:], top, left, *readers,
         MODE=mode, CHANNELS_LAST=is_channels_last(dx), ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx),
         BLOCK=block, device=dy.device,
     )  # fmt: skip
     return dx
+
+
+def _most_readers(size: int, near: int, far: int, mode: str) -> int:
+    """The largest number of outputs of an axis that copy one pixel."""
+    near, far = max(near, 0), max(far, 0)
+    if mode != "replicate":
+        return 3 if near or far else 1
+    return 1 + (near + far if size == 1 else max(near, far))

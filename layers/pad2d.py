@@ -1,7 +1,9 @@
 """Padding an image with itself, for a convolution's `padding_mode`."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trinn.kernels import ops
@@ -43,39 +45,51 @@ class PadBackward(Function):
         return PadForward.call(ddx, ctx.padding, ctx.mode), None, None
 
 
-def pad2d(input: Tensor, pad: Padding, mode: str) -> Tensor:
+def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
     """A border made of the image itself, as `torch.nn.functional.pad` on its last two axes.
 
     Args:
-        input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
-        pad: (left, right, top, bottom), in pixels.
+        input: (N, C, H, W) or (C, H, W); integers too.
+        pad: (left, right, top, bottom), in pixels; a negative number crops.
         mode: 'reflect', 'replicate' or 'circular'.
 
     Returns:
-        (N, C, H + top + bottom, W + left + right), in the memory format of `input`.
+        (N, C, H + top + bottom, W + left + right), in the memory format of `input`; contiguous if circular.
 
     Raises:
-        RuntimeError: padding that the image is too small for, or negative.
-        NotImplementedError: another mode or dtype.
+        RuntimeError: padding that the image is too small for.
+        NotImplementedError: another mode, number of axes to pad, or bool or complex input.
+        TypeError: padding that is not of integers.
     """
+    if len(pad) % 2:
+        raise RuntimeError(f"Padding length must be divisible by 2, but got {len(pad)}")
     if mode not in ("reflect", "replicate", "circular"):
         raise NotImplementedError(f"pad2d: expected mode 'reflect', 'replicate' or 'circular', but got {mode!r}")
-    if not input.is_floating_point():
-        raise NotImplementedError(f"pad2d: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
+    if len(pad) != 4 or input.dim() not in (3, 4):
+        raise NotImplementedError(f"pad2d: expected 4 widths and 3D or 4D input, but got {len(pad)} and {input.dim()}D")
+    if input.dtype == torch.bool or input.is_complex():
+        raise NotImplementedError(f"pad2d is not implemented for {input.dtype}")
+    if not all(isinstance(width, (int, torch.SymInt)) for width in pad):
+        raise TypeError(f"pad2d: pad must be a tuple of ints, but got {pad!r}")
     x, unbatched = batched(input, "pad2d")
-    if min(pad) < 0:
-        raise RuntimeError(f"negative padding is not supported, but got {pad}")
-    if 0 in x.shape[1:]:
+    left, right, top, bottom = pad
+    if x.shape[2] + top + bottom < 0 or x.shape[3] + left + right < 0:
+        raise RuntimeError(f"Padding {tuple(pad)} crops more than there is of input {list(x.shape)}")
+    if mode == "circular":
+        # What wraps around is the cropped image; a reflection sees all of it.
+        x = x[:, :, max(-top, 0) : max(x.shape[2] + min(bottom, 0), 0), max(-left, 0) : max(x.shape[3] + min(right, 0), 0)]
+        left, right, top, bottom = (max(width, 0) for width in pad)
+    elif 0 in x.shape[1:]:
         raise RuntimeError(f"pad2d: expected input with non-zero size for all but the batch axis, but got {list(x.shape)}")
-    for axis, widths in ((3, pad[:2]), (2, pad[2:])):
+    for axis, widths in ((3, (left, right)), (2, (top, bottom))):
         if mode == "reflect" and max(widths) >= x.shape[axis]:
             raise RuntimeError(
-                f"Padding size should be less than the corresponding input dimension, but got: padding {tuple(widths)} at "
+                f"Padding size should be less than the corresponding input dimension, but got: padding {widths} at "
                 f"dimension {axis} of input {list(x.shape)}"
             )
         if mode == "circular" and max(widths) > x.shape[axis]:
             raise RuntimeError(
-                f"Padding value causes wrapping around more than once: {tuple(widths)} at dimension {axis} of {list(x.shape)}"
+                f"Padding value causes wrapping around more than once: {widths} at dimension {axis} of {list(x.shape)}"
             )
-    y = PadForward.call(x, tuple(pad), mode)
+    y = PadForward.call(x, (left, right, top, bottom), mode)
     return y.squeeze(0) if unbatched else y

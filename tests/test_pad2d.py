@@ -1,9 +1,11 @@
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import trinn.layers as tnn
 from tests.cases import named
@@ -17,6 +19,10 @@ CASES = {
     "as wide as may be": ((1, 2, 4, 3), (2, 2, 3, 3)),
     "one edge": ((1, 2, 4, 3), (0, 2, 0, 0)),
     "unbatched": ((3, 4, 5), (1, 1, 2, 2)),
+    "nothing to pad": ((1, 2, 4, 3), (0, 0, 0, 0)),
+    "cropped on one side, padded on the other": ((1, 2, 5, 6), (-1, 3, 2, -2)),
+    "cropped on all sides": ((1, 2, 5, 6), (-1, -2, -1, -1)),
+    "cropped to nothing": ((1, 2, 4, 3), (-2, -1, 1, 1)),
     "empty batch": ((0, 3, 4, 5), (1, 1, 2, 2)),
 }
 
@@ -30,6 +36,7 @@ def test_equals_torch(case: tuple[tuple[int, ...], tuple[int, int, int, int]], m
 def test_one_pixel() -> None:
     """Replicating one pixel copies it everywhere; wrapping it around goes once."""
     check(pad2d, F.pad, randn(2, 3, 1, 1), pad=(1, 2, 3, 4), mode="replicate")
+    check(pad2d, F.pad, randn(2, 3, 1, 1), pad=(-1, 2, 3, -4), mode="replicate")
     check(pad2d, F.pad, randn(2, 3, 1, 1), pad=(1, 1, 1, 0), mode="circular")
     check(pad2d, F.pad, randn(2, 3, 2, 1), pad=(0, 0, 1, 1), mode="reflect")
 
@@ -40,19 +47,49 @@ def test_dtypes(dtype: torch.dtype, mode: str) -> None:
     check(pad2d, F.pad, randn(2, 3, 4, 5, dtype=dtype), pad=(1, 2, 3, 2), mode=mode)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_layouts(mode: str) -> None:
-    for x in (randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last), randn(2, 3, 5, 8).transpose(2, 3)[:, :, ::2]):
-        check(pad2d, F.pad, x, pad=(1, 2, 3, 2), mode=mode)
+def test_integers() -> None:
+    x = torch.arange(24, device=DEVICE).view(1, 2, 3, 4)
+    for dtype in (torch.int64, torch.uint8):
+        check(pad2d, F.pad, x.to(dtype), pad=(1, 2, 2, 1), mode="reflect")
+
+
+LAYOUTS = {
+    "channels_last": lambda: randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    "channels_last, unbatched": lambda: randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)[1],
+    "transposed, every second row": lambda: randn(2, 3, 5, 8).transpose(2, 3)[:, :, ::2],
+    "expanded": lambda: randn(1, 3, 4, 5).expand(2, 3, 4, 5),
+}
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gradients(mode: str) -> None:
-    """Twice differentiable; the same bits for the same gradient, also where torch's reflection refuses to promise that."""
+@pytest.mark.parametrize("layout", named(LAYOUTS))
+def test_layouts(layout: Any, mode: str) -> None:
+    check(pad2d, F.pad, layout(), pad=(1, 2, 3, 2), mode=mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gathers_every_copy(mode: str) -> None:
+    """Any two widths: the gradient of ones counts how often a pixel was copied."""
+    for size in (1, 2, 3):
+        most = {"reflect": size - 1, "circular": size, "replicate": 3}[mode]
+        for near, far in product(range(-1, most + 1), repeat=2):
+            if size + near + far > 0 and (mode != "circular" or max(near, far) <= size + min(near, far, 0)):
+                got, expected = (gradients(f, randn(1, 1, size, 2), pad=(0, 0, near, far), mode=mode) for f in (pad2d, F.pad))
+                assert torch.equal(got[0], expected[0]), (size, near, far)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradcheck(mode: str) -> None:
     x = randn(1, 2, 4, 3, dtype=torch.float64).requires_grad_()
     assert gradcheck(lambda x: pad2d(x, (1, 2, 3, 1), mode), [x], fast_mode=True)
     assert gradgradcheck(lambda x: pad2d(x, (1, 2, 3, 1), mode), [x], fast_mode=True)
-    (first,), (again,) = (gradients(pad2d, randn(2, 3, 4, 5), pad=(1, 2, 3, 2), mode=mode) for _ in range(2))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_same_bits_every_time(mode: str) -> None:
+    """Also where torch's own reflection refuses to be deterministic."""
+    x, dy = randn(2, 3, 4, 5).requires_grad_(), randn(2, 3, 9, 8)
+    first, again = (torch.autograd.grad(pad2d(x, (1, 2, 3, 2), mode), x, dy)[0] for _ in range(2))
     assert torch.equal(first, again)
 
 
@@ -63,11 +100,23 @@ def test_fakes_are_exact(memory_format: torch.memory_format) -> None:
         torch.library.opcheck(operator, (x, (1, 1, 1, 0), "reflect"), test_utils=("test_schema", "test_faketensor"))
 
 
-ERRORS: dict[str, tuple[tuple[int, ...], tuple[int, int, int, int], str]] = {
-    "reflection as wide as the image": ((1, 2, 4, 5), (5, 1, 1, 1), "reflect"),
-    "wrapping more than once": ((1, 2, 4, 5), (1, 1, 5, 1), "circular"),
-    "no rows": ((1, 2, 0, 5), (1, 1, 1, 1), "replicate"),
-    "another mode": ((1, 2, 4, 5), (1, 1, 1, 1), "mirror"),
+IMAGE, ONES = (1, 2, 4, 5), (1, 1, 1, 1)
+ERRORS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], str]] = {
+    "reflection as wide as the image": (IMAGE, (5, 1, 1, 1), "reflect"),
+    "reflection as high as the image": (IMAGE, (1, 1, 1, 4), "reflect"),
+    "wrapping more than once": (IMAGE, (1, 1, 5, 1), "circular"),
+    "reflecting more than is cropped": (IMAGE, (-1, 5, 1, 1), "reflect"),
+    "cropping more than there is": (IMAGE, (-3, -3, 1, 1), "replicate"),
+    "wrapping what is not there": (IMAGE, (-5, -1, 1, 1), "circular"),
+    "no rows": ((1, 2, 0, 5), ONES, "replicate"),
+    "no rows to wrap": ((1, 2, 0, 5), ONES, "circular"),
+    "no channels": ((1, 0, 4, 5), ONES, "reflect"),
+    "two axes": ((4, 5), ONES, "reflect"),
+    "five axes": ((1, 1, 2, 4, 5), ONES, "circular"),
+    "one axis to pad": (IMAGE, (1, 1), "replicate"),
+    "three widths": (IMAGE, (1, 1, 1), "replicate"),
+    "widths of floats": (IMAGE, (1.0, 1.0, 1.0, 1.0), "reflect"),
+    "another mode": (IMAGE, ONES, "mirror"),
 }
 
 
@@ -76,14 +125,46 @@ def test_errors(case: tuple[Any, ...]) -> None:
     raises_like(F.pad, pad2d, randn(*case[0]), *case[1:])
 
 
+def test_bool() -> None:
+    raises_like(F.pad, pad2d, randn(*IMAGE) > 0, ONES, "reflect")
+
+
+CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "padding for each axis": ((2, 3, 5, 6), {"padding": (2, 1), "stride": 2}),
+    "same, even kernel: one more row at the far edge": ((2, 3, 5, 6), {"padding": "same"}),
+    "same, dilated": ((2, 3, 7, 6), {"padding": "same", "dilation": (1, 2)}),
+    "valid": ((2, 3, 5, 6), {"padding": "valid"}),
+    "unbatched": ((3, 5, 6), {"padding": 1}),
+}
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@pytest.mark.parametrize("padding", [(2, 1), "same"])
 @pytest.mark.parametrize("mode", MODES)
-def test_conv2d_pads_with_it(mode: str, padding: Any) -> None:
-    ours, torchs = (nn.Conv2d(3, 4, (4, 3), padding=padding, padding_mode=mode).to(DEVICE) for nn in (tnn, torch.nn))
-    torchs.load_state_dict(ours.state_dict())
+@pytest.mark.parametrize("case", named(CONVOLUTIONS))
+def test_conv2d_pads_with_it(case: tuple[tuple[int, ...], dict[str, Any]], mode: str) -> None:
+    """Conv2d(padding_mode=...) is torch's: outputs, and the gradients of input, weight and bias."""
+    ours, torchs = (nn.Conv2d(3, 4, (4, 3), padding_mode=mode, **case[1]) for nn in (tnn, torch.nn))
     assert repr(ours) == repr(torchs)
-    x = randn(2, 3, 5, 6)
-    torch.testing.assert_close(ours(x), torchs(x))
-    for got, expected in zip(gradients(ours, x), gradients(torchs, x), strict=True):
-        torch.testing.assert_close(got, expected)
+    tensors = randn(*case[0]), randn(4, 3, 4, 3, seed=1), randn(4, seed=2)
+    check(ours._conv_forward, torchs._conv_forward, *tensors)
+
+
+def test_conv2d_pads_without_torch() -> None:
+    """No torch operator takes part in the padding, forwards or backwards."""
+    conv = tnn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect").to(DEVICE)
+    with SeenOperators() as operators:
+        conv(randn(2, 3, 5, 6).requires_grad_()).sum().backward()
+    assert {"trinn::pad2d_forward", "trinn::pad2d_backward"} <= operators.names
+    assert not any("pad" in name for name in operators.names if not name.startswith("trinn::"))
+
+
+class SeenOperators(TorchDispatchMode):
+    """The names of the operators that run within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **kwargs or {})
