@@ -4,11 +4,12 @@ Each launcher is also an opaque torch operator, `torch.ops.trinn.<name>`; `ops` 
 """
 
 import os
+import sys
 
 import torch
 
 # Without a GPU Triton can only interpret. It reads the variable when it is imported, so this comes before the kernels.
-if not torch.cuda.is_available():
+if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from trinn.kernels.batchnorm2d import (  # noqa: E402

@@ -40,7 +40,7 @@ def launch(
     elif device.type != "cuda":
         raise RuntimeError(
             f"trinn got a tensor on the {device.type} device, where its kernels run only in Triton's interpreter: move it to "
-            "the GPU, or set TRITON_INTERPRET=1 before triton is imported"
+            "the GPU; or import trinn before triton, or set TRITON_INTERPRET=1"
         )
     elif device.index == torch.cuda.current_device():
         kernel[(programs,)](*args, **constants)

@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.indexing import split_pixel
-from trinn.kernels.launch import architecture, empty, index_type, launch
+from trinn.kernels.launch import empty, index_type, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator
-from trinn.kernels.tuning import elementwise_block, gemm_tile, splits
+from trinn.kernels.tuning import elementwise_block, reduction_block, splits
 
 
 @triton.jit
@@ -89,9 +89,8 @@ def channel_sum(x: Tensor) -> Tensor:
     pixels = images * height * width
     if pixels == 0:
         return total.zero_()
-    tile = gemm_tile(channels, 16, pixels, x.dtype, architecture(x.device))
-    block_c = min(tile.m, 16)
-    block_p = min(triton.next_power_of_2(pixels), 8192 // block_c)
+    block_c = min(triton.next_power_of_2(channels), 16)
+    block_p = min(triton.next_power_of_2(pixels), reduction_block() // block_c)
     tiles = triton.cdiv(channels, block_c)
     parts = splits(tiles, pixels, block_p)
     partials = partials_of(total, parts)

@@ -34,6 +34,12 @@ def test_cpu_tensor_without_the_interpreter() -> None:
     assert "cpu" in message and "TRITON_INTERPRET=1" in message
 
 
+def test_cpu_tensor_where_triton_came_first() -> None:
+    """It is too late to choose the interpreter then, and the message says so."""
+    if not torch.cuda.is_available():
+        assert "import trinn before triton" in run("import triton\n" + CPU_TENSOR)
+
+
 def test_interpreter_is_chosen_without_a_gpu() -> None:
     expected = "False" if torch.cuda.is_available() else "True"
     assert run("import trinn.kernels.launch as l; print(l.INTERPRETED)").strip() == expected
