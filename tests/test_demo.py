@@ -1,0 +1,47 @@
+"""`make demo` on a few digits: what it prints and writes, and that nothing is half-written when it is stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from trinn.models import LeNet
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = [sys.executable, str(ROOT / "examples" / "train_digits.py")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def test_learns_reports_and_draws(tmp_path: Path) -> None:
+    arguments = ["--limit", "200", "--epochs", "2", "--out", str(tmp_path)]
+    done = subprocess.run(COMMAND + arguments, env=ENVIRONMENT, cwd="/", capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    where, counts, first, second, result, weights, drawing = done.stdout.splitlines()
+    assert where.startswith("Triton on " if torch.cuda.is_available() else "Triton's interpreter on the CPU")
+    assert counts == "160 digits to learn from, 40 held out"
+    assert first.startswith("epoch 1/2   loss ") and "held out" in second
+    assert "of 40, after" in result
+    assert "plain torch.nn loads it and reads 40 of 40 alike" in weights
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits.png", "lenet-digits.pt"]
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    LeNet(nn=torch.nn).load_state_dict(torch.load(tmp_path / "lenet-digits.pt", weights_only=True), strict=True)
+
+
+def test_a_stop_leaves_nothing_broken(tmp_path: Path) -> None:
+    """Ctrl-C is one line and exit status 130; what an earlier run wrote stays as it was."""
+    (tmp_path / "lenet-digits.pt").write_bytes(b"of an earlier run")
+    running = subprocess.Popen(
+        [*COMMAND, "--out", str(tmp_path)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None
+    while "held out" not in running.stdout.readline():  # until it is about to train
+        assert running.poll() is None
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130 and errors.splitlines() == ["interrupted"], errors
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("lenet-digits.pt", b"of an earlier run")]

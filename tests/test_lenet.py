@@ -1,0 +1,170 @@
+"""LeNet, forward and backward, runs on our kernels alone and is torch's."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import trinn.layers as tnn
+from tests.check import DEVICE, close, error, randn
+from trinn.kernels import tuning
+from trinn.models import LeNet
+
+# What of ATen (or cuDNN, oneDNN, ...) computes what trinn is there to compute.
+OURS_TO_COMPUTE = re.compile(
+    r"conv|mm$|mm_|addmv|mv$|matmul|linear|dot|einsum|pool|upsample|interpolate|threshold|relu|clamp|batch_norm|im2col|_pad"
+)
+
+
+class OnlyOurs(TorchDispatchMode):
+    """Fails on an operator of torch that does our work; `seen` are the names of those that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, name = func._schema.name.split("::")
+        self.seen.add(f"{namespace}::{name}")
+        if namespace != "trinn" and OURS_TO_COMPUTE.search(name):
+            raise AssertionError(f"{namespace}::{name} ran in place of a trinn kernel")
+        return func(*args, **kwargs or {})
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
+    """Whole layers in one program: the seams of tiles are tested with the operators."""
+    monkeypatch.setattr(tuning, "interpreted_block", 4096)
+    monkeypatch.setattr(tuning, "wanted_programs", 1)
+
+
+def networks() -> tuple[LeNet, LeNet]:
+    """Ours and torch's, with the same weights."""
+    torch.manual_seed(0)
+    ours, torchs = LeNet().to(DEVICE), LeNet(nn=torch.nn).to(DEVICE)
+    torchs.load_state_dict(ours.state_dict(), strict=True)
+    return ours, torchs
+
+
+def loss_of(network: nn.Module, images: Tensor) -> Tensor:
+    labels = torch.arange(len(images), device=images.device) % 10
+    return F.cross_entropy(network(images), labels)
+
+
+def test_nothing_of_torchs_computes() -> None:
+    ours, _ = networks()
+    with OnlyOurs() as mode:
+        loss_of(ours, randn(2, 1, 32, 32).requires_grad_()).backward()
+    passes = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "channel_sum", "linear_fprop", "linear_dgrad", "linear_wgrad")
+    pools = ("max_pool2d_forward", "max_pool2d_backward", "relu_forward", "relu_backward")
+    assert {f"trinn::{name}" for name in passes + pools} <= mode.seen
+
+
+def test_nor_in_the_other_layers() -> None:
+    network = nn.Sequential(
+        tnn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), tnn.BatchNorm2d(4), tnn.ReLU(inplace=True), tnn.AvgPool2d(2),
+        tnn.Conv2d(4, 4, 3, groups=4, padding="same"), tnn.ConvTranspose2d(4, 2, 2, stride=2),
+        tnn.Upsample(scale_factor=2, mode="bilinear"), tnn.MaxPool2d(2), nn.Flatten(), tnn.Linear(2 * 8 * 8, 3),
+    ).to(DEVICE)  # fmt: skip
+    with OnlyOurs() as mode:
+        network(randn(2, 2, 8, 8).requires_grad_()).sum().backward()
+    assert {"trinn::pad2d_backward", "trinn::batchnorm2d_backward", "trinn::bilinear2d_backward"} <= mode.seen
+
+
+class TorchsBackward(torch.autograd.Function):
+    """A linear layer with our forward and torch's backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return tnn.linear(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return dy @ w, dy.T @ x, dy.sum(0)
+
+
+REROUTES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "a convolution": (tnn.Conv2d, "_conv_forward", nn.Conv2d._conv_forward),
+    "a linear layer": (tnn.Linear, "forward", nn.Linear.forward),
+    "a pooling": (tnn.MaxPool2d, "forward", nn.MaxPool2d.forward),
+    "a ReLU": (tnn.ReLU, "forward", nn.ReLU.forward),
+    "only a backward": (tnn.Linear, "forward", lambda self, x: TorchsBackward.apply(x, self.weight, self.bias)),
+}
+
+
+@pytest.mark.parametrize("which", REROUTES)
+def test_the_proof_bites(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer routed to torch, or its backward alone, is noticed."""
+    ours, _ = networks()
+    monkeypatch.setattr(*REROUTES[which])
+    with pytest.raises(AssertionError, match="in place of a trinn kernel"), OnlyOurs():
+        loss_of(ours, randn(2, 1, 32, 32)).backward()
+
+
+def test_equals_torch() -> None:
+    """Logits and all gradients, by the rule of check.py."""
+    ours, torchs = networks()
+    oracle = LeNet(nn=torch.nn).double()
+    oracle.load_state_dict({name: value.double().cpu() for name, value in ours.state_dict().items()})
+    images = randn(3, 1, 32, 32)
+    results = []
+    for network, x in ((ours, images), (torchs, images), (oracle, images.double().cpu())):
+        logits = network(x)
+        names, parameters = zip(*network.named_parameters(), strict=True)
+        results.append(
+            {"logits": logits} | dict(zip(names, torch.autograd.grad(logits.square().sum(), parameters), strict=True))
+        )
+    for name, got in results[0].items():
+        expected, true = results[1][name], results[2][name]
+        close(got, expected, true, error(expected, true), name)
+
+
+def test_trains_like_torchs() -> None:
+    """Five steps of the optimizer end at the same weights, but for rounding."""
+    ours, torchs = networks()
+    for network in (ours, torchs):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+        for step in range(5):
+            optimizer.zero_grad()
+            loss_of(network, randn(4, 1, 32, 32, seed=step)).backward()
+            optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(
+            a, b, rtol=1e-3 if DEVICE == "cuda" else 1e-5, atol=1e-4 if DEVICE == "cuda" else 1e-6, msg=name
+        )
+
+
+def test_same_bits_every_time() -> None:
+    ours, _ = networks()
+    runs = []
+    for _ in range(3):
+        ours.zero_grad()
+        loss_of(ours, randn(2, 1, 32, 32)).backward()
+        runs.append([p.grad.clone() for p in ours.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+def test_checkpoints_go_both_ways() -> None:
+    ours, torchs = LeNet(num_classes=7, in_channels=3), LeNet(num_classes=7, in_channels=3, nn=torch.nn)
+    ours.load_state_dict(torchs.state_dict(), strict=True)
+    torchs.load_state_dict(ours.state_dict(), strict=True)
+    assert repr(ours) == repr(torchs)
+    assert sum(p.numel() for p in LeNet().parameters()) == 61_706
+
+
+def test_compiles_whole() -> None:
+    """One graph, forward and backward, with the bits of eager mode."""
+    ours, _ = networks()
+    images = randn(2, 1, 32, 32)
+    expected = torch.autograd.grad(loss_of(ours, images), list(ours.parameters()))
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(loss_of(compiled, images), list(ours.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
