@@ -249,7 +249,8 @@ def conv2d_wgrad(
         return depthwise2d_wgrad(x, dy, dw, stride, padding, dilation)
     filters, channels = dw.shape[0] // groups, dw.shape[1]
     columns = channels * size[0] * size[1]
-    tile = gemm_tile(filters, columns, pixels, x.dtype, architecture(x.device))
+    scattered = _scattered(x, channels) or _scattered(dy, filters)
+    tile = gemm_tile(filters, columns, pixels, x.dtype, architecture(x.device), scattered=scattered)
     tiles = triton.cdiv(filters, tile.m) * triton.cdiv(columns, tile.n) * groups
     parts = splits(tiles, pixels, tile.k)
     pixels_per_part = triton.cdiv(triton.cdiv(pixels, parts), tile.k) * tile.k
@@ -263,6 +264,11 @@ def conv2d_wgrad(
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, dw)
+
+
+def _scattered(image: Tensor, channels: int) -> bool:
+    """Whether the channels of a group are read one by one, not several at a time, or far apart."""
+    return image.stride(1) != 1 or channels % 8 != 0 or index_type(image) == tl.int64
 
 
 def _gather_gemm(
@@ -284,7 +290,10 @@ def _gather_gemm(
         weight_strides, filters = (w_k, w_c, w_r, w_s), channels_out
     pixels = images * phase_height * phase_width
     taps = weight.shape[2] * weight.shape[3] // phases or 1
-    tile = gemm_tile(pixels, channels_out, taps * channels_in, source.dtype, architecture(source.device), splits=False)
+    tile = gemm_tile(
+        pixels, channels_out, taps * channels_in, source.dtype, architecture(source.device), splits=False,
+        scattered=_scattered(source, channels_in),
+    )  # fmt: skip
     launch(
         _gather_gemm_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
         source, weight, bias, result,

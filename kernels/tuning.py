@@ -29,25 +29,30 @@ class Tile(NamedTuple):
     stages: int
 
 
-def gemm_tile(m: int, n: int, k: int, dtype: torch.dtype, architecture: str, splits: bool = True) -> Tile:
-    """The tile for a product of that size; smaller ones where a launcher cannot cut k to fill the GPU (`splits`)."""
+def gemm_tile(
+    m: int, n: int, k: int, dtype: torch.dtype, architecture: str, splits: bool = True, scattered: bool = False
+) -> Tile:
+    """The tile for a product of that size.
+
+    Smaller where a launcher cannot cut k to fill the GPU (`splits`), and where neighbours in the product are not neighbours
+    in memory, or offsets are int64 (`scattered`): then a thread holds an address for each of its elements.
+    """
     if architecture == "interpreter":
         return _interpreted_tile(m, n, k)
-    block_n = _clamp(n, 16, 128)
-    if dtype == torch.float64:
-        return Tile(_clamp(m, 16, 64), min(block_n, 32), 16, warps=4, stages=2)
-    block_k = _clamp(k, 16, 64 if dtype.itemsize == 2 else 32)
-    block_m = _clamp(m, 16, 128)
-    if dtype == torch.float32:
-        block_m = min(block_m, 64)
+    most_m, most_n, most_k = {2: (128, 128, 64), 4: (64, 128, 32), 8: (64, 32, 16)}[dtype.itemsize]
+    if scattered:
+        most_n, most_k = min(most_n, 64), max(most_k // 2, 16)
+    block_m, block_n, block_k = _clamp(m, 16, most_m), _clamp(n, 16, most_n), _clamp(k, 16, most_k)
     while not splits and block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < wanted_programs // 2:
         block_m //= 2
+    # What a program has in registers: the accumulator, and both operands on their way in.
+    held = (block_m * block_n + (block_m + block_n) * block_k) * (2 if scattered else 1)
     return Tile(
         block_m,
         block_n,
         block_k,
-        warps=8 if block_m * block_n >= 128 * 128 else 4,
-        stages=2 if architecture.startswith("gfx") else 3,
+        warps=8 if held >= 12288 else 4,
+        stages=2 if architecture.startswith("gfx") or dtype == torch.float64 else 3,
     )
 
 
