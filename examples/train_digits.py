@@ -8,7 +8,11 @@ optimizer are torch's.
 Writes digits.png, a picture of what was learnt, and lenet-digits.pt, the weights, which plain torch.nn loads as they are.
 """
 
+import os
 import sys
+
+# The interpreter's matrix products are small: threads would wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if __name__ == "__main__":  # before the imports that take seconds, so that Ctrl-C is one line then too
 
