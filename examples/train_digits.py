@@ -142,7 +142,7 @@ def percent(share: float) -> str:
 
 def picture(course: Course, images: Tensor, logits: Tensor, labels: Tensor, subtitle: str) -> Figure:
     """The course of the training, the confusion matrix of the held-out digits, and the hardest of them."""
-    figure = Figure(figsize=(10, 7.8), dpi=160)
+    figure: Any = Figure(figsize=(10, 7.8), dpi=160)
     figure.text(0.07, 0.943, "LeNet reads handwriting", fontsize=18, weight="bold", color=INK)
     figure.text(0.07, 0.911, subtitle, fontsize=10, color=GREY)
     loss, accuracy = figure.add_gridspec(2, 1, left=0.07, right=0.46, top=0.83, bottom=0.36, hspace=0.36).subplots(sharex=True)
@@ -188,7 +188,7 @@ def draw_confusion(axes: Axes, read: Tensor, truth: Tensor) -> None:
     axes.set(xlim=(-0.5, 9.5), ylim=(9.5, -0.5), xticks=range(10), yticks=range(10), xlabel="read as", ylabel="written")
 
 
-def draw_hardest(strip: Sequence[Axes], images: Tensor, logits: Tensor, truth: Tensor) -> None:
+def draw_hardest(strip: Any, images: Tensor, logits: Tensor, truth: Tensor) -> None:
     """The mistakes, and then what was read with the least certainty."""
     read, certainty = logits.argmax(1), logits.softmax(1).amax(1)
     wrong = read != truth

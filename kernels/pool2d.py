@@ -11,6 +11,7 @@ can cover it, so there are no atomics. Kernels are elementwise over what they fi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -361,7 +362,7 @@ def _pick(
     )  # fmt: skip
 
 
-def _axes(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> dict[str, Axis]:
+def _axes(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> dict[str, Any]:
     return {
         "H": Axis(kernel[0], stride[0], padding[0], dilation[0]),
         "W": Axis(kernel[1], stride[1], padding[1], dilation[1]),

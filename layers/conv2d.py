@@ -12,7 +12,7 @@ from trinn.kernels import ops
 from trinn.layers.function import Function, autocast
 from trinn.layers.pad2d import pad2d
 from trinn.layers.reduce import ChannelSum
-from trinn.layers.window import Pair, batched, pair
+from trinn.layers.window import IntOrPair, Pair, batched, pair
 
 
 class Conv2dFprop(Function):
@@ -91,9 +91,9 @@ def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | Pair = 1,
-    padding: str | int | Pair = 0,
-    dilation: int | Pair = 1,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
     groups: int = 1,
 ) -> Tensor:
     """2-D convolution (cross-correlation); the arguments are those of `torch.nn.functional.conv2d`.
@@ -170,7 +170,7 @@ def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: Tensor, op
         )
 
 
-def _padding(padding: str | int | Pair, stride: Pair, dilation: Pair, weight: Tensor) -> tuple[Pair, Pair]:
+def _padding(padding: str | IntOrPair, stride: Pair, dilation: Pair, weight: Tensor) -> tuple[Pair, Pair]:
     """Padding at the near and the far edges."""
     if isinstance(padding, str):
         if padding == "valid":
@@ -191,7 +191,7 @@ class Conv2d(nn.Conv2d):
     """torch.nn.Conv2d on `conv2d`."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
+        padding: str | IntOrPair = self.padding
         if self.padding_mode != "zeros":
             input = pad2d(input, self._reversed_padding_repeated_twice, self.padding_mode)
             padding = 0

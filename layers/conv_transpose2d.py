@@ -4,22 +4,24 @@ It is the input gradient of a convolution, so its Function is that pass's own, `
 `Conv2dFprop`, in the weight `Conv2dWgrad` with the operands swapped.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from trinn.layers.conv2d import Conv2dDgrad, check_geometry, check_operands
 from trinn.layers.function import autocast
-from trinn.layers.window import Pair, batched, pair
+from trinn.layers.window import IntOrPair, batched, pair
 
 
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | Pair = 1,
-    padding: int | Pair = 0,
-    output_padding: int | Pair = 0,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
     groups: int = 1,
-    dilation: int | Pair = 1,
+    dilation: IntOrPair = 1,
 ) -> Tensor:
     """2-D transposed convolution; the arguments are those of `torch.nn.functional.conv_transpose2d`.
 
@@ -73,9 +75,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     """torch.nn.ConvTranspose2d on `conv_transpose2d`."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, num_spatial_dims=2, dilation=self.dilation
-        )
-        return conv_transpose2d(
-            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
-        )
+        module: Any = self  # torch declares lists where it has tuples
+        stride, padding, dilation = module.stride, module.padding, module.dilation
+        output_padding = module._output_padding(input, output_size, stride, padding, module.kernel_size, 2, dilation)
+        return conv_transpose2d(input, self.weight, self.bias, stride, padding, output_padding, self.groups, dilation)

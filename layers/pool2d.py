@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.function import Function
-from trinn.layers.window import Pair, batched, pair
+from trinn.layers.window import IntOrPair, Pair, batched, pair
 
 
 class MaxPool2dForward(Function):
@@ -109,10 +109,10 @@ class AvgPool2dBackward(Function):
 
 def max_pool2d(
     input: Tensor,
-    kernel_size: int | Pair,
-    stride: int | Pair | None = None,
-    padding: int | Pair = 0,
-    dilation: int | Pair = 1,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -151,9 +151,9 @@ def max_pool2d(
 
 def avg_pool2d(
     input: Tensor,
-    kernel_size: int | Pair,
-    stride: int | Pair | None = None,
-    padding: int | Pair = 0,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Pair = tuple[int, int]
+IntOrPair = int | Sequence[int]
 
 
 def pair(value: Any, name: str, operator: str) -> Pair:

@@ -87,7 +87,7 @@ def _converted(tensors: Tensors, dtype: torch.dtype, device: str) -> Tensors:
     return tuple(t.detach().to(device, dtype) if t is not None and t.is_floating_point() else t for t in tensors)
 
 
-def gradients(function: Callable[..., Tensor], *tensors: Tensor | None, **options: Any) -> list[Tensor]:
+def gradients(function: Callable[..., Any], *tensors: Tensor | None, **options: Any) -> list[Tensor]:
     """The gradients of all inputs for an upstream gradient of ones that is one expanded number."""
     inputs = [t.detach().requires_grad_() if t is not None else None for t in tensors]
     return list(torch.autograd.grad(function(*inputs, **options).sum(), [t for t in inputs if t is not None]))

@@ -17,15 +17,15 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 def test_learns_reports_and_draws(tmp_path: Path) -> None:
-    arguments = ["--limit", "200", "--epochs", "2", "--out", str(tmp_path)]
+    arguments = ["--limit", "100", "--epochs", "2", "--out", str(tmp_path)]
     done = subprocess.run(COMMAND + arguments, env=ENVIRONMENT, cwd="/", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     where, counts, first, second, result, weights, drawing = done.stdout.splitlines()
     assert where.startswith("Triton on " if torch.cuda.is_available() else "Triton's interpreter on the CPU")
-    assert counts == "160 digits to learn from, 40 held out"
+    assert counts == "80 digits to learn from, 20 held out"
     assert first.startswith("epoch 1/2   loss ") and "held out" in second
-    assert "of 40, after" in result
-    assert "plain torch.nn loads it and reads 40 of 40 alike" in weights
+    assert "of 20, after" in result
+    assert "plain torch.nn loads it and reads 20 of 20 alike" in weights
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits.png", "lenet-digits.pt"]
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     LeNet(nn=torch.nn).load_state_dict(torch.load(tmp_path / "lenet-digits.pt", weights_only=True), strict=True)

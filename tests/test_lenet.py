@@ -51,7 +51,7 @@ def networks() -> tuple[LeNet, LeNet]:
     return ours, torchs
 
 
-def loss_of(network: nn.Module, images: Tensor) -> Tensor:
+def loss_of(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     labels = torch.arange(len(images), device=images.device) % 10
     return F.cross_entropy(network(images), labels)
 
@@ -119,7 +119,7 @@ def test_equals_torch() -> None:
         logits = network(x)
         names, parameters = zip(*network.named_parameters(), strict=True)
         results.append(
-            {"logits": logits} | dict(zip(names, torch.autograd.grad(logits.square().sum(), parameters), strict=True))
+            {"logits": logits.detach()} | dict(zip(names, torch.autograd.grad(logits.square().sum(), parameters), strict=True))
         )
     for name, got in results[0].items():
         expected, true = results[1][name], results[2][name]

@@ -127,7 +127,7 @@ def test_infinities_in_a_mean() -> None:
     torch.testing.assert_close(tnn.avg_pool2d(x, (1, 2)), F.avg_pool2d(x, (1, 2)), equal_nan=True)
 
 
-POOLS = {"max": (tnn.max_pool2d, F.max_pool2d), "avg": (tnn.avg_pool2d, F.avg_pool2d)}
+POOLS: dict[str, tuple[Any, Any]] = {"max": (tnn.max_pool2d, F.max_pool2d), "avg": (tnn.avg_pool2d, F.avg_pool2d)}
 
 
 @pytest.mark.parametrize("name", POOLS)

@@ -1,0 +1,62 @@
+# `make` says what there is. Everything is built in .venv, from the versions in constraints.txt; `make gpu` builds nothing.
+
+PYTHON ?= python3
+TRITON ?=
+
+BIN := .venv/bin
+BUILT := .venv/built
+
+.PHONY: help demo test lint types compile-report gpu clean
+
+help:
+	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
+	@echo 'make test             every operator against torch in float64, some minutes'
+	@echo 'make lint             ruff and mypy'
+	@echo 'make compile-report   compiles every kernel for four GPUs without one: registers, spills, shared memory;'
+	@echo '                      TRITON=3.6.0 make compile-report for another version of Triton'
+	@echo 'make gpu              tests and demo on the GPU of this machine, with the torch and Triton of $$PYTHON as they are'
+	@echo 'make clean            removes what the others made'
+	@echo
+	@echo 'PYTHON=... names the Python to use, 3.10 or newer; now $(PYTHON)'
+
+demo: $(BUILT)
+	$(BIN)/python examples/train_digits.py
+
+test: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+lint: $(BUILT) types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The folders as the package they become, for type checkers.
+types:
+	@mkdir -p .typing/trinn
+	@ln -sfn $(addprefix ../../,kernels layers models trinn/__init__.py trinn/py.typed) .typing/trinn
+
+compile-report: $(BUILT) $(if $(TRITON),.venv/triton-$(TRITON))
+	$(if $(TRITON),PYTHONPATH=.venv/triton-$(TRITON)) $(BIN)/python -m bench.compile_report
+
+.venv/triton-%: | $(BUILT)
+	rm -rf $@.part
+	$(BIN)/pip install -q --no-deps --target $@.part triton==$*
+	mv $@.part $@
+
+gpu:
+	@$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
+		|| { echo 'make gpu: $(PYTHON) sees no GPU: PYTHON=... names one whose torch does' >&2; exit 1; }
+	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest -q
+	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) examples/train_digits.py
+
+clean:
+	rm -rf .venv .typing .benchmarks .*_cache build dist out *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BUILT): constraints.txt pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'trinn needs Python 3.10 or newer: PYTHON=... names one' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt setuptools wheel
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[demo,lint,test]'
+	touch $@

@@ -1,0 +1,238 @@
+"""Compiles every kernel ahead of time, without a GPU, and prints what came of it: `make compile-report`.
+
+The real launchers run on meta tensors of the shapes below, and what they launch is compiled with the tile it has on each
+architecture; a row is a launch that compiles like no other. Fails on spilled registers, on more shared memory than there
+is, and on a kernel or a tile that no shape reaches.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+
+import argparse
+import itertools
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from bench.shapes import ARITHMETIC, cases
+from trinn.kernels import launch, tuning
+
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes for a program
+# To run one more program side by side, ptxas leaves registers unused and puts one or two values aside. That is its choice.
+# Where it had no register left, or puts more aside, the tile is too large.
+PUT_ASIDE = 32  # bytes a thread
+
+
+class Job(NamedTuple):
+    """A launch to compile."""
+
+    architecture: str
+    case: str
+    dtype: torch.dtype
+    kernel: Any
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """The kernel, the case, and blocks, warps and stages."""
+        kernel = f"{self.kernel.__module__.removeprefix('trinn.kernels.')}.{self.kernel.__name__}"
+        blocks = [value for name, value in self.constants.items() if name.startswith("BLOCK")]
+        blocks += self.constants.get("TILE", ())
+        warps, stages = self.constants["num_warps"], self.constants["num_stages"]
+        return kernel, self.case, f"{'x'.join(map(str, blocks))} w{warps} s{stages}"
+
+
+class Code(NamedTuple):
+    """What a launch compiled to."""
+
+    registers: int
+    spilled: int  # bytes of local memory a thread has
+    shared: int  # bytes
+    tensor_core: int  # instructions in the program text
+    load: int  # bits of the widest load from global memory
+
+
+class Driver:
+    """A GPU that is not there, for Triton to compile for."""
+
+    def __init__(self, architecture: str) -> None:
+        amd = architecture.startswith("gfx")
+        self.target = GPUTarget("hip", architecture, 64) if amd else GPUTarget("cuda", int(architecture[3:]), 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def jobs_of(architecture: str, pattern: str) -> list[Job]:
+    """The launches of the cases whose label the pattern fits; of those that compile to the same, the first."""
+    triton.runtime.driver.set_active(Driver(architecture))
+    jobs: dict[Any, Job] = {}
+    for name, arithmetic, channels_last, passes in cases():
+        label = f"{name}, {arithmetic}{', channels_last' if channels_last else ''}"
+        if not re.search(pattern, label):
+            continue
+        dtype, precision = ARITHMETIC[arithmetic]
+        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = precision
+
+        def new(*shape: int, dtype: torch.dtype = dtype, channels_last: bool = channels_last) -> Tensor:
+            order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
+            return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
+
+        def observe(kernel: Any, args: Any, constants: Any, label: str = label, dtype: torch.dtype = dtype) -> None:
+            def remember(*, key: str, **_: Any) -> bool:
+                jobs.setdefault((kernel, key), Job(architecture, label, dtype, kernel, args, constants))
+                return True  # which keeps Triton from compiling now
+
+            triton.knobs.runtime.jit_cache_hook = remember
+            kernel.device_caches.clear()
+            kernel.warmup(*args, grid=(1,), **constants)
+            triton.knobs.runtime.jit_cache_hook = None
+
+        with launch.observed(observe, architecture):
+            passes(new)
+    return list(jobs.values())
+
+
+def code_of(job: Job) -> Code | str:
+    """The code, or why there is none."""
+    triton.runtime.driver.set_active(Driver(job.architecture))
+    job.kernel.device_caches.clear()
+    try:
+        binary = job.kernel.warmup(*job.args, grid=(1,), **job.constants)
+    except Exception as error:  # whatever a compiler may raise
+        return f"does not compile: {error}"
+    read = read_amdgcn(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else read_cubin(binary.asm["cubin"], binary.asm["ptx"])
+    return read._replace(shared=binary.metadata.shared)
+
+
+def read_cubin(cubin: bytes, ptx: str) -> Code:
+    """What an NVIDIA binary and its assembly say, but for shared memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    number = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    loads = [int(lanes or 1) * int(bits) for lanes, bits in re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx)]
+    loads += [8 * int(size, 0) for size in re.findall(r"\bcp\.async\.c[ag]\.\S+ [^;]*?\], *\[[^;]*?\], (\w+)", ptx)]
+    tensor_core = re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\.", ptx)
+    return Code(number["REG"], number["STACK"] + number["LOCAL"], 0, len(tensor_core), max(loads, default=0))
+
+
+def read_amdgcn(text: str) -> Code:
+    """What an AMD program says of itself, but for shared memory."""
+    number = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+): +(\d+)$", text, re.MULTILINE)}
+    spilled = max(number["private_segment_fixed_size"], 4 * number["vgpr_spill_count"])
+    bits = {"ubyte": 8, "sbyte": 8, "ushort": 16, "sshort": 16, "dword": 32}
+    bits |= {f"dwordx{words}": 32 * words for words in (2, 3, 4)}
+    loads = [bits[width] for width in re.findall(r"\b(?:global|buffer)_load_(\w+?)(?:_d16\w*)?\b", text) if width in bits]
+    return Code(number["vgpr_count"], spilled, 0, len(re.findall(r"\bv_mfma_", text)), max(loads, default=0))
+
+
+def fault_of(job: Job, code: Code | str) -> str | None:
+    """What must not be."""
+    if isinstance(code, str):
+        return code
+    most_registers = min(255, 65536 // (32 * job.constants["num_warps"]))
+    if code.spilled > PUT_ASIDE or (code.spilled and code.registers >= most_registers):
+        return f"spills {code.spilled} bytes a thread"
+    if code.shared > SHARED_MEMORY[job.architecture]:
+        return f"needs {code.shared} bytes of shared memory, of {SHARED_MEMORY[job.architecture]}"
+    return None
+
+
+def unreached(jobs: Sequence[Job]) -> Iterator[str]:
+    """Kernels that no job launches, and tiles of tuning.py that none has."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("trinn.kernels.")]
+    there = {id(value): value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")}
+    for kernel in set(there) - {id(job.kernel) for job in jobs}:
+        yield f"{there[kernel].__module__}.{there[kernel].__name__} is launched by no case"
+    sizes = [2**i for i in range(13)]
+    for architecture in dict.fromkeys(job.architecture for job in jobs):
+        ours = [job for job in jobs if job.architecture == architecture]
+        for dtype in (torch.float16, torch.float32, torch.float64):  # bfloat16 has float16's
+            names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
+            reached = {tuple(job.constants.get(name) for name in names) for job in ours if job.dtype == dtype}
+            for m, n, k in itertools.product(sizes, repeat=3):
+                for options in ({"splits": True}, {"splits": False}, {"scattered": True}):
+                    tile = tuning.gemm_tile(m, n, k, dtype, architecture, **options)
+                    if tile not in reached:
+                        reached.add(tile)
+                        yield f"{tile} of {dtype} on {architecture} is launched by no case"
+        for block in {tuning.elementwise_block(size) for size in sizes} - {job.constants.get("BLOCK") for job in ours}:
+            yield f"an elementwise block of {block} on {architecture} is launched by no case"
+
+
+_jobs: list[Job] = []  # what the processes that compile have in common
+
+
+def _code_of_number(number: int) -> Code | str:
+    return code_of(_jobs[number])
+
+
+def line_printer(words: Sequence[Sequence[str]]) -> Callable[[Sequence[str], Sequence[object]], None]:
+    """Prints a line of a table that has such words on the left and numbers on the right."""
+    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
+
+    def print_line(left: Sequence[str], right: Sequence[object]) -> None:
+        padded = [word.ljust(width) for word, width in zip(left, widths, strict=True)]
+        print("  ".join([*padded, *(f"{number:>9}" for number in right)]), flush=True)
+
+    return print_line
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="NAME")
+    parser.add_argument("--cases", default="", metavar="REGEX", help="these alone; kernels and tiles may then be missing")
+    parser.add_argument("--registers", type=int, metavar="N", help="all a thread may have, on NVIDIA: what would spill?")
+    args = parser.parse_args()
+
+    start = time.monotonic()
+    for architecture in args.architectures:
+        _jobs.extend(jobs_of(architecture, args.cases))
+    for job in _jobs:
+        if args.registers and job.architecture.startswith("sm_"):
+            job.constants["maxnreg"] = args.registers
+    if not _jobs:
+        parser.error("no case fits")
+    faults = [] if args.cases else list(unreached(_jobs))
+
+    print_line = line_printer([job.words for job in _jobs])
+    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+        codes = pool.imap(_code_of_number, range(len(_jobs)), chunksize=4)
+        for architecture, jobs in itertools.groupby(_jobs, lambda job: job.architecture):
+            print_line((architecture, "", ""), ("registers", "spilled B", "shared B", "tensor", "load bits"))
+            for job in jobs:
+                code = next(codes)
+                print_line(job.words, code if isinstance(code, Code) else "-" * len(Code._fields))
+                if fault := fault_of(job, code):
+                    faults.append(f"{architecture}  {'  '.join(job.words)}  {fault}")
+            print()
+
+    print(f"{len(_jobs)} compiled with Triton {triton.__version__} in {time.monotonic() - start:.0f} s, {len(faults)} faults")
+    for fault in faults:
+        print("FAULT", fault)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

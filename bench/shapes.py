@@ -1,0 +1,166 @@
+"""Shapes that stand for what networks compute, and the launches of every operator's passes on them."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from trinn import kernels
+
+# name: the dtype, and what torch's flag for float32 says
+ARITHMETIC = {
+    "fp16": (torch.float16, "ieee"),
+    "bf16": (torch.bfloat16, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "fp32": (torch.float32, "ieee"),
+    "fp64": (torch.float64, "ieee"),
+}
+
+Shape = Sequence[int]
+New = Callable[..., Tensor]  # an empty tensor of that shape, in the dtype and memory format to compile for
+Passes = Callable[[New], object]  # launches the passes of an operator
+
+
+def conv(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
+    """The passes of a convolution, which are also those of its transpose."""
+    size = [(n + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 for n, taps in zip(x[2:], w[2:], strict=True)]
+    geometry = (stride, stride), (padding, padding), (dilation, dilation), groups
+
+    def passes(new: New) -> None:
+        image, filters, dy = new(*x), new(*w), new(x[0], w[0], *size)
+        kernels.conv2d_fprop(image, filters, new(w[0]), size, *geometry)
+        kernels.conv2d_dgrad(dy, filters, None, x[2:], *geometry)
+        kernels.conv2d_wgrad(image, dy, w[2:], *geometry)
+        kernels.channel_sum(dy)
+
+    return passes
+
+
+def linear(rows: int, inputs: int, outputs: int) -> Passes:
+    def passes(new: New) -> None:
+        x, w, dy = new(rows, inputs), new(outputs, inputs), new(rows, outputs)
+        kernels.linear_fprop(x, w, new(outputs))
+        kernels.linear_dgrad(dy, w)
+        kernels.linear_wgrad(x, dy)
+
+    return passes
+
+
+def product(m: int, n: int, k: int) -> Passes:
+    """(m, k) @ (k, n), of rows that lie side by side."""
+    return lambda new: kernels.linear_fprop(new(m, k), new(n, k), None)
+
+
+def scattered_product(m: int, n: int, k: int) -> Passes:
+    """The same of single elements."""
+    return lambda new: kernels.conv2d_wgrad(new(1, n, 4, k // 4), new(1, m, 4, k // 4), (1, 1), (1, 1), (0, 0), (1, 1), 1)
+
+
+def relu(*shape: int) -> Passes:
+    return lambda new: kernels.relu_backward(new(*shape), kernels.relu_forward(new(*shape)))
+
+
+def batchnorm(*shape: int) -> Passes:
+    def passes(new: New) -> None:
+        x, dy, w, b = new(*shape), new(*shape), new(shape[1]), new(shape[1])
+        mean, var = kernels.batchnorm2d_statistics(x)
+        kernels.batchnorm2d_update(w, b, mean, var, 0.1, x.numel() // shape[1])
+        kernels.batchnorm2d_forward(x, mean, var, w, b, 1e-5)
+        sums = kernels.batchnorm2d_sums(x, dy, mean, var, 1e-5)
+        kernels.batchnorm2d_backward(x, dy, mean, var, w, sums, 1e-5)
+        kernels.batchnorm2d_backward(x, dy, mean, var, w, None, 1e-5)
+
+    return passes
+
+
+def pool(x: Shape, taps: int, stride: int, padding: int = 0) -> Passes:
+    size = [(n + 2 * padding - taps) // stride + 1 for n in x[2:]]
+    window = (taps, taps), (stride, stride), (padding, padding)
+
+    def passes(new: New) -> None:
+        image, dy = new(*x), new(*x[:2], *size)
+        _, codes = kernels.max_pool2d_forward(image, size, *window, (1, 1))
+        kernels.max_pool2d_backward(dy, codes, x[2:], *window, (1, 1))
+        kernels.max_pool2d_pick(image, codes, *window, (1, 1))
+        kernels.max_pool2d_indices(codes, x[3], *window, (1, 1))
+        kernels.avg_pool2d_forward(image, size, *window, True, None)
+        kernels.avg_pool2d_backward(dy, x[2:], *window, True, None)
+
+    return passes
+
+
+def bilinear(x: Shape, size: Shape) -> Passes:
+    def passes(new: New) -> None:
+        for align_corners in (False, True):
+            scales = [(n - align_corners) / (m - align_corners) for n, m in zip(x[2:], size, strict=True)]
+            kernels.bilinear2d_forward(new(*x), size, scales, align_corners)
+            kernels.bilinear2d_backward(new(*x[:2], *size), x[2:], scales, align_corners)
+
+    return passes
+
+
+def pad(x: Shape, border: int) -> Passes:
+    def passes(new: New) -> None:
+        for mode in ("reflect", "replicate", "circular"):
+            kernels.pad2d_forward(new(*x), [border] * 4, mode)
+            kernels.pad2d_backward(new(*x[:2], *(n + 2 * border for n in x[2:])), [border] * 4, mode)
+
+    return passes
+
+
+# In every arithmetic and memory format.
+EVERYWHERE: dict[str, Passes] = {
+    "ResNet 3x3": conv((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
+    "depthwise 3x3": conv((32, 144, 28, 28), (144, 1, 3, 3), padding=1, groups=144),
+    "ResNet batch norm": batchnorm(32, 128, 28, 28),
+    "ResNet ReLU": relu(32, 128, 28, 28),
+    "ResNet pool": pool((32, 64, 112, 112), 3, 2, 1),
+    "twice the size": bilinear((32, 64, 28, 28), (56, 56)),
+    "AlexNet linear": linear(128, 9216, 4096),
+}
+# In fp16 channels_last and in TF32 contiguous.
+USUALLY: dict[str, Passes] = {
+    "LeNet conv1": conv((64, 1, 32, 32), (6, 1, 5, 5)),
+    "LeNet conv2": conv((64, 6, 14, 14), (16, 6, 5, 5)),
+    "LeNet linear3": linear(64, 84, 10),
+    "LeNet pool": pool((64, 6, 28, 28), 2, 2),
+    "AlexNet conv1": conv((128, 3, 224, 224), (64, 3, 11, 11), stride=4, padding=2),
+    "ResNet conv1": conv((32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3),
+    "ResNet 1x1": conv((32, 64, 56, 56), (256, 64, 1, 1)),
+    "ResNet 3x3 stride 2": conv((32, 128, 56, 56), (128, 128, 3, 3), stride=2, padding=1),
+    "ResNeXt 3x3": conv((32, 128, 56, 56), (128, 4, 3, 3), padding=1, groups=32),
+    "dilated 3x3": conv((8, 256, 64, 64), (256, 256, 3, 3), padding=2, dilation=2),
+    "U-Net up-convolution": conv((8, 64, 128, 128), (128, 64, 2, 2), stride=2),
+    "depthwise 7x7": conv((32, 96, 56, 56), (96, 1, 7, 7), padding=3, groups=96),
+    "depthwise, two filters": conv((32, 64, 56, 56), (128, 1, 3, 3), stride=2, padding=1, groups=64),
+    "border of itself": pad((32, 64, 56, 56), 1),
+    "one image": conv((1, 512, 7, 7), (512, 512, 3, 3), padding=1),
+    "past int32, conv": conv((2**14, 64, 56, 56), (64, 64, 3, 3), padding=1),
+    "past int32, linear": linear(2**21, 1024, 1024),
+    "past int32, batch norm": batchnorm(2**14, 64, 56, 56),
+    "past int32, ReLU": relu(2**31),
+}
+# One for each tile that tuning.py has.
+POWERS = [2**i for i in range(4, 8)]
+TILES = {f"{m} x {n}, sum of {k}": product(m, n, k) for m, n, k in itertools.product(POWERS, POWERS, POWERS[:3])}
+TILES |= {
+    f"{m} x {n}, scattered sum of {k}": scattered_product(m, n, k)
+    for m, n, k in itertools.product(POWERS, POWERS[:3], POWERS[:2])
+}
+BLOCKS = {f"ReLU of {2**i}": relu(2**i) for i in range(4, 11)}
+
+
+def cases() -> Iterator[tuple[str, str, bool, Passes]]:
+    """(name, arithmetic, whether channels_last, passes)."""
+    for name, passes in EVERYWHERE.items():
+        for arithmetic, channels_last in itertools.product(ARITHMETIC, (True, False)):
+            yield name, arithmetic, channels_last, passes
+    for name, passes in USUALLY.items():
+        yield name, "fp16", True, passes
+        yield name, "tf32", False, passes
+    for name, passes in TILES.items():
+        for arithmetic in ("fp16", "fp32", "fp64"):  # bf16 and tf32 have the same tiles and need no more registers
+            yield name, arithmetic, False, passes
+    for name, passes in BLOCKS.items():
+        yield name, "fp16", False, passes

@@ -1,0 +1,113 @@
+"""Who may import whom, one name per operator, and what no kernel or layer does: read off the sources."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("kernels", "layers", "models", "tests", "bench", "examples")
+SOURCES = {f"{folder}/{path.stem}": path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))}
+
+# What each folder may import of the others. Tests see everything.
+SEES: dict[str, set[str]] = {
+    "kernels": {"kernels"},
+    "layers": {"kernels", "layers"},
+    "models": {"layers", "models"},
+    "examples": {"kernels", "layers", "models"},
+    "bench": {"bench", "kernels", "layers", "models"},
+}
+# The files of a folder that its operators share.
+SHARED = {
+    "kernels": {"indexing", "launch", "op", "precision", "reduce", "tuning", "walk"},
+    "layers": {"function", "reduce", "window"},
+}
+# An operator that stands on another one.
+STANDS_ON = {
+    "kernels": {"conv2d": {"depthwise2d"}, "conv_transpose2d": {"conv2d"}},
+    "layers": {"conv2d": {"pad2d"}, "conv_transpose2d": {"conv2d"}},
+}
+# Kernels without a layer of their own: conv2d hands its narrow groups to depthwise2d.
+NO_LAYER = {"depthwise2d"}
+
+
+def tree(source: str) -> ast.Module:
+    return ast.parse(SOURCES[source].read_text())
+
+
+def imports(source: str) -> Iterator[str]:
+    """The full names a file imports, `trinn.kernels.conv2d.conv2d_fprop` as well as `torch`."""
+    for node in ast.walk(tree(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = ["trinn", *source.split("/")][: -node.level] if node.level else []
+            yield from (".".join([*package, *filter(None, [node.module]), name.name]) for name in node.names)
+
+
+def calls(source: str) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree(source)) if isinstance(node, ast.Call))
+
+
+def operators(folder: str) -> list[str]:
+    names = (source.split("/")[1] for source in SOURCES if source.startswith(f"{folder}/"))
+    return [name for name in names if name != "__init__" and name not in SHARED[folder]]
+
+
+def in_folders(*folders: str) -> list[str]:
+    return [source for source in SOURCES if source.startswith(tuple(f"{folder}/" for folder in folders))]
+
+
+def test_folders_import_downwards() -> None:
+    for source in in_folders(*SEES):
+        seen = {name.split(".")[1] for name in imports(source) if name.startswith("trinn.")}
+        seen |= {name.split(".")[0] for name in imports(source)} & {"bench", "examples", "tests"}
+        assert seen <= SEES[source.split("/")[0]], f"{source} imports {seen}"
+
+
+@pytest.mark.parametrize("folder", SHARED)
+def test_operators_import_no_sibling(folder: str) -> None:
+    for operator in operators(folder):
+        modules = {name.split(".")[2] for name in imports(f"{folder}/{operator}") if name.startswith(f"trinn.{folder}.")}
+        assert modules <= SHARED[folder] | STANDS_ON[folder].get(operator, set()), f"{folder}/{operator} imports {modules}"
+
+
+def test_no_triton_above_the_kernels() -> None:
+    assert not [source for source in in_folders("layers", "models") if "triton" in {n.split(".")[0] for n in imports(source)}]
+
+
+def test_one_name_per_operator() -> None:
+    for operator in {*operators("kernels"), *operators("layers")}:
+        there = {
+            source for source in (f"kernels/{operator}", f"layers/{operator}", f"tests/test_{operator}") if source in SOURCES
+        }
+        assert len(there) == (1 if operator in NO_LAYER else 3), f"{operator} has only {there}"
+
+
+def test_no_names_that_say_nothing() -> None:
+    empty = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert not [source for source in SOURCES if empty & set(source.split("/")[1].split("_"))]
+
+
+def test_no_assertions_on_what_a_caller_gives() -> None:
+    for source in in_folders("kernels", "layers", "models"):
+        assert not [node.lineno for node in ast.walk(tree(source)) if isinstance(node, ast.Assert)], source
+
+
+def test_no_atomics() -> None:
+    for source in in_folders("kernels"):
+        assert not [call.lineno for call in calls(source) if "atomic" in ast.unparse(call.func)], source
+
+
+def test_kernels_start_in_launch() -> None:
+    """`kernel[grid](...)` stands in launch.py alone."""
+    assert {s for s in in_folders("kernels") for call in calls(s) if isinstance(call.func, ast.Subscript)} == {"kernels/launch"}
+
+
+def test_names_of_kernels() -> None:
+    """Private to their file, `_..._kernel`; what they call is a device_function."""
+    for source in in_folders("kernels"):
+        for node in ast.walk(tree(source)):
+            if isinstance(node, ast.FunctionDef) and "triton.jit" in map(ast.unparse, node.decorator_list):
+                assert node.name.startswith("_") and node.name.endswith("_kernel"), f"{source}: {node.name}"
