@@ -96,11 +96,11 @@ def train(network: LeNet, learnt: Digits, held_out: Digits, epochs: int, batch: 
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(bar_width=None),
-        TextColumn("loss {task.fields[loss]:.3f}   training {task.fields[accuracy]}"),
+        TextColumn("{task.fields[state]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=epochs * steps, epoch=1, loss=math.nan, accuracy="")
+        bar = progress.add_task("", total=epochs * steps, epoch=1, state="")
         for epoch in range(1, epochs + 1):
             for chosen in torch.randperm(len(learnt.labels)).to(DEVICE).split(batch):
                 logits, labels = network(learnt.images[chosen]), learnt.labels[chosen]
@@ -112,7 +112,8 @@ def train(network: LeNet, learnt: Digits, held_out: Digits, epochs: int, batch: 
                 course.losses.append(loss.item())
                 course.accuracies.append(accuracy(logits, labels))
                 recent = percent(mean(course.accuracies[-steps:]))
-                progress.update(bar, advance=1, epoch=epoch, loss=course.losses[-1], accuracy=recent)
+                state = f"loss {course.losses[-1]:.3f}   training {recent}"
+                progress.update(bar, advance=1, epoch=epoch, state=state)
             course.held_out.append(accuracy(predict(network, held_out.images), held_out.labels))
             course.seconds = time.perf_counter() - began
             console.print(
