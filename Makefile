@@ -47,7 +47,7 @@ gpu:
 	@$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
 		|| { echo 'make gpu: $(PYTHON) sees no GPU: PYTHON=... names one whose torch does' >&2; exit 1; }
 	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest -q \
-		$$($(PYTHON) -c 'import xdist' 2>/dev/null && echo -n 8 --dist worksteal)
+		$$($(PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 8 --dist worksteal')
 	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) examples/train_digits.py
 
 clean:
