@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.indexing import cdiv
-from trinn.kernels.launch import device_function, empty, index_type, launch
+from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator
 from trinn.kernels.reduce import partials_of, sum_partials
@@ -200,18 +200,8 @@ def _backward_kernel(
     tl.store(dx + offsets_of(c, at_outer, at_inner, sizes, dx_strides), value.to(dx.dtype.element_ty), mask=mask)
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    """torch's rule for the memory format of a result: strides that grow from channels over columns and rows to images."""
-    least = 1
-    for axis in (1, 3, 2, 0):
-        if x.stride(axis) < least or (axis == 0 and x.stride(1) == least):
-            return False
-        least = x.stride(axis) * max(x.shape[axis], 1)
-    return True
-
-
 def _like(x: Tensor, *_: Any) -> Tensor:
-    return empty(x, x.shape, _is_channels_last(x))
+    return empty(x, x.shape, is_channels_last(x))
 
 
 def _empty_sums(x: Tensor, *_: Any) -> Tensor:

@@ -19,13 +19,15 @@ from trinn.kernels.tuning import elementwise_block, reduction_block, splits
 
 
 @triton.jit
-def _sum_partials_kernel(partials, total, elements, parts, INDEX: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK elements of the total: the sum over the parts, in their order."""
+def _sum_partials_kernel(partials, total, elements, parts, INDEX: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
+    """BLOCK elements of the total: the sum over the parts, PARTS of them at a time."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    acc = tl.full((BLOCK,), 0.0, partials.dtype.element_ty)
-    for part in range(parts):
-        acc += tl.load(partials + part * elements.to(INDEX) + element, mask=element < elements, other=0.0)
-    tl.store(total + element, acc.to(total.dtype.element_ty), mask=element < elements)
+    acc = tl.full((PARTS, BLOCK), 0.0, partials.dtype.element_ty)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS).to(INDEX)
+        at = (part * elements)[:, None] + element[None, :]
+        acc += tl.load(partials + at, mask=(part < parts)[:, None] & (element < elements)[None, :], other=0.0)
+    tl.store(total + element, tl.sum(acc, axis=0).to(total.dtype.element_ty), mask=element < elements)
 
 
 @triton.jit
@@ -62,10 +64,12 @@ def partials_of(total: Tensor, parts: int) -> Tensor:
 def sum_partials(partials: Tensor, total: Tensor) -> Tensor:
     """Fill a dense `total` with the sum of its partial results, from `partials_of`."""
     if partials is not total:
-        block = elementwise_block(total.numel())
+        room = elementwise_block(partials.numel())
+        at_once = min(triton.next_power_of_2(partials.shape[0]), max(1, room // 16))
+        block = room // at_once
         launch(
             _sum_partials_kernel, triton.cdiv(total.numel(), block), partials, total, total.numel(), partials.shape[0],
-            INDEX=index_type(partials), BLOCK=block, device=total.device,
+            INDEX=index_type(partials), BLOCK=block, PARTS=at_once, device=total.device,
         )  # fmt: skip
     return total
 
