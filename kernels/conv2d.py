@@ -42,19 +42,19 @@ from trinn.kernels.tuning import gemm_tile, splits
 def _gather_gemm_kernel(
     source, weight, bias, result,
     source_strides, weight_strides, result_strides, weight_group,
-    images, channels_in, channels_out, source_height, source_width, result_height, result_width, phase_height, phase_width,
+    pixels, channels_in, channels_out, source_height, source_width, result_height, result_width, phase_height, phase_width,
     H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One (BLOCK_M pixels, BLOCK_N channels) tile of the result, in one group and one phase.
 
-    `weight_strides` go by (channel of the result, channel of the source, r, s); ADJOINT is dgrad.
+    `weight_strides` go by (channel of the result, channel of the source, r, s); `pixels` counts those of the result, or of
+    one phase where all phases have as many rows and columns as the largest; ADJOINT is dgrad.
     """
     x_n, x_c, x_h, x_w = source_strides
     w_out, w_in, w_r, w_s = weight_strides
     y_n, y_c, y_h, y_w = result_strides
 
-    pixels = images * phase_height * phase_width
     channel_tiles = cdiv(channels_out, BLOCK_N)
     pixel_tiles = cdiv(pixels, BLOCK_M)
     program = tl.program_id(0)
@@ -95,7 +95,7 @@ def _gather_gemm_kernel(
             r, s = i, j
             down, right = i * H.dilation, j * W.dilation
         hit = inside(top[:, None] + down[None, :], source_height) & inside(left[:, None] + right[None, :], source_width)
-        hit &= (n < images)[:, None] & (k < depth)[None, :]
+        hit &= (pixel < pixels)[:, None] & (k < depth)[None, :]
         # A masked-off load may still form its address: keep it inside the image.
         at = tl.where(hit, from_pixel[:, None] + (down * x_h + right * x_w)[None, :], 0)
         a = tl.load(source + at + (c * x_c)[None, :], mask=hit, other=0.0)  # (BLOCK_M, BLOCK_K)
@@ -107,7 +107,7 @@ def _gather_gemm_kernel(
     if bias is not None:
         acc += tl.load(bias + channel_of_all, mask=channel < channels_out, other=0.0).to(ACCUMULATOR)[None, :]
     at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
-    drawn = (n < images) & (row < result_height) & (col < result_width)
+    drawn = (pixel < pixels) & (row < result_height) & (col < result_width)
     tl.store(result + at, acc.to(result.dtype.element_ty), mask=drawn[:, None] & (channel < channels_out)[None, :])
 
 
@@ -115,7 +115,7 @@ def _gather_gemm_kernel(
 def _wgrad_kernel(
     x, dy, partials,
     x_strides, dy_strides, dw_strides, dw_split,
-    images, channels, filters, height, width, out_height, out_width, splits, pixels_per_split,
+    pixels, channels, filters, height, width, out_height, out_width, splits, pixels_per_split,
     H: tl.constexpr, W: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -144,7 +144,7 @@ def _wgrad_kernel(
     down, right = r * H.dilation, s * W.dilation
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
     first = split * pixels_per_split
-    last = tl.minimum(first + pixels_per_split, images * out_height * out_width)
+    last = tl.minimum(first + pixels_per_split, pixels)
     for start in range(first, last, BLOCK_K):
         pixel = start + tl.arange(0, BLOCK_K).to(INDEX)
         n, p, q = split_pixel(pixel, out_height, out_width)
@@ -258,7 +258,7 @@ def conv2d_wgrad(
     launch(
         _wgrad_kernel, tiles * parts, x, dy, partials,
         x.stride(), dy.stride(), dw.stride(), dw.numel(),
-        images, channels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, pixels_per_part,
+        pixels, channels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, pixels_per_part,
         H=Axis(size[0], stride[0], padding[0], dilation[0]), W=Axis(size[1], stride[1], padding[1], dilation[1]),
         ACCUMULATOR=accumulator(x.dtype), PRECISION=conv_precision(x.dtype, x.device), INDEX=index_type(x, dy, partials),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=x.device,
@@ -298,7 +298,7 @@ def _gather_gemm(
         _gather_gemm_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
         source, weight, bias, result,
         source.stride(), weight_strides, result.stride(), filters * w_k,
-        images, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
+        pixels, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
         H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
         W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
         ADJOINT=adjoint, ACCUMULATOR=accumulator(source.dtype), PRECISION=conv_precision(source.dtype, source.device),

@@ -71,7 +71,7 @@ def _gather_kernel(
 def _wgrad_kernel(
     x, dy, partials,
     x_strides, dy_strides,
-    images, filters, height, width, out_height, out_width, parts, pixels_per_part,
+    pixels, filters, height, width, out_height, out_width, parts, pixels_per_part,
     H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +85,7 @@ def _wgrad_kernel(
     r, s = tap // W.taps, tap % W.taps
     acc = tl.full((BLOCK_P, BLOCK_K, TAPS), 0.0, ACCUMULATOR)
     first = part * pixels_per_part
-    last = tl.minimum(first + pixels_per_part, images * out_height * out_width)
+    last = tl.minimum(first + pixels_per_part, pixels)
     for start in range(first, last, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P).to(INDEX)
         n, p, q = split_pixel(pixel, out_height, out_width)
@@ -143,7 +143,7 @@ def depthwise2d_wgrad(
     launch(
         _wgrad_kernel, tiles * parts, x, dy, partials,
         x.stride(), dy.stride(),
-        images, filters, x.shape[2], x.shape[3], out_height, out_width, parts, triton.cdiv(pixels, parts),
+        pixels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, triton.cdiv(pixels, parts),
         H=Axis(dw.shape[2], stride[0], padding[0], dilation[0]), W=Axis(dw.shape[3], stride[1], padding[1], dilation[1]),
         FILTERS=filters // x.shape[1], ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy),
         BLOCK_K=block_k, BLOCK_P=block_p, TAPS=taps, device=x.device,

@@ -34,7 +34,7 @@ def _sum_partials_kernel(partials, total, elements, parts, INDEX: tl.constexpr, 
 def _channel_sum_kernel(
     x, partials,
     x_strides,
-    images, channels, height, width, parts, pixels_per_part,
+    pixels, channels, height, width, parts, pixels_per_part,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Sums of BLOCK_C channels over one part of the pixels."""
@@ -44,7 +44,7 @@ def _channel_sum_kernel(
     c = (program // parts).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
     acc = tl.full((BLOCK_C, BLOCK_P), 0.0, ACCUMULATOR)
     first = part * pixels_per_part
-    last = tl.minimum(first + pixels_per_part, images * height * width)
+    last = tl.minimum(first + pixels_per_part, pixels)
     for start in range(first, last, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P).to(INDEX)
         n, row, col = split_pixel(pixel, height, width)
@@ -101,7 +101,7 @@ def channel_sum(x: Tensor) -> Tensor:
     launch(
         _channel_sum_kernel, tiles * parts, x, partials,
         x.stride(),
-        images, channels, height, width, parts, triton.cdiv(pixels, parts),
+        pixels, channels, height, width, parts, triton.cdiv(pixels, parts),
         ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), BLOCK_C=block_c, BLOCK_P=block_p, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, total)
