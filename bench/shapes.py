@@ -83,9 +83,9 @@ def pool(x: Shape, taps: int, stride: int, padding: int = 0) -> Passes:
         _, codes = kernels.max_pool2d_forward(image, size, *window, (1, 1))
         kernels.max_pool2d_backward(dy, codes, x[2:], *window, (1, 1))
         kernels.max_pool2d_pick(image, codes, *window, (1, 1))
-        kernels.max_pool2d_indices(codes, x[3], *window, (1, 1))
+        kernels.max_pool2d_indices(codes, x[2:], *window, (1, 1))
         kernels.avg_pool2d_forward(image, size, *window, True, None)
-        kernels.avg_pool2d_backward(dy, x[2:], *window, True, None)
+        kernels.avg_pool2d_backward(dy, x[2:], *window, True, None, image.stride(1) == 1)
 
     return passes
 

@@ -6,7 +6,8 @@
     each with h = p * stride - padding + r * dilation, w from q and s likewise, over the taps that lie inside the image
 
 A max remembers its winner as the number of the tap, one byte; torch's int64 places are made from it only for those who ask.
-NaN wins, the last one; of equal values the first. Both gradients are gathers: an input pixel looks at the few windows that
+NaN wins, the last one; of equal values the first. Dilated taps may all miss a small image: such a window has the least
+value of its dtype and no winner. Both gradients are gathers: an input pixel looks at the few windows that
 can cover it, so there are no atomics. Kernels are elementwise over what they fill, in its memory order.
 """
 
@@ -30,7 +31,8 @@ def _max_pool2d_kernel(
     x, y, codes,
     x_strides, y_strides,
     elements, channels, height, width, out_height, out_width,
-    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, LEAST: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK elements of y and the taps they came from."""
     x_n, x_c, x_h, x_w = x_strides
@@ -39,7 +41,9 @@ def _max_pool2d_kernel(
     n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
     plane = n * x_n + c * x_c
     code = tl.full((BLOCK,), -1, tl.int32)
-    best = tl.full((BLOCK,), 0, x.dtype.element_ty)
+    # NumPy, under the interpreter, has no bfloat16 to fill a block with.
+    best = tl.full((BLOCK,), LEAST, tl.float32 if x.dtype.element_ty == tl.bfloat16 else x.dtype.element_ty)
+    best = best.to(x.dtype.element_ty)
     for tap in range(H.taps * W.taps):
         h, w = big_from_small(p, tap // W.taps, H), big_from_small(q, tap % W.taps, W)
         hit = (element < elements) & inside(h, height) & inside(w, width)
@@ -50,35 +54,35 @@ def _max_pool2d_kernel(
         code = tl.where(wins, tap, code)
     at = n * y_n + c * y_c + p * y_h + q * y_w
     tl.store(y + at, best, mask=element < elements)
-    tl.store(codes + at, code.to(codes.dtype.element_ty), mask=element < elements)
-
-
-@device_function
-def _winner(code, p, q, H: tl.constexpr, W: tl.constexpr):
-    """Row and column of the input pixel that won the window of (p, q)."""
-    code = code.to(p.dtype)
-    return big_from_small(p, code // W.taps, H), big_from_small(q, code % W.taps, W)
+    tl.store(codes + at, tl.maximum(code, 0).to(codes.dtype.element_ty), mask=element < elements)
 
 
 @triton.jit
 def _max_pool2d_pick_kernel(
     x, codes, y,
     x_strides, y_strides,
-    elements, channels, width, out_height, out_width,
+    elements, channels, height, width, out_height, out_width,
     H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y: the values of x at the winners or, without x, their places h * width + w."""
+    """BLOCK elements of y: the values of x at the winners or, without x, their places h * width + w.
+
+    Where nothing won, the value is 0 and the place that of some pixel.
+    """
     y_n, y_c, y_h, y_w = y_strides
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
     at = n * y_n + c * y_c + p * y_h + q * y_w
-    h, w = _winner(tl.load(codes + at, mask=element < elements, other=0), p, q, H, W)
+    code = tl.load(codes + at, mask=element < elements, other=0).to(INDEX)
+    h, w = big_from_small(p, code // W.taps, H), big_from_small(q, code % W.taps, W)
     if x is not None:
         x_n, x_c, x_h, x_w = x_strides
-        value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=element < elements)
+        hit = (element < elements) & inside(h, height) & inside(w, width)
+        value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0)
         tl.store(y + at, value, mask=element < elements)
     else:
-        tl.store(y + at, h.to(tl.int64) * width + w, mask=element < elements)
+        h = tl.minimum(tl.maximum(h, 0), height - 1).to(tl.int64)
+        w = tl.minimum(tl.maximum(w, 0), width - 1)
+        tl.store(y + at, h * width + w, mask=element < elements)
 
 
 @triton.jit
@@ -144,12 +148,16 @@ def _avg_pool2d_kernel(
     y_n, y_c, y_h, y_w = y_strides
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    acc = tl.full((BLOCK,), 0, ACCUMULATOR)
     for tap in range(H.taps * W.taps):
         h, w = big_from_small(p, tap // W.taps, H), big_from_small(q, tap % W.taps, W)
         hit = (element < elements) & inside(h, height) & inside(w, width)
-        acc += tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0.0).to(ACCUMULATOR)
-    acc /= _divisor(p, q, height, width, divisor, H, W, COUNT_PADDING, ACCUMULATOR)
+        acc += tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0).to(ACCUMULATOR)
+    count = _divisor(p, q, height, width, divisor, H, W, COUNT_PADDING, ACCUMULATOR)
+    if ACCUMULATOR == tl.int64:
+        acc = acc // count  # towards zero, as torch
+    else:
+        acc = acc / count
     at = n * y_n + c * y_c + p * y_h + q * y_w
     tl.store(y + at, acc.to(y.dtype.element_ty), mask=element < elements)
 
@@ -208,16 +216,24 @@ def _empty_max_pool2d_pick(
 
 
 def _empty_max_pool2d_indices(
-    codes: Tensor, width: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+    codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
     return torch.empty_like(codes, dtype=torch.int64)
 
 
-def _empty_avg_pool2d(
+def _empty_avg_pool2d_forward(
     x: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     count_include_pad: bool, divisor_override: int | None,
 ) -> Tensor:  # fmt: skip
     return empty(x, (*x.shape[:2], *size), is_channels_last(x))
+
+
+def _empty_avg_pool2d_backward(
+    dy: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    count_include_pad: bool, divisor_override: int | None, channels_last: bool,
+) -> Tensor:  # fmt: skip
+    return empty(dy, (*dy.shape[:2], *size), channels_last)
 
 
 @op(fake=_empty_max_pool2d_forward)
@@ -235,11 +251,11 @@ def max_pool2d_forward(
         x: (N, C, H, W), any strides and real dtype.
         size: (P, Q).
         kernel: (R, S), the taps of a window.
-        stride, padding, dilation: in pixels, for height and width. Each window must have a tap inside the image.
+        stride, padding, dilation: in pixels, for height and width.
 
     Returns:
         y and codes, (N, C, P, Q), channels_last if `x` is: the values, and the number r * S + s of the tap that won, uint8
-        for windows of at most 256 taps, else int32.
+        for windows of at most 256 taps, else int32; 0 where none did.
     """
     y, codes = _empty_max_pool2d_forward(x, size, kernel, stride, padding, dilation)
     block = elementwise_block(y.numel())
@@ -248,6 +264,7 @@ def max_pool2d_forward(
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *size,
         **_axes(kernel, stride, padding, dilation), CHANNELS_LAST=is_channels_last(y),
+        LEAST=float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min,
         INDEX=index_type(x, y), BLOCK=block, device=x.device,
     )  # fmt: skip
     return y, codes
@@ -284,23 +301,30 @@ def max_pool2d_backward(
 def max_pool2d_pick(
     x: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """The value of `x` (N, C, H, W) at the winner of each window, like `codes`: the adjoint of max_pool2d_backward."""
+    """The value of `x` (N, C, H, W) at the winner of each window, like `codes`: the adjoint of max_pool2d_backward.
+
+    0 where nothing won.
+    """
     y = _empty_max_pool2d_pick(x, codes, kernel, stride, padding, dilation)
-    _pick(x, codes, y, x.shape[3], kernel, stride, padding, dilation)
+    _pick(x, codes, y, x.shape[2:], kernel, stride, padding, dilation)
     return y
 
 
 @op(fake=_empty_max_pool2d_indices)
 def max_pool2d_indices(
-    codes: Tensor, width: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """The place h * width + w of the winner of each window, int64, like `codes`."""
-    indices = _empty_max_pool2d_indices(codes, width, kernel, stride, padding, dilation)
-    _pick(None, codes, indices, width, kernel, stride, padding, dilation)
+    codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """The place h * W + w of the winner of each window, int64, like `codes`, in an image of (H, W) = `size`.
+
+    Some place in the image where nothing won.
+    """
+    indices = _empty_max_pool2d_indices(codes, size, kernel, stride, padding, dilation)
+    _pick(None, codes, indices, size, kernel, stride, padding, dilation)
     return indices
 
 
-@op(fake=_empty_avg_pool2d)
+@op(fake=_empty_avg_pool2d_forward)
 def avg_pool2d_forward(
     x: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     count_include_pad: bool, divisor_override: int | None,
@@ -308,7 +332,7 @@ def avg_pool2d_forward(
     """The mean of each window.
 
     Args:
-        x: (N, C, H, W), any strides.
+        x: (N, C, H, W), any strides; int64 is averaged towards zero.
         size: (P, Q).
         kernel: (R, S), the taps of a window.
         stride, padding: in pixels, for height and width.
@@ -318,45 +342,49 @@ def avg_pool2d_forward(
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
-    y = _empty_avg_pool2d(x, size, kernel, stride, padding, count_include_pad, divisor_override)
+    y = _empty_avg_pool2d_forward(x, size, kernel, stride, padding, count_include_pad, divisor_override)
     block = elementwise_block(y.numel())
     launch(
         _avg_pool2d_kernel, triton.cdiv(y.numel(), block), x, y,
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *size, divisor_override,
         **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, CHANNELS_LAST=is_channels_last(y),
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), BLOCK=block, device=x.device,
+        ACCUMULATOR=tl.int64 if x.dtype == torch.int64 else accumulator(x.dtype), INDEX=index_type(x, y), BLOCK=block,
+        device=x.device,
     )  # fmt: skip
     return y
 
 
-@op(fake=_empty_avg_pool2d)
+@op(fake=_empty_avg_pool2d_backward)
 def avg_pool2d_backward(
     dy: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    count_include_pad: bool, divisor_override: int | None,
+    count_include_pad: bool, divisor_override: int | None, channels_last: bool,
 ) -> Tensor:  # fmt: skip
-    """Gradient of average pooling: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`."""
-    dx = _empty_avg_pool2d(dy, size, kernel, stride, padding, count_include_pad, divisor_override)
+    """Gradient of average pooling: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
+
+    In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
+    """
+    dx = _empty_avg_pool2d_backward(dy, size, kernel, stride, padding, count_include_pad, divisor_override, channels_last)
     block = elementwise_block(dx.numel())
     launch(
         _avg_pool2d_backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
         dy.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:], divisor_override,
-        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, CHANNELS_LAST=is_channels_last(dx),
+        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, CHANNELS_LAST=channels_last,
         ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), BLOCK=block, device=dy.device,
     )  # fmt: skip
     return dx
 
 
 def _pick(
-    x: Tensor | None, codes: Tensor, y: Tensor, width: int, kernel: Sequence[int], stride: Sequence[int],
+    x: Tensor | None, codes: Tensor, y: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int],
 ) -> None:  # fmt: skip
     block = elementwise_block(y.numel())
     launch(
         _max_pool2d_pick_kernel, triton.cdiv(y.numel(), block), x, codes, y,
         x.stride() if x is not None else None, y.stride(),
-        y.numel(), y.shape[1], width, *y.shape[2:],
+        y.numel(), y.shape[1], *size, *y.shape[2:],
         **_axes(kernel, stride, padding, dilation), CHANNELS_LAST=is_channels_last(y),
         INDEX=index_type(*(t for t in (x, y) if t is not None)), BLOCK=block, device=y.device,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
+from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import Function
 from trinn.layers.window import IntOrPair, Pair, batched, pair
 
@@ -81,11 +82,11 @@ class AvgPool2dForward(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, *window = inputs
-        ctx.size, ctx.window = x.shape[2:], tuple(window)
+        ctx.size, ctx.window, ctx.channels_last = x.shape[2:], tuple(window), is_channels_last(x)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return AvgPool2dBackward.call(dy, ctx.size, *ctx.window), None, None, None, None, None, None
+        return AvgPool2dBackward.call(dy, ctx.size, *ctx.window, ctx.channels_last), None, None, None, None, None, None
 
 
 class AvgPool2dBackward(Function):
@@ -93,18 +94,19 @@ class AvgPool2dBackward(Function):
 
     @staticmethod
     def forward(
-        dy: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool, divisor: int | None
-    ) -> Tensor:
-        return ops.avg_pool2d_backward(dy, size, kernel, stride, padding, count_include_pad, divisor)
+        dy: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool, divisor: int | None,
+        channels_last: bool,
+    ) -> Tensor:  # fmt: skip
+        return ops.avg_pool2d_backward(dy, size, kernel, stride, padding, count_include_pad, divisor, channels_last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        dy, _, *window = inputs
+        dy, _, *window, _ = inputs
         ctx.size, ctx.window = dy.shape[2:], tuple(window)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
-        return AvgPool2dForward.call(ddx, ctx.size, *ctx.window), None, None, None, None, None, None
+        return AvgPool2dForward.call(ddx, ctx.size, *ctx.window), None, None, None, None, None, None, None
 
 
 def max_pool2d(
@@ -117,6 +119,8 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The largest value of each window, as `torch.nn.functional.max_pool2d`. NaN wins; of equal values the first.
+
+    A window whose dilated taps all miss the image has the least value of the dtype, which no pixel's gradient knows of.
 
     Args:
         input: (N, C, H, W) or (C, H, W); integers too.
@@ -145,7 +149,7 @@ def max_pool2d(
     y = y.squeeze(0) if unbatched else y
     if not return_indices:
         return y
-    indices = ops.max_pool2d_indices(codes, x.shape[3], kernel, stride, padding, dilation)
+    indices = ops.max_pool2d_indices(codes, x.shape[2:], kernel, stride, padding, dilation)
     return y, indices.squeeze(0) if unbatched else indices
 
 
@@ -161,7 +165,7 @@ def avg_pool2d(
     """The mean of each window, as `torch.nn.functional.avg_pool2d`.
 
     Args:
-        input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
+        input: (N, C, H, W) or (C, H, W); of the integers, int64 alone, whose means are cut towards zero.
         kernel_size: (R, S).
         stride: in pixels; None is the kernel's size.
         padding: in pixels, at most half the kernel.
@@ -174,9 +178,10 @@ def avg_pool2d(
 
     Raises:
         RuntimeError: a window that torch refuses, or a divisor of 0.
+        NotImplementedError: other integers, bool or complex input.
     """
-    if not input.is_floating_point():
-        raise NotImplementedError(f"avg_pool2d: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
+    if not input.is_floating_point() and input.dtype != torch.int64:
+        raise NotImplementedError(f"avg_pool2d is not implemented for {input.dtype}")
     x, unbatched = batched(input, "avg_pool2d")
     kernel, stride, padding = _window(kernel_size, stride, padding, "avg_pool2d")
     if divisor_override == 0:
@@ -209,11 +214,8 @@ def _output_size(
         extent = d * (k - 1) + 1
         if p < 0:
             raise RuntimeError(f"{operator}: pad must be non-negative, but got pad: {p}")
-        if p > extent // 2:
-            raise RuntimeError(
-                f"{operator}: pad should be at most half of effective kernel size, but got pad={p}, kernel_size={k} and "
-                f"dilation={d}"
-            )
+        if p > k // 2:  # of the kernel as it is, dilated or not
+            raise RuntimeError(f"{operator}: pad should be at most half of kernel size, but got pad={p} and kernel_size={k}")
         windows = (n + 2 * p - extent + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (windows - 1) * s >= n + p:
             windows -= 1

@@ -79,6 +79,30 @@ def test_max_of_integers(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, F.max_pool2d(x, 3, 2, 1, return_indices=True), strict=True))
 
 
+def test_avg_of_integers() -> None:
+    """int64 alone, cut towards zero as in torch."""
+    x = torch.arange(-32, 32, device=DEVICE).roll(9).view(1, 1, 8, 8)
+    for options in ({}, {"count_include_pad": False}, {"divisor_override": -3}):
+        got = tnn.avg_pool2d(x, 3, 2, 1, **options)
+        assert torch.equal(got.cpu(), F.avg_pool2d(x.cpu(), 3, 2, 1, **options))
+    raises_like(F.avg_pool2d, tnn.avg_pool2d, x.to(torch.uint8), 3)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8, torch.int64])
+def test_window_without_a_pixel(dtype: torch.dtype) -> None:
+    """Columns -1 and 2 of two: the least value. torch's place for it is beyond the row; ours is in the image, untouched."""
+    x = torch.ones(1, 2, 3, 2, dtype=dtype, device=DEVICE, requires_grad=dtype.is_floating_point)
+    options = {"kernel_size": (1, 2), "stride": 1, "padding": (0, 1), "dilation": (1, 3)}
+    y, places = tnn.max_pool2d(x, **options, return_indices=True)
+    assert torch.equal(y, F.max_pool2d(x, **options))
+    assert places.min() >= 0 and places.max() < 6
+    if x.requires_grad:
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        _, codes = ops.max_pool2d_forward(x.detach(), (3, 1), (1, 2), (1, 1), (0, 1), (1, 3))
+        picked = ops.max_pool2d_pick(x.detach(), codes, (1, 2), (1, 1), (0, 1), (1, 3))
+        assert torch.equal(dx, torch.zeros_like(x)) and torch.equal(picked, torch.zeros_like(y))
+
+
 LAYOUTS = {
     "channels_last": lambda: randn(2, 5, 6, 7).contiguous(memory_format=torch.channels_last),
     "channels_last, a slice": lambda: randn(2, 5, 6, 8).contiguous(memory_format=torch.channels_last)[:, :, :, 1:],
@@ -86,6 +110,7 @@ LAYOUTS = {
     "transposed": lambda: randn(2, 5, 7, 6).transpose(2, 3),
     "every second row": lambda: randn(2, 5, 12, 7)[:, :, ::2],
     "expanded": lambda: randn(1, 5, 6, 7).expand(2, 5, 6, 7),
+    "unbatched, channels innermost": lambda: randn(6, 7, 5).permute(2, 0, 1),
 }
 
 
@@ -139,6 +164,17 @@ def test_expanded_gradient_and_same_bits(name: str) -> None:
     torch.testing.assert_close(first, gradients(torchs, randn(2, 3, 13, 13), **options)[0])
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradient_keeps_the_format(memory_format: torch.memory_format) -> None:
+    """Also behind `flatten`, whose gradient is contiguous: all layers before the pooling would get that order."""
+    for ours, torchs in POOLS.values():
+        for kernel in (2, 6):
+            x = randn(2, 5, 6, 6).contiguous(memory_format=memory_format).requires_grad_()
+            dx, expected = (torch.autograd.grad(pool(x, kernel).flatten(1).square().sum(), x)[0] for pool in (ours, torchs))
+            assert dx.stride() == expected.stride() == x.stride()
+            torch.testing.assert_close(dx, expected)
+
+
 @pytest.mark.parametrize("name", POOLS)
 def test_gradcheck(name: str) -> None:
     ours, _ = POOLS[name]
@@ -158,9 +194,9 @@ OPS = {
     "max_pool2d_forward": lambda x, y: (x, (3, 3), *WINDOW, (1, 1)),
     "max_pool2d_backward": lambda x, y: (y, (y > 0).to(torch.uint8), (6, 6), *WINDOW, (1, 1)),
     "max_pool2d_pick": lambda x, y: (x, y.abs().to(torch.uint8) + 4, *WINDOW, (1, 1)),
-    "max_pool2d_indices": lambda x, y: (y.abs().to(torch.uint8) + 4, 6, *WINDOW, (1, 1)),
+    "max_pool2d_indices": lambda x, y: (y.abs().to(torch.uint8) + 4, (6, 6), *WINDOW, (1, 1)),
     "avg_pool2d_forward": lambda x, y: (x, (3, 3), *WINDOW, True, None),
-    "avg_pool2d_backward": lambda x, y: (y, (6, 6), *WINDOW, False, 3),
+    "avg_pool2d_backward": lambda x, y: (y, (6, 6), *WINDOW, False, 3, x.stride(1) == 1),
 }
 
 
@@ -197,6 +233,7 @@ def test_errors_of_one() -> None:
     with pytest.raises(RuntimeError, match="4D"):  # torch's own is an IndexError about its axes
         tnn.avg_pool2d(randn(6, 6), 2)
     raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6), 2, dilation=0)
+    raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6), 3, padding=2, dilation=2)  # half of the kernel undilated
     raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6) > 0, 2)
     raises_like(F.avg_pool2d, tnn.avg_pool2d, randn(1, 2, 6, 6), 2, divisor_override=0)
 
