@@ -92,7 +92,7 @@ def test_avg_of_integers() -> None:
 def test_window_without_a_pixel(dtype: torch.dtype) -> None:
     """Columns -1 and 2 of two: the least value. torch's place for it is beyond the row; ours is in the image, untouched."""
     x = torch.ones(1, 2, 3, 2, dtype=dtype, device=DEVICE, requires_grad=dtype.is_floating_point)
-    options = {"kernel_size": (1, 2), "stride": 1, "padding": (0, 1), "dilation": (1, 3)}
+    options: dict[str, Any] = {"kernel_size": (1, 2), "stride": 1, "padding": (0, 1), "dilation": (1, 3)}
     y, places = tnn.max_pool2d(x, **options, return_indices=True)
     assert torch.equal(y, F.max_pool2d(x, **options))
     assert places.min() >= 0 and places.max() < 6
