@@ -102,6 +102,7 @@ def channel_sum(x: Tensor) -> Tensor:
         _channel_sum_kernel, tiles * parts, x, partials,
         x.stride(),
         pixels, channels, height, width, parts, triton.cdiv(pixels, parts),
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), BLOCK_C=block_c, BLOCK_P=block_p, device=x.device,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), BLOCK_C=block_c, BLOCK_P=block_p, warps=8,
+        device=x.device,
     )  # fmt: skip
     return sum_partials(partials, total)

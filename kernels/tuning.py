@@ -68,7 +68,7 @@ def elementwise_block(elements: int) -> int:
 
 def reduction_block() -> int:
     """How many elements one program of a reduction takes at a time."""
-    return 16 * interpreted_block if INTERPRETED else 8192
+    return 16 * interpreted_block if INTERPRETED else 4096
 
 
 def _interpreted_tile(m: int, n: int, k: int) -> Tile:
