@@ -6,11 +6,12 @@ TRITON ?=
 BIN := .venv/bin
 BUILT := .venv/built
 
-.PHONY: help demo test lint types compile-report gpu clean
+.PHONY: help demo test test-long lint types compile-report gpu clean
 
 help:
 	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
 	@echo 'make test             every operator against torch in float64, some minutes'
+	@echo 'make test-long        all of torch'"'"'s own test inputs against our operators, half an hour'
 	@echo 'make lint             ruff and mypy'
 	@echo 'make compile-report   compiles every kernel for four GPUs without one: registers, spills, shared memory;'
 	@echo '                      TRITON=3.6.0 make compile-report for another version of Triton'
@@ -24,6 +25,9 @@ demo: $(BUILT)
 
 test: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-long: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
 
 lint: $(BUILT) types
 	$(BIN)/ruff check .
