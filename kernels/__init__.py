@@ -12,6 +12,14 @@ import torch
 if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from trinn.kernels.adaptive_pool2d import (  # noqa: E402
+    adaptive_avg_pool2d_backward,
+    adaptive_avg_pool2d_forward,
+    adaptive_max_pool2d_backward,
+    adaptive_max_pool2d_forward,
+    adaptive_max_pool2d_indices,
+    adaptive_max_pool2d_pick,
+)
 from trinn.kernels.batchnorm2d import (  # noqa: E402
     batchnorm2d_backward,
     batchnorm2d_forward,
@@ -42,6 +50,12 @@ from trinn.kernels.upsample2d import bilinear2d_backward, bilinear2d_forward  # 
 ops = torch.ops.trinn
 
 __all__ = [
+    "adaptive_avg_pool2d_backward",
+    "adaptive_avg_pool2d_forward",
+    "adaptive_max_pool2d_backward",
+    "adaptive_max_pool2d_forward",
+    "adaptive_max_pool2d_indices",
+    "adaptive_max_pool2d_pick",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batchnorm2d_backward",

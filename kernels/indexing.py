@@ -109,6 +109,23 @@ def small_from_big(big, AXIS: tl.constexpr):
 
 
 @device_function
+def bin_start(position, size, bins):
+    """The first pixel that a bin touches when `bins` of them cover an axis; exchanged, the first bin that touches a pixel."""
+    return position * size // bins
+
+
+@device_function
+def bin_end(position, size, bins):
+    """The pixel after the last that a bin touches, or the bin after the last that touches a pixel."""
+    return cdiv((position + 1) * size, bins)
+
+
+def most_in_bin(size: int, bins: int) -> int:
+    """The largest number of pixels that a bin touches, or of bins that touch a pixel."""
+    return 1 + (size - math.gcd(size, bins) + bins - 1) // bins if bins else 0
+
+
+@device_function
 def bilinear_source(position, size, out_size, scale, ALIGN_CORNERS: tl.constexpr):
     """(first, second, weight): the two pixels an output position lies between, and the weight of the second.
 

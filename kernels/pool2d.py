@@ -26,6 +26,13 @@ from trinn.kernels.precision import accumulator, widened
 from trinn.kernels.tuning import elementwise_block
 
 
+@device_function
+def beats(value, best):
+    """Whether a later value of a window wins over the best so far: it is larger, or NaN."""
+    value = widened(value)
+    return (value > widened(best)) | (value != value)
+
+
 @triton.jit
 def _max_pool2d_kernel(
     x, y, codes,
@@ -48,8 +55,7 @@ def _max_pool2d_kernel(
         h, w = big_from_small(p, tap // W.taps, H), big_from_small(q, tap % W.taps, W)
         hit = (element < elements) & inside(h, height) & inside(w, width)
         value = tl.load(x + plane + h * x_h + w * x_w, mask=hit, other=0)
-        wide = widened(value)
-        wins = hit & ((code < 0) | (wide > widened(best)) | (wide != wide))
+        wins = hit & ((code < 0) | beats(value, best))
         best = tl.where(wins, value, best)
         code = tl.where(wins, tap, code)
     at = n * y_n + c * y_c + p * y_h + q * y_w

@@ -1,5 +1,6 @@
 """What torch sees: autograd Functions, functionals with torch.nn.functional's signatures, modules that subclass torch.nn's."""
 
+from trinn.layers.adaptive_pool2d import AdaptiveAvgPool2d, AdaptiveMaxPool2d, adaptive_avg_pool2d, adaptive_max_pool2d
 from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm
 from trinn.layers.conv2d import Conv2d, conv2d
 from trinn.layers.conv_transpose2d import ConvTranspose2d, conv_transpose2d
@@ -9,6 +10,8 @@ from trinn.layers.relu import ReLU, relu, relu_
 from trinn.layers.upsample2d import Upsample, UpsamplingBilinear2d, interpolate
 
 __all__ = [
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -19,6 +22,8 @@ __all__ = [
     "ReLU",
     "Upsample",
     "UpsamplingBilinear2d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
     "avg_pool2d",
     "batch_norm",
     "conv2d",

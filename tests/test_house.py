@@ -25,7 +25,7 @@ SHARED = {
 }
 # An operator that stands on another one.
 STANDS_ON = {
-    "kernels": {"conv2d": {"depthwise2d"}, "conv_transpose2d": {"conv2d"}},
+    "kernels": {"adaptive_pool2d": {"pool2d"}, "conv2d": {"depthwise2d"}, "conv_transpose2d": {"conv2d"}},
     "layers": {"conv2d": {"pad2d"}, "conv_transpose2d": {"conv2d"}},
 }
 # Kernels without a layer of their own: conv2d hands its narrow groups to depthwise2d.

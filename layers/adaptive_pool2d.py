@@ -1,0 +1,194 @@
+"""2-D adaptive average and max pooling: `adaptive_avg_pool2d`, `adaptive_max_pool2d` and their modules."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trinn.kernels import ops
+from trinn.kernels.launch import is_channels_last
+from trinn.layers.function import Function
+from trinn.layers.window import Pair, batched
+
+OutputSize = int | None | Sequence[int | None]
+
+
+class AdaptiveAvgForward(Function):
+    """y of an adaptive average pooling; linear in x."""
+
+    @staticmethod
+    def forward(x: Tensor, size: Pair) -> Tensor:
+        return ops.adaptive_avg_pool2d_forward(x, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _ = inputs
+        ctx.size, ctx.channels_last = x.shape[2:], is_channels_last(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        return AdaptiveAvgBackward.call(dy, ctx.size, ctx.channels_last), None
+
+
+class AdaptiveAvgBackward(Function):
+    """dx of an adaptive average pooling, the adjoint of AdaptiveAvgForward."""
+
+    @staticmethod
+    def forward(dy: Tensor, size: Pair, channels_last: bool) -> Tensor:
+        return ops.adaptive_avg_pool2d_backward(dy, size, channels_last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.size = inputs[0].shape[2:]
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+        return AdaptiveAvgForward.call(ddx, ctx.size), None, None
+
+
+class AdaptiveMaxForward(Function):
+    """The values of an adaptive max pooling and the codes of its winners."""
+
+    @staticmethod
+    def forward(x: Tensor, size: Pair) -> tuple[Tensor, Tensor]:
+        return ops.adaptive_max_pool2d_forward(x, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, codes = output
+        ctx.mark_non_differentiable(codes)
+        ctx.save_for_backward(codes)
+        ctx.size = inputs[0].shape[2:]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
+        (codes,) = ctx.saved_tensors
+        return AdaptiveMaxBackward.call(dy, codes, ctx.size), None
+
+
+class AdaptiveMaxBackward(Function):
+    """dx of an adaptive max pooling; linear in dy."""
+
+    @staticmethod
+    def forward(dy: Tensor, codes: Tensor, size: Pair) -> Tensor:
+        return ops.adaptive_max_pool2d_backward(dy, codes, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+        (codes,) = ctx.saved_tensors
+        return AdaptiveMaxPick.call(ddx, codes), None, None
+
+
+class AdaptiveMaxPick(Function):
+    """The adjoint of AdaptiveMaxBackward: the values at the winners."""
+
+    @staticmethod
+    def forward(x: Tensor, codes: Tensor) -> Tensor:
+        return ops.adaptive_max_pool2d_pick(x, codes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, codes = inputs
+        ctx.save_for_backward(codes)
+        ctx.size = x.shape[2:]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        (codes,) = ctx.saved_tensors
+        return AdaptiveMaxBackward.call(dy, codes, ctx.size), None
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
+    """The mean of each of (P, Q) bins, as `torch.nn.functional.adaptive_avg_pool2d`.
+
+    Bin p covers the rows from floor(p * H / P) to ceil((p + 1) * H / P); columns likewise.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
+        output_size: (P, Q), or one number for both; None keeps the size of that axis.
+
+    Returns:
+        (N, C, P, Q), in the memory format of `input`.
+
+    Raises:
+        RuntimeError: a negative or wrong number of sizes, or an image without pixels.
+        NotImplementedError: another dtype.
+    """
+    x, size, unbatched = _checked(input, output_size, "adaptive_avg_pool2d")
+    if 0 in x.shape[2:]:
+        raise RuntimeError(_empty_image(input, "adaptive_avg_pool2d"))
+    y = AdaptiveAvgForward.call(x, size)
+    return y.squeeze(0) if unbatched else y
+
+
+def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """The largest value of each of (P, Q) bins, as `torch.nn.functional.adaptive_max_pool2d`.
+
+    Bins are those of `adaptive_avg_pool2d`. NaN wins; of equal values the first.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
+        output_size: (P, Q), or one number for both; None keeps the size of that axis.
+        return_indices: also return the places of the winners in their H * W plane, int64.
+
+    Returns:
+        (N, C, P, Q), in the memory format of `input`.
+
+    Raises:
+        RuntimeError: a negative or wrong number of sizes, no channels, or an image without pixels.
+        NotImplementedError: another dtype.
+    """
+    x, size, unbatched = _checked(input, output_size, "adaptive_max_pool2d")
+    if 0 in input.shape[1:]:
+        raise RuntimeError(_empty_image(input, "adaptive_max_pool2d"))
+    y, codes = AdaptiveMaxForward.call(x, size)
+    y = y.squeeze(0) if unbatched else y
+    if not return_indices:
+        return y
+    indices = ops.adaptive_max_pool2d_indices(codes, x.shape[2:])
+    return y, indices.squeeze(0) if unbatched else indices
+
+
+def _checked(input: Tensor, output_size: OutputSize, operator: str) -> tuple[Tensor, Pair, bool]:
+    """`input` with a batch axis, the size of the result, and whether there was no such axis."""
+    sizes = (output_size, output_size) if isinstance(output_size, (int, torch.SymInt)) else output_size
+    if not isinstance(sizes, Sequence) or not all(s is None or isinstance(s, (int, torch.SymInt)) for s in sizes):
+        raise TypeError(f"{operator}: output_size must be an int or 2 of int or None, but got {output_size!r}")
+    if len(sizes) != 2:
+        raise RuntimeError(f"{operator}: output_size must be 2, but got {output_size!r}")
+    if input.dim() not in (3, 4):
+        raise RuntimeError(f"{operator}(): Expected 3D or 4D tensor, but got: {list(input.shape)}")
+    if not input.is_floating_point():
+        raise NotImplementedError(f"{operator}: not implemented for {input.dtype}; float16, bfloat16, float32 and float64 are")
+    x, unbatched = batched(input, operator)
+    size = tuple(n if s is None else s for s, n in zip(sizes, x.shape[2:], strict=True))
+    if min(size) < 0:
+        raise RuntimeError(f"{operator}: elements of output_size must be greater than or equal to 0 but received {size}")
+    return x, (size[0], size[1]), unbatched
+
+
+def _empty_image(input: Tensor, operator: str) -> str:
+    axis = next(axis for axis in range(1, input.dim()) if input.shape[axis] == 0)
+    return (
+        f"{operator}(): Expected input to have non-zero size for non-batch dimensions, but input has sizes "
+        f"{list(input.shape)} with dimension {axis} being empty"
+    )
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """torch.nn.AdaptiveAvgPool2d on `adaptive_avg_pool2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return adaptive_avg_pool2d(input, self.output_size)
+
+
+class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
+    """torch.nn.AdaptiveMaxPool2d on `adaptive_max_pool2d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return adaptive_max_pool2d(input, self.output_size, self.return_indices)

@@ -1,0 +1,211 @@
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import trinn.layers as tnn
+from tests.cases import named
+from tests.check import DEVICE, DTYPES, check, gradients, raises_like, randn
+from trinn.kernels import ops
+from trinn.kernels.indexing import most_in_bin
+
+INF, NAN = float("inf"), float("nan")
+
+
+class Adaptive(NamedTuple):
+    """x (N, C, H, W) and the size of the result."""
+
+    x: tuple[int, ...]
+    size: Any
+
+
+CASES = {
+    "alexnet: as many bins as pixels": Adaptive((2, 3, 6, 6), (6, 6)),
+    "resnet: one bin": Adaptive((2, 5, 7, 7), 1),
+    "bins divide the image": Adaptive((2, 3, 8, 6), (4, 2)),
+    "bins overlap": Adaptive((2, 3, 7, 5), (3, 4)),
+    "more bins than pixels": Adaptive((2, 3, 3, 4), (5, 7)),
+    "more rows, fewer columns": Adaptive((1, 2, 3, 11), (8, 4)),
+    "an axis that stays": Adaptive((2, 3, 5, 6), (None, 3)),
+    "both stay": Adaptive((1, 2, 3, 4), (None, None)),
+    "one-pixel image": Adaptive((2, 3, 1, 1), (2, 3)),
+    "unbatched": Adaptive((3, 5, 7), (2, 3)),
+    "empty batch": Adaptive((0, 3, 6, 6), 4),
+    "a bin of more pixels than a byte counts": Adaptive((1, 1, 17, 18), 1),
+    "more channels than a block": Adaptive((1, 37, 5, 4), (2, 2)),
+}
+POOLS: dict[str, tuple[Any, Any]] = {
+    "avg": (tnn.adaptive_avg_pool2d, F.adaptive_avg_pool2d),
+    "max": (tnn.adaptive_max_pool2d, F.adaptive_max_pool2d),
+}
+
+
+@pytest.mark.parametrize("case", named(CASES))
+def test_equals_torch(case: Adaptive) -> None:
+    x = randn(*case.x)
+    check(tnn.adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size=case.size)
+    check(tnn.adaptive_max_pool2d, F.adaptive_max_pool2d, x, output_size=case.size, return_indices=True)
+    assert torch.equal(tnn.adaptive_max_pool2d(x, case.size), F.adaptive_max_pool2d(x, case.size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(dtype: torch.dtype) -> None:
+    x = randn(2, 3, 7, 6, dtype=dtype)
+    check(tnn.adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size=(3, 4))
+    check(tnn.adaptive_max_pool2d, F.adaptive_max_pool2d, x, output_size=(3, 4), return_indices=True)
+
+
+LAYOUTS = {
+    "channels_last": lambda: randn(2, 5, 6, 7).contiguous(memory_format=torch.channels_last),
+    "one channel, channels_last": lambda: randn(2, 1, 6, 7).contiguous(memory_format=torch.channels_last),
+    "transposed": lambda: randn(2, 5, 7, 6).transpose(2, 3),
+    "every second row, from an odd address": lambda: randn(2, 5, 12, 7)[:, :, 1::2],
+    "expanded": lambda: randn(1, 5, 6, 7).expand(2, 5, 6, 7),
+    "unbatched, channels innermost": lambda: randn(6, 7, 5).permute(2, 0, 1),
+}
+
+
+@pytest.mark.parametrize("layout", named(LAYOUTS))
+@pytest.mark.parametrize("size", [1, (4, 3)])
+def test_layouts(layout: Any, size: Any) -> None:
+    check(tnn.adaptive_avg_pool2d, F.adaptive_avg_pool2d, layout(), output_size=size)
+    check(tnn.adaptive_max_pool2d, F.adaptive_max_pool2d, layout(), output_size=size, return_indices=True)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", POOLS)
+def test_gradient_keeps_the_format(name: str, memory_format: torch.memory_format) -> None:
+    """Also behind `flatten`, whose gradient is contiguous: all layers before the pooling would get that order."""
+    ours, torchs = POOLS[name]
+    for size in (1, 4):
+        x = randn(2, 5, 6, 6).contiguous(memory_format=memory_format).requires_grad_()
+        dx, expected = (torch.autograd.grad(pool(x, size).flatten(1).square().sum(), x)[0] for pool in (ours, torchs))
+        assert dx.stride() == x.stride()
+        torch.testing.assert_close(dx, expected)
+
+
+HARD = {
+    "NaN wins, the last one": [[NAN, 1.0, 2.0], [NAN, INF, 3.0], [1.0, 2.0, 3.0]],
+    "all -inf": [[-INF] * 3] * 3,
+    "ties: the first": [[2.0] * 3] * 3,
+    "-0. before 0.": [[-0.0, 0.0, -1.0], [-1.0, 0.0, -0.0], [-1.0, -1.0, -1.0]],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("values", named(HARD))
+def test_hard_values(values: list[list[float]], dtype: torch.dtype) -> None:
+    """Value, place, sign and the way of the gradient are torch's."""
+    x = torch.tensor([[values]], dtype=dtype, device=DEVICE, requires_grad=True)
+    for size in (1, 2, 5):
+        (y, indices, dx), (torchs_y, torchs_indices, torchs_dx) = (
+            (y, indices, torch.autograd.grad(y, x, torch.ones_like(y))[0])
+            for y, indices in (pool(x, size, return_indices=True) for pool in POOLS["max"])
+        )
+        assert torch.equal(indices, torchs_indices)
+        torch.testing.assert_close(y, torchs_y, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(dx, torchs_dx, rtol=0, atol=0)
+        assert torch.equal(y.signbit(), torchs_y.signbit()) or y.isnan().any()
+
+
+def test_infinities_in_a_mean() -> None:
+    x = torch.tensor([[[[INF, -INF, 1.0, INF]]]], device=DEVICE)
+    for size in (1, 2, (1, 3), (2, 5)):
+        torch.testing.assert_close(tnn.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(x, size), equal_nan=True)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_expanded_gradient_and_same_bits(name: str) -> None:
+    ours, torchs = POOLS[name]
+    (first,), (again,) = (gradients(ours, randn(2, 3, 13, 11), output_size=(5, 4)) for _ in range(2))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, gradients(torchs, randn(2, 3, 13, 11), output_size=(5, 4))[0])
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_gradcheck(name: str) -> None:
+    ours, _ = POOLS[name]
+    x = randn(1, 2, 5, 4, dtype=torch.float64).requires_grad_()
+    for size in ((3, 3), (2, 6)):
+        assert gradcheck(lambda x, size=size: ours(x, size), [x], fast_mode=True)
+        assert gradgradcheck(lambda x, size=size: ours(x, size), [x], fast_mode=True)
+
+
+def test_most_in_bin() -> None:
+    """Against the bins themselves, either way round."""
+    for size in range(1, 14):
+        for bins in range(1, 14):
+            extents = [-(-(i + 1) * size // bins) - i * size // bins for i in range(bins)]
+            assert most_in_bin(size, bins) == max(extents)
+    assert most_in_bin(0, 4) == most_in_bin(4, 0) == 0
+
+
+OPS: dict[str, Any] = {
+    "adaptive_avg_pool2d_forward": lambda x, y: (x, (3, 3)),
+    "adaptive_avg_pool2d_backward": lambda x, y: (y, (6, 6), x.stride(1) == 1),
+    "adaptive_max_pool2d_forward": lambda x, y: (x, (3, 3)),
+    "adaptive_max_pool2d_backward": lambda x, y: (y, (y > 0).to(torch.uint8), (6, 6)),
+    "adaptive_max_pool2d_pick": lambda x, y: (x, (y > 0).to(torch.uint8)),
+    "adaptive_max_pool2d_indices": lambda x, y: ((y > 0).to(torch.uint8), (6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_fakes_are_exact(name: str, memory_format: torch.memory_format) -> None:
+    x, y = (randn(2, 4, n, n).contiguous(memory_format=memory_format) for n in (6, 3))
+    torch.library.opcheck(getattr(ops, name).default, OPS[name](x, y), test_utils=("test_schema", "test_faketensor"))
+
+
+ERRORS: dict[str, tuple[tuple[int, ...], Any]] = {
+    "five axes": ((1, 1, 2, 6, 6), 2),
+    "two axes": ((6, 6), 2),
+    "negative size": ((1, 2, 6, 6), -1),
+    "one size": ((1, 2, 6, 6), (2,)),
+    "three sizes": ((1, 2, 6, 6), (2, 2, 2)),
+    "no sizes": ((1, 2, 6, 6), None),
+    "a float": ((1, 2, 6, 6), 2.0),
+    "no rows": ((2, 3, 0, 6), 2),
+}
+
+
+@pytest.mark.parametrize("case", named(ERRORS))
+@pytest.mark.parametrize("name", POOLS)
+def test_errors(name: str, case: tuple[tuple[int, ...], Any]) -> None:
+    ours, torchs = POOLS[name]
+    raises_like(torchs, ours, randn(*case[0]), case[1])
+
+
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_no_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    ours, torchs = POOLS[name]
+    raises_like(torchs, ours, torch.zeros(1, 2, 6, 6, device=DEVICE).to(dtype), 2)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_no_bins(name: str) -> None:
+    """An empty result, as torch's, and then gradients of zero, where torch refuses."""
+    ours, torchs = POOLS[name]
+    x = randn(2, 3, 4, 5).requires_grad_()
+    y = ours(x, (0, 2))
+    assert y.shape == torchs(x, (0, 2)).shape
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.zeros_like(x))
+
+
+def test_no_channels() -> None:
+    """A mean over none is nothing, a largest of none is an error."""
+    x = torch.zeros(2, 0, 6, 6, device=DEVICE)
+    assert tnn.adaptive_avg_pool2d(x, 2).shape == F.adaptive_avg_pool2d(x, 2).shape
+    raises_like(F.adaptive_max_pool2d, tnn.adaptive_max_pool2d, x, 2)
+
+
+@pytest.mark.parametrize("name", ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d"])
+def test_modules_are_torchs(name: str) -> None:
+    ours, torchs = (getattr(module, name)((3, None)) for module in (tnn, torch.nn))
+    assert repr(ours) == repr(torchs) and "__init__" not in vars(getattr(tnn, name))
+    x: Tensor = randn(2, 3, 7, 4)
+    torch.testing.assert_close(ours(x), torchs(x))
