@@ -20,6 +20,7 @@ from trinn.kernels.adaptive_pool2d import (  # noqa: E402
     adaptive_max_pool2d_indices,
     adaptive_max_pool2d_pick,
 )
+from trinn.kernels.antialias2d import antialias2d_backward, antialias2d_forward  # noqa: E402
 from trinn.kernels.batchnorm2d import (  # noqa: E402
     batchnorm2d_backward,
     batchnorm2d_forward,
@@ -45,7 +46,12 @@ from trinn.kernels.pool2d import (  # noqa: E402
 )
 from trinn.kernels.reduce import channel_sum  # noqa: E402
 from trinn.kernels.relu import relu_, relu_backward, relu_forward  # noqa: E402
-from trinn.kernels.upsample2d import bilinear2d_backward, bilinear2d_forward  # noqa: E402
+from trinn.kernels.upsample2d import (  # noqa: E402
+    bilinear2d_backward,
+    bilinear2d_forward,
+    nearest2d_backward,
+    nearest2d_forward,
+)
 
 ops = torch.ops.trinn
 
@@ -56,6 +62,8 @@ __all__ = [
     "adaptive_max_pool2d_forward",
     "adaptive_max_pool2d_indices",
     "adaptive_max_pool2d_pick",
+    "antialias2d_backward",
+    "antialias2d_forward",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batchnorm2d_backward",
@@ -84,5 +92,7 @@ __all__ = [
     "max_pool2d_forward",
     "max_pool2d_indices",
     "max_pool2d_pick",
+    "nearest2d_backward",
+    "nearest2d_forward",
     "ops",
 ]

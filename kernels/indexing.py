@@ -21,7 +21,7 @@ import triton.language as tl
 
 from trinn.kernels.launch import device_function
 
-# How far rounding may move the coordinates of a bilinear interpolation: in output pixels, for each output of an axis.
+# How far rounding may move the coordinates of a resized image: in output pixels, for each output of an axis.
 READER_SLACK = tl.constexpr(2.0**-20)
 
 
@@ -144,35 +144,38 @@ def bilinear_source(position, size, out_size, scale, ALIGN_CORNERS: tl.constexpr
 
 
 @device_function
-def first_reader(position, size, out_size, scale, ALIGN_CORNERS: tl.constexpr):
-    """The first output position whose bilinear_source may be the pixel of this position, with room for rounding.
+def nearest_source(position, size, scale, SHIFT: tl.constexpr):
+    """The pixel that an output position copies: the one under its edge (SHIFT 0.0) or its centre (0.5). Float32, as torch."""
+    return tl.minimum(tl.floor((position.to(tl.float32) + SHIFT) * scale).to(position.dtype), size - 1)
 
-    Outputs before the centre of the first pixel do not count for the second, where their weight is 0.
+
+@device_function
+def first_reader(position, out_size, scale, low, SHIFT: tl.constexpr):
+    """The first output that may read the pixel of this position, with room for rounding.
+
+    An output reads a pixel if (output + SHIFT) * scale lies between pixel + low and pixel + high. Those before the first
+    pixel read that; they do not count for the second, where their weight is 0.
     """
-    shift: tl.constexpr = 0.0 if ALIGN_CORNERS else 0.5
     step = tl.maximum(scale, 1e-30)  # it is 0 where one pixel or one output is all there is
-    out = (position.to(scale.dtype) - 1 + shift) / step - shift - out_size * READER_SLACK
+    out = (position.to(scale.dtype) + low) / step - SHIFT - out_size * READER_SLACK
     out = tl.minimum(tl.maximum(tl.ceil(out), 0.0), out_size - 1.0).to(position.dtype)
-    out = tl.where(position == 0, 0, out)
-    return tl.where(size == out_size, position, out)
+    return tl.where(position == 0, 0, out)
 
 
 @functools.lru_cache(maxsize=1024)
-def most_readers(size: int, out_size: int, scale: float, align_corners: bool) -> int:
+def most_readers(size: int, out_size: int, scale: float, low: float, high: float, shift: float) -> int:
     """How far it is, at most, from a pixel's first_reader past the last output that reads it."""
-    if size == out_size:
-        return 1
     if scale == 0:
         return out_size
-    shift, slack = 0.0 if align_corners else 0.5, out_size * READER_SLACK.value
+    slack = out_size * READER_SLACK.value
 
     def end(pixel: int) -> int:
         if pixel == size - 1:
             return out_size
-        return min(out_size, math.ceil((pixel + 1 + shift) / scale - shift + slack))
+        return min(out_size, math.ceil((pixel + high) / scale - shift + slack))
 
     def first(pixel: int) -> int:
-        return max(0, math.ceil((pixel - 1 + shift) / scale - shift - 2 * slack)) if pixel > 0 else 0
+        return max(0, math.ceil((pixel + low) / scale - shift - 2 * slack)) if pixel > 0 else 0
 
     return max(end(pixel) - first(pixel) for pixel in range(size))
 

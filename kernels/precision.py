@@ -58,3 +58,11 @@ def widened(value):
     if value.dtype == tl.bfloat16:
         value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return value
+
+
+@device_function
+def rounded(value, DTYPE: tl.constexpr):
+    """A value as one of DTYPE, an integer to the nearest."""
+    if DTYPE.is_int():
+        value = tl.floor(value + 0.5)
+    return value.to(DTYPE)

@@ -7,7 +7,7 @@ from trinn.layers.conv_transpose2d import ConvTranspose2d, conv_transpose2d
 from trinn.layers.linear import Linear, linear
 from trinn.layers.pool2d import AvgPool2d, MaxPool2d, avg_pool2d, max_pool2d
 from trinn.layers.relu import ReLU, relu, relu_
-from trinn.layers.upsample2d import Upsample, UpsamplingBilinear2d, interpolate
+from trinn.layers.upsample2d import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d, interpolate
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -22,6 +22,7 @@ __all__ = [
     "ReLU",
     "Upsample",
     "UpsamplingBilinear2d",
+    "UpsamplingNearest2d",
     "adaptive_avg_pool2d",
     "adaptive_max_pool2d",
     "avg_pool2d",

@@ -1,49 +1,62 @@
-"""Bilinear upsampling: `interpolate`, `Upsample` and `UpsamplingBilinear2d`."""
+"""Resizing: `interpolate`, `Upsample`, `UpsamplingBilinear2d` and `UpsamplingNearest2d`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
+from trinn.layers.adaptive_pool2d import adaptive_avg_pool2d
 from trinn.layers.function import Function
 from trinn.layers.window import Pair
 
 
-class BilinearForward(Function):
-    """y of a bilinear interpolation; linear in x."""
+class ResizeForward(Function):
+    """y of one of the kinds of resizing; linear in x."""
 
     @staticmethod
-    def forward(x: Tensor, size: Pair, scales: tuple[float, float], align_corners: bool) -> Tensor:
-        return ops.bilinear2d_forward(x, size, scales, align_corners)
+    def forward(x: Tensor, kind: str, size: Pair, scales: tuple[float, float]) -> Tensor:
+        return KINDS[kind][0](x, size, scales)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, ctx.scales, ctx.align_corners = inputs
+        x, ctx.kind, _, ctx.scales = inputs
         ctx.size = x.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return BilinearBackward.call(dy, ctx.size, ctx.scales, ctx.align_corners), None, None, None
+        return ResizeBackward.call(dy, ctx.kind, ctx.size, ctx.scales), None, None, None
 
 
-class BilinearBackward(Function):
-    """dx of a bilinear interpolation, the adjoint of BilinearForward."""
+class ResizeBackward(Function):
+    """dx of a resizing to that size, the adjoint of ResizeForward."""
 
     @staticmethod
-    def forward(dy: Tensor, size: Pair, scales: tuple[float, float], align_corners: bool) -> Tensor:
-        return ops.bilinear2d_backward(dy, size, scales, align_corners)
+    def forward(dy: Tensor, kind: str, size: Pair, scales: tuple[float, float]) -> Tensor:
+        return KINDS[kind][1](dy, size, scales)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        dy, _, ctx.scales, ctx.align_corners = inputs
+        dy, ctx.kind, _, ctx.scales = inputs
         ctx.size = dy.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
-        return BilinearForward.call(ddx, ctx.size, ctx.scales, ctx.align_corners), None, None, None
+        return ResizeForward.call(ddx, ctx.kind, ctx.size, ctx.scales), None, None, None
+
+
+# What computes each kind of resizing, forward and backward, from (image, size of the result, scales).
+KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "bilinear": (partial(ops.bilinear2d_forward, align_corners=False), partial(ops.bilinear2d_backward, align_corners=False)),
+    "aligned": (partial(ops.bilinear2d_forward, align_corners=True), partial(ops.bilinear2d_backward, align_corners=True)),
+    "antialiased": (ops.antialias2d_forward, ops.antialias2d_backward),
+    "nearest": (partial(ops.nearest2d_forward, exact=False), partial(ops.nearest2d_backward, exact=False)),
+    "nearest-exact": (partial(ops.nearest2d_forward, exact=True), partial(ops.nearest2d_backward, exact=True)),
+}
+MODES = ("nearest", "nearest-exact", "bilinear", "area")
 
 
 def interpolate(
@@ -55,31 +68,40 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
-    """An image resized, as `torch.nn.functional.interpolate`; of the modes, bilinear.
+    """An image resized, as `torch.nn.functional.interpolate`, for images of two axes.
 
     Args:
-        input: (N, C, H, W); float16, bfloat16, float32 or float64.
+        input: (N, C, H, W); float16, bfloat16, float32 or float64, or uint8, which is rounded to the nearest.
         size: (P, Q), or one number for both.
         scale_factor: instead of a size: P = floor(H * scale_factor), and coordinates advance by 1 / scale_factor.
-        align_corners: the centres of the corner pixels coincide, not their outer edges.
+        mode: "nearest", "nearest-exact", "bilinear" or "area" (which is `adaptive_avg_pool2d`).
+        align_corners: of bilinear: the centres of the corner pixels coincide, not their outer edges.
         recompute_scale_factor: take the size from the factor, but advance by H / P.
+        antialias: of bilinear: where the image shrinks, average all the pixels that an output covers.
 
     Returns:
         (N, C, P, Q), in the memory format of `input`.
 
     Raises:
-        ValueError: both or neither of size and scale_factor, or of the wrong length.
+        ValueError: both or neither of size and scale_factor, or of the wrong length; an option that the mode does not have.
         RuntimeError: an image of no pixels, before or after.
-        NotImplementedError: another mode, antialiasing, or another dtype or number of axes.
+        NotImplementedError: another mode, dtype or number of axes.
     """
-    if mode != "bilinear" or antialias:
-        raise NotImplementedError(f"interpolate: only mode='bilinear' without antialias is there, but got mode={mode!r}")
+    if mode not in MODES:
+        raise NotImplementedError(f"interpolate: mode must be one of {', '.join(MODES)}, but got {mode!r}")
+    if mode != "bilinear" and align_corners is not None:
+        raise ValueError(f"align_corners option can only be set with the interpolating modes: bilinear, but got mode={mode!r}")
+    if antialias and (mode != "bilinear" or input.dim() != 4):
+        raise ValueError(
+            "Anti-alias option is restricted to bilinear modes and requires a 4-D tensor as input, but got "
+            f"mode={mode!r} and {input.dim()} axes"
+        )
     if size is not None and scale_factor is not None:
         raise ValueError("only one of size or scale_factor should be defined")
     if recompute_scale_factor and size is not None:
         raise ValueError("recompute_scale_factor is not meaningful with an explicit size.")
     if input.dim() != 4:
-        raise NotImplementedError(f"Got {input.dim()}D input, but bilinear mode needs 4D input")
+        raise NotImplementedError(f"Got {input.dim()}D input, but interpolate needs 4D input (N, C, H, W)")
     factors = None
     if size is not None:
         out = _both(size, "output size", input)
@@ -93,8 +115,10 @@ def interpolate(
         out = tuple(math.floor(n * factor) for n, factor in zip(input.shape[2:], factors, strict=True))
     else:
         raise ValueError("either size or scale_factor should be defined")
-    if not input.is_floating_point():
-        raise NotImplementedError(f"interpolate: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
+    if mode == "area":
+        return adaptive_avg_pool2d(input, out)
+    if not input.is_floating_point() and input.dtype != torch.uint8:
+        raise NotImplementedError(f"interpolate: expected float16, bfloat16, float32, float64 or uint8, but got {input.dtype}")
     if min(*input.shape[2:], *out) <= 0:
         raise RuntimeError(
             f"Input and output sizes should be greater than 0, but got input (H: {input.shape[2]}, W: {input.shape[3]}) output "
@@ -102,9 +126,12 @@ def interpolate(
         )
     if input.shape[1] == 0:
         raise RuntimeError(f"Non-empty 4D data tensor expected but got a tensor with sizes {list(input.shape)}")
+    kind = mode
+    if mode == "bilinear":
+        kind = "antialiased" if antialias else "aligned" if align_corners else "bilinear"
     given = factors if factors is not None and not recompute_scale_factor else (None, None)
-    scales = tuple(_scale(n, p, f, bool(align_corners)) for n, p, f in zip(input.shape[2:], out, given, strict=True))
-    return BilinearForward.call(input, out, scales, bool(align_corners))
+    scales = tuple(_scale(n, p, f, mode, bool(align_corners)) for n, p, f in zip(input.shape[2:], out, given, strict=True))
+    return ResizeForward.call(input, kind, out, scales)
 
 
 def _both(value: Any, name: str, input: Tensor) -> tuple[Any, Any]:
@@ -122,8 +149,10 @@ def _both(value: Any, name: str, input: Tensor) -> tuple[Any, Any]:
     return values[0], values[1]
 
 
-def _scale(size: int, out: int, factor: float | None, align_corners: bool) -> float:
+def _scale(size: int, out: int, factor: float | None, mode: str, align_corners: bool) -> float:
     """Input pixels an output pixel."""
+    if mode == "nearest" and size == out:
+        return 1.0
     if align_corners:
         return (size - 1) / (out - 1) if out > 1 else 0.0
     return 1 / factor if factor is not None else size / out
@@ -141,3 +170,10 @@ class UpsamplingBilinear2d(nn.UpsamplingBilinear2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return interpolate(input, self.size, self.scale_factor, self.mode, self.align_corners)
+
+
+class UpsamplingNearest2d(nn.UpsamplingNearest2d):
+    """torch.nn.UpsamplingNearest2d on `interpolate`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return interpolate(input, self.size, self.scale_factor, self.mode)
