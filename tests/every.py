@@ -1,0 +1,108 @@
+"""Every operator of trinn.layers at least once, as a function of its tensors: what a test of all of them walks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import trinn.layers as tnn
+from tests.check import DEVICE, randn
+from trinn.layers.pad2d import pad2d
+
+Shape = tuple[int, ...]
+
+
+class Every(NamedTuple):
+    """A function of float tensors of these shapes; `others` are tensors that it takes after them."""
+
+    function: Callable[..., Any]
+    shapes: tuple[Shape, ...]
+    others: Callable[[], tuple[Tensor, ...]] = tuple
+    per_image: bool = True  # an image's output depends on that image alone
+    deterministic: bool = True  # torch's own has a deterministic way on a GPU
+
+    def tensors(self, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        return [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(self.shapes)]
+
+
+def _batch_norm(x: Tensor, w: Tensor, b: Tensor, mean: Tensor, var: Tensor, training: bool) -> Tensor:
+    return tnn.batch_norm(x, mean.clone(), var.clone(), w, b, training)
+
+
+def _statistics() -> tuple[Tensor, Tensor]:
+    return randn(5), randn(5).abs() + 0.5
+
+
+def _places() -> tuple[Tensor]:
+    """Indices of an unpooling: two values meet at places 3 and 7."""
+    return (torch.tensor([0, 3, 3, 7, 9, 20, 7, 24, 23], device=DEVICE).reshape(1, 1, 3, 3).expand(2, 5, 3, 3).contiguous(),)
+
+
+def _interpolate(**options: Any) -> Callable[..., Tensor]:
+    return lambda x: tnn.interpolate(x, **options)
+
+
+IMAGE = (2, 5, 7, 6)
+EVERY = {
+    "conv2d": Every(lambda x, w, b: tnn.conv2d(x, w, b, stride=2, padding=1), (IMAGE, (3, 5, 3, 3), (3,))),
+    "conv2d, groups": Every(
+        lambda x, w, b: tnn.conv2d(x, w, b, padding=2, dilation=2, groups=2), ((2, 6, 7, 6), (4, 3, 3, 2), (4,))
+    ),
+    "conv2d, depthwise": Every(
+        lambda x, w, b: tnn.conv2d(x, w, b, stride=2, padding=1, groups=5), (IMAGE, (10, 1, 3, 3), (10,))
+    ),
+    "conv_transpose2d": Every(
+        lambda x, w, b: tnn.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1), (IMAGE, (5, 3, 3, 3), (3,))
+    ),
+    "conv_transpose2d, depthwise": Every(
+        lambda x, w, b: tnn.conv_transpose2d(x, w, b, stride=3, groups=5), (IMAGE, (5, 1, 2, 2), (5,))
+    ),
+    "linear": Every(tnn.linear, ((3, 37), (19, 37), (19,))),
+    "relu": Every(tnn.relu, (IMAGE,)),
+    "relu, in place": Every(lambda x: tnn.relu_(x * 1), (IMAGE,)),
+    "max_pool2d": Every(lambda x: tnn.max_pool2d(x, 3, 2, 1), (IMAGE,)),
+    "max_pool2d, indices": Every(lambda x: tnn.max_pool2d(x, 2, 1, 1, 2, True, True), (IMAGE,)),
+    "avg_pool2d": Every(lambda x: tnn.avg_pool2d(x, 3, 2, 1, True, False), (IMAGE,)),
+    "adaptive_avg_pool2d": Every(lambda x: tnn.adaptive_avg_pool2d(x, (3, 4)), (IMAGE,), deterministic=False),
+    "adaptive_max_pool2d": Every(lambda x: tnn.adaptive_max_pool2d(x, (3, 8), True), (IMAGE,), deterministic=False),
+    "max_unpool2d": Every(
+        lambda x, i: tnn.max_unpool2d(x, i, 2, output_size=(5, 5)), ((2, 5, 3, 3),), _places, deterministic=False
+    ),
+    "batch_norm, training": Every(
+        lambda x, w, b, *stats: _batch_norm(x, w, b, *stats, training=True), (IMAGE, (5,), (5,)), _statistics, per_image=False
+    ),
+    "batch_norm": Every(
+        lambda x, w, b, *stats: _batch_norm(x, w, b, *stats, training=False), (IMAGE, (5,), (5,)), _statistics
+    ),
+    "interpolate, bilinear": Every(_interpolate(size=(11, 4), mode="bilinear"), (IMAGE,), deterministic=False),
+    "interpolate, bilinear, corners": Every(
+        _interpolate(scale_factor=1.7, mode="bilinear", align_corners=True), (IMAGE,), deterministic=False
+    ),
+    "interpolate, antialias": Every(
+        _interpolate(size=(3, 4), mode="bilinear", antialias=True), (IMAGE,), deterministic=False
+    ),
+    "interpolate, nearest": Every(_interpolate(scale_factor=2.5, mode="nearest"), (IMAGE,), deterministic=False),
+    "interpolate, nearest-exact": Every(_interpolate(size=(4, 9), mode="nearest-exact"), (IMAGE,), deterministic=False),
+    "pad2d, reflect": Every(lambda x: pad2d(x, (2, 1, 3, 0), "reflect"), (IMAGE,), deterministic=False),
+    "pad2d, replicate": Every(lambda x: pad2d(x, (2, 1, -1, 4), "replicate"), (IMAGE,), deterministic=False),
+    "pad2d, circular": Every(lambda x: pad2d(x, (2, 1, 3, 0), "circular"), (IMAGE,)),
+}
+
+
+def results(case: Every, tensors: list[Tensor], others: tuple[Tensor, ...] = ()) -> dict[str, Tensor]:
+    """Outputs, gradients and, where there are any, gradients of the gradients, by name."""
+    inputs = [t.detach().requires_grad_() for t in tensors]
+    result = case.function(*inputs, *others)
+    outputs = result if isinstance(result, tuple) else (result,)
+    found = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+    dy = like(outputs[0]).requires_grad_()
+    first = torch.autograd.grad(outputs[0], inputs, dy, create_graph=True)
+    found |= {f"gradient {i}": g.detach() for i, g in enumerate(first)}
+    second = torch.autograd.grad(first, [dy, *inputs], [like(g) for g in first], allow_unused=True)
+    return found | {f"second gradient {i}": g.detach() for i, g in enumerate(second) if g is not None}
+
+
+def like(tensor: Tensor) -> Tensor:
+    """Values for a gradient of that tensor, in its memory order."""
+    return torch.empty_like(tensor).copy_(randn(*tensor.shape, dtype=tensor.dtype, seed=1))

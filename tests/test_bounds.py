@@ -1,0 +1,103 @@
+"""Nothing is read or written outside of a tensor: all tensors lie inside larger ones, of NaN or of a value that must survive."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import trinn.layers as tnn
+from tests.every import EVERY, results
+from trinn.kernels import ops
+
+MARGIN = 1024  # elements before and after a tensor that a launcher makes
+BYTE = 0xFF  # what they are filled with: NaN in every floating dtype
+
+
+class Buffers:
+    """The memory that launchers were given."""
+
+    def __init__(self) -> None:
+        self.margins: list[Tensor] = []
+        self._empty = torch.empty
+
+    def place(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
+        """A dense tensor of NaN in the middle of a larger one."""
+        margin = MARGIN * dtype.itemsize
+        buffer = self._empty(shape.numel() * dtype.itemsize + 2 * margin, dtype=torch.uint8, device=device).fill_(BYTE)
+        self.margins += [buffer[:margin], buffer[-margin:]]
+        return buffer.view(dtype).as_strided(shape, strides, MARGIN)
+
+    def survived(self) -> bool:
+        """Whether all that lies around the tensors is as it was."""
+        return all(bool((margin == BYTE).all()) for margin in self.margins)
+
+
+@pytest.fixture
+def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buffers]:
+    """torch.empty and torch.empty_like, which launchers allocate with, give memory from within larger buffers."""
+    made = Buffers()
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def empty_inside(*shape: Any, dtype: torch.dtype = torch.float32, device: Any = "cpu", **options: Any) -> Tensor:
+        strides = empty(*shape, device="meta", **options)
+        return made.place(strides.shape, strides.stride(), dtype, device)
+
+    def empty_like_inside(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        strides = empty_like(tensor, device="meta")
+        return made.place(strides.shape, strides.stride(), dtype or tensor.dtype, tensor.device)
+
+    monkeypatch.setattr(torch, "empty", empty_inside)
+    monkeypatch.setattr(torch, "empty_like", empty_like_inside)
+    yield made
+
+
+def surrounded(tensor: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """The same values with NaN, or the largest integer, on every side of every axis, and the whole that they lie in."""
+    around = tuple(size + 3 for size in tensor.shape)
+    value = math.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+    order = torch.channels_last if channels_last and tensor.dim() == 4 else torch.contiguous_format
+    whole = tensor.new_full(around, value).contiguous(memory_format=order)
+    inside = whole[tuple(slice(1, size + 1) for size in tensor.shape)]
+    inside.copy_(tensor)
+    return inside, whole
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> None:
+    case = EVERY[name]
+    plain = results(case, case.tensors(), case.others())
+    inputs = [surrounded(t, channels_last) for t in case.tensors()]
+    others = [surrounded(t, channels_last) for t in case.others()]
+    before = [whole.clone() for _, whole in inputs + others]
+    found = results(case, [inside for inside, _ in inputs], tuple(inside for inside, _ in others))
+    for key, value in found.items():
+        assert value.isfinite().all(), f"{key}: NaN from outside of an input, or from memory that nothing was written to"
+        torch.testing.assert_close(value, plain[key], msg=lambda text, key=key: f"{key}: {text}")
+    for (_, whole), old in zip(inputs + others, before, strict=True):
+        torch.testing.assert_close(whole, old, rtol=0, atol=0, equal_nan=True)
+    assert len(buffers.margins) >= 4
+    assert buffers.survived(), "something was written outside of an output"
+
+
+def test_relu_in_place() -> None:
+    inside, whole = surrounded(torch.linspace(-1, 1, 35).reshape(5, 7), False)
+    tnn.relu_(inside)
+    assert int(whole.isnan().sum()) == whole.numel() - inside.numel() and bool((inside >= 0).all())
+
+
+def test_running_statistics() -> None:
+    """They are written in place, whatever their strides."""
+    (mean, means), (var, variances) = surrounded(torch.zeros(5), False), surrounded(torch.ones(5), False)
+    ops.batchnorm2d_update(mean, var, torch.ones(5), torch.ones(5), 0.5, 10)
+    for inside, whole in ((mean, means), (var, variances)):
+        assert bool(inside.isfinite().all()) and int(whole.isnan().sum()) == 3
+
+
+def test_a_write_outside_is_seen(buffers: Buffers) -> None:
+    inside = torch.empty(3, 5)
+    inside.as_strided((16,), (1,), inside.storage_offset())[15] = 1
+    assert not buffers.survived()
