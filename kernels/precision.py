@@ -44,8 +44,8 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b."""
     if _INTERPRETED:  # NumPy has no bfloat16; widening changes no product
-        a = a.to(acc.dtype)
-        b = b.to(acc.dtype)
+        a = widened(a).to(acc.dtype)
+        b = widened(b).to(acc.dtype)
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 

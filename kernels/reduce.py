@@ -91,7 +91,7 @@ def channel_sum(x: Tensor) -> Tensor:
     total = _empty_channel_sum(x)
     images, channels, height, width = x.shape
     pixels = images * height * width
-    if pixels == 0:
+    if x.numel() == 0:
         return total.zero_()
     block_c = min(triton.next_power_of_2(channels), 16)
     block_p = min(triton.next_power_of_2(pixels), reduction_block() // block_c)

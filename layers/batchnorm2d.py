@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import Function
+from trinn.layers.function import FLOATS, Function
 
 
 class BatchNormForward(Function):
@@ -149,7 +149,7 @@ def _check_tensors(
 ) -> None:
     if input.dim() < 2:
         raise RuntimeError(f"batch_norm: expected input of at least 2 axes, (N, C, *), but got size {list(input.shape)}")
-    if not input.is_floating_point():
+    if input.dtype not in FLOATS:
         raise NotImplementedError(f"batch_norm: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     given = {name: tensor for name, tensor in named.items() if tensor is not None}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import Function, autocast
+from trinn.layers.function import FLOATS, Function, autocast
 from trinn.layers.pad2d import pad2d
 from trinn.layers.reduce import ChannelSum
 from trinn.layers.window import IntOrPair, Pair, batched, pair
@@ -125,6 +125,8 @@ def conv2d(
             f"Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {weight.shape[0]} elements, "
             f"but got bias of size {list(bias.shape)} instead"
         )
+    if x.shape[1] == 0:
+        raise RuntimeError(f"conv2d: input{list(x.shape)} has no channels")
     near, far = _padding(padding, stride, dilation, weight)
     extent = [d * (taps - 1) + 1 for d, taps in zip(dilation, weight.shape[2:], strict=True)]
     padded = [n + size + f for n, size, f in zip(near, x.shape[2:], far, strict=True)]
@@ -142,7 +144,7 @@ def check_operands(x: Tensor, w: Tensor, b: Tensor | None, operator: str) -> Non
     """Raise what torch raises for a wrong rank, or operands of several dtypes or devices."""
     if w.dim() != 4:
         raise RuntimeError(f"{operator}: expected 4D weight, but got weight of size: {list(w.shape)}")
-    if not x.is_floating_point():
+    if x.dtype not in FLOATS:
         raise NotImplementedError(f"{operator}: expected float16, bfloat16, float32 or float64, but got {x.dtype}")
     for tensor, name in ((w, "weight"), (b, "bias")):
         if tensor is not None and tensor.dtype != x.dtype:

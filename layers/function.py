@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# The floating dtypes that the kernels compute in.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class Function(torch.autograd.Function):
     """Base of every Function of this library: write `forward`, `setup_context` and `backward`, then `call` it.

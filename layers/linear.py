@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import Function, autocast
+from trinn.layers.function import FLOATS, Function, autocast
 from trinn.layers.reduce import ChannelSum
 
 
@@ -90,7 +90,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     input, weight, bias = autocast(input, weight, bias)
     if input.dim() == 0 or weight.dim() not in (1, 2):
         raise RuntimeError(f"linear: both arguments need to be at least 1D, but they are {input.dim()}D and {weight.dim()}D")
-    if not input.is_floating_point():
+    if input.dtype not in FLOATS:
         raise NotImplementedError(f"linear: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
     for tensor, name in ((weight, "weight"), (bias, "bias")):
         if tensor is not None and tensor.dtype != input.dtype:

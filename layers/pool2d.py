@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
-from trinn.layers.function import Function
+from trinn.layers.function import FLOATS, Function
 from trinn.layers.window import IntOrPair, Pair, batched, pair
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class MaxPool2dForward(Function):
@@ -135,9 +137,9 @@ def max_pool2d(
 
     Raises:
         RuntimeError: a window that torch refuses.
-        NotImplementedError: bool or complex input.
+        NotImplementedError: another dtype.
     """
-    if input.dtype == torch.bool or input.is_complex():
+    if input.dtype not in (*FLOATS, *INTEGERS):
         raise NotImplementedError(f"max_pool2d is not implemented for {input.dtype}")
     x, unbatched = batched(input, "max_pool2d")
     kernel, stride, padding = _window(kernel_size, stride, padding, "max_pool2d")
@@ -178,9 +180,9 @@ def avg_pool2d(
 
     Raises:
         RuntimeError: a window that torch refuses, or a divisor of 0.
-        NotImplementedError: other integers, bool or complex input.
+        NotImplementedError: another dtype.
     """
-    if not input.is_floating_point() and input.dtype != torch.int64:
+    if input.dtype not in (*FLOATS, torch.int64):
         raise NotImplementedError(f"avg_pool2d is not implemented for {input.dtype}")
     x, unbatched = batched(input, "avg_pool2d")
     kernel, stride, padding = _window(kernel_size, stride, padding, "avg_pool2d")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import Function
+from trinn.layers.function import FLOATS, Function
 
 
 class ReluForward(Function):
@@ -65,10 +65,13 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         inplace: write the result over `input` and return it.
 
     Raises:
-        RuntimeError: bool or complex input; in place on a leaf that requires a gradient, or where elements share memory.
+        NotImplementedError: complex input or 8-bit floats.
+        RuntimeError: bool input; in place on a leaf that requires a gradient, or where elements share memory.
     """
-    if input.dtype == torch.bool or input.is_complex():
-        raise RuntimeError(f"relu is not supported for {input.dtype} tensors")
+    if input.dtype == torch.bool:
+        raise RuntimeError("Boolean inputs not supported for relu")
+    if input.is_complex() or (input.is_floating_point() and input.dtype not in FLOATS):
+        raise NotImplementedError(f"relu is not implemented for {input.dtype}")
     if not inplace:
         return ReluForward.call(input)
     if input.is_leaf and input.requires_grad and torch.is_grad_enabled():

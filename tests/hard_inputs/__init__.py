@@ -1,0 +1,144 @@
+"""Inputs that operators are known to get wrong, as numbered rows that tests/test_hard_inputs.py runs.
+
+A row of `like_torch` is a function of a namespace: it is run with torch's operators on the CPU, then with trinn's on the
+tested device, and both must come to the same end. What it returns is compared exactly, or within some units in the last place
+of the largest value where sums are rounded. A row of `holds` asserts something itself.
+
+Values that are drawn are small integers, so that every sum is exact and its order cannot be seen.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import trinn.layers as tnn
+from tests.check import DEVICE
+from trinn.kernels import tuning
+from trinn.kernels.launch import INTERPRETED
+
+INF, NAN = float("inf"), float("nan")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+TORCH = SimpleNamespace(**{name: getattr(F, name, None) or getattr(nn, name) for name in tnn.__all__})
+
+
+class Row(NamedTuple):
+    number: int
+    name: str
+    run: Callable[[], None]
+
+
+ROWS: list[Row] = []
+
+
+def like_torch(number: int, name: str, ulps: float = 0) -> Callable[[Callable[[Any], Any]], None]:
+    """Add the row of a function of a namespace."""
+
+    def add(function: Callable[[Any], Any]) -> None:
+        def run() -> None:
+            with torch.device("cpu"):
+                expected = function(TORCH)
+            with torch.device(DEVICE):
+                got = function(tnn)
+            same(got, expected, "result", ulps)
+
+        ROWS.append(Row(number, name, run))
+
+    return add
+
+
+def holds(number: int, name: str) -> Callable[[Callable[[], None]], None]:
+    """Add the row of a function that asserts."""
+
+    def add(function: Callable[[], None]) -> None:
+        def run() -> None:
+            with torch.device(DEVICE):
+                function()
+
+        ROWS.append(Row(number, name, run))
+
+    return add
+
+
+def same(got: Any, expected: Any, where: str, ulps: float) -> None:
+    """Assert that two results of a row are equal: tensors in shape, dtype and value, all else as Python compares."""
+    assert isinstance(got, type(expected)), f"{where}: {got!r}, torch has {expected!r}"
+    if isinstance(expected, (list, tuple)):
+        assert len(got) == len(expected), f"{where}: {len(got)} values, torch has {len(expected)}"
+        for i, (g, e) in enumerate(zip(got, expected, strict=True)):
+            same(g, e, f"{where}[{i}]", ulps)
+    elif isinstance(expected, dict):
+        assert got.keys() == expected.keys(), f"{where}: {list(got)}, torch has {list(expected)}"
+        for key in expected:
+            same(got[key], expected[key], f"{where}[{key!r}]", ulps)
+    elif isinstance(expected, Tensor):
+        finite = expected[expected.isfinite()].abs() if expected.is_floating_point() else expected.new_empty(0)
+        atol = ulps * torch.finfo(expected.dtype).eps * float(finite.max()) if finite.numel() else 0.0
+        torch.testing.assert_close(
+            got, expected, rtol=0, atol=atol, equal_nan=True, check_device=False, msg=lambda m: f"{where}: {m}"
+        )
+    else:
+        assert got == expected, f"{where}: {got!r}, torch has {expected!r}"
+
+
+def refusal(function: Callable[..., Any], *inputs: Any, words: str = "", **options: Any) -> str:
+    """The type of the exception that this call raises; its message has these words."""
+    try:
+        result = function(*inputs, **options)
+    except Exception as error:
+        assert words in str(error), f"{words!r} is not in {str(error)!r}"
+        return type(error).__name__
+    raise AssertionError(f"no exception, but {result!r}")
+
+
+def grads(function: Callable[..., Any], *inputs: Any, upstream: float | None = None, **options: Any) -> list[Any]:
+    """All outputs, and the gradients of all float tensors among the inputs for integers, or one number, upstream."""
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) if isinstance(t, Tensor) else t for t in inputs]
+    result = function(*leaves, **options)
+    outputs = list(result) if isinstance(result, tuple) else [result]
+    ends = [y for y in outputs if y.requires_grad]
+    wanted = [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
+    dys = [integers(*y.shape, dtype=y.dtype, seed=7) if upstream is None else torch.full_like(y, upstream) for y in ends]
+    return [y.detach() for y in outputs] + list(torch.autograd.grad(ends, wanted, dys, allow_unused=True))
+
+
+def outcome(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """The result of this call, or the type of the exception that it raises."""
+    try:
+        return function(*inputs, **options)
+    except Exception as error:
+        return type(error).__name__
+
+
+def integers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, most: int = 3) -> Tensor:
+    """Integers from -most to most, the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed + sum((i + 1) * size for i, size in enumerate(shape)))
+    drawn = torch.randint(-most, most + 1, shape, generator=generator, device="cpu")
+    return drawn.to(torch.get_default_device(), dtype)
+
+
+def plane(rows: list[list[float]], dtype: torch.dtype = torch.float32) -> Tensor:
+    """One image of one channel."""
+    return torch.tensor([[rows]], dtype=dtype)
+
+
+@contextmanager
+def large_tiles() -> Iterator[None]:
+    """Tiles large enough for the interpreter to get through a large tensor."""
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED:
+            patch.setattr(tuning, "interpreted_block", 2**16)
+        yield
+
+
+def filled(module: nn.Module) -> Any:
+    """The module with integers for parameters."""
+    with torch.no_grad():
+        for seed, parameter in enumerate(module.parameters()):
+            parameter.copy_(integers(*parameter.shape, seed=seed))
+    return module

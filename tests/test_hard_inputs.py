@@ -1,0 +1,27 @@
+"""A hundred inputs that operators are known to get wrong, each with its number: what trinn does with them is what torch does.
+
+    1-25    tests/hard_inputs/pool2d.py             70-74   tests/hard_inputs/relu.py
+    26-43   tests/hard_inputs/conv2d.py             75-78   tests/hard_inputs/linear.py
+    44-50   tests/hard_inputs/conv_transpose2d.py   79-89   tests/hard_inputs/upsample2d.py
+    51-69   tests/hard_inputs/batchnorm2d.py        90-     tests/hard_inputs/everything.py
+
+`pytest -k hard_053` runs the rows of number 53. Where trinn differs from torch on purpose, docs/differences.md says why.
+"""
+
+import importlib
+
+import pytest
+
+from tests.hard_inputs import ROWS, Row
+
+for operator in ("pool2d", "conv2d", "conv_transpose2d", "batchnorm2d", "relu", "linear", "upsample2d", "everything"):
+    importlib.import_module(f"tests.hard_inputs.{operator}")
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=f"hard_{row.number:03}: {row.name}") for row in ROWS])
+def test_hard_input(row: Row) -> None:
+    row.run()
+
+
+def test_none_is_missing() -> None:
+    assert {row.number for row in ROWS} >= set(range(1, 101))
