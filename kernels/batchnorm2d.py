@@ -48,6 +48,7 @@ def _statistics_kernel(
     value = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
     before = pixels_before(first, sizes, TILE)
     origin = tl.sum(value, axis=1) / (pixels_before(first + 1, sizes, TILE) - before)
+    origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)  # the mean of an infinity is infinite, not inf - inf
 
     total = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
     squares = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
@@ -85,7 +86,7 @@ def _merge_kernel(
     share = (count.to(part_mean.dtype) / pixels)[:, None]
     center = tl.sum(share * part_mean, axis=0)
     # The variance has the square of what is wrong with the mean, so what the sum has left over is added.
-    center += tl.sum(share * (part_mean - center[None, :]), axis=0)
+    center += tl.where(tl.abs(center) < float("inf"), tl.sum(share * (part_mean - center[None, :]), axis=0), 0.0)
     deviation = part_mean - center[None, :]
     tl.store(mean + c, center, mask=c < channels)
     tl.store(var + c, tl.sum(share * (part_var + deviation * deviation), axis=0), mask=c < channels)
