@@ -97,10 +97,10 @@ def _update_kernel(
     running_mean, running_var, mean, var,
     mean_stride, var_stride,
     channels, momentum: tl.float64, correction: tl.float64,
-    BLOCK: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK channels of the running statistics; `correction` makes the variance unbiased."""
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     new_mean = tl.load(mean + c, mask=c < channels)
     new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)
     old_mean = tl.load(running_mean + c * mean_stride, mask=c < channels).to(new_mean.dtype)
@@ -267,7 +267,7 @@ def batchnorm2d_update(
         _update_kernel, triton.cdiv(mean.numel(), block), running_mean, running_var, mean, var,
         running_mean.stride(0), running_var.stride(0),
         mean.numel(), momentum, pixels / (pixels - 1),
-        BLOCK=block, device=mean.device,
+        INDEX=index_type(running_mean, running_var), BLOCK=block, device=mean.device,
     )  # fmt: skip
 
 

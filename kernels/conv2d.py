@@ -83,7 +83,7 @@ def _gather_gemm_kernel(
     weight += group * weight_group
     from_pixel = n * x_n + top * x_h + left * x_w
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
-    depth = taps_h * taps_w * channels_in
+    depth = tl.full((), channels_in, INDEX) * (taps_h * taps_w)
     for start in range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K).to(INDEX)
         tap, c = k // channels_in, k % channels_in
@@ -127,7 +127,7 @@ def _wgrad_kernel(
     dy_n, dy_k, dy_p, dy_q = dy_strides
     dw_k, dw_c, dw_r, dw_s = dw_strides
 
-    columns = channels * H.taps * W.taps
+    columns = tl.full((), channels, INDEX) * (H.taps * W.taps)
     filter_tiles = cdiv(filters, BLOCK_M)
     column_tiles = cdiv(columns, BLOCK_N)
     program = tl.program_id(0)

@@ -59,7 +59,7 @@ def _gather_kernel(
                 hit = valid & inside(h, source_height) & inside(w, source_width)
                 at = n * x_n + (channel // FILTERS) * x_c + h * x_h + w * x_w
                 value = tl.load(source + at, mask=hit, other=0.0).to(ACCUMULATOR)
-                at = channel * w_k + r * w_r + s * w_s
+                at = channel * w_k + tl.full((), r, INDEX) * w_r + tl.full((), s, INDEX) * w_s
                 acc += value * tl.load(weight + at, mask=valid, other=0.0).to(ACCUMULATOR)
     if bias is not None:
         acc += tl.load(bias + channel, mask=valid, other=0.0).to(ACCUMULATOR)
@@ -145,7 +145,7 @@ def depthwise2d_wgrad(
         x.stride(), dy.stride(),
         pixels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, triton.cdiv(pixels, parts),
         H=Axis(dw.shape[2], stride[0], padding[0], dilation[0]), W=Axis(dw.shape[3], stride[1], padding[1], dilation[1]),
-        FILTERS=filters // x.shape[1], ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy),
+        FILTERS=filters // x.shape[1], ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, partials),
         BLOCK_K=block_k, BLOCK_P=block_p, TAPS=taps, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, dw)

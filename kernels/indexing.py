@@ -60,8 +60,8 @@ class Axis(NamedTuple):
 
 @device_function
 def cdiv(a, b):
-    """a / b, rounded up; both positive."""
-    return (a + b - 1) // b
+    """a / b, rounded up, for b > 0 and a > -b; as large an `a` as its type holds."""
+    return a // b + (a % b > 0)
 
 
 @device_function

@@ -14,18 +14,28 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 # What a kernel calls. The interpreter would prepare each call anew, for some milliseconds, where a plain call does the same.
 device_function: Callable[..., Any] = (lambda function: function) if INTERPRETED else triton.jit
 
+# The interpreter checks each int32 step for overflow: right for the small tensors of a test, too slow for others.
+always_int64 = INTERPRETED
+
 # Set while kernels are compiled and not run: what gets each launch, and the architecture it is for.
 _observe: Callable[..., None] | None = None
 _observed_architecture = ""
 
 
 def launch(
-    kernel: Any, programs: int, *args: Any, device: torch.device, warps: int = 4, stages: int = 3, **constants: Any
+    kernel: Any,
+    programs: int,
+    *args: Any,
+    device: torch.device,
+    warps: int = 4,
+    stages: int = 3,
+    asserts: bool = False,
+    **constants: Any,
 ) -> None:
     """Start `programs` programs of a kernel on a device, in torch's current stream.
 
     The grid has one axis, which may be 2^31 - 1 long; the other two end at 65,535. Contraction to fused multiply-adds is
-    always asked for in words, since Triton's default is due to change.
+    always asked for in words, since Triton's default is due to change. A kernel that `asserts` does so on a GPU.
 
     Raises:
         RuntimeError: a CPU tensor, and Triton does not interpret.
@@ -33,6 +43,8 @@ def launch(
     if programs == 0:
         return
     constants.update(num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+    if asserts and not INTERPRETED:
+        constants.update(debug=True, sanitize_overflow=False)
     if _observe is not None:
         _observe(kernel, args, constants)
     elif INTERPRETED:
@@ -73,11 +85,15 @@ def architecture(device: torch.device) -> str:
 
 
 def index_type(*tensors: Tensor) -> tl.dtype:
-    """int32, or int64 if an element of one of these tensors lies further than int32 reaches."""
-    reach = max(sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) for t in tensors)
-    # A block of lanes may run past the last element by its own length before its mask stops it. The interpreter checks
-    # each int32 step for overflow: right for the small tensors of a test, too slow for others.
-    return tl.int64 if reach >= (0 if INTERPRETED else 2**31 - 2**20) else tl.int32
+    """int32, or int64 if one of these tensors has an element further away, or more of them, than int32 counts."""
+    # A block of lanes may run past the last element by its own length before its mask stops it.
+    return tl.int64 if always_int64 or max(map(_reach, tensors)) >= 2**31 - 2**20 else tl.int32
+
+
+def _reach(tensor: Tensor) -> int:
+    """How far its last element lies from its first, or would if none shared memory: kernels count elements too."""
+    offset = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return max(offset, tensor.numel())
 
 
 def is_channels_last(*tensors: Tensor) -> bool:

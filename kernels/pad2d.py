@@ -45,7 +45,7 @@ def _reader(i, position, near, size, out_size, MODE: tl.constexpr):
         reads = inside(reader, out_size) & (reader <= tl.where(position == size - 1, out_size - 1, position + near))
     else:
         if MODE == "reflect":
-            before, after = -position, 2 * (size - 1) - position
+            before, after = -position, (size - 1) - position + (size - 1)
         else:
             before, after = position - size, position + size
         image = tl.where(i == 0, position, tl.where(i == 1, before, after))

@@ -66,7 +66,7 @@ def _max_pool2d_kernel(
 @triton.jit
 def _max_pool2d_pick_kernel(
     x, codes, y,
-    x_strides, y_strides,
+    x_strides, codes_strides, y_strides,
     elements, channels, height, width, out_height, out_width,
     H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -74,11 +74,13 @@ def _max_pool2d_pick_kernel(
 
     Where nothing won, the value is 0 and the place that of some pixel.
     """
+    codes_n, codes_c, codes_p, codes_q = codes_strides
     y_n, y_c, y_h, y_w = y_strides
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
-    at = n * y_n + c * y_c + p * y_h + q * y_w
+    at = n * codes_n + c * codes_c + p * codes_p + q * codes_q
     code = tl.load(codes + at, mask=element < elements, other=0).to(INDEX)
+    at = n * y_n + c * y_c + p * y_h + q * y_w
     h, w = big_from_small(p, code // W.taps, H), big_from_small(q, code % W.taps, W)
     if x is not None:
         x_n, x_c, x_h, x_w = x_strides
@@ -125,7 +127,7 @@ def _pixels(small, size, AXIS: tl.constexpr, COUNT_PADDING: tl.constexpr):
     """How many pixels of an axis a window averages: those inside the image or, counting padding, inside that too."""
     first = small * AXIS.stride - AXIS.padding
     if COUNT_PADDING:
-        return tl.minimum(first + AXIS.taps, size + AXIS.padding) - first
+        return tl.minimum(first + AXIS.taps - AXIS.padding, size) + AXIS.padding - first
     return tl.minimum(first + AXIS.taps, size) - tl.maximum(first, 0)
 
 
@@ -389,10 +391,10 @@ def _pick(
     block = elementwise_block(y.numel())
     launch(
         _max_pool2d_pick_kernel, triton.cdiv(y.numel(), block), x, codes, y,
-        x.stride() if x is not None else None, y.stride(),
+        x.stride() if x is not None else None, codes.stride(), y.stride(),
         y.numel(), y.shape[1], *size, *y.shape[2:],
         **_axes(kernel, stride, padding, dilation), CHANNELS_LAST=is_channels_last(y),
-        INDEX=index_type(*(t for t in (x, y) if t is not None)), BLOCK=block, device=y.device,
+        INDEX=index_type(*(t for t in (x, codes, y) if t is not None)), BLOCK=block, device=y.device,
     )  # fmt: skip
 
 
