@@ -72,16 +72,12 @@ EVERY = {
     "batch_norm, training": Every(
         lambda x, w, b, *stats: _batch_norm(x, w, b, *stats, training=True), (IMAGE, (5,), (5,)), _statistics, per_image=False
     ),
-    "batch_norm": Every(
-        lambda x, w, b, *stats: _batch_norm(x, w, b, *stats, training=False), (IMAGE, (5,), (5,)), _statistics
-    ),
+    "batch_norm": Every(lambda x, w, b, *stats: _batch_norm(x, w, b, *stats, training=False), (IMAGE, (5,), (5,)), _statistics),
     "interpolate, bilinear": Every(_interpolate(size=(11, 4), mode="bilinear"), (IMAGE,), deterministic=False),
     "interpolate, bilinear, corners": Every(
         _interpolate(scale_factor=1.7, mode="bilinear", align_corners=True), (IMAGE,), deterministic=False
     ),
-    "interpolate, antialias": Every(
-        _interpolate(size=(3, 4), mode="bilinear", antialias=True), (IMAGE,), deterministic=False
-    ),
+    "interpolate, antialias": Every(_interpolate(size=(3, 4), mode="bilinear", antialias=True), (IMAGE,), deterministic=False),
     "interpolate, nearest": Every(_interpolate(scale_factor=2.5, mode="nearest"), (IMAGE,), deterministic=False),
     "interpolate, nearest-exact": Every(_interpolate(size=(4, 9), mode="nearest-exact"), (IMAGE,), deterministic=False),
     "pad2d, reflect": Every(lambda x: pad2d(x, (2, 1, 3, 0), "reflect"), (IMAGE,), deterministic=False),
@@ -90,19 +86,24 @@ EVERY = {
 }
 
 
-def results(case: Every, tensors: list[Tensor], others: tuple[Tensor, ...] = ()) -> dict[str, Tensor]:
-    """Outputs, gradients and, where there are any, gradients of the gradients, by name."""
+def like(tensor: Tensor) -> Tensor:
+    """Values for a gradient of that tensor, in its memory order."""
+    return torch.empty_like(tensor).copy_(randn(*tensor.shape, dtype=tensor.dtype, seed=1))
+
+
+def results(
+    case: Every,
+    tensors: list[Tensor],
+    others: tuple[Tensor, ...] = (),
+    placed: Callable[[Tensor], Tensor] = lambda upstream: upstream,
+) -> dict[str, Tensor]:
+    """Outputs, gradients and gradients of the gradients, by name, for upstream gradients that were `placed` somewhere."""
     inputs = [t.detach().requires_grad_() for t in tensors]
     result = case.function(*inputs, *others)
     outputs = result if isinstance(result, tuple) else (result,)
     found = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
-    dy = like(outputs[0]).requires_grad_()
+    dy = placed(like(outputs[0])).requires_grad_()
     first = torch.autograd.grad(outputs[0], inputs, dy, create_graph=True)
     found |= {f"gradient {i}": g.detach() for i, g in enumerate(first)}
-    second = torch.autograd.grad(first, [dy, *inputs], [like(g) for g in first], allow_unused=True)
+    second = torch.autograd.grad(first, [dy, *inputs], [placed(like(g)) for g in first], allow_unused=True)
     return found | {f"second gradient {i}": g.detach() for i, g in enumerate(second) if g is not None}
-
-
-def like(tensor: Tensor) -> Tensor:
-    """Values for a gradient of that tensor, in its memory order."""
-    return torch.empty_like(tensor).copy_(randn(*tensor.shape, dtype=tensor.dtype, seed=1))

@@ -1,0 +1,147 @@
+"""Operators on tensors that reach further than 2^31 elements, of which hardly a page of memory is touched.
+
+A program, run by test_large_tensors.py, since a wrong offset ends a process: it prints what it is about to do. Offsets are
+as wide as on a GPU here, int32 for small tensors, where the interpreter finds each step that overflows.
+"""
+
+import mmap
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tests.every import EVERY, Every, results
+from trinn.kernels import launch, ops, tuning
+
+import triton.runtime.interpreter as interpreter  # isort: skip  # trinn chooses it while Triton is not imported
+
+NO_RESERVE = 0x4000  # MAP_NORESERVE, which mmap knows by name from Python 3.13 on: memory is not counted until it is touched
+PAST_INT32 = 2**31 + 2**20
+
+
+def zeros(elements: int, dtype: torch.dtype) -> Tensor:
+    """That many zeros, which take no memory until they are written."""
+    size = max(elements, 1) * dtype.itemsize
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    return torch.frombuffer(memory, dtype=dtype, count=elements)
+
+
+def spread(tensor: Tensor, axis: int) -> Tensor:
+    """The same values, with the elements of one axis so far apart that the last lies past int32."""
+    strides = list(tensor.contiguous().stride())
+    strides[axis] = max(PAST_INT32 // (tensor.shape[axis] - 1), tensor.numel()) + 1
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    return zeros(reach + 1, tensor.dtype).as_strided(tensor.shape, strides).copy_(tensor.detach())
+
+
+def far_apart(name: str, case: Every) -> None:
+    """Each tensor alone lies past int32, by one axis and by another: forward, gradients and theirs are right."""
+    tensors, others = case.tensors(), case.others()
+    expected = results(case, tensors, others)
+    places = [(i, axis) for i, t in enumerate(tensors) for axis in {0, t.dim() - 1} if t.shape[axis] > 1]
+    for i, axis in places:
+        print(f"{name}: input {i} by axis {axis}", flush=True)
+        found = results(case, [spread(t, axis) if j == i else t for j, t in enumerate(tensors)], others)
+        same(found, expected)
+    for i, other in enumerate(others):
+        print(f"{name}: further input {i}", flush=True)
+        same(results(case, tensors, tuple(spread(t, 0) if j == i else t for j, t in enumerate(others))), expected)
+    for axis in (0, -1):
+        print(f"{name}: upstream gradients by axis {axis}", flush=True)
+        same(results(case, tensors, others, lambda g, axis=axis: spread(g, axis)), expected)
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def many(name: str, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """More than 2^31 elements: of all programs those run that fill the last image, which must be that image's alone."""
+    print(f"{name}: many elements", flush=True)
+    images = 2**32 // torch.Size(shape).numel()  # a power of two, so that the last image is in the last part of a sum
+    x = zeros(images * torch.Size(shape).numel(), dtype).reshape(images, *shape)
+    generator = torch.Generator().manual_seed(0)
+    x[-1] = torch.randint(-9, 9, shape, generator=generator).to(dtype)
+    expected = function(x[-1:].clone())
+    interpreter.range = some  # type: ignore[attr-defined]
+    found = function(x)[-1:]
+    del interpreter.range
+    assert torch.equal(found, expected), f"{found}, not {expected}"
+    assert bool(expected.any())
+
+
+def some(*bounds: int) -> object:
+    """The programs of a launch with very many: the last two of each quarter, since phases and groups come one after another."""
+    if len(bounds) > 1 or bounds[0] < 4096:
+        return range(*bounds)
+    (programs,) = bounds
+    return sorted({max(0, programs * i // 4 - j) for i in range(1, 5) for j in (1, 2)})
+
+
+def empty(*shape: object, dtype: torch.dtype = torch.float32, device: object = "cpu", **options: object) -> Tensor:
+    """torch.empty, in memory that is not counted until it is touched."""
+    strides = _empty(*shape, device="meta", **options)  # type: ignore[call-overload]
+    return zeros(strides.numel(), dtype).as_strided(strides.shape, strides.stride())
+
+
+_empty = torch.empty
+WINDOW = (3, 3), (2, 2), (1, 1)
+MANY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], torch.dtype]] = {
+    "relu": (ops.relu_forward, (64,), torch.int8),
+    "relu backward": (lambda x: ops.relu_backward(x, x), (64,), torch.float16),
+    "max_pool2d": (lambda x: ops.max_pool2d_forward(x, (4, 4), *WINDOW, (1, 1))[0], (2, 8, 8), torch.int8),
+    "avg_pool2d": (lambda x: ops.avg_pool2d_forward(x, (4, 4), *WINDOW, True, None), (2, 8, 8), torch.float16),
+    "avg_pool2d backward": (
+        lambda x: ops.avg_pool2d_backward(x, (15, 15), *WINDOW, True, None, False), (2, 8, 8), torch.float16
+    ),
+    "adaptive_avg_pool2d": (lambda x: ops.adaptive_avg_pool2d_forward(x, (3, 5)), (2, 8, 8), torch.float16),
+    "adaptive_max_pool2d": (lambda x: ops.adaptive_max_pool2d_forward(x, (3, 5))[0], (2, 8, 8), torch.float16),
+    "bilinear": (lambda x: ops.bilinear2d_forward(x, (3, 12), (8 / 3, 8 / 12), False), (2, 8, 8), torch.float16),
+    "nearest": (lambda x: ops.nearest2d_forward(x, (3, 12), (8 / 3, 8 / 12), False), (2, 8, 8), torch.int8),
+    "antialias": (lambda x: ops.antialias2d_forward(x, (3, 5), (8 / 3, 8 / 5)), (2, 8, 8), torch.float16),
+    "pad2d": (lambda x: ops.pad2d_forward(x, (1, 2, 3, 1), "reflect"), (2, 8, 8), torch.int8),
+    "pad2d backward": (lambda x: ops.pad2d_backward(x, (1, 2, 1, 1), "reflect"), (2, 8, 8), torch.float16),
+    "conv2d": (lambda x: _conv(ops.conv2d_fprop, x, (3, 2, 3, 3), (4, 4)), (2, 8, 8), torch.float16),
+    "conv2d backward": (lambda x: _conv(ops.conv2d_dgrad, x, (2, 3, 3, 3), (16, 16)), (2, 8, 8), torch.float16),
+    "conv2d, depthwise": (lambda x: _conv(ops.conv2d_fprop, x, (2, 1, 3, 3), (4, 4), 2), (2, 8, 8), torch.float16),
+    "conv2d, depthwise backward": (lambda x: _conv(ops.conv2d_dgrad, x, (2, 1, 3, 3), (15, 15), 2), (2, 8, 8), torch.float16),
+    "linear": (lambda x: ops.linear_fprop(x, torch.ones(3, 64, dtype=x.dtype), None), (64,), torch.float16),
+    "batch_norm": (
+        lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, 1e-5), (2, 8, 8), torch.float16
+    ),
+    # Sums over all images, of which the last alone is not zero.
+    "channel_sum": (lambda x: ops.channel_sum(x)[None], (2, 8, 8), torch.float16),
+    "conv2d weights": (lambda x: ops.conv2d_wgrad(x, x, (3, 3), (1, 1), (1, 1), (1, 1), 1)[None], (2, 8, 8), torch.float16),
+    "conv2d, depthwise weights": (
+        lambda x: ops.conv2d_wgrad(x, x, (3, 3), (1, 1), (1, 1), (1, 1), 2)[None], (2, 8, 8), torch.float16
+    ),
+    "linear weights": (lambda x: ops.linear_wgrad(x, x)[None], (64,), torch.float16),
+    "batch_norm sums": (
+        lambda x: ops.batchnorm2d_sums(x, x, torch.zeros(2), torch.ones(2), 0.0)[None], (2, 8, 8), torch.float16
+    ),
+}  # fmt: skip
+
+
+def _conv(op: Callable[..., Tensor], x: Tensor, w: tuple[int, ...], size: tuple[int, int], groups: int = 1) -> Tensor:
+    weight = (torch.arange(torch.Size(w).numel()) % 5 - 2).reshape(w).to(x.dtype)
+    return op(x, weight, None, size, (2, 2), (1, 1), (1, 1), groups)
+
+
+def main() -> None:
+    launch.always_int64 = False
+    tuning.interpreted_block = 4096
+    for name in sys.argv[1:] or [*EVERY, *(f"many: {name}" for name in MANY)]:
+        if name in EVERY:
+            far_apart(name, EVERY[name])
+        else:
+            torch.empty = empty  # type: ignore[assignment]
+            tuning.wanted_programs = 2**16  # so that the part of a sum which holds the last image is a short one
+            many(name, *MANY[name.removeprefix("many: ")])
+            torch.empty = _empty
+    print("all are right")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Prints, as JSON, the 32-bit products in the code of each kernel when offsets are int64: a program for test_large_tensors.py.
+
+The code is Triton's own intermediate form, after functions are inlined; no GPU and no code generator take part.
+"""
+
+import json
+import re
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton._C.libtriton import ir, passes
+from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
+
+from bench.compile_report import Driver
+from tests.test_large_tensors import PASSES
+from trinn.kernels import launch
+
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "debug", "sanitize_overflow")
+
+
+def code_of(kernel: Any, args: Any, constants: dict[str, Any]) -> str:
+    """The first form of a launch's code."""
+    compiled: dict[str, Any] = {}
+
+    def remember(*, compile: dict[str, Any], **_: Any) -> bool:
+        compiled.update(compile)
+        return True  # which keeps Triton from compiling now
+
+    triton.knobs.runtime.jit_cache_hook = remember
+    kernel.device_caches.clear()
+    kernel.warmup(*args, grid=(1,), **constants)
+    triton.knobs.runtime.jit_cache_hook = None
+    target = triton.runtime.driver.active.get_current_target()
+    backend = make_backend(target)
+    options = backend.parse_options({name: value for name, value in constants.items() if name in OPTIONS})
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    source = ASTSource(kernel, compiled["signature"], compiled["constants"], compiled["configs"][0])
+    module = source.make_ir(target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
+    manager = ir.pass_manager(context)
+    passes.common.add_inliner(manager)
+    passes.common.add_canonicalizer(manager)
+    passes.common.add_cse(manager)
+    manager.run(module, "products")
+    return str(module)
+
+
+def main() -> None:
+    triton.runtime.driver.set_active(Driver("sm_90"))
+    launch.always_int64 = True
+    found: dict[str, set[str]] = {}
+
+    def observe(kernel: Any, args: Any, constants: dict[str, Any]) -> None:
+        name = f"{kernel.fn.__module__.removeprefix('trinn.kernels.')}.{kernel.fn.__name__}"
+        code = code_of(kernel, args, constants)
+        products = re.findall(r"^.*\barith\.muli\b.*\b(?:i32|\d+xi32>).*$", code, re.MULTILINE)
+        found.setdefault(name, set()).update(line.strip() for line in products)
+
+    def new(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
+
+    with launch.observed(observe, "sm_90"):
+        for channels_last in (False, True):
+            for run in PASSES.values():
+                run(new)
+    print(json.dumps({name: sorted(lines) for name, lines in found.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Tensors of more than 2^31 elements, and tensors whose elements lie that far apart.
+
+Three proofs. large_tensors.py runs the operators on such tensors, over memory that is not touched. Every launch asks for
+int64 if any tensor it gets needs it. And the code of every kernel that was asked for int64 multiplies in int64.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+from torch import Tensor
+
+import trinn.layers as tnn
+from bench import shapes
+from tests.every import EVERY
+from trinn import kernels
+from trinn.kernels import launch, tuning
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSES: dict[str, shapes.Passes] = {
+    "conv2d": shapes.conv((2, 6, 7, 8), (4, 6, 3, 3), stride=2, padding=1),
+    "conv2d, groups": shapes.conv((2, 6, 7, 8), (4, 3, 3, 2), groups=2),
+    "conv2d, depthwise": shapes.conv((2, 6, 7, 8), (6, 1, 3, 3), padding=1, groups=6),
+    "linear": shapes.linear(5, 6, 7),
+    "relu": shapes.relu(2, 5, 7, 6),
+    "batch_norm": shapes.batchnorm(64, 5, 28, 28),
+    "pool": shapes.pool((2, 3, 8, 8), 3, 2, 1),
+    "adaptive pool": shapes.adaptive_pool((2, 3, 8, 8), (3, 5)),
+    "resize": shapes.resize((2, 3, 8, 8), (3, 5)),
+    "unpool": shapes.unpool((2, 3, 8, 8), (16, 16)),
+    "pad": shapes.pad((2, 3, 8, 8), 2),
+}
+HUGE: dict[str, shapes.Passes] = {
+    "conv2d": shapes.conv((2**17, 16, 64, 64), (16, 16, 3, 3), stride=2, padding=1),
+    "conv2d, 1 channel": shapes.conv((2**25, 1, 8, 8), (1, 1, 3, 3), padding=1),
+    "conv2d, few images": shapes.conv((3, 3, 2**15, 2**15), (8, 3, 3, 3), padding=1),
+    "conv2d, depthwise": shapes.conv((2**20, 8, 32, 32), (8, 1, 3, 3), padding=1, groups=8),
+    "conv2d, many groups": shapes.conv((1, 2**21, 32, 32), (2**22, 2, 3, 3), padding=1, groups=2**20),
+    "linear": shapes.linear(2**31, 4, 4),
+    "relu": shapes.relu(2**33),
+    "batch_norm": shapes.batchnorm(2**20, 8, 32, 32),
+    "batch_norm, many channels": shapes.batchnorm(2, 2**29, 2, 2),
+    "pool": shapes.pool((2**20, 8, 32, 32), 3, 2, 1),
+    "adaptive pool": shapes.adaptive_pool((2**20, 8, 32, 32), (3, 5)),
+    "resize": shapes.resize((2**20, 8, 32, 32), (12, 50)),
+    "unpool": shapes.unpool((2**19, 8, 32, 32), (64, 64)),
+    "pad": shapes.pad((2**20, 8, 32, 32), 2),
+}
+# 32-bit products that kernels with int64 offsets still make, none of them of an offset or of a count of elements.
+SMALL_PRODUCTS = {
+    "conv2d._gather_gemm_kernel": "taps that hit a pixel: rows times columns",
+    "depthwise2d._gather_kernel": "the number of a tap",
+    "pool2d._max_pool2d_backward_kernel": "the number of a tap",
+    "batchnorm2d._statistics_kernel": "chunks of some thousand elements",
+    "batchnorm2d._merge_kernel": "chunks of some thousand elements",
+    "batchnorm2d._sums_kernel": "chunks of some thousand elements",
+    "adaptive_pool2d._max_kernel": "the number of a pixel in its bin",
+}
+
+
+class Launch:
+    """What a launcher asked for."""
+
+    def __init__(self, kernel: Any, programs: int, args: Any, constants: Any) -> None:
+        self.kernel, self.programs, self.args, self.constants = kernel, programs, args, constants
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel.fn.__module__.removeprefix('trinn.kernels.')}.{self.kernel.fn.__name__}"
+
+    @property
+    def needs_int64(self) -> bool:
+        return any((max(reach(a), a.numel()) if isinstance(a, Tensor) else a) >= 2**31 for a in flat(self.args))
+
+
+def flat(args: Any) -> list[Any]:
+    """The tensors and integers among arguments."""
+    if isinstance(args, tuple):
+        return [value for arg in args for value in flat(arg)]
+    return [args] if isinstance(args, (Tensor, int)) else []
+
+
+def reach(tensor: Tensor) -> int:
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+@pytest.fixture
+def launches_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
+    """What passes launch on a GPU, with tensors on the meta device that were `placed` somehow."""
+    monkeypatch.undo()  # conftest's small tiles
+    monkeypatch.setattr(launch, "always_int64", False)
+    monkeypatch.setattr(tuning, "INTERPRETED", False)
+    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    found: list[Launch] = []
+    started: list[int] = []
+    real = launch.launch
+
+    def counted(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
+        assert type(programs) is int
+        started.append(programs)
+        real(kernel, programs, *args, **options)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("trinn.kernels.") and getattr(module, "launch", None) is real and module is not launch:
+            monkeypatch.setattr(module, "launch", counted)
+
+    def observe(kernel: Any, args: Any, constants: Any) -> None:
+        found.append(Launch(kernel, started[-1], args, constants))
+
+    def run(passes: shapes.Passes, placed: Callable[[int, Tensor], Tensor] = lambda number, tensor: tensor) -> list[Launch]:
+        found.clear()
+        number = iter(range(10**6))
+
+        def new(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+            return placed(next(number), torch.empty(shape, dtype=dtype, device="meta"))
+
+        with launch.observed(observe, "sm_90"):
+            passes(new)
+        return list(found)
+
+    return run
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", PASSES)
+def test_each_tensor_alone_asks_for_int64(name: str, channels_last: bool, launches_of: Callable[..., list[Launch]]) -> None:
+    """Small tensors take int32; if one reaches past it, by any axis, each launch that gets that one takes int64."""
+
+    def ordered(number: int, tensor: Tensor) -> Tensor:
+        return tensor.to(memory_format=torch.channels_last) if channels_last and tensor.dim() == 4 else tensor
+
+    sizes: list[torch.Size] = []
+
+    def noted(number: int, tensor: Tensor) -> Tensor:
+        sizes.append(tensor.shape)
+        return ordered(number, tensor)
+
+    for seen in launches_of(PASSES[name], noted):
+        assert seen.constants.get("INDEX") == tl.int32, seen.name
+    for far, size in enumerate(sizes):
+        for axis in (axis for axis, n in enumerate(size) if n > 1):
+
+            def spread(number: int, tensor: Tensor, far: int = far, axis: int = axis) -> Tensor:
+                tensor = ordered(number, tensor)
+                if number != far:
+                    return tensor
+                strides = list(tensor.stride())
+                strides[axis] = 2**31 // (tensor.shape[axis] - 1) + 1
+                return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device="meta")
+
+            affected = [seen for seen in launches_of(PASSES[name], spread) if seen.needs_int64]
+            for seen in affected:
+                assert seen.constants.get("INDEX") == tl.int64, f"{seen.name}: tensor {far} {tuple(size)} by axis {axis}"
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_many_elements(name: str, launches_of: Callable[..., list[Launch]]) -> None:
+    """More than 2^31 elements, also where all of them share one address: int64, and a grid of one axis that CUDA takes."""
+
+    def expanded(number: int, tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, [0] * tensor.dim(), dtype=tensor.dtype, device="meta")
+
+    for placed in (lambda number, tensor: tensor, expanded):
+        seen = launches_of(HUGE[name], placed)
+        assert any(one.needs_int64 for one in seen)
+        for one in seen:
+            assert 0 < one.programs < 2**31, one.name
+            assert one.constants["INDEX"] == tl.int64 or not one.needs_int64, one.name
+
+
+def test_one_place_starts_kernels() -> None:
+    """launch.py, with a grid of one axis."""
+    for path in (ROOT / "kernels").glob("*.py"):
+        grids = re.findall(r"kernel\[(.*?)\]\(", path.read_text())
+        assert grids == (["(programs,)"] * 3 if path.stem == "launch" else []), path
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "dtype"),
+    [
+        ((2,), (2**31 - 2**20 - 1,), tl.int32),
+        ((2,), (2**31 - 2**20,), tl.int64),
+        ((2, 2), (2**30, 2**30 - 2**20), tl.int64),
+        ((1, 5), (2**40, 1), tl.int32),
+        ((2**16, 2**15), (0, 0), tl.int64),
+        ((0, 7), (2**40, 1), tl.int32),
+        ((), (), tl.int32),
+    ],
+)
+def test_index_type(shape: tuple[int, ...], strides: tuple[int, ...], dtype: tl.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "always_int64", False)
+    tensor = torch.empty_strided(shape, strides, device="meta")
+    assert launch.index_type(tensor) == launch.index_type(torch.empty(3), tensor) == dtype
+
+
+def test_kernels_multiply_in_int64() -> None:
+    """Of kernels compiled for int64, the first form of the code has no 32-bit product but those listed, with their reasons."""
+    env = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-m", "tests.products"], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    products = json.loads(done.stdout)
+    launched = {f"{path.stem}.{name}" for path in (ROOT / "kernels").glob("*.py") for name in defined(path)}
+    assert set(products) >= launched, launched - set(products)
+    narrow = {name: lines for name, lines in products.items() if lines and name not in SMALL_PRODUCTS}
+    assert not narrow, narrow
+
+
+def defined(path: Path) -> list[str]:
+    return re.findall(r"@triton\.jit\ndef (\w+)", path.read_text())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="untouched memory is the interpreter's way; a GPU has real tensors")
+def test_operators_on_untouched_memory() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.large_tensors"], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, f"ended with {done.returncode} in {lines[-1:]}\n{done.stderr[-2000:]}"
+    assert lines[-1] == "all are right"
+    assert {line.rpartition(":")[0] for line in lines} >= set(EVERY)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with room for tensors of more than 2^31 elements")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: tnn.relu(x),
+        lambda x: tnn.max_pool2d(x, 3, 2, 1),
+        lambda x: tnn.avg_pool2d(x, 2),
+        lambda x: tnn.adaptive_avg_pool2d(x, (3, 5)),
+        lambda x: tnn.interpolate(x, size=(12, 20), mode="bilinear"),
+        lambda x: tnn.conv2d(x, torch.ones(2, 2, 3, 3, dtype=x.dtype, device=x.device), stride=2, padding=1),
+        lambda x: tnn.conv_transpose2d(x, torch.ones(2, 1, 2, 2, dtype=x.dtype, device=x.device)),
+    ],
+    ids=["relu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "bilinear", "conv2d", "conv_transpose2d"],
+)
+def test_real_tensors(function: Callable[[Tensor], Tensor]) -> None:
+    """The last image of 2^31 elements is treated as it is alone, forward and backward."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    images = 2**31 // 512 + 1
+    if torch.cuda.mem_get_info()[0] < 6 * 2 * images * 512:
+        pytest.skip("less free memory than six such tensors take")
+    x = torch.zeros(images, 2, 16, 16, dtype=torch.float16, device="cuda")
+    x[-1] = torch.arange(512, device="cuda").reshape(2, 16, 16) % 7 - 3
+    x.requires_grad_()
+    alone = x[-1:].detach().clone().requires_grad_()
+    y, expected = function(x), function(alone)
+    dy = (torch.arange(expected.numel(), device="cuda") % 5 - 2).to(x.dtype).reshape(expected.shape)
+    upstream = torch.zeros_like(y)
+    upstream[-1] = dy[0]
+    assert torch.equal(y.detach()[-1:], expected.detach())
+    (dx,) = torch.autograd.grad(y, x, upstream)
+    assert torch.equal(dx[-1:], torch.autograd.grad(expected, alone, dy)[0])
+
+
+def test_passes_reach_every_kernel(launches_of: Callable[..., list[Launch]]) -> None:
+    """The tables above leave no kernel out."""
+    for table in (PASSES, HUGE):
+        names = {seen.name for passes in table.values() for seen in launches_of(passes)}
+        assert names >= {f"{path.stem}.{name}" for path in (ROOT / "kernels").glob("*.py") for name in defined(path)}
+
+
+def test_every_launcher_is_known() -> None:
+    """A launcher that bench.shapes does not call would go unseen by the tests above."""
+    source = (ROOT / "bench" / "shapes.py").read_text()
+    transposed = {name for name in kernels.__all__ if name.startswith("conv_transpose2d")}  # conv2d's, with roles swapped
+    called = set(re.findall(r"kernels\.(\w+)\(", source))
+    assert set(kernels.__all__) - called - transposed == {"ops", "relu_"}
