@@ -90,12 +90,43 @@ def pool(x: Shape, taps: int, stride: int, padding: int = 0) -> Passes:
     return passes
 
 
-def bilinear(x: Shape, size: Shape) -> Passes:
+def adaptive_pool(x: Shape, size: Shape) -> Passes:
     def passes(new: New) -> None:
-        for align_corners in (False, True):
-            scales = [(n - align_corners) / (m - align_corners) for n, m in zip(x[2:], size, strict=True)]
-            kernels.bilinear2d_forward(new(*x), size, scales, align_corners)
-            kernels.bilinear2d_backward(new(*x[:2], *size), x[2:], scales, align_corners)
+        image, dy = new(*x), new(*x[:2], *size)
+        _, codes = kernels.adaptive_max_pool2d_forward(image, size)
+        kernels.adaptive_max_pool2d_backward(dy, codes, x[2:])
+        kernels.adaptive_max_pool2d_pick(image, codes)
+        kernels.adaptive_max_pool2d_indices(codes, x[2:])
+        kernels.adaptive_avg_pool2d_forward(image, size)
+        kernels.adaptive_avg_pool2d_backward(dy, x[2:], image.stride(1) == 1)
+
+    return passes
+
+
+def unpool(x: Shape, size: Shape) -> Passes:
+    def passes(new: New) -> None:
+        values, dy, indices = new(*x), new(*x[:2], *size), new(*x, dtype=torch.int64)
+        kernels.max_unpool2d_forward(values, indices, size)
+        kernels.max_unpool2d_backward(dy, indices, values.stride(1) == 1)
+        kernels.max_unpool2d_add(values, indices, size)
+
+    return passes
+
+
+def resize(x: Shape, size: Shape) -> Passes:
+    def passes(new: New) -> None:
+        image, dy = new(*x), new(*x[:2], *size)
+        scales = [n / m for n, m in zip(x[2:], size, strict=True)]
+        aligned = [(n - 1) / (m - 1) for n, m in zip(x[2:], size, strict=True)]
+        kernels.bilinear2d_forward(image, size, scales, False)
+        kernels.bilinear2d_backward(dy, x[2:], scales, False)
+        kernels.bilinear2d_forward(image, size, aligned, True)
+        kernels.bilinear2d_backward(dy, x[2:], aligned, True)
+        for exact in (False, True):
+            kernels.nearest2d_forward(image, size, scales, exact)
+            kernels.nearest2d_backward(dy, x[2:], scales, exact)
+        kernels.antialias2d_forward(image, size, scales)
+        kernels.antialias2d_backward(dy, x[2:], scales)
 
     return passes
 
@@ -116,8 +147,10 @@ EVERYWHERE: dict[str, Passes] = {
     "ResNet batch norm": batchnorm(32, 128, 28, 28),
     "ResNet ReLU": relu(32, 128, 28, 28),
     "ResNet pool": pool((32, 64, 112, 112), 3, 2, 1),
-    "twice the size": bilinear((32, 64, 28, 28), (56, 56)),
+    "twice the size": resize((32, 64, 28, 28), (56, 56)),
     "AlexNet linear": linear(128, 9216, 4096),
+    "bins that overlap": adaptive_pool((32, 64, 13, 13), (6, 6)),
+    "SegNet unpooling": unpool((8, 64, 56, 56), (112, 112)),
 }
 # In fp16 channels_last and in TF32 contiguous.
 USUALLY: dict[str, Passes] = {
@@ -134,6 +167,8 @@ USUALLY: dict[str, Passes] = {
     "U-Net up-convolution": conv((8, 64, 128, 128), (128, 64, 2, 2), stride=2),
     "depthwise 7x7": conv((32, 96, 56, 56), (96, 1, 7, 7), padding=3, groups=96),
     "depthwise, two filters": conv((32, 64, 56, 56), (128, 1, 3, 3), stride=2, padding=1, groups=64),
+    "half the size": resize((32, 64, 56, 56), (28, 28)),
+    "one bin": adaptive_pool((32, 512, 7, 7), (1, 1)),
     "border of itself": pad((32, 64, 56, 56), 1),
     "one image": conv((1, 512, 7, 7), (512, 512, 3, 3), padding=1),
     # Triton makes a constant of a size of one.
@@ -143,11 +178,16 @@ USUALLY: dict[str, Passes] = {
     "one element, linear": linear(1, 1, 1),
     "one element, pool": pool((1, 1, 1, 1), 1, 1),
     "one channel, batch norm": batchnorm(64, 1, 56, 56),
-    "one column, resized": bilinear((1, 1, 2, 1), (3, 2)),
+    "one column, resized": resize((1, 1, 2, 1), (3, 2)),
+    "one element, bins": adaptive_pool((1, 1, 1, 1), (1, 1)),
+    "one element, unpooled": unpool((1, 1, 1, 1), (1, 1)),
     "one column, bordered": pad((1, 1, 2, 2), 1),
     "past int32, conv": conv((2**14, 64, 56, 56), (64, 64, 3, 3), padding=1),
     "past int32, linear": linear(2**21, 1024, 1024),
     "past int32, batch norm": batchnorm(2**14, 64, 56, 56),
+    "past int32, bins": adaptive_pool((2**14, 64, 56, 56), (7, 7)),
+    "past int32, resized": resize((2**14, 64, 28, 28), (56, 56)),
+    "past int32, unpooled": unpool((2**14, 64, 28, 28), (56, 56)),
     "past int32, ReLU": relu(2**31),
 }
 # One for each tile that tuning.py has.

@@ -35,6 +35,7 @@ from trinn.kernels.conv_transpose2d import (  # noqa: E402
     conv_transpose2d_wgrad,
 )
 from trinn.kernels.linear import linear_dgrad, linear_fprop, linear_wgrad  # noqa: E402
+from trinn.kernels.max_unpool2d import max_unpool2d_add, max_unpool2d_backward, max_unpool2d_forward  # noqa: E402
 from trinn.kernels.pad2d import pad2d_backward, pad2d_forward  # noqa: E402
 from trinn.kernels.pool2d import (  # noqa: E402
     avg_pool2d_backward,
@@ -92,6 +93,9 @@ __all__ = [
     "max_pool2d_forward",
     "max_pool2d_indices",
     "max_pool2d_pick",
+    "max_unpool2d_add",
+    "max_unpool2d_backward",
+    "max_unpool2d_forward",
     "nearest2d_backward",
     "nearest2d_forward",
     "ops",

@@ -5,6 +5,7 @@ from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm
 from trinn.layers.conv2d import Conv2d, conv2d
 from trinn.layers.conv_transpose2d import ConvTranspose2d, conv_transpose2d
 from trinn.layers.linear import Linear, linear
+from trinn.layers.max_unpool2d import MaxUnpool2d, max_unpool2d
 from trinn.layers.pool2d import AvgPool2d, MaxPool2d, avg_pool2d, max_pool2d
 from trinn.layers.relu import ReLU, relu, relu_
 from trinn.layers.upsample2d import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d, interpolate
@@ -19,6 +20,7 @@ __all__ = [
     "ConvTranspose2d",
     "Linear",
     "MaxPool2d",
+    "MaxUnpool2d",
     "ReLU",
     "Upsample",
     "UpsamplingBilinear2d",
@@ -32,6 +34,7 @@ __all__ = [
     "interpolate",
     "linear",
     "max_pool2d",
+    "max_unpool2d",
     "relu",
     "relu_",
 ]

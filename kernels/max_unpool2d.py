@@ -1,0 +1,154 @@
+"""2-D max unpooling, the partial inverse of max pooling.
+
+    forward    y[n, c, indices[n, c, p, q]]  = x[n, c, p, q], and 0 elsewhere, with y's rows and columns counted as one
+    backward   dx[n, c, p, q] = dy[n, c, indices[n, c, p, q]]
+
+Windows that overlapped may send several values to one place. The last one stays there, on every run: a program takes a whole
+plane, a block of values after the other, and of those in a block that go to one place only the last is written. So there
+are no atomics and no races. The backward is a gather, whose own adjoint adds such values up in the same way.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels.indexing import inside, split_element
+from trinn.kernels.launch import empty, index_type, is_channels_last, launch
+from trinn.kernels.op import op
+from trinn.kernels.tuning import elementwise_block
+
+VALUES = 64  # that a program compares with one another at a time
+
+
+@triton.jit
+def _scatter_kernel(
+    x, indices, y,
+    x_strides, indices_strides, y_strides,
+    channels, height, width, out_height, out_width,
+    ADD: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, FILL: tl.constexpr,
+):  # fmt: skip
+    """A plane of y: zeros, and then the values of x, BLOCK at a time; those for one place replace each other, or ADD up."""
+    x_n, x_c, x_h, x_w = x_strides
+    indices_n, indices_c, indices_h, indices_w = indices_strides
+    y_n, y_c, y_h, y_w = y_strides
+    plane = tl.program_id(0).to(INDEX)
+    n, c = plane // channels, plane % channels
+    out_pixels = tl.full((), out_height, INDEX) * out_width
+    y += n * y_n + c * y_c
+    for start in range(0, out_pixels, FILL):
+        place = start + tl.arange(0, FILL)
+        at = place // out_width * y_h + place % out_width * y_w
+        tl.store(y + at, tl.full((FILL,), 0, tl.int32).to(y.dtype.element_ty), mask=place < out_pixels)
+    tl.debug_barrier()
+    pixels = tl.full((), height, INDEX) * width
+    lane = tl.arange(0, BLOCK)
+    for start in range(0, pixels, BLOCK):
+        pixel = start + lane
+        h, w = pixel // width, pixel % width
+        place = tl.load(indices + n * indices_n + c * indices_c + h * indices_h + w * indices_w, mask=pixel < pixels, other=-1)
+        tl.device_assert(inside(place, out_pixels), "max_unpool2d: found an invalid max index", mask=pixel < pixels)
+        goes = (pixel < pixels) & inside(place, out_pixels)
+        value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=goes, other=0).to(y.dtype.element_ty)
+        alike = place[:, None] == place[None, :]
+        after = tl.max((alike & (lane[None, :] > lane[:, None])).to(tl.int32), axis=1)
+        at = place // out_width * y_h + place % out_width * y_w
+        if ADD:
+            value = tl.sum(tl.where(alike, value[None, :], 0.0), axis=1) + tl.load(y + at, mask=goes, other=0.0)
+        tl.store(y + at, value, mask=goes & (after == 0))
+        tl.debug_barrier()
+
+
+@triton.jit
+def _gather_kernel(
+    dy, indices, dx,
+    dy_strides, indices_strides, dx_strides,
+    elements, channels, height, width, out_height, out_width,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of dx."""
+    dy_n, dy_c, dy_h, dy_w = dy_strides
+    indices_n, indices_c, indices_h, indices_w = indices_strides
+    dx_n, dx_c, dx_h, dx_w = dx_strides
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    valid = element < elements
+    place = tl.load(indices + n * indices_n + c * indices_c + h * indices_h + w * indices_w, mask=valid, other=0)
+    tl.device_assert(inside(place, out_height * out_width), "max_unpool2d: found an invalid max index", mask=valid)
+    row, column = (place // out_width).to(INDEX), (place % out_width).to(INDEX)
+    reads = valid & inside(row, out_height) & (place >= 0)
+    value = tl.load(dy + n * dy_n + c * dy_c + row * dy_h + column * dy_w, mask=reads, other=0)
+    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, value, mask=valid)
+
+
+def _empty_forward(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+    return empty(x, (*x.shape[:2], *size), is_channels_last(x))
+
+
+def _empty_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:
+    return empty(dy, indices.shape, channels_last)
+
+
+@op(fake=_empty_forward)
+def max_unpool2d_forward(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+    """Each value at its place, zeros elsewhere; of several for one place the last.
+
+    Args:
+        x: (N, C, P, Q), any strides.
+        indices: (N, C, P, Q), int64, any strides: places h * W + w.
+        size: (H, W).
+
+    Returns:
+        (N, C, H, W), channels_last if `x` is.
+
+    Raises:
+        RuntimeError: a place outside of H * W; on a GPU an assertion on the device, as torch's.
+    """
+    y = _empty_forward(x, indices, size)
+    _scatter(x, indices, y, add=False)
+    return y
+
+
+@op(fake=_empty_backward)
+def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:
+    """Gradient of max unpooling: what lies at each place of dy (N, C, H, W), like `indices`, in the order asked for."""
+    _check(indices, dy.shape[2:])
+    dx = _empty_backward(dy, indices, channels_last)
+    block = elementwise_block(dx.numel())
+    launch(
+        _gather_kernel, triton.cdiv(dx.numel(), block), dy, indices, dx,
+        dy.stride(), indices.stride(), dx.stride(),
+        dx.numel(), *dx.shape[1:], *dy.shape[2:],
+        CHANNELS_LAST=channels_last, INDEX=index_type(dy, indices, dx), BLOCK=block, device=dy.device, asserts=True,
+    )  # fmt: skip
+    return dx
+
+
+@op(fake=_empty_forward)
+def max_unpool2d_add(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+    """The adjoint of max_unpool2d_backward: as max_unpool2d_forward, but values for one place add up."""
+    y = _empty_forward(x, indices, size)
+    total = y if y.dtype.itemsize > 2 else torch.empty_like(y, dtype=torch.float32)
+    _scatter(x, indices, total, add=True)
+    return y if total is y else y.copy_(total)
+
+
+def _scatter(x: Tensor, indices: Tensor, y: Tensor, add: bool) -> None:
+    _check(indices, y.shape[2:])
+    launch(
+        _scatter_kernel, y.shape[0] * y.shape[1], x, indices, y,
+        x.stride(), indices.stride(), y.stride(),
+        *x.shape[1:], *y.shape[2:],
+        ADD=add, INDEX=index_type(x, indices, y), BLOCK=VALUES, FILL=elementwise_block(y.shape[2] * y.shape[3]),
+        device=x.device, asserts=True,
+    )  # fmt: skip
+
+
+def _check(indices: Tensor, size: Sequence[int]) -> None:
+    """What the kernels assert on a GPU."""
+    if indices.device.type == "cpu" and indices.numel() > 0:
+        for index in (int(indices.min()), int(indices.max())):
+            if not 0 <= index < size[0] * size[1]:
+                raise RuntimeError(f"Found an invalid max index: {index} (output volumes are of size {size[0]}x{size[1]})")

@@ -1,0 +1,150 @@
+"""2-D max unpooling: `max_unpool2d` and `MaxUnpool2d`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trinn.kernels import ops
+from trinn.kernels.launch import is_channels_last
+from trinn.layers.function import Function
+from trinn.layers.window import IntOrPair, Pair, batched, pair
+
+
+class MaxUnpool2dForward(Function):
+    """The values at their places."""
+
+    @staticmethod
+    def forward(x: Tensor, indices: Tensor, size: Pair) -> Tensor:
+        return ops.max_unpool2d_forward(x, indices, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, indices, _ = inputs
+        ctx.save_for_backward(indices)
+        ctx.channels_last = is_channels_last(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        (indices,) = ctx.saved_tensors
+        return MaxUnpool2dBackward.call(dy, indices, ctx.channels_last), None, None
+
+
+class MaxUnpool2dBackward(Function):
+    """dx of a max unpooling: what lies at the places, also for values that others replaced, as in torch."""
+
+    @staticmethod
+    def forward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:
+        return ops.max_unpool2d_backward(dy, indices, channels_last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        dy, indices, _ = inputs
+        ctx.save_for_backward(indices)
+        ctx.size = dy.shape[2:]
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+        (indices,) = ctx.saved_tensors
+        return MaxUnpool2dAdd.call(ddx, indices, ctx.size), None, None
+
+
+class MaxUnpool2dAdd(Function):
+    """The adjoint of MaxUnpool2dBackward: values for one place add up."""
+
+    @staticmethod
+    def forward(x: Tensor, indices: Tensor, size: Pair) -> Tensor:
+        return ops.max_unpool2d_add(x, indices, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, indices, _ = inputs
+        ctx.save_for_backward(indices)
+        ctx.channels_last = is_channels_last(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        (indices,) = ctx.saved_tensors
+        return MaxUnpool2dBackward.call(dy, indices, ctx.channels_last), None, None
+
+
+def max_unpool2d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """A max pooling undone as far as possible, as `torch.nn.functional.max_unpool2d`: zeros where no maximum was.
+
+    Where windows overlapped, the last of the values for one place stays, on every run; torch's choice is not fixed.
+
+    Args:
+        input: (N, C, P, Q) or (C, P, Q), what the pooling returned.
+        indices: the same shape, int64, its indices.
+        kernel_size, stride, padding: those of the pooling.
+        output_size: (H, W) or (N, C, H, W), of the pooling's input; within one stride of the smallest.
+
+    Returns:
+        (N, C, H, W) with H = (P - 1) * stride - 2 * padding + kernel_size, W likewise, or `output_size`.
+
+    Raises:
+        ValueError: an impossible output_size.
+        RuntimeError: indices that do not fit the input, or lie outside of the result.
+        NotImplementedError: an input that is not of floating point.
+    """
+    kernel, padding = pair(kernel_size, "kernel_size", "max_unpool2d"), pair(padding, "padding", "max_unpool2d")
+    stride = kernel if stride is None else pair(stride, "stride", "max_unpool2d")
+    size = _output_size(input, kernel, stride, padding, output_size)
+    if indices.dtype != torch.int64:
+        raise RuntimeError(f"max_unpool2d: elements in indices should be type int64 but got: {indices.dtype}")
+    if input.shape != indices.shape:
+        raise RuntimeError(
+            f"Expected shape of indices to be same as that of the input tensor ({list(input.shape)}) but got indices tensor "
+            f"with shape: {list(indices.shape)}"
+        )
+    if input.device != indices.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but got input on {input.device} and indices on {indices.device}"
+        )
+    if not input.is_floating_point():
+        raise NotImplementedError(f"max_unpool2d is not implemented for {input.dtype}")
+    if 0 in input.shape[1:]:
+        raise RuntimeError(
+            f"max_unpool2d: expected input to have non-zero size for non-batch dimensions, but got {list(input.shape)}"
+        )
+    (x, unbatched), (places, _) = batched(input, "max_unpool2d"), batched(indices, "max_unpool2d")
+    y = MaxUnpool2dForward.call(x, places, size)
+    return y.squeeze(0) if unbatched else y
+
+
+def _output_size(input: Tensor, kernel: Pair, stride: Pair, padding: Pair, asked: Sequence[int] | None) -> Pair:
+    """(H, W), or torch's refusal."""
+    if input.dim() not in (3, 4):
+        raise RuntimeError(
+            f"Input to max_unpooling2d should be a 3d or 4d Tensor, but got a tensor with {input.dim()} dimensions."
+        )
+    default = [(n - 1) * s - 2 * p + k for n, k, s, p in zip(input.shape[-2:], kernel, stride, padding, strict=True)]
+    size = list(default if asked is None else asked)
+    if asked is not None:
+        size = size[2:] if len(size) == 4 else size
+        if len(size) != 2:
+            raise ValueError(
+                f"output_size should be a sequence containing 2 or 4 elements, but it has a length of '{len(asked)}'"
+            )
+        for axis in range(2):
+            least, most = default[axis] - stride[axis], default[axis] + stride[axis]
+            if not least < size[axis] < most:
+                raise ValueError(f'invalid output_size "{asked}" (dim {axis} must be between {least} and {most})')
+    if min(size) < 0:
+        raise ValueError(f"max_unpooling: output_size must contain non-negative spatial dimensions, but got {size}")
+    return size[0], size[1]
+
+
+class MaxUnpool2d(nn.MaxUnpool2d):
+    """torch.nn.MaxUnpool2d on `max_unpool2d`."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)

@@ -1,0 +1,161 @@
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import trinn.layers as tnn
+from tests.cases import named
+from tests.check import DEVICE, DTYPES, check, raises_like, randn
+from trinn.kernels import ops
+
+pytestmark = pytest.mark.filterwarnings("ignore:max_unpooling2d.* does not have a deterministic implementation")
+
+
+class Unpool(NamedTuple):
+    """The image that is pooled, the arguments of both, and the size to come back to."""
+
+    x: tuple[int, ...]
+    options: dict[str, Any]
+    size: tuple[int, ...] | None = None
+
+
+CASES = {
+    "lenet": Unpool((2, 3, 8, 6), {"kernel_size": 2}),
+    "a row that no window read": Unpool((2, 3, 9, 7), {"kernel_size": 2}, (9, 7)),
+    "all four sizes": Unpool((2, 3, 9, 7), {"kernel_size": 2}, (2, 3, 9, 7)),
+    "padding": Unpool((2, 3, 8, 6), {"kernel_size": 2, "padding": 1}),
+    "stride larger than the kernel": Unpool((1, 2, 9, 11), {"kernel_size": 2, "stride": (3, 4)}, (9, 11)),
+    "more values than are compared at a time": Unpool((1, 2, 22, 20), {"kernel_size": 2}),
+    "more channels than a block": Unpool((1, 37, 4, 4), {"kernel_size": 2}),
+    "unbatched": Unpool((3, 6, 6), {"kernel_size": 2}),
+    "empty batch": Unpool((0, 3, 6, 6), {"kernel_size": 2}),
+}
+
+
+def pooled(case: Unpool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Values and places; a permutation, since windows do not overlap."""
+    return F.max_pool2d(randn(*case.x, dtype=dtype), **case.options, return_indices=True)
+
+
+@pytest.mark.parametrize("case", named(CASES))
+def test_equals_torch(case: Unpool) -> None:
+    x, indices = pooled(case)
+    check(tnn.max_unpool2d, F.max_unpool2d, x, indices, **case.options, output_size=case.size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(dtype: torch.dtype) -> None:
+    check(tnn.max_unpool2d, F.max_unpool2d, *pooled(CASES["lenet"], dtype), kernel_size=2)
+
+
+@pytest.mark.parametrize("values", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("places", [torch.contiguous_format, torch.channels_last])
+def test_layouts(values: torch.memory_format, places: torch.memory_format) -> None:
+    x, indices = pooled(CASES["lenet"])
+    x, indices = x.contiguous(memory_format=values), indices.contiguous(memory_format=places)
+    check(tnn.max_unpool2d, F.max_unpool2d, x, indices, kernel_size=2)
+
+
+def test_strided() -> None:
+    """torch refuses such values, whose gradient it cannot view."""
+    x, indices = pooled(CASES["lenet"])
+    x, indices = x[:, :, ::2].requires_grad_(), indices[:, :, ::2]
+    y, expected = (tnn.max_unpool2d(*pair, 2, (4, 2)) for pair in ((x, indices), (x.contiguous(), indices.contiguous())))
+    dx, expected_dx = (torch.autograd.grad(result.square().sum(), x)[0] for result in (y, expected))
+    assert torch.equal(y, expected) and torch.equal(dx, expected_dx)
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_the_last_value_for_a_place_stays(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a block of values and from one block to the next; the gradient reaches all of them."""
+    monkeypatch.setattr("trinn.kernels.max_unpool2d.VALUES", block)
+    x = randn(2, 3, 10, 9).requires_grad_()
+    indices = torch.randint(40, (2, 3, 10, 9), device=DEVICE)
+    expected = torch.zeros(2, 3, 360, device=DEVICE)
+    for pixel in range(90):
+        expected.scatter_(2, indices.flatten(2)[..., pixel : pixel + 1], x.detach().flatten(2)[..., pixel : pixel + 1])
+    y = tnn.max_unpool2d(x, indices, 2)
+    assert torch.equal(y.flatten(2), expected)
+    dy = randn(*y.shape, seed=1)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert torch.equal(dx.flatten(2), dy.flatten(2).gather(2, indices.flatten(2)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_adjoint_of_the_gradient_adds_up(dtype: torch.dtype) -> None:
+    x, indices = randn(2, 3, 10, 9, dtype=dtype), torch.randint(40, (2, 3, 10, 9), device=DEVICE)
+    total = ops.max_unpool2d_add(x, indices, (8, 8))
+    expected = torch.zeros(2, 3, 64, dtype=torch.float64, device=DEVICE).scatter_add_(
+        2, indices.flatten(2), x.flatten(2).double()
+    )
+    torch.testing.assert_close(total.flatten(2), expected.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+    assert torch.equal(total, ops.max_unpool2d_add(x, indices, (8, 8)))
+
+
+def test_gradcheck() -> None:
+    x, indices = pooled(Unpool((1, 2, 6, 4), {"kernel_size": 2}), torch.float64)
+    x.requires_grad_()
+    assert gradcheck(lambda x: tnn.max_unpool2d(x, indices, 2), [x], fast_mode=True)
+    assert gradgradcheck(lambda x: tnn.max_unpool2d(x, indices, 2), [x], fast_mode=True)
+
+
+def test_undoes_the_pooling() -> None:
+    x = randn(2, 3, 9, 7)
+    y, indices = tnn.max_pool2d(x, 2, return_indices=True)
+    back = tnn.MaxUnpool2d(2)(y, indices, output_size=list(x.shape))
+    assert torch.equal(tnn.max_pool2d(back.clamp(min=0), 2), y.clamp(min=0)) and (back == x).sum() == y.numel()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_fakes_are_exact(memory_format: torch.memory_format) -> None:
+    x, y = (randn(2, 4, n, n).contiguous(memory_format=memory_format) for n in (3, 6))
+    indices = torch.randint(36, x.shape, device=DEVICE)
+    for operator, arguments in (
+        (ops.max_unpool2d_forward, (x, indices, (6, 6))),
+        (ops.max_unpool2d_add, (x, indices, (6, 6))),
+        (ops.max_unpool2d_backward, (y, indices, x.stride(1) == 1)),
+    ):
+        torch.library.opcheck(operator.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+PLACES = [[[[0, 3], [9, 14]]]]
+ERRORS: dict[str, tuple[tuple[int, ...], list[Any], dict[str, Any]]] = {
+    "a size out of reach": ((1, 1, 2, 2), PLACES, {"output_size": (7, 7)}),
+    "one size": ((1, 1, 2, 2), PLACES, {"output_size": (4,)}),
+    "indices of another shape": ((1, 1, 2, 1), PLACES, {}),
+    "two axes": ((2, 2), PLACES[0][0], {}),
+    "no channels": ((1, 0, 2, 2), [[]], {}),
+    "a size below zero": ((1, 1, 2, 2), PLACES, {"padding": 4}),
+}
+
+
+@pytest.mark.parametrize("case", named(ERRORS))
+def test_errors(case: tuple[tuple[int, ...], list[Any], dict[str, Any]]) -> None:
+    shape, places, options = case
+    indices = torch.tensor(places, dtype=torch.int64, device=DEVICE)
+    indices = indices.reshape(shape) if 0 in shape else indices
+    raises_like(F.max_unpool2d, tnn.max_unpool2d, randn(*shape), indices, **{"kernel_size": 2} | options)
+
+
+def test_errors_of_dtypes() -> None:
+    indices = torch.tensor(PLACES, device=DEVICE)
+    raises_like(F.max_unpool2d, tnn.max_unpool2d, randn(1, 1, 2, 2), indices.int(), 2)
+    raises_like(F.max_unpool2d, tnn.max_unpool2d, randn(1, 1, 2, 2).int(), indices, 2)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="an assertion on the device ends the process, torch's too")
+@pytest.mark.parametrize("index", [-1, 16])
+def test_places_outside(index: int) -> None:
+    indices = torch.tensor(PLACES)
+    indices[0, 0, 1, 1] = index
+    raises_like(F.max_unpool2d, tnn.max_unpool2d, randn(1, 1, 2, 2), indices, 2)
+    with pytest.raises(RuntimeError, match="invalid max index"):
+        ops.max_unpool2d_backward(randn(1, 1, 4, 4), indices, False)
+
+
+def test_module_is_torchs() -> None:
+    ours, torchs = (module.MaxUnpool2d((3, 2), stride=2, padding=(1, 0)) for module in (tnn, torch.nn))
+    assert repr(ours) == repr(torchs) and "__init__" not in vars(tnn.MaxUnpool2d)
