@@ -109,16 +109,17 @@ def _max_kernel(
 @triton.jit
 def _max_pick_kernel(
     x, codes, y,
-    x_strides, y_strides,
+    x_strides, codes_strides, y_strides,
     elements, channels, height, width, out_height, out_width, most_w,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK elements of y: the values of x at the winners or, without x, their places h * width + w."""
+    codes_n, codes_c, codes_p, codes_q = codes_strides
     y_n, y_c, y_h, y_w = y_strides
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
     at = n * y_n + c * y_c + p * y_h + q * y_w
-    code = tl.load(codes + at, mask=element < elements, other=0).to(INDEX)
+    code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=element < elements, other=0).to(INDEX)
     h = bin_start(p, height, out_height) + code // most_w
     w = bin_start(q, width, out_width) + code % most_w
     if x is not None:
@@ -283,10 +284,10 @@ def _pick(x: Tensor | None, codes: Tensor, y: Tensor, size: Sequence[int]) -> No
     block = elementwise_block(y.numel())
     launch(
         _max_pick_kernel, triton.cdiv(y.numel(), block), x, codes, y,
-        x.stride() if x is not None else None, y.stride(),
+        x.stride() if x is not None else None, codes.stride(), y.stride(),
         y.numel(), y.shape[1], *size, *y.shape[2:], most_in_bin(size[1], y.shape[3]),
-        CHANNELS_LAST=is_channels_last(y), INDEX=_index_type(size, *(t for t in (y, x) if t is not None)), BLOCK=block,
-        device=y.device,
+        CHANNELS_LAST=is_channels_last(y), INDEX=_index_type(size, y, *(t for t in (codes, x) if t is not None)),
+        BLOCK=block, device=y.device,
     )  # fmt: skip
 
 

@@ -168,6 +168,8 @@ def most_readers(size: int, out_size: int, scale: float, low: float, high: float
     if scale == 0:
         return out_size
     slack = out_size * READER_SLACK.value
+    if size > 2**16:  # too many to ask each: not less than any of them would say
+        return min(out_size, math.ceil((high - low) / scale + 3 * slack) + 2)
 
     def end(pixel: int) -> int:
         if pixel == size - 1:

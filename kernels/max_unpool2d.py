@@ -39,12 +39,12 @@ def _scatter_kernel(
     out_pixels = tl.full((), out_height, INDEX) * out_width
     y += n * y_n + c * y_c
     for start in range(0, out_pixels, FILL):
-        place = start + tl.arange(0, FILL)
+        place = start + tl.arange(0, FILL).to(INDEX)
         at = place // out_width * y_h + place % out_width * y_w
         tl.store(y + at, tl.full((FILL,), 0, tl.int32).to(y.dtype.element_ty), mask=place < out_pixels)
     tl.debug_barrier()
     pixels = tl.full((), height, INDEX) * width
-    lane = tl.arange(0, BLOCK)
+    lane = tl.arange(0, BLOCK).to(INDEX)
     for start in range(0, pixels, BLOCK):
         pixel = start + lane
         h, w = pixel // width, pixel % width
@@ -76,7 +76,8 @@ def _gather_kernel(
     n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
     valid = element < elements
     place = tl.load(indices + n * indices_n + c * indices_c + h * indices_h + w * indices_w, mask=valid, other=0)
-    tl.device_assert(inside(place, out_height * out_width), "max_unpool2d: found an invalid max index", mask=valid)
+    out_pixels = tl.full((), out_height, tl.int64) * out_width
+    tl.device_assert(inside(place, out_pixels), "max_unpool2d: found an invalid max index", mask=valid)
     row, column = (place // out_width).to(INDEX), (place % out_width).to(INDEX)
     reads = valid & inside(row, out_height) & (place >= 0)
     value = tl.load(dy + n * dy_n + c * dy_c + row * dy_h + column * dy_w, mask=reads, other=0)
