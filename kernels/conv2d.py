@@ -15,9 +15,9 @@ as three matrix products that are never laid out in memory:
 
 fprop and dgrad are one kernel: for every destination pixel it gathers the source pixels that its taps look at. With stride
 s, a dgrad pixel is hit by every s-th tap only; pixels with the same h mod s and w mod s share their taps and are done
-together, as one of s * s phases. Taps and channels share the K axis, so that one or three channels waste no tensor core.
-wgrad cuts its long K axis into parts that fill the GPU and adds the partial sums in a fixed order. Groups of one channel go
-to depthwise2d.py.
+together, as one of s * s phases, or as many as there are pixels. Taps and channels share the K axis, so that one or three
+channels waste no tensor core. wgrad cuts its long K axis into parts that fill the GPU and adds the partial sums in a fixed
+order. Groups of one channel go to depthwise2d.py.
 
 Every pass is told the size of what it computes, since it does not follow from its operands: a strided convolution rounds
 down, and padding may be larger at the far edge than at the near one. `padding` is the near one.
@@ -43,6 +43,7 @@ def _gather_gemm_kernel(
     source, weight, bias, result,
     source_strides, weight_strides, result_strides, weight_group,
     pixels, channels_in, channels_out, source_height, source_width, result_height, result_width, phase_height, phase_width,
+    phases_h, phases_w,
     H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -61,7 +62,7 @@ def _gather_gemm_kernel(
     channel_tile, program = program % channel_tiles, program // channel_tiles
     pixel_tile, program = program % pixel_tiles, program // pixel_tiles
     if ADJOINT:
-        phase, group = program % (H.stride * W.stride), program // (H.stride * W.stride)
+        phase, group = program % (phases_h * phases_w), program // (phases_h * phases_w)
     else:
         phase, group = 0, program
     group = group.to(INDEX)
@@ -70,7 +71,7 @@ def _gather_gemm_kernel(
     channel = channel_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
     n, row, col = split_pixel(pixel, phase_height, phase_width)
     if ADJOINT:
-        first_row, first_col = phase // W.stride, phase % W.stride
+        first_row, first_col = phase // phases_w, phase % phases_w
         first_top, first_r, taps_h = small_from_big(first_row, H)
         first_left, first_s, taps_w = small_from_big(first_col, W)
         top, left = first_top + row, first_left + col
@@ -283,13 +284,15 @@ def _gather_gemm(
     height, width = result.shape[2:]
     w_k, w_c, w_r, w_s = weight.stride()
     if adjoint:
-        phase_height, phase_width, phases = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1]), stride[0] * stride[1]
+        phase_height, phase_width = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
+        phases_h, phases_w = min(stride[0], height), min(stride[1], width)
         weight_strides, filters = (w_c, w_k, w_r, w_s), channels_in
     else:
-        phase_height, phase_width, phases = height, width, 1
+        phase_height, phase_width, phases_h, phases_w = height, width, 1, 1
         weight_strides, filters = (w_k, w_c, w_r, w_s), channels_out
     pixels = images * phase_height * phase_width
-    taps = weight.shape[2] * weight.shape[3] // phases or 1
+    phases = phases_h * phases_w
+    taps = weight.shape[2] * weight.shape[3] // (stride[0] * stride[1] if adjoint else 1) or 1
     tile = gemm_tile(
         pixels, channels_out, taps * channels_in, source.dtype, architecture(source.device), splits=False,
         scattered=_scattered(source, channels_in),
@@ -299,6 +302,7 @@ def _gather_gemm(
         source, weight, bias, result,
         source.stride(), weight_strides, result.stride(), filters * w_k,
         pixels, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
+        phases_h, phases_w,
         H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
         W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
         ADJOINT=adjoint, ACCUMULATOR=accumulator(source.dtype), PRECISION=conv_precision(source.dtype, source.device),

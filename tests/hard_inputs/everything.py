@@ -1,6 +1,7 @@
 """Rows from 90 on: what every operator meets."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,20 +13,34 @@ import trinn.layers as tnn
 from tests.check import DEVICE
 from tests.hard_inputs import TORCH, filled, grads, holds, integers, large_tiles, like_torch, outcome, refusal
 
-# One call of each operator that fits an image of four channels.
-CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "conv2d": lambda nn, x: nn.conv2d(x, integers(6, 4, 3, 3).to(x), integers(6).to(x), 1, 1),
-    "conv2d of one channel a group": lambda nn, x: nn.conv2d(x, integers(4, 1, 3, 3).to(x), None, 2, 1, groups=4),
-    "conv_transpose2d": lambda nn, x: nn.conv_transpose2d(x, integers(4, 6, 2, 2).to(x), integers(6).to(x), 2),
-    "linear": lambda nn, x: nn.linear(x, integers(3, x.shape[-1]).to(x), integers(3).to(x)),
-    "relu": lambda nn, x: nn.relu(x),
-    "max_pool2d": lambda nn, x: nn.max_pool2d(x, 3, 2, 1),
-    "avg_pool2d": lambda nn, x: nn.avg_pool2d(x, 2),
-    "adaptive_avg_pool2d": lambda nn, x: nn.adaptive_avg_pool2d(x, (1, 2)),
-    "adaptive_max_pool2d": lambda nn, x: nn.adaptive_max_pool2d(x, (2, 3)),
-    "batch_norm": lambda nn, x: nn.batch_norm(x, torch.zeros(4).to(x), torch.ones(4).to(x), eps=0.0),
-    "bilinear": lambda nn, x: nn.interpolate(x, scale_factor=2, mode="bilinear"),
-    "nearest": lambda nn, x: nn.interpolate(x, scale_factor=2),
+
+@dataclass(frozen=True)
+class Call:
+    """An operator that fits an image of four channels, and the shapes of its operands for so many columns."""
+
+    function: Callable[..., Tensor]
+    shapes: Callable[[int], list[tuple[int, ...]]] = lambda columns: []
+
+    def operands(self, x: Tensor) -> list[Tensor]:
+        return [integers(*shape).to(x) for shape in self.shapes(x.shape[-1])]
+
+    def __call__(self, nn: Any, x: Tensor) -> Tensor:
+        return self.function(nn, x, *self.operands(x))
+
+
+CALLS = {
+    "conv2d": Call(lambda nn, x, w, b: nn.conv2d(x, w, b, 1, 1), lambda _: [(6, 4, 3, 3), (6,)]),
+    "conv2d of one channel a group": Call(lambda nn, x, w: nn.conv2d(x, w, None, 2, 1, groups=4), lambda _: [(4, 1, 3, 3)]),
+    "conv_transpose2d": Call(lambda nn, x, w, b: nn.conv_transpose2d(x, w, b, 2), lambda _: [(4, 6, 2, 2), (6,)]),
+    "linear": Call(lambda nn, x, w, b: nn.linear(x, w, b), lambda columns: [(3, columns), (3,)]),
+    "relu": Call(lambda nn, x: nn.relu(x)),
+    "max_pool2d": Call(lambda nn, x: nn.max_pool2d(x, 3, 2, 1)),
+    "avg_pool2d": Call(lambda nn, x: nn.avg_pool2d(x, 2)),
+    "adaptive_avg_pool2d": Call(lambda nn, x: nn.adaptive_avg_pool2d(x, (1, 2))),
+    "adaptive_max_pool2d": Call(lambda nn, x: nn.adaptive_max_pool2d(x, (2, 3))),
+    "batch_norm": Call(lambda nn, x, mean: nn.batch_norm(x, mean, mean * 0 + 1, eps=0.0), lambda _: [(4,)]),
+    "bilinear": Call(lambda nn, x: nn.interpolate(x, scale_factor=2, mode="bilinear")),
+    "nearest": Call(lambda nn, x: nn.interpolate(x, scale_factor=2)),
 }
 GPU = torch.cuda.is_available()
 
@@ -192,12 +207,12 @@ def _() -> None:
         pytest.skip("graphs are a GPU's")
     x = integers(1, 4, 6, 10)  # a shape of which no kernel has been compiled yet
     for name, call in CALLS.items():
-        graph = torch.cuda.CUDAGraph()
+        operands, graph = call.operands(x), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            y = call(tnn, x)
+            y = call.function(tnn, x, *operands)
         x.copy_(integers(1, 4, 6, 10, seed=1))
         graph.replay()
-        assert torch.equal(y, call(tnn, x)), name
+        assert torch.equal(y, call.function(tnn, x, *operands)), name
 
 
 @like_torch(101, "a tensor whose sign is still to be turned")
@@ -262,3 +277,26 @@ def _() -> None:
                 results = [outcome(call, nn, x) for nn in (tnn, TORCH)]
             got, expected = (y.dtype if isinstance(y, Tensor) else y for y in results)
             assert got == expected, f"{name}, {dtype}: {got}, torch has {expected}"
+
+
+@like_torch(107, "strides, padding and dilation far larger than the image")
+def _(nn: Any) -> Any:
+    x, w, w2, far = integers(1, 4, 5, 6), integers(3, 4, 1, 1), integers(3, 4, 2, 2), 2**28
+    return (
+        grads(nn.conv2d, x, w, stride=far),
+        grads(nn.conv2d, x, w, stride=far, padding=far),
+        grads(nn.conv2d, x, w2, stride=far, padding=far, dilation=far),
+        grads(nn.conv2d, x, integers(4, 1, 2, 2), stride=far, padding=far, dilation=far, groups=4),
+        grads(nn.conv_transpose2d, integers(1, 4, 2, 2), integers(4, 3, 2, 2), stride=far, padding=far // 2),
+        grads(nn.max_pool2d, x, 2, stride=far),
+        grads(nn.avg_pool2d, x, 2, stride=far, ceil_mode=True),
+        refusal(nn.max_pool2d, x, 2, dilation=2**31 - 1),
+        refusal(nn.max_pool2d, x, 2, stride=2**31),
+    )
+
+
+@holds(107, "geometry of 2^29 pixels and more is refused")
+def _() -> None:
+    x, w = integers(1, 4, 5, 6), integers(3, 4, 1, 1)
+    for options in ({"stride": 2**29}, {"padding": 2**31}, {"dilation": 2**40}):
+        assert refusal(tnn.conv2d, x, w, words="less than 2^29", **options) == "RuntimeError"
