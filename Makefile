@@ -5,8 +5,9 @@ TRITON ?=
 
 BIN := .venv/bin
 BUILT := .venv/built
+SANITIZED = $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_bounds.py -k test_exact_allocations
 
-.PHONY: help demo test test-long lint types compile-report gpu clean
+.PHONY: help demo test test-long lint types compile-report gpu sanitize clean
 
 help:
 	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
@@ -16,6 +17,7 @@ help:
 	@echo 'make compile-report   compiles every kernel for four GPUs without one: registers, spills, shared memory;'
 	@echo '                      TRITON=3.6.0 make compile-report for another version of Triton'
 	@echo 'make gpu              tests and demo on the GPU of this machine, with the torch and Triton of $$PYTHON as they are'
+	@echo 'make sanitize         every operator under compute-sanitizer: memcheck, racecheck, initcheck; on a GPU, with $$PYTHON'
 	@echo 'make clean            removes what the others made'
 	@echo
 	@echo 'PYTHON=... names the Python to use, 3.10 or newer; now $(PYTHON)'
@@ -53,6 +55,21 @@ gpu:
 	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest -q \
 		$$($(PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 8 --dist worksteal')
 	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) examples/train_digits.py
+
+# Without caching each tensor is an allocation of its own, whose end memcheck knows. The first run compiles the kernels.
+sanitize:
+	@command -v compute-sanitizer >/dev/null \
+		|| { echo 'make sanitize: no compute-sanitizer in PATH; it comes with the CUDA toolkit, in bin/' >&2; exit 1; }
+	@$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
+		|| { echo 'make sanitize: $(PYTHON) sees no GPU: PYTHON=... names one whose torch does' >&2; exit 1; }
+	@mkdir -p out
+	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(SANITIZED)
+	@failed=0; for tool in memcheck racecheck initcheck; do \
+		echo "== $$tool, into out/sanitize-$$tool.log"; \
+		env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+			compute-sanitizer --tool $$tool --error-exitcode 9 --log-file out/sanitize-$$tool.log $(SANITIZED) || failed=1; \
+		tail -n 1 out/sanitize-$$tool.log; \
+	done; exit $$failed
 
 clean:
 	rm -rf .venv .typing .benchmarks .*_cache build dist out *.egg-info

@@ -44,7 +44,7 @@ def far_apart(name: str, case: Every) -> None:
         print(f"{name}: input {i} by axis {axis}", flush=True)
         found = results(case, [spread(t, axis) if j == i else t for j, t in enumerate(tensors)], others)
         same(found, expected)
-    for i, other in enumerate(others):
+    for i in range(len(others)):
         print(f"{name}: further input {i}", flush=True)
         same(results(case, tensors, tuple(spread(t, 0) if j == i else t for j, t in enumerate(others))), expected)
     for axis in (0, -1):

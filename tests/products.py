@@ -60,12 +60,15 @@ def main() -> None:
         products = re.findall(r"^.*\barith\.muli\b.*\b(?:i32|\d+xi32>).*$", code, re.MULTILINE)
         found.setdefault(name, set()).update(line.strip() for line in products)
 
-    def new(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
-        order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
-        return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
+    def contiguous(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def channels_last(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        tensor = contiguous(*shape, dtype=dtype)
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
     with launch.observed(observe, "sm_90"):
-        for channels_last in (False, True):
+        for new in (contiguous, channels_last):
             for run in PASSES.values():
                 run(new)
     print(json.dumps({name: sorted(lines) for name, lines in found.items()}))

@@ -1,4 +1,4 @@
-"""Nothing is read or written outside of a tensor: all tensors lie inside larger ones, of NaN or of a value that must survive."""
+"""Nothing is read or written outside of a tensor: all of them lie inside larger ones, of NaN or of what must survive."""
 
 import math
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import trinn.layers as tnn
+from tests.check import DEVICE
 from tests.every import EVERY, results
 from trinn.kernels import ops
 
@@ -81,6 +82,21 @@ def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> Non
         torch.testing.assert_close(whole, old, rtol=0, atol=0, equal_nan=True)
     assert len(buffers.margins) >= 4
     assert buffers.survived(), "something was written outside of an output"
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="for compute-sanitizer (`make sanitize`), which sees the memory of a GPU")
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", EVERY)
+def test_exact_allocations(name: str, dtype: torch.dtype, channels_last: bool) -> None:
+    """Nothing lies around a tensor, and fresh memory is not written before a kernel does."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    case = EVERY[name]
+    tensors = [t.contiguous(memory_format=order) if t.dim() == 4 else t for t in case.tensors(dtype)]
+    others = tuple(t.to(dtype) if t.is_floating_point() else t for t in case.others())
+    for key, value in results(case, tensors, others).items():
+        assert value.isfinite().all(), key
 
 
 def test_relu_in_place() -> None:

@@ -1,0 +1,204 @@
+"""The same inputs give the same bits: run after run, in strict deterministic mode, and whatever else is in the batch."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import trinn.layers as tnn
+from tests.check import DEVICE, randn
+from tests.every import EVERY, results
+from trinn import kernels
+from trinn.kernels import launch, tuning
+
+RUNS = 20
+
+
+@pytest.fixture
+def strict() -> None:
+    """torch's own adaptive pools, bilinear resizing and reflection padding raise under this on a GPU."""
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture
+def busy() -> Iterator[Callable[[], None]]:
+    """Work for another stream of the GPU, to be called before each run."""
+    if DEVICE == "cpu":
+        yield lambda: None
+        return
+    stream, matrix = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
+
+    def work() -> None:
+        with torch.cuda.stream(stream):
+            for _ in range(5):
+                matrix.mul_(1.0001).sin_()
+
+    yield work
+    torch.cuda.synchronize()
+
+
+def same_bits(name: str, runs: int, busy: Callable[[], None]) -> None:
+    case = EVERY[name]
+    tensors, others = case.tensors(), case.others()
+    first = results(case, tensors, others)
+    for _ in range(runs - 1):
+        busy()
+        for key, value in results(case, tensors, others).items():
+            assert torch.equal(value, first[key]), key
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("name", EVERY)
+def test_same_bits(name: str, busy: Callable[[], None]) -> None:
+    same_bits(name, 2 if DEVICE == "cpu" else RUNS, busy)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("name", EVERY)
+def test_same_bits_in_twenty_runs(name: str, busy: Callable[[], None]) -> None:
+    same_bits(name, RUNS, busy)
+
+
+@pytest.mark.usefixtures("strict")
+def test_larger_sums_have_the_same_bits(busy: Callable[[], None]) -> None:
+    """Sums that are cut into parts: weight gradients and statistics of more pixels than one program takes."""
+    x, w = randn(2, 3, 20, 20), randn(6, 3, 3, 3)
+
+    def run() -> list[Tensor]:
+        busy()
+        leaves = [x.clone().requires_grad_(), w.clone().requires_grad_(), torch.ones(6, device=DEVICE, requires_grad=True)]
+        y = tnn.batch_norm(tnn.conv2d(leaves[0], leaves[1], leaves[2]), None, None, None, None, True)
+        return list(torch.autograd.grad(y.square().mul(y).sum(), leaves))
+
+    first = run()
+    for _ in range(1 if DEVICE == "cpu" else RUNS - 1):
+        assert all(map(torch.equal, run(), first))
+
+
+def train(model: Callable[[], nn.Module], image: int, classes: int, steps: int) -> list[Tensor]:
+    """The parameters and the losses after some steps from the same seed."""
+    torch.manual_seed(0)
+    net = model().to(DEVICE).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    losses = []
+    for step in range(steps):
+        x, target = randn(2, 3, image, image, seed=step), torch.arange(2, device=DEVICE) % classes
+        loss = nn.functional.cross_entropy(net(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return [p.detach() for p in net.parameters()] + losses
+
+
+def narrow_alexnet() -> nn.Module:
+    """AlexNet's layers, in its order, a few channels wide."""
+    return nn.Sequential(
+        tnn.Conv2d(3, 8, 11, stride=4, padding=2),
+        tnn.ReLU(inplace=True),
+        tnn.MaxPool2d(3, 2),
+        tnn.Conv2d(8, 12, 5, padding=2),
+        tnn.ReLU(inplace=True),
+        tnn.MaxPool2d(3, 2),
+        tnn.Conv2d(12, 8, 3, padding=1),
+        tnn.ReLU(inplace=True),
+        tnn.AdaptiveAvgPool2d((6, 6)),
+        nn.Flatten(),
+        nn.Dropout(),
+        tnn.Linear(8 * 36, 32),
+        tnn.ReLU(inplace=True),
+        tnn.Linear(32, 10),
+    )
+
+
+@pytest.mark.usefixtures("strict")
+def test_narrow_alexnet_trains_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # conftest's small tiles, which take long here
+    first, again = (train(narrow_alexnet, 63, 10, steps=3) for _ in range(2))
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[-1], first[-2]), "nothing was learnt"
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("strict")
+def test_alexnet_trains_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    alexnet = pytest.importorskip("trinn.models.alexnet", reason="AlexNet is not there yet")
+    first, again = (train(lambda: alexnet.AlexNet(num_classes=10), 63, 10, steps=2) for _ in range(2))
+    assert all(map(torch.equal, first, again))
+
+
+@pytest.mark.parametrize("default", [False, True], ids=["small tiles", "default tiles"])
+@pytest.mark.parametrize("name", [name for name, case in EVERY.items() if case.per_image])
+def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image's output and gradient are the same bits alone as among others."""
+    if default:
+        if DEVICE == "cpu" and re.match("conv|linear", name) and "depthwise" not in name:
+            pytest.skip("NumPy's matrix product, under the interpreter, may sum otherwise for another number of rows")
+        monkeypatch.undo()
+    case = EVERY[name]
+    (x, *rest), others = case.tensors(), case.others()
+    whole = images(case.function, x, rest, others)
+    for i in range(x.shape[0]):
+        own = tuple(t[i : i + 1] if t.dim() == 4 else t for t in others)
+        for together, alone in zip(whole, images(case.function, x[i : i + 1], rest, own), strict=True):
+            assert torch.equal(together[i : i + 1], alone), f"image {i}: {(together[i : i + 1] - alone).abs().max()}"
+
+
+def images(function: Callable[..., Any], x: Tensor, rest: list[Tensor], others: tuple[Tensor, ...]) -> list[Tensor]:
+    """The outputs and the gradient of x."""
+    x = x.detach().clone().requires_grad_()
+    result = function(x, *rest, *others)
+    outputs = result if isinstance(result, tuple) else (result,)
+    upstream = (torch.arange(outputs[0][0].numel(), device=x.device) % 7 - 3.0).reshape(outputs[0][:1].shape)
+    return [y.detach() for y in outputs] + list(torch.autograd.grad(outputs[0], x, upstream.expand_as(outputs[0])))
+
+
+def launched(passes: Callable[[], object], architecture: str) -> dict[str, Any]:
+    """What the last of some passes asks for on an architecture."""
+    found: list[dict[str, Any]] = []
+    with launch.observed(lambda kernel, args, constants: found.append(constants), architecture):
+        passes()
+    return found[-1]
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_order_of_a_convolutions_sum(architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/reproducibility.md: its blocks do not depend on how many images there are, and it is not cut into parts."""
+    monkeypatch.undo()
+    monkeypatch.setattr(launch, "always_int64", False)
+    monkeypatch.setattr(tuning, "wanted_programs", 264)
+
+    def meta(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    window = (1, 1), (1, 1), (1, 1), 1
+    orders = set()
+    for n in (1, 2, 7, 64, 1000):
+        for op in (kernels.conv2d_fprop, kernels.conv2d_dgrad):
+            asked = launched(lambda: op(meta(n, 64, 14, 14), meta(64, 64, 3, 3), None, (14, 14), *window), architecture)  # noqa: B023
+            orders.add((asked["BLOCK_K"], asked["PRECISION"], asked["ACCUMULATOR"]))
+    assert len(orders) == 1, orders
+
+
+def test_parts_of_a_linear_layers_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/reproducibility.md: batches of one tile of rows have equally many parts; larger ones may have fewer."""
+    monkeypatch.undo()
+    monkeypatch.setattr(launch, "always_int64", False)
+    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    for dtype, rows in ((torch.float16, 128), (torch.float32, 64), (torch.float64, 64)):
+        for k, n in ((9216, 4096), (4096, 1000), (84, 10)):
+            parts, blocks = zip(*(parts_of(m, k, n, dtype) for m in (1, 3, 16, rows)), strict=True)
+            assert len(set(parts)) == len(set(blocks)) == 1
+    assert parts_of(128, 9216, 4096, torch.float16) != parts_of(1024, 9216, 4096, torch.float16)
+
+
+def parts_of(m: int, k: int, n: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Into how many parts a linear layer's sum is cut, and how much is multiplied at a time."""
+    tile = tuning.gemm_tile(m, n, k, dtype, "sm_90")
+    return tuning.splits(-(-m // tile.m) * -(-n // tile.n), k, tile.k), tile.k
