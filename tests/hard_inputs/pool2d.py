@@ -1,4 +1,4 @@
-"""Rows 1-25: max, average and adaptive pooling."""
+"""Rows 1-25 and 108: max, average and adaptive pooling, and unpooling."""
 
 from typing import Any
 
@@ -236,3 +236,21 @@ def _(nn: Any) -> Any:
 def _(nn: Any) -> Any:
     x = plane([[NAN, 1, 2, -INF, -INF], [NAN, 1, 1, -INF, -INF], [0, 0, 0, 0, 0]])
     return grads(nn.adaptive_max_pool2d, x, (2, 3), return_indices=True)
+
+
+@like_torch(108, "unpooling: indices that repeat, other output sizes, NaN, dtypes and shapes that do not fit")
+def _(nn: Any) -> Any:
+    x, index = plane([[5, 7], [6, 8]]), torch.tensor([[[[0, 3], [8, 10]]]])
+    return (
+        [grads(nn.max_unpool2d, x.to(dtype), index, 2) for dtype in FLOATS],
+        grads(nn.max_unpool2d, x, index, 2, output_size=(5, 5)),
+        grads(nn.max_unpool2d, x, index * 0, 2),
+        grads(nn.max_unpool2d, x * NAN, index, 2),
+        grads(nn.max_unpool2d, x[0], index[0], 2),
+        grads(nn.max_unpool2d, x[:0], index[:0], 2),
+        refusal(nn.max_unpool2d, x, index, 2, output_size=(9, 9), words="must be between 2 and 6"),
+        refusal(nn.max_unpool2d, x, index.int(), 2, words="should be type int64"),
+        refusal(nn.max_unpool2d, x, index[..., :1], 2, words="Expected shape of indices to be same"),
+        refusal(nn.max_unpool2d, x[:, :0], index[:, :0], 2),
+        refusal(nn.max_unpool2d, x.long(), index, 2),
+    )
