@@ -74,7 +74,13 @@ def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> Non
     inputs = [surrounded(t, channels_last) for t in case.tensors()]
     others = [surrounded(t, channels_last) for t in case.others()]
     before = [whole.clone() for _, whole in inputs + others]
-    found = results(case, [inside for inside, _ in inputs], tuple(inside for inside, _ in others))
+    upstream: list[tuple[Tensor, Tensor]] = []
+
+    def placed(gradient: Tensor) -> Tensor:
+        upstream.append(surrounded(gradient, channels_last))
+        return upstream[-1][0]
+
+    found = results(case, [inside for inside, _ in inputs], tuple(inside for inside, _ in others), placed)
     for key, value in found.items():
         assert value.isfinite().all(), f"{key}: NaN from outside of an input, or from memory that nothing was written to"
         torch.testing.assert_close(value, plain[key], msg=lambda text, key=key: f"{key}: {text}")

@@ -13,6 +13,7 @@ from tests.check import DEVICE, randn
 from tests.every import EVERY, results
 from trinn import kernels
 from trinn.kernels import launch, tuning
+from trinn.models import AlexNet
 
 RUNS = 20
 
@@ -127,8 +128,7 @@ def test_narrow_alexnet_trains_to_the_same_bits(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("strict")
 def test_alexnet_trains_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    alexnet = pytest.importorskip("trinn.models.alexnet", reason="AlexNet is not there yet")
-    first, again = (train(lambda: alexnet.AlexNet(num_classes=10), 63, 10, steps=2) for _ in range(2))
+    first, again = (train(lambda: AlexNet(num_classes=10), 63, 10, steps=2) for _ in range(2))
     assert all(map(torch.equal, first, again))
 
 

@@ -54,11 +54,12 @@ HUGE: dict[str, shapes.Passes] = {
     "unpool": shapes.unpool((2**19, 8, 32, 32), (64, 64)),
     "pad": shapes.pad((2**20, 8, 32, 32), 2),
 }
+CONSTANT_FACTOR = "the number of a tap, from a loop's counter and a constant"
 # 32-bit products that kernels with int64 offsets still make, none of them of an offset or of a count of elements.
 SMALL_PRODUCTS = {
     "conv2d._gather_gemm_kernel": "taps that hit a pixel: rows times columns",
-    "depthwise2d._gather_kernel": "the number of a tap",
-    "pool2d._max_pool2d_backward_kernel": "the number of a tap",
+    "depthwise2d._gather_kernel": CONSTANT_FACTOR,
+    "pool2d._max_pool2d_backward_kernel": CONSTANT_FACTOR,
     "batchnorm2d._statistics_kernel": "chunks of some thousand elements",
     "batchnorm2d._merge_kernel": "chunks of some thousand elements",
     "batchnorm2d._sums_kernel": "chunks of some thousand elements",
@@ -209,8 +210,10 @@ def test_kernels_multiply_in_int64() -> None:
     products = json.loads(done.stdout)
     launched = {f"{path.stem}.{name}" for path in (ROOT / "kernels").glob("*.py") for name in defined(path)}
     assert set(products) >= launched, launched - set(products)
-    narrow = {name: lines for name, lines in products.items() if lines and name not in SMALL_PRODUCTS}
-    assert not narrow, narrow
+    for name, lines in products.items():
+        if SMALL_PRODUCTS.get(name) == CONSTANT_FACTOR:
+            lines = [line for line in lines if not re.search(r"%c\d+_i32\b", line)]
+        assert not lines or name in SMALL_PRODUCTS and SMALL_PRODUCTS[name] != CONSTANT_FACTOR, (name, lines)
 
 
 def defined(path: Path) -> list[str]:
