@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
-from trinn.layers.function import Function
+from trinn.layers.function import FLOATS, Function
 from trinn.layers.window import Pair, batched
 
 OutputSize = int | None | Sequence[int | None]
@@ -161,9 +161,11 @@ def _checked(input: Tensor, output_size: OutputSize, operator: str) -> tuple[Ten
         raise TypeError(f"{operator}: output_size must be an int or 2 of int or None, but got {output_size!r}")
     if len(sizes) != 2:
         raise RuntimeError(f"{operator}: output_size must be 2, but got {output_size!r}")
+    if input.dim() < 3 and sizes is output_size:
+        raise ValueError(f"{operator}: Input dimension should be at least 3, but got size {list(input.shape)}")
     if input.dim() not in (3, 4):
         raise RuntimeError(f"{operator}(): Expected 3D or 4D tensor, but got: {list(input.shape)}")
-    if not input.is_floating_point():
+    if input.dtype not in FLOATS:
         raise NotImplementedError(f"{operator}: not implemented for {input.dtype}; float16, bfloat16, float32 and float64 are")
     x, unbatched = batched(input, operator)
     size = tuple(n if s is None else s for s, n in zip(sizes, x.shape[2:], strict=True))

@@ -115,6 +115,7 @@ def conv2d(
     stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
     check_operands(x, weight, bias, "conv2d")
     check_geometry(stride, dilation, groups, weight, "conv2d")
+    near, far = _padding(padding, stride, dilation, weight)
     if x.shape[1] != weight.shape[1] * groups:
         raise RuntimeError(
             f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
@@ -127,7 +128,6 @@ def conv2d(
         )
     if x.shape[1] == 0:
         raise RuntimeError(f"conv2d: input{list(x.shape)} has no channels")
-    near, far = _padding(padding, stride, dilation, weight)
     extent = [d * (taps - 1) + 1 for d, taps in zip(dilation, weight.shape[2:], strict=True)]
     padded = [n + size + f for n, size, f in zip(near, x.shape[2:], far, strict=True)]
     if padded[0] < extent[0] or padded[1] < extent[1] or 0 in x.shape[1:]:
@@ -143,9 +143,10 @@ def conv2d(
 def check_operands(x: Tensor, w: Tensor, b: Tensor | None, operator: str) -> None:
     """Raise what torch raises for a wrong rank, or operands of several dtypes or devices."""
     if w.dim() != 4:
-        raise RuntimeError(f"{operator}: expected 4D weight, but got weight of size: {list(w.shape)}")
-    if x.dtype not in FLOATS:
-        raise NotImplementedError(f"{operator}: expected float16, bfloat16, float32 or float64, but got {x.dtype}")
+        raise RuntimeError(
+            f"{operator}: Expected {w.dim()}-dimensional input for {w.dim()}-dimensional weight {list(w.shape)}, but got "
+            f"{x.dim()}-dimensional input of size {list(x.shape)} instead"
+        )
     for tensor, name in ((w, "weight"), (b, "bias")):
         if tensor is not None and tensor.dtype != x.dtype:
             raise RuntimeError(f"Input type ({x.dtype}) and {name} type ({tensor.dtype}) should be the same")
@@ -153,6 +154,8 @@ def check_operands(x: Tensor, w: Tensor, b: Tensor | None, operator: str) -> Non
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but got input on {x.device} and {name} on {tensor.device}"
             )
+    if x.dtype not in FLOATS:
+        raise NotImplementedError(f"{operator}: expected float16, bfloat16, float32 or float64, but got {x.dtype}")
 
 
 def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: Tensor, operator: str) -> None:
@@ -165,6 +168,11 @@ def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: Tensor, op
         raise RuntimeError(f"{operator}: dilation should be greater than zero, but got {dilation}")
     if 0 in weight.shape[2:] or weight.shape[0] == 0:
         raise RuntimeError(f"{operator}: weight of size {list(weight.shape)} has no filters or no taps")
+    if weight.shape[0] < groups:
+        raise RuntimeError(
+            f"Given groups={groups}, expected weight to be at least {groups} at dimension 0, but got weight of size "
+            f"{list(weight.shape)} instead"
+        )
     if weight.shape[0] % groups:
         raise RuntimeError(
             f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got weight of size "

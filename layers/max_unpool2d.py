@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
-from trinn.layers.function import Function
+from trinn.layers.function import FLOATS, Function
 from trinn.layers.window import IntOrPair, Pair, batched, pair
 
 
@@ -109,7 +109,7 @@ def max_unpool2d(
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but got input on {input.device} and indices on {indices.device}"
         )
-    if not input.is_floating_point():
+    if input.dtype not in FLOATS:
         raise NotImplementedError(f"max_unpool2d is not implemented for {input.dtype}")
     if 0 in input.shape[1:]:
         raise RuntimeError(

@@ -202,6 +202,13 @@ def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple
         raise RuntimeError(f"{operator}: kernel size should be greater than zero, but got {kernel}")
     if min(stride) <= 0:
         raise RuntimeError(f"{operator}: stride should not be zero, but got {stride}")
+    for p, k in zip(padding, kernel, strict=True):
+        if p < 0:
+            raise RuntimeError(f"{operator}: pad must be non-negative, but got pad: {p}")
+        if p > k // 2:  # of the kernel as it is, dilated or not
+            raise RuntimeError(
+                f"{operator}: pad should be at most half of effective kernel size, but got pad={p} and kernel_size={k}"
+            )
     return kernel, stride, padding
 
 
@@ -210,14 +217,13 @@ def _output_size(
 ) -> tuple[int, ...]:
     """(P, Q), or torch's refusal."""
     if 0 in x.shape[1:]:
-        raise RuntimeError(f"{operator}: expected input with non-zero size for all but the batch axis, but got {list(x.shape)}")
+        raise RuntimeError(
+            f"Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input to {operator}, but got: "
+            f"{list(x.shape)}"
+        )
     size = []
     for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True):
         extent = d * (k - 1) + 1
-        if p < 0:
-            raise RuntimeError(f"{operator}: pad must be non-negative, but got pad: {p}")
-        if p > k // 2:  # of the kernel as it is, dilated or not
-            raise RuntimeError(f"{operator}: pad should be at most half of kernel size, but got pad={p} and kernel_size={k}")
         windows = (n + 2 * p - extent + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (windows - 1) * s >= n + p:
             windows -= 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.adaptive_pool2d import adaptive_avg_pool2d
-from trinn.layers.function import Function
+from trinn.layers.function import FLOATS, Function
 from trinn.layers.window import Pair
 
 
@@ -117,7 +117,7 @@ def interpolate(
         raise ValueError("either size or scale_factor should be defined")
     if mode == "area":
         return adaptive_avg_pool2d(input, out)
-    if not input.is_floating_point() and input.dtype != torch.uint8:
+    if input.dtype not in (*FLOATS, torch.uint8):
         raise NotImplementedError(f"interpolate: expected float16, bfloat16, float32, float64 or uint8, but got {input.dtype}")
     if min(*input.shape[2:], *out) <= 0:
         raise RuntimeError(

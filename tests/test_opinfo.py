@@ -1,0 +1,203 @@
+"""torch's own inputs for its operators (OpInfo), given to ours: samples, gradients, second gradients, errors.
+
+Each operator's samples run against torch in float32, outputs and gradients and what is changed in place; in float64 through
+gradcheck and gradgradcheck. A slice of them runs in `make test`, all of them in `make test-long`. The tolerance is the one
+torch's tests use for these operators; tests/check.py holds the tighter rule for our own cases.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+
+import trinn.layers as tnn
+from tests.check import DEVICE, randn
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
+    pytest.mark.filterwarnings("ignore:nn.functional.upsample.* is deprecated"),
+]
+
+
+class Ours(NamedTuple):
+    """Our side of an OpInfo, and how many parts its samples are cut into."""
+
+    function: Callable[..., Any]
+    variant: str = ""
+    parts: int = 1
+
+
+def upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+    return tnn.interpolate(input, size, scale_factor, "bilinear", align_corners=True)
+
+
+def upsample_nearest(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+    return tnn.interpolate(input, size, scale_factor, "nearest")
+
+
+OPERATORS = {
+    "conv2d": Ours(tnn.conv2d, parts=2),
+    "conv_transpose2d": Ours(tnn.conv_transpose2d),
+    "linear": Ours(tnn.linear),
+    "relu": Ours(tnn.relu),
+    "max_pool2d": Ours(tnn.max_pool2d, parts=24),
+    "avg_pool2d": Ours(tnn.avg_pool2d),
+    "adaptive_avg_pool2d": Ours(tnn.adaptive_avg_pool2d),
+    "adaptive_max_pool2d": Ours(tnn.adaptive_max_pool2d),
+    "max_unpool2d": Ours(tnn.max_unpool2d, parts=4),
+    "max_unpool2d, no overlap": Ours(tnn.max_unpool2d, "grad"),
+    "batch_norm": Ours(tnn.batch_norm),
+    "interpolate nearest": Ours(tnn.interpolate, "nearest"),
+    "interpolate nearest-exact": Ours(tnn.interpolate, "nearest-exact"),
+    "interpolate bilinear": Ours(tnn.interpolate, "bilinear"),
+    "interpolate area": Ours(tnn.interpolate, "area"),
+    "upsample_bilinear": Ours(upsample_bilinear),
+    "upsample_nearest": Ours(upsample_nearest),
+}
+# Signals of one axis and volumes of three, which torch's resizing takes and ours refuses.
+FOUR_AXES = {name for name in OPERATORS if name.startswith(("interpolate", "upsample"))}
+# Where windows overlap, values for one place replace each other and all of them get its gradient: no derivative, in torch too.
+NO_DERIVATIVE = {"max_unpool2d"}
+
+
+def opinfo(name: str) -> OpInfo:
+    wanted = f"nn.functional.{name.split(',')[0].split()[0]}"
+    return next(o for o in op_db if o.name == wanted and o.variant_test_name == OPERATORS[name].variant)
+
+
+def samples(name: str, dtype: torch.dtype) -> list[SampleInput]:
+    torch.manual_seed(0)
+    found = opinfo(name).sample_inputs(DEVICE, dtype, requires_grad=True)
+    return [sample for sample in found if name not in FOUR_AXES or sample.input.dim() == 4]
+
+
+def fresh(value: Any) -> Any:
+    """The arguments anew: leaves with the same memory, buffers with their own."""
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_() if value.requires_grad else value.clone()
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return type(value)(fresh(v) for v in value)
+    return {key: fresh(v) for key, v in value.items()} if isinstance(value, dict) else value
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors among arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from tensors_of(v)
+    elif isinstance(value, dict):
+        yield from tensors_of(list(value.values()))
+
+
+def run(function: Callable[..., Any], sample: SampleInput) -> dict[str, Any]:
+    """The outputs, the gradients of all leaves, and what became of the buffers."""
+    arguments = fresh([sample.input, list(sample.args), sample.kwargs])
+    outputs = list(tensors_of(function(arguments[0], *arguments[1], **arguments[2])))
+    leaves = [t for t in tensors_of(arguments) if t.requires_grad]
+    roots = [y for y in outputs if y.requires_grad]
+    upstream = [randn(*y.shape, dtype=y.dtype, seed=1) for y in roots]
+    gradients = torch.autograd.grad(roots, leaves, upstream, allow_unused=True) if leaves and roots else ()
+    return {
+        "outputs": [y.detach() for y in outputs],
+        "strides": [y.stride() for y in outputs if y.numel() > 0],
+        "gradients": list(gradients),
+        "buffers": [t for t in tensors_of(arguments) if not t.requires_grad],
+    }
+
+
+def equals_torch(name: str, sample: SampleInput) -> None:
+    got, expected = run(OPERATORS[name].function, sample), run(opinfo(name).op, sample)
+    assert got["strides"] == expected["strides"]
+    for key in ("outputs", "gradients", "buffers"):
+        torch.testing.assert_close(got[key], expected[key], rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def differentiable(name: str, sample: SampleInput) -> tuple[Callable[..., Any], list[Tensor]]:
+    """The operator as a function of its leaves alone."""
+    arguments = [sample.input, list(sample.args), sample.kwargs]
+    leaves = [t for t in tensors_of(arguments) if t.requires_grad]
+
+    def replaced(value: Any, given: Iterator[Tensor]) -> Any:
+        if isinstance(value, Tensor):
+            return next(given) if value.requires_grad else value.clone()
+        if isinstance(value, list):
+            return [replaced(v, given) for v in value]
+        return {k: replaced(v, given) for k, v in value.items()} if isinstance(value, dict) else value
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        x, args, kwargs = replaced(arguments, iter(inputs))
+        return tuple(y for y in tensors_of(OPERATORS[name].function(x, *args, **kwargs)) if y.is_floating_point())
+
+    return function, leaves
+
+
+def first_derivative(name: str, sample: SampleInput) -> None:
+    assert gradcheck(*differentiable(name, sample), fast_mode=True)
+
+
+def second_derivative(name: str, sample: SampleInput) -> None:
+    assert gradgradcheck(*differentiable(name, sample), fast_mode=True)
+
+
+CHECKS: dict[str, tuple[torch.dtype, Callable[[str, SampleInput], None]]] = {
+    "samples": (torch.float32, equals_torch),
+    "gradchecks": (torch.float64, first_derivative),
+    "gradgradchecks": (torch.float64, second_derivative),
+}
+
+
+def go_through(name: str, check: str, chosen: Callable[[list[SampleInput]], list[SampleInput]], record: Any) -> None:
+    """Check the chosen samples and report how many there were."""
+    dtype, checks = CHECKS[check]
+    if check != "samples" and name in NO_DERIVATIVE:
+        pytest.skip("no derivative where windows overlap, in torch too")
+    them = chosen(samples(name, dtype))
+    for number, sample in enumerate(them):
+        try:
+            checks(name, sample)
+        except Exception as error:
+            error.add_note(f"sample {number} of {len(them)}: {sample.summary()}") if hasattr(error, "add_note") else None
+            raise
+    record("torch's material", (name, check, len(them)))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("check", CHECKS)
+def test_slice(name: str, check: str, record_property: Any) -> None:
+    """Three samples from all over the set."""
+    go_through(name, check, lambda them: them[:: max(1, len(them) // 2)], record_property)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name, part", [pytest.param(n, p, id=f"{n}-{p}") for n, ours in OPERATORS.items() for p in range(ours.parts)]
+)
+@pytest.mark.parametrize("check", CHECKS)
+def test_all(name: str, part: int, check: str, record_property: Any) -> None:
+    go_through(name, check, lambda them: them[part :: OPERATORS[name].parts], record_property)
+
+
+# Words of torch's that speak of its own internals, and ours in their place.
+OTHER_WORDS = {
+    "internal error": "output_size must be 2",
+    "Trying to create tensor with negative dimension": "elements of output_size must be greater than or equal to 0",
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_errors(name: str, record_property: Any) -> None:
+    """Each call that torch refuses raises its exception with its words."""
+    info = opinfo(name)
+    refused = list(info.error_inputs(torch.device(DEVICE))) if info.error_inputs_func is not None else []
+    for case in refused:
+        sample = case.sample_input
+        with pytest.raises(case.error_type, match=OTHER_WORDS.get(case.error_regex, case.error_regex)):
+            OPERATORS[name].function(sample.input, *sample.args, **sample.kwargs)
+    record_property("torch's material", (name, "errors", len(refused)))
