@@ -29,7 +29,7 @@ test: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-long: $(BUILT)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'long or torchs_material'
 
 lint: $(BUILT) types
 	$(BIN)/ruff check .

@@ -1,10 +1,10 @@
 """What torch sees: autograd Functions, functionals with torch.nn.functional's signatures, modules that subclass torch.nn's."""
 
 from trinn.layers.adaptive_pool2d import AdaptiveAvgPool2d, AdaptiveMaxPool2d, adaptive_avg_pool2d, adaptive_max_pool2d
-from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm
-from trinn.layers.conv2d import Conv2d, conv2d
-from trinn.layers.conv_transpose2d import ConvTranspose2d, conv_transpose2d
-from trinn.layers.linear import Linear, linear
+from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d, LazyBatchNorm1d, LazyBatchNorm2d, batch_norm
+from trinn.layers.conv2d import Conv2d, LazyConv2d, conv2d
+from trinn.layers.conv_transpose2d import ConvTranspose2d, LazyConvTranspose2d, conv_transpose2d
+from trinn.layers.linear import LazyLinear, Linear, linear
 from trinn.layers.max_unpool2d import MaxUnpool2d, max_unpool2d
 from trinn.layers.pool2d import AvgPool2d, MaxPool2d, avg_pool2d, max_pool2d
 from trinn.layers.relu import ReLU, relu, relu_
@@ -18,6 +18,11 @@ __all__ = [
     "BatchNorm2d",
     "Conv2d",
     "ConvTranspose2d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyConv2d",
+    "LazyConvTranspose2d",
+    "LazyLinear",
     "Linear",
     "MaxPool2d",
     "MaxUnpool2d",

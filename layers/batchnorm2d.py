@@ -195,3 +195,17 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return _module(self, input)
+
+
+class LazyBatchNorm1d(nn.LazyBatchNorm1d):
+    """torch.nn.LazyBatchNorm1d, which becomes our BatchNorm1d when it is first called."""
+
+    cls_to_become = BatchNorm1d
+    forward = BatchNorm1d.forward
+
+
+class LazyBatchNorm2d(nn.LazyBatchNorm2d):
+    """torch.nn.LazyBatchNorm2d, which becomes our BatchNorm2d when it is first called."""
+
+    cls_to_become = BatchNorm2d
+    forward = BatchNorm2d.forward

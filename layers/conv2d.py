@@ -206,3 +206,10 @@ class Conv2d(nn.Conv2d):
             input = pad2d(input, self._reversed_padding_repeated_twice, self.padding_mode)
             padding = 0
         return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+class LazyConv2d(nn.LazyConv2d):
+    """torch.nn.LazyConv2d, which becomes our Conv2d when it is first called."""
+
+    cls_to_become = Conv2d
+    forward = Conv2d.forward

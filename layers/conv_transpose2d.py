@@ -79,3 +79,10 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         stride, padding, dilation = module.stride, module.padding, module.dilation
         output_padding = module._output_padding(input, output_size, stride, padding, module.kernel_size, 2, dilation)
         return conv_transpose2d(input, self.weight, self.bias, stride, padding, output_padding, self.groups, dilation)
+
+
+class LazyConvTranspose2d(nn.LazyConvTranspose2d):
+    """torch.nn.LazyConvTranspose2d, which becomes our ConvTranspose2d when it is first called."""
+
+    cls_to_become = ConvTranspose2d
+    forward = ConvTranspose2d.forward

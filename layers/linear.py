@@ -118,3 +118,10 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
+
+
+class LazyLinear(nn.LazyLinear):
+    """torch.nn.LazyLinear, which becomes our Linear when it is first called."""
+
+    cls_to_become = Linear
+    forward = Linear.forward

@@ -141,7 +141,7 @@ def max_pool2d(
     """
     if input.dtype not in (*FLOATS, *INTEGERS):
         raise NotImplementedError(f"max_pool2d is not implemented for {input.dtype}")
-    x, unbatched = batched(input, "max_pool2d")
+    x, unbatched = _image(input, "max_pool2d")
     kernel, stride, padding = _window(kernel_size, stride, padding, "max_pool2d")
     dilation = pair(dilation, "dilation", "max_pool2d")
     if min(dilation) <= 0:
@@ -184,13 +184,22 @@ def avg_pool2d(
     """
     if input.dtype not in (*FLOATS, torch.int64):
         raise NotImplementedError(f"avg_pool2d is not implemented for {input.dtype}")
-    x, unbatched = batched(input, "avg_pool2d")
+    x, unbatched = _image(input, "avg_pool2d")
     kernel, stride, padding = _window(kernel_size, stride, padding, "avg_pool2d")
     if divisor_override == 0:
         raise RuntimeError("avg_pool2d: divisor must be not zero")
     size = _output_size(x, kernel, stride, padding, (1, 1), ceil_mode, "avg_pool2d")
     y = AvgPool2dForward.call(x, size, kernel, stride, padding, count_include_pad, divisor_override)
     return y.squeeze(0) if unbatched else y
+
+
+def _image(input: Tensor, operator: str) -> tuple[Tensor, bool]:
+    """`input` with a batch axis, and whether it had none."""
+    if input.dim() not in (3, 4):
+        raise RuntimeError(
+            f"{operator}: non-empty 3D or 4D (batch mode) tensor expected for input, but got size {list(input.shape)}"
+        )
+    return batched(input, operator)
 
 
 def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple[Pair, Pair, Pair]:

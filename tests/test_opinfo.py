@@ -191,6 +191,7 @@ OTHER_WORDS = {
 }
 
 
+@pytest.mark.torchs_material
 @pytest.mark.parametrize("name", OPERATORS)
 def test_errors(name: str, record_property: Any) -> None:
     """Each call that torch refuses raises its exception with its words."""
