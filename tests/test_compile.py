@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERY_KERNEL = "^LeNet conv.*fp16|LeNet (pool|linear).*tf32|(batch norm|ReLU|twice).*tf32$|depthwise 3x3, fp16$|border.*fp16"
+EVERY_KERNEL = (
+    "^LeNet conv.*fp16|LeNet (pool|linear).*tf32|(batch norm|ReLU|twice|bins that|SegNet).*tf32$|depthwise 3x3, fp16$"
+    "|border.*fp16"
+)
 
 
 def report(*options: str) -> tuple[int, str]:

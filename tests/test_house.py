@@ -28,7 +28,7 @@ STANDS_ON = {
     "kernels": {"adaptive_pool2d": {"pool2d"}, "conv2d": {"depthwise2d"}, "conv_transpose2d": {"conv2d"}},
     "layers": {"conv2d": {"pad2d"}, "conv_transpose2d": {"conv2d"}, "upsample2d": {"adaptive_pool2d"}},
 }
-# Kernels without a layer of their own: conv2d hands its narrow groups to depthwise2d, upsample2d its `antialias` to antialias2d.
+# Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d, upsample2d antialiasing to antialias2d.
 NO_LAYER = {"antialias2d", "depthwise2d"}
 
 
