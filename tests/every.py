@@ -26,8 +26,8 @@ class Every(NamedTuple):
         return [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(self.shapes)]
 
 
-def _batch_norm(x: Tensor, w: Tensor, b: Tensor, mean: Tensor, var: Tensor, training: bool) -> Tensor:
-    return tnn.batch_norm(x, mean.clone(), var.clone(), w, b, training)
+def _batch_norm(training: bool) -> Callable[..., Tensor]:
+    return lambda x, w, b, mean, var: tnn.batch_norm(x, mean.clone(), var.clone(), w, b, training)
 
 
 def _statistics() -> tuple[Tensor, Tensor]:
@@ -69,10 +69,8 @@ EVERY = {
     "max_unpool2d": Every(
         lambda x, i: tnn.max_unpool2d(x, i, 2, output_size=(5, 5)), ((2, 5, 3, 3),), _places, deterministic=False
     ),
-    "batch_norm, training": Every(
-        lambda x, w, b, *stats: _batch_norm(x, w, b, *stats, training=True), (IMAGE, (5,), (5,)), _statistics, per_image=False
-    ),
-    "batch_norm": Every(lambda x, w, b, *stats: _batch_norm(x, w, b, *stats, training=False), (IMAGE, (5,), (5,)), _statistics),
+    "batch_norm, training": Every(_batch_norm(True), (IMAGE, (5,), (5,)), _statistics, per_image=False),
+    "batch_norm": Every(_batch_norm(False), (IMAGE, (5,), (5,)), _statistics),
     "interpolate, bilinear": Every(_interpolate(size=(11, 4), mode="bilinear"), (IMAGE,), deterministic=False),
     "interpolate, bilinear, corners": Every(
         _interpolate(scale_factor=1.7, mode="bilinear", align_corners=True), (IMAGE,), deterministic=False

@@ -4,6 +4,7 @@ A program, run by test_large_tensors.py, since a wrong offset ends a process: it
 as wide as on a GPU here, int32 for small tensors, where the interpreter finds each step that overflows.
 """
 
+import functools
 import mmap
 import sys
 from collections.abc import Callable
@@ -49,12 +50,12 @@ def far_apart(name: str, case: Every) -> None:
         same(results(case, tensors, tuple(spread(t, 0) if j == i else t for j, t in enumerate(others))), expected)
     for axis in (0, -1):
         print(f"{name}: upstream gradients by axis {axis}", flush=True)
-        same(results(case, tensors, others, lambda g, axis=axis: spread(g, axis)), expected)
+        same(results(case, tensors, others, functools.partial(spread, axis=axis)), expected)
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(found[key], value, msg=f"{key} differs")
 
 
 def many(name: str, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> None:
