@@ -54,7 +54,10 @@ def walk(*tensors: Tensor) -> Walk:
     axes, pixel_strides = memory_order(*(t[:, 0] for t in tensors))
     strides = [(t.stride(1), s[0], s[1:]) for t, s in zip(tensors, pixel_strides, strict=True)]
     channels, outer, inner = tensors[0].shape[1], math.prod(axes[1:]), axes[0]
-    room = 4 * tuning.elementwise_block(tensors[0].numel())
+    elements = tensors[0].numel()
+    # Few channels fill a GPU by their pixels: tiles so small that each program of a reduction gets its four.
+    fair = max(256, triton.next_power_of_2(elements // (4 * tuning.wanted_programs)))
+    room = min(4 * tuning.elementwise_block(elements), fair)
     tile_c, tile_inner = min(triton.next_power_of_2(channels), 64), triton.next_power_of_2(inner)
     stride_c, stride_inner, _ = strides[0]
     if stride_c < stride_inner:

@@ -11,7 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import trinn.layers as tnn
 from tests.cases import named
 from tests.check import DEVICE, DTYPES, check, error, gradients, raises_like, randn
-from trinn.kernels import ops
+from trinn.kernels import ops, tuning
+from trinn.kernels.walk import walk
 
 CASES = {
     "plain": lambda: randn(3, 5, 4, 6),
@@ -259,6 +260,19 @@ def test_variance_between_tiles(memory_format: torch.memory_format) -> None:
 def normalised(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """A training step without running statistics."""
     return tnn.batch_norm(x, None, None, w, b, training=True)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(64, 1, 56, 56), (32, 1, 112, 112), (64, 3, 224, 224), (2, 16, 512, 512), (64, 64, 56, 56)])
+def test_few_channels_fill_a_gpu(
+    shape: tuple[int, ...], memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each channel is cut into so many parts that there is a program for every multiprocessor, with the tiles of a GPU."""
+    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    monkeypatch.setattr(tuning, "elementwise_block", lambda elements: 1024)
+    plan = walk(torch.empty(shape, device="meta", memory_format=memory_format))
+    parts, chunks = plan.parts()
+    assert plan.tiles * parts >= 90 and parts * chunks >= plan.chunks
 
 
 def test_constant_channel() -> None:
