@@ -138,7 +138,7 @@ def main() -> None:
             far_apart(name, EVERY[name])
         else:
             torch.empty = empty  # type: ignore[assignment]
-            tuning.wanted_programs = 2**16  # so that the part of a sum which holds the last image is a short one
+            tuning.wanted_programs = 2**20  # so that the part of a sum which holds the last image is a short one
             many(name, *MANY[name.removeprefix("many: ")])
             torch.empty = _empty
     print("all are right")
