@@ -110,6 +110,8 @@ def batch_norm(
         RuntimeError: sizes, dtypes or devices that do not belong together, statistics that are missing or require a gradient.
     """
     _check_options(input, running_mean, running_var, training, momentum, eps)
+    if input.shape == (0,):  # which torch takes for a batch of nothing
+        return input.clone()
     _check_tensors(input, running_mean, running_var, weight, bias)
     weight, bias = (v.flatten() if v is not None else None for v in (weight, bias))
     x = input.flatten(3) if input.dim() > 4 else input[(...,) + (None,) * (4 - input.dim())]
