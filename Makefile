@@ -7,12 +7,13 @@ BIN := .venv/bin
 BUILT := .venv/built
 SANITIZED = $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_bounds.py -k test_exact_allocations
 
-.PHONY: help demo test test-long lint types compile-report gpu sanitize clean
+.PHONY: help demo test test-long mutants lint types compile-report gpu sanitize clean
 
 help:
 	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
 	@echo 'make test             every operator against torch in float64, some minutes'
 	@echo 'make test-long        all of torch'"'"'s own test inputs against our operators, half an hour'
+	@echo 'make mutants          breaks the kernels in dozens of ways, one by one, and sees that the tests notice'
 	@echo 'make lint             ruff and mypy'
 	@echo 'make compile-report   compiles every kernel for four GPUs without one: registers, spills, shared memory;'
 	@echo '                      TRITON=3.6.0 make compile-report for another version of Triton'
@@ -30,6 +31,9 @@ test: $(BUILT)
 
 test-long: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'long or torchs_material'
+
+mutants: $(BUILT)
+	$(BIN)/python -m tests.mutants
 
 lint: $(BUILT) types
 	$(BIN)/ruff check .

@@ -62,9 +62,21 @@ where windows overlap. None failed. `make test-long` runs them.
 {table(["", *columns], rows)}"""
 
 
+def mutants(figures: dict[str, Any]) -> str:
+    rows = figures["mutants"]
+    caught = [row for row in rows if row[2]]
+    return f"""\
+## Kernels broken on purpose
+
+{len(caught)} of {len(rows)} broken kernels were caught by the tests of `make test`. `make mutants` breaks them again.
+
+{table(["broken", "in", "caught by"], [[name, f"`{file}`", f"`{test}`" if test else "nothing"] for name, file, test, _ in rows])}"""
+
+
 # The sections of the page, in order: the name of the stored figures, and what renders them.
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "torchs_material": torchs_material,
+    "mutants": mutants,
 }
 
 

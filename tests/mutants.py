@@ -1,0 +1,174 @@
+"""Kernels broken on purpose, one place at a time, that `make test` must notice: `make mutants`.
+
+Each mutant is a line of the sources replaced in a scratch copy. The tests of its operator run there first; only if they pass
+does the rest of the suite. A mutant is caught when a test fails, or hangs.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tests import evidence
+
+ROOT = Path(__file__).resolve().parent.parent
+HANGS = 1200  # seconds
+
+
+class Mutant(NamedTuple):
+    """`old`, which stands once in the file, becomes `new`; `tests` are the names of those expected to notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    # the arithmetic of windows
+    Mutant("tap off by one", "kernels/indexing.py", "- AXIS.padding + tap * AXIS.dilation", "- AXIS.padding + (tap + 1) * AXIS.dilation", "conv2d"),
+    Mutant("dilation ignored", "kernels/indexing.py", "- AXIS.padding + tap * AXIS.dilation", "- AXIS.padding + tap", "pool2d"),
+    Mutant("padding added, not taken away", "kernels/indexing.py", "small * AXIS.stride - AXIS.padding +", "small * AXIS.stride + AXIS.padding +", "conv2d"),
+    Mutant("the pixel after the last is inside", "kernels/indexing.py", "(position < size)", "(position <= size)", "conv2d"),
+    Mutant("wrong phase of a strided gradient", "kernels/indexing.py", "shifted % AXIS.stride) // AXIS.gcd * AXIS.inverse", "shifted % AXIS.stride) // AXIS.gcd", "conv2d"),
+    Mutant("a tap too few hits", "kernels/indexing.py", "hits = cdiv(AXIS.taps - tap, AXIS.tap_step)", "hits = (AXIS.taps - tap) // AXIS.tap_step", "conv2d"),
+    Mutant("pixels between the phases are hit", "kernels/indexing.py", "tl.where(shifted % AXIS.gcd == 0, hits, 0)", "hits", "conv2d pool2d"),
+    Mutant("rows and columns swapped", "kernels/indexing.py", "return row // height, row % height, pixel % width", "return row // height, pixel % width, row % height", "conv2d"),
+    # convolution
+    Mutant("taps in the wrong order", "kernels/conv2d.py", "i, j = tap // taps_w, tap % taps_w", "i, j = tap % taps_h, tap // taps_h", "conv2d"),
+    Mutant("the last block of channels and taps forgotten", "kernels/conv2d.py", "for start in range(0, depth, BLOCK_K):", "for start in range(0, depth - BLOCK_K + 1, BLOCK_K):", "conv2d"),
+    Mutant("groups read from the first", "kernels/conv2d.py", "source += group * channels_in * x_c", "source += group * x_c", "conv2d"),
+    Mutant("filters of a group from the first", "kernels/conv2d.py", "weight += group * weight_group", "weight += group * 0", "conv2d"),
+    Mutant("bias of the wrong group", "kernels/conv2d.py", "tl.load(bias + channel_of_all,", "tl.load(bias + channel,", "conv2d"),
+    Mutant("bias added twice", "kernels/conv2d.py", ".to(ACCUMULATOR)[None, :]\n    at = (n * y_n", ".to(ACCUMULATOR)[None, :] * 2\n    at = (n * y_n", "conv2d"),
+    Mutant("a gradient's phases all start at the first", "kernels/conv2d.py", "row, col = first_row + row * H.stride, first_col + col * W.stride", "row, col = row * H.stride, col * W.stride", "conv2d"),
+    Mutant("the last part of a filter's gradient is lost", "kernels/conv2d.py", "last = tl.minimum(first + pixels_per_split, pixels)", "last = tl.minimum(first + pixels_per_split - 1, pixels)", "conv2d"),
+    Mutant("a filter's gradient ignores dilation", "kernels/conv2d.py", "down, right = r * H.dilation, s * W.dilation", "down, right = r, s", "conv2d"),
+    Mutant("partial sums: all but the first", "kernels/reduce.py", "for start in range(0, parts, PARTS):", "for start in range(PARTS, parts, PARTS):", "conv2d linear"),
+    Mutant("depthwise: one filter for all channels", "kernels/depthwise2d.py", "at = channel * w_k +", "at = channel * 0 +", "conv2d"),
+    Mutant("depthwise: the second filter reads the next channel", "kernels/depthwise2d.py", "(channel // FILTERS) * x_c", "(channel % channels) * x_c", "conv2d"),
+    Mutant("sums rounded to the input's dtype", "kernels/precision.py", "return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)", "return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype).to(tl.float16).to(acc.dtype)", "conv2d linear"),
+    Mutant("output_padding ignored", "layers/conv_transpose2d.py", "+ d * (taps - 1) + e + 1", "+ d * (taps - 1) + 1", "conv_transpose2d"),
+    Mutant("gradients computed that nobody wants", "layers/conv2d.py", "if need_w else None\n        db = ChannelSum.call(dy)", "\n        db = ChannelSum.call(dy)", "conv2d"),
+    # linear
+    Mutant("bias added by every part", "kernels/linear.py", "(n < N) & (split == 0)", "(n < N)", "linear"),
+    Mutant("gradient of the bias missing", "layers/linear.py", "db = ChannelSum.call(dy[:, :, None, None]) if need_b else None", "db = None", "linear"),
+    # pooling
+    Mutant("NaN loses", "kernels/pool2d.py", "return (value > widened(best)) | (value != value)", "return value > widened(best)", "pool2d"),
+    Mutant("the last of equal values", "kernels/pool2d.py", "return (value > widened(best)) | (value != value)", "return (value >= widened(best)) | (value != value)", "pool2d"),
+    Mutant("the first of two NaN", "kernels/pool2d.py", "return (value > widened(best)) | (value != value)", "return (value > widened(best)) | ((value != value) & (best == best))", "pool2d"),
+    Mutant("ceil_mode ignored", "layers/pool2d.py", "(s - 1 if ceil_mode else 0)", "0", "pool2d"),
+    Mutant("a window that starts in the far padding", "layers/pool2d.py", "if ceil_mode and (windows - 1) * s >= n + p:", "if False:", "pool2d"),
+    Mutant("codes of large windows in a byte", "kernels/pool2d.py", "torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32", "torch.uint8", "pool2d"),
+    Mutant("indices in rows of the result", "kernels/pool2d.py", "tl.store(y + at, h * width + w, mask=element < elements)", "tl.store(y + at, h * out_width + w, mask=element < elements)", "pool2d"),
+    Mutant("max: a gradient from beyond the edge", "kernels/pool2d.py", "hit = (element < elements) & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)\n            code", "hit = (element < elements) & (i < hits_h) & (j < hits_w) & inside(p, out_height)\n            code", "pool2d"),
+    Mutant("count_include_pad ignored", "kernels/pool2d.py", "    if COUNT_PADDING:\n", "    if False:\n", "pool2d"),
+    Mutant("divisor_override ignored", "kernels/pool2d.py", "count = p * 0 + divisor", "count = p * 0 + H.taps * W.taps", "pool2d"),
+    Mutant("the last bin ends too soon", "kernels/indexing.py", "return cdiv((position + 1) * size, bins)", "return (position + 1) * size // bins", "adaptive_pool2d"),
+    Mutant("adaptive: overlapping bins share no gradient", "kernels/adaptive_pool2d.py", "code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=hit, other=0).to(INDEX)\n            upstream", "hit &= i == 0\n            code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=hit, other=0).to(INDEX)\n            upstream", "adaptive_pool2d"),
+    Mutant("adaptive: every bin divides by the largest", "kernels/adaptive_pool2d.py", "mean = acc / ((bottom - top) * (right - left)).to(ACCUMULATOR)", "mean = acc / (most_h * most_w)", "adaptive_pool2d"),
+    Mutant("unpooling without zeros", "kernels/max_unpool2d.py", "tl.store(y + at, tl.full((FILL,), 0, tl.int32).to(y.dtype.element_ty), mask=place < out_pixels)", "pass", "max_unpool2d"),
+    Mutant("unpooling: the first value stays", "kernels/max_unpool2d.py", "lane[None, :] > lane[:, None]", "lane[None, :] < lane[:, None]", "max_unpool2d"),
+    # resizing and padding
+    Mutant("align_corners ignored", "layers/upsample2d.py", '"aligned" if align_corners else "bilinear"', '"bilinear"', "upsample2d"),
+    Mutant("bilinear weights swapped", "kernels/upsample2d.py", "value = (1 - down) * ((1 - across) * top_left", "value = down * ((1 - across) * top_left", "upsample2d"),
+    Mutant("the last reader of a pixel missed", "kernels/indexing.py", "return max(end(pixel) - first(pixel) for pixel in range(size))", "return max(1, max(end(pixel) - first(pixel) for pixel in range(size)) - 1)", "upsample2d"),
+    Mutant("the scale recomputed from the sizes", "layers/upsample2d.py", "return 1 / factor if factor is not None else size / out", "return size / out", "upsample2d"),
+    Mutant("nearest-exact without its half pixel", "kernels/upsample2d.py", "SHIFT=0.5 if exact else 0.0, CHANNELS_LAST=is_channels_last(y)", "SHIFT=0.0, CHANNELS_LAST=is_channels_last(y)", "upsample2d"),
+    Mutant("antialiasing of one pixel", "kernels/antialias2d.py", "    support = tl.maximum(scale, 1.0)\n", "    support = tl.minimum(scale, 1.0)\n", "upsample2d"),
+    Mutant("antialiasing weights that do not add up to 1", "kernels/antialias2d.py", "_falloff(first + i, center, scale), 0.0) / total", "_falloff(first + i, center, scale), 0.0)", "upsample2d"),
+    Mutant("bytes cut off, not rounded", "kernels/precision.py", "value = tl.floor(value + 0.5)", "value = tl.floor(value)", "upsample2d"),
+    Mutant("reflection repeats the edge", "kernels/pad2d.py", "inner = (size - 1) - tl.abs((size - 1) - tl.abs(inner))", "inner = (size - 1) - tl.abs((size - 1) - tl.abs(inner + 1) + 1)", "pad2d"),
+    Mutant("circular padding off by one", "kernels/pad2d.py", "inner = (inner + size) % size", "inner = (inner + size - 1) % size", "pad2d"),
+    # batch norm
+    Mutant("eps outside of the root", "kernels/batchnorm2d.py", "return tl.rsqrt(tl.load(var + c, mask=c < channels, other=1.0).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))", "return 1 / (tl.sqrt(tl.load(var + c, mask=c < channels, other=1.0).to(ACCUMULATOR)) + tl.full((), eps, ACCUMULATOR))", "batchnorm2d"),
+    Mutant("variance as a difference of large numbers", "kernels/batchnorm2d.py", 'origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)', "origin = origin * 0", "batchnorm2d"),
+    Mutant("parts merged without the distance of their means", "kernels/batchnorm2d.py", "share * (part_var + deviation * deviation)", "share * part_var", "batchnorm2d"),
+    Mutant("running variance biased", "kernels/batchnorm2d.py", "new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)", "new_var = tl.load(var + c, mask=c < channels)", "batchnorm2d"),
+    Mutant("momentum the wrong way round", "kernels/batchnorm2d.py", "new_mean = step * new_mean + (1 - step) * old_mean", "new_mean = (1 - step) * new_mean + step * old_mean", "batchnorm2d"),
+    Mutant("running statistics not moved", "layers/batchnorm2d.py", "if running_mean is not None and x.numel() > 0:", "if False:", "batchnorm2d"),
+    Mutant("evaluation by the batch's statistics", "layers/batchnorm2d.py", "eps, training).view(input.shape)", "eps, True).view(input.shape)", "batchnorm2d"),
+    Mutant("gradient of the input without its second sum", "kernels/batchnorm2d.py", "value -= (db / pixels)[:, None] + deviation * (scale * dw / pixels)[:, None]", "value -= (db / pixels)[:, None]", "batchnorm2d"),
+    # relu
+    Mutant("gradient 1 at zero", "kernels/relu.py", "tl.where(widened(value) <= 0, zero, upstream)", "tl.where(widened(value) < 0, zero, upstream)", "relu"),
+    Mutant("no gradient at NaN", "kernels/relu.py", "tl.where(widened(value) <= 0, zero, upstream)", "tl.where(widened(value) > 0, upstream, zero)", "relu"),
+    Mutant("NaN becomes zero", "kernels/relu.py", "tl.where(widened(value) < 0, zero, value)", "tl.where(widened(value) > 0, value, zero)", "relu"),
+    # tensors
+    Mutant("offsets always of 32 bits", "kernels/launch.py", "return tl.int64 if always_int64 or max(map(_reach, tensors)) >= 2**31 - 2**20 else tl.int32", "return tl.int32", "large_tensors"),
+    Mutant("channels_last not recognised", "kernels/launch.py", "return any(_has_channels_last_strides(t) for t in tensors)", "return False", "conv2d pool2d"),
+    Mutant("memory read past the end", "kernels/relu.py", "value = tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements)", "value = tl.load(x + offset_of(element + 1, sizes, x_strides), mask=element < elements)", "relu bounds"),
+    Mutant("writing over a tensor goes unsaid", "kernels/op.py", "torch.autograd.graph.increment_version(args[place])", "pass", "relu"),
+]  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """`caught` names the test that failed, if one did."""
+
+    mutant: Mutant
+    caught: str | None
+    seconds: float
+
+
+def mutated(mutant: Mutant) -> str:
+    """The file with the mutation."""
+    source = (ROOT / mutant.file).read_text()
+    if source.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.name}: its line stands {source.count(mutant.old)} times in {mutant.file}")
+    return source.replace(mutant.old, mutant.new)
+
+
+def run(mutant: Mutant) -> Outcome:
+    """Look whether the tests notice."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "trinn"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "out"), symlinks=True)
+        (copy / mutant.file).write_text(mutated(mutant))
+        caught = first_failure(copy, [f"tests/test_{name}.py" for name in mutant.tests.split()])
+        return Outcome(mutant, caught or first_failure(copy, ["tests"]), time.monotonic() - start)
+
+
+def first_failure(folder: Path, tests: list[str]) -> str | None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS)
+    except subprocess.TimeoutExpired:
+        return "a test hangs"
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(.*?)(?: - |$)", done.stdout, re.MULTILINE)
+    return failed[1] if failed else f"pytest ends with {done.returncode}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a regular expression that the name of a mutant or its file must fit")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--record", action="store_true", help="keep the result for docs/evidence.md")
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if re.search(options.only, f"{mutant.name} {mutant.file}")]
+    outcomes = []
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for outcome in pool.map(run, chosen):
+            outcomes.append(outcome)
+            verdict = f"caught by {outcome.caught}" if outcome.caught else "NOT CAUGHT"
+            print(f"{outcome.mutant.name:52} {outcome.mutant.file:28} {outcome.seconds:5.0f} s  {verdict}", flush=True)
+    missed = [outcome for outcome in outcomes if not outcome.caught]
+    print(f"\n{len(outcomes) - len(missed)} of {len(outcomes)} mutants caught")
+    if options.record:
+        rows = [[o.mutant.name, o.mutant.file, o.caught, round(o.seconds)] for o in outcomes]
+        evidence.record("mutants", {"mutants": rows})
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
