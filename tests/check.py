@@ -28,13 +28,13 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 def check(ours: Callable[..., Any], torchs: Callable[..., Any], *tensors: Tensor | None, **options: Any) -> None:
     """Assert that `ours` does what `torchs` does: shapes, dtypes, strides, values, and the gradients of all float inputs."""
     dtype = next(t.dtype for t in tensors if t is not None)
-    got, expected = _run(ours, tensors, options, dtype), _run(torchs, tensors, options, dtype)
-    oracle = _run(torchs, _converted(tensors, torch.float64, "cpu"), options, dtype)
+    got, expected = run(ours, tensors, options, dtype), run(torchs, tensors, options, dtype)
+    oracle = run(torchs, _converted(tensors, torch.float64, "cpu"), options, dtype)
     assert got.keys() == expected.keys(), f"{list(got)}, torch has {list(expected)}"
     if dtype == torch.float64:
         rounded = _converted(tensors, torch.float32, DEVICE)
-        coarse = _run(torchs, rounded, options, torch.float32)
-        coarse_oracle = _run(torchs, _converted(rounded, torch.float64, "cpu"), options, torch.float32)
+        coarse = run(torchs, rounded, options, torch.float32)
+        coarse_oracle = run(torchs, _converted(rounded, torch.float64, "cpu"), options, torch.float32)
         scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         allowed = {name: scale * error(coarse[name], coarse_oracle[name]) for name in got}
     else:
@@ -69,7 +69,7 @@ def error(result: Tensor, oracle: Tensor) -> float:
     return float(distance[distance.isfinite()].max()) if distance.isfinite().any() else 0.0
 
 
-def _run(function: Callable[..., Any], tensors: Tensors, options: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+def run(function: Callable[..., Any], tensors: Tensors, options: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
     """The outputs and the gradients of all float inputs, for an upstream gradient rounded to `dtype`."""
     inputs = [t.detach().requires_grad_(t.is_floating_point()) if t is not None else None for t in tensors]
     result = function(*inputs, **options)

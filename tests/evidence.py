@@ -62,21 +62,41 @@ where windows overlap. None failed. `make test-long` runs them.
 {table(["", *columns], rows)}"""
 
 
+def precision(figures: dict[str, Any]) -> str:
+    dtypes = list(dict.fromkeys(row[2] for row in figures["rows"]))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for name, tensor, dtype, largest, mean in figures["rows"]:
+        both = f"{largest:.2f}, {mean:.2f}" if largest else "exact"
+        cells.setdefault((name, tensor), {})[dtype] = f"{largest:.1f} ulp" if dtype == "float64" else both
+    rows = [[*names, *(found.get(dtype, "") for dtype in dtypes)] for names, found in cells.items()]
+    return f"""\
+## Precision
+
+The largest and the mean error against float64, each in units of torch's own in the same dtype on the same device: 1.00 is as
+exact as torch, less is more exact. For float64 itself, the largest distance from torch in units in the last place of the
+largest value. Triton's interpreter cuts float32 off to bfloat16 where a GPU rounds, so that there bfloat16 shows up to twice
+the error that a GPU has. `python -m tests.precision` measures again.
+
+{table(["", "", *dtypes], rows)}"""
+
+
 def mutants(figures: dict[str, Any]) -> str:
     rows = figures["mutants"]
     caught = [row for row in rows if row[2]]
+    shown = [[name, f"`{file}`", f"`{test}`" if test else "nothing"] for name, file, test, _ in rows]
     return f"""\
 ## Kernels broken on purpose
 
 {len(caught)} of {len(rows)} broken kernels were caught by the tests of `make test`. `make mutants` breaks them again.
 
-{table(["broken", "in", "caught by"], [[name, f"`{file}`", f"`{test}`" if test else "nothing"] for name, file, test, _ in rows])}"""
+{table(["broken", "in", "caught by"], shown)}"""
 
 
 # The sections of the page, in order: the name of the stored figures, and what renders them.
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "torchs_material": torchs_material,
     "mutants": mutants,
+    "precision": precision,
 }
 
 
