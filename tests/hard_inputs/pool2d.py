@@ -124,7 +124,7 @@ def _(nn: Any) -> Any:
 
 @holds(13, "two axes: avg_pool2d refuses them as max_pool2d does")
 def _() -> None:
-    assert refusal(tnn.avg_pool2d, torch.ones(4, 4), 2, words="Expected 3D (unbatched) or 4D (batched)") == "RuntimeError"
+    assert refusal(tnn.avg_pool2d, torch.ones(4, 4), 2, words="3D or 4D (batch mode) tensor expected") == "RuntimeError"
 
 
 @like_torch(14, "integers, bool and complex numbers")
