@@ -66,16 +66,20 @@ def precision(figures: dict[str, Any]) -> str:
     dtypes = list(dict.fromkeys(row[2] for row in figures["rows"]))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for name, tensor, dtype, largest, mean in figures["rows"]:
-        both = f"{largest:.2f}, {mean:.2f}" if largest else "exact"
-        cells.setdefault((name, tensor), {})[dtype] = f"{largest:.1f} ulp" if dtype == "float64" else both
+        if dtype == "float64":
+            shown = f"{largest:.1f} ulp" if largest else "equal"
+        else:
+            shown = f"{largest:.2f}, {mean:.2f}" if largest else "exact"
+        cells.setdefault((name, tensor), {})[dtype] = shown
     rows = [[*names, *(found.get(dtype, "") for dtype in dtypes)] for names, found in cells.items()]
     return f"""\
 ## Precision
 
 The largest and the mean error against float64, each in units of torch's own in the same dtype on the same device: 1.00 is as
-exact as torch, less is more exact. For float64 itself, the largest distance from torch in units in the last place of the
-largest value. Triton's interpreter cuts float32 off to bfloat16 where a GPU rounds, so that there bfloat16 shows up to twice
-the error that a GPU has. `python -m tests.precision` measures again.
+exact as torch, less is more exact, and "exact" is no error at all. For float64 itself, the largest distance from torch in
+units in the last place of the largest value, or "equal". Triton's interpreter cuts float32 off to bfloat16
+where a GPU rounds to the nearest, so that bfloat16 shows about twice torch's error there. `make precision` measures again, on
+a GPU also with TF32.
 
 {table(["", "", *dtypes], rows)}"""
 

@@ -39,6 +39,14 @@ def batch_norm(library: Any, training: bool) -> Callable[..., Any]:
     return function
 
 
+def max_unpool2d(library: Any) -> Callable[..., Any]:
+    def function(x: Any) -> Any:
+        places = F.max_pool2d(randn(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3]), 2, return_indices=True)[1]
+        return library.max_unpool2d(x, places.to(x.device), 2)
+
+    return function
+
+
 IMAGE: dict[str, tuple[int, ...]] = {"x": (3, 5, 14, 13)}
 DEEP: dict[str, tuple[int, ...]] = {"x": (4, 64, 9, 8)}
 CASES = {
@@ -66,6 +74,7 @@ CASES = {
         tnn.interpolate, F.interpolate, IMAGE, {"size": (5, 6), "mode": "bilinear", "antialias": True}
     ),
     "interpolate, nearest": Case(tnn.interpolate, F.interpolate, IMAGE, {"size": (29, 20), "mode": "nearest"}),
+    "max_unpool2d": Case(max_unpool2d(tnn), max_unpool2d(F), IMAGE),
 }
 
 

@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import trinn.layers as tnn
 from tests.check import randn
@@ -59,3 +63,42 @@ def test_observed_launches_do_not_run() -> None:
 
 def test_no_program_no_launch() -> None:
     assert tnn.relu(randn(0)).shape == (0,)
+
+
+class Kernels(TorchDispatchMode):
+    """The names of our operators that run within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "trinn":
+            self.names.append(func.__name__.removesuffix(".default"))
+        return func(*args, **(kwargs or {}))
+
+
+X, W, B = (2, 4, 5, 5), (4, 4, 3, 3), (4,)
+GRADIENTS = {
+    "conv2d": (tnn.conv2d, (X, W, B), ("conv2d_dgrad", "conv2d_wgrad", "channel_sum")),
+    "conv_transpose2d": (tnn.conv_transpose2d, (X, W, B), ("conv2d_fprop", "conv2d_wgrad", "channel_sum")),
+    "linear": (tnn.linear, ((6, 8), (3, 8), (3,)), ("linear_dgrad", "linear_wgrad", "channel_sum")),
+    "batch_norm": (
+        lambda x, w, b: tnn.batch_norm(x, torch.zeros_like(w), torch.ones_like(w), w, b),
+        (X, B, B),
+        ("batchnorm2d_backward", "batchnorm2d_sums", "batchnorm2d_sums"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", range(3))
+@pytest.mark.parametrize(("function", "shapes", "kernels"), [pytest.param(*row, id=name) for name, row in GRADIENTS.items()])
+def test_gradients_that_nobody_wants(
+    function: Callable[..., Any], shapes: tuple[tuple[int, ...], ...], kernels: tuple[str, ...], wanted: int
+) -> None:
+    """A backward pass starts the one kernel that the one gradient needs."""
+    tensors = [randn(*shape) for shape in shapes]
+    y = function(*(t.requires_grad_(i == wanted) for i, t in enumerate(tensors)))
+    with Kernels() as run:
+        torch.autograd.grad(y, tensors[wanted], torch.ones_like(y))
+    assert run.names == [kernels[wanted]]
