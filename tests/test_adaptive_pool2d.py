@@ -111,6 +111,13 @@ def test_hard_values(values: list[list[float]], dtype: torch.dtype) -> None:
         assert torch.equal(y.signbit(), torchs_y.signbit()) or y.isnan().any()
 
 
+def test_winner_past_a_byte() -> None:
+    """The last pixels of a bin of 324 win, numbers 306 and 323."""
+    x = torch.arange(2.0 * 18 * 18, device=DEVICE).view(1, 2, 18, 18)
+    x[0, 0] = x[0, 0].flip(1)
+    check(tnn.adaptive_max_pool2d, F.adaptive_max_pool2d, x, output_size=1, return_indices=True)
+
+
 def test_infinities_in_a_mean() -> None:
     x = torch.tensor([[[[INF, -INF, 1.0, INF]]]], device=DEVICE)
     for size in (1, 2, (1, 3), (2, 5)):

@@ -79,6 +79,13 @@ def test_max_of_integers(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, F.max_pool2d(x, 3, 2, 1, return_indices=True), strict=True))
 
 
+def test_winner_past_a_byte() -> None:
+    """The last taps of 306 win, numbers 289 and 305."""
+    x = torch.arange(2.0 * 18 * 18, device=DEVICE).view(1, 2, 18, 18)
+    x[0, 0] = x[0, 0].flip(1)
+    check(tnn.max_pool2d, F.max_pool2d, x, kernel_size=(18, 17), stride=1, return_indices=True)
+
+
 def test_avg_of_integers() -> None:
     """int64 alone, cut towards zero as in torch."""
     x = torch.arange(-32, 32, device=DEVICE).roll(9).view(1, 1, 8, 8)
