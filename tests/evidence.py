@@ -47,17 +47,18 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
 
 def torchs_material(figures: dict[str, Any]) -> str:
     passed = figures["passed"]
-    columns = list(dict.fromkeys(check for counts in passed.values() for check in counts))
-    rows = [[name, *(counts.get(column, "") for column in columns)] for name, counts in passed.items()]
+    columns = ["samples", "strided", "gradchecks", "gradgradchecks", "errors", "training", "evaluation", "left out"]
+    rows = [[name, *(counts.get(column) or "" for column in columns)] for name, counts in passed.items()]
     rows.append(["**all**", *(sum(counts.get(column, 0) for counts in passed.values()) for column in columns)])
     return f"""\
 ## torch's own test inputs
 
 The inputs with which torch tests its operators (OpInfo) and modules (ModuleInfo), given to ours, and how many of them passed:
-samples in float32 with outputs, strides, gradients and buffers against torch; gradcheck and gradgradcheck in float64; calls
-that torch refuses, with its exception and its words; modules in training and evaluation with repr, state_dict, copies and
-pickles. Left out are signals of one axis and volumes of three for the operators that resize, and derivatives of unpooling
-where windows overlap. None failed. `make test-long` runs them.
+samples in float32 with outputs, strides, gradients and buffers against torch, and again with gaps between all elements of
+their tensors (strided); gradcheck and gradgradcheck in float64; calls that torch refuses, with its exception and its words;
+modules in training and evaluation with repr, state_dict, copies and pickles. Left out are signals of one axis and volumes of
+three for the operators that resize, and derivatives of unpooling where windows overlap. None failed. `make test-long` runs
+them; with pytest's `--record` the counts come here.
 
 {table(["", *columns], rows)}"""
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.testing._internal.common_modules import ModuleErrorEnum, ModuleInfo, module_db
 
 import trinn.layers as tnn
 from tests.check import DEVICE, randn
 from tests.test_lenet import OnlyOurs
+from tests.torchs_material import ModuleErrorEnum, ModuleInfo, module_db
 
-pytestmark = pytest.mark.torchs_material
+pytestmark = [pytest.mark.torchs_material, pytest.mark.usefixtures("full_float32")]
 
 NAMES = [name for name in vars(tnn) if isinstance(getattr(tnn, name), type) and issubclass(getattr(tnn, name), nn.Module)]
 MODULES: dict[str, ModuleInfo] = {
@@ -79,7 +79,7 @@ def test_module(name: str, training: bool, record_property: Any) -> None:
         for copied in again:
             assert type(copied) is type(ours)
             torch.testing.assert_close(run(copied, given), got, rtol=0, atol=0)
-    record_property("torch's material", (f"nn.{name}", "modules", len(modules)))
+    record_property("torch's material", (f"nn.{name}", "training" if training else "evaluation", len(modules), len(modules), 0))
 
 
 @pytest.mark.parametrize("name", [name for name, info in MODULES.items() if info.module_error_inputs_func is not None])
@@ -92,4 +92,4 @@ def test_errors(name: str, record_property: Any) -> None:
             module = getattr(tnn, name)(*given.constructor_input.args, **given.constructor_input.kwargs).to(DEVICE)
             assert case.error_on is ModuleErrorEnum.FORWARD_ERROR
             module(*given.forward_input.args, **given.forward_input.kwargs)
-    record_property("torch's material", (f"nn.{name}", "errors", len(cases)))
+    record_property("torch's material", (f"nn.{name}", "errors", len(cases), len(cases), 0))

@@ -1,0 +1,10 @@
+"""torch's test inputs, imported without what importing them changes: torch then forbids setting the flags of its backends."""
+
+import torch
+
+with torch.backends.__allow_nonbracketed_mutation():
+    from torch.testing._internal.common_methods_invocations import op_db
+    from torch.testing._internal.common_modules import ModuleErrorEnum, ModuleInfo, module_db
+    from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+
+__all__ = ["ModuleErrorEnum", "ModuleInfo", "OpInfo", "SampleInput", "module_db", "op_db"]
