@@ -76,7 +76,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         return ReluForward.call(input)
     if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-    if any(stride == 0 and size > 1 for size, stride in zip(input.shape, input.stride(), strict=True)):
+    if input.numel() > 0 and any(stride == 0 and size > 1 for size, stride in zip(input.shape, input.stride(), strict=True)):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
             "Please clone() the tensor before performing the operation."
