@@ -95,6 +95,16 @@ def test_the_adjoint_of_the_gradient_adds_up(dtype: torch.dtype) -> None:
     assert torch.equal(total, ops.max_unpool2d_add(x, indices, (8, 8)))
 
 
+def test_second_gradient_adds_up() -> None:
+    """All values are for one place, and each has a part in the gradient there of the gradient."""
+    x, indices = randn(1, 1, 2, 2).requires_grad_(), torch.full((1, 1, 2, 2), 5, device=DEVICE)
+    y = tnn.max_unpool2d(x, indices, 2)
+    dy = torch.ones_like(y, requires_grad=True)
+    (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+    (ddy,) = torch.autograd.grad(dx, dy, torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], device=DEVICE))
+    assert ddy.flatten().tolist() == [0.0] * 5 + [10.0] + [0.0] * 10
+
+
 def test_gradcheck() -> None:
     x, indices = pooled(Unpool((1, 2, 6, 4), {"kernel_size": 2}), torch.float64)
     x.requires_grad_()
