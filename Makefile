@@ -2,18 +2,22 @@
 
 PYTHON ?= python3
 TRITON ?=
+MINUTES ?= 10
+OPS ?=
+SEED ?= 0
 
 BIN := .venv/bin
 BUILT := .venv/built
 SANITIZED = $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_bounds.py -k test_exact_allocations
 
-.PHONY: help demo test test-long mutants precision lint types compile-report gpu sanitize clean
+.PHONY: help demo test test-long mutants fuzz precision lint types compile-report gpu sanitize clean
 
 help:
 	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
 	@echo 'make test             every operator against torch in float64, some minutes'
 	@echo 'make test-long        all of torch'"'"'s own test inputs against our operators, half an hour'
 	@echo 'make mutants          breaks the kernels in dozens of ways, one by one, and sees that the tests notice'
+	@echo 'make fuzz             draws cases and compares with torch: MINUTES=10 OPS=conv2d,linear SEED=0'
 	@echo 'make precision        how exact every operator is, in units of torch'"'"'s own error'
 	@echo 'make lint             ruff and mypy'
 	@echo 'make compile-report   compiles every kernel for four GPUs without one: registers, spills, shared memory;'
@@ -35,6 +39,9 @@ test-long: $(BUILT)
 
 mutants: $(BUILT)
 	$(BIN)/python -m tests.mutants
+
+fuzz: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) --shrink $(if $(OPS),--ops $(OPS))
 
 precision: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.precision

@@ -55,14 +55,15 @@ def conv_transpose2d(
         )
     if min(near) < 0 or min(extra) < 0:
         raise RuntimeError(f"negative padding is not supported, but got padding {near} and output_padding {extra}")
-    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
+    if x.shape[0] > 0 and any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
         raise RuntimeError(
             f"output padding must be smaller than either stride or dilation, but got output_padding {extra}, stride {stride}, "
             f"dilation {dilation}"
         )
     axes = zip(x.shape[2:], weight.shape[2:], stride, near, extra, dilation, strict=True)
     size = tuple((n - 1) * s - 2 * p + d * (taps - 1) + e + 1 for n, taps, s, p, e, d in axes)
-    if min(size) <= 0 or 0 in x.shape[1:]:
+    least = 1 if x.shape[0] > 0 else 0  # without images, torch accepts an output without pixels, as any output padding
+    if min(size) < least or 0 in x.shape[1:]:
         raise RuntimeError(
             f"Given input size per channel: ({x.shape[2]} x {x.shape[3]}). Calculated output size per channel: "
             f"({size[0]} x {size[1]}). Output size is too small"

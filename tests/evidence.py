@@ -97,10 +97,24 @@ def mutants(figures: dict[str, Any]) -> str:
 {table(["broken", "in", "caught by"], shown)}"""
 
 
+def fuzz(figures: dict[str, Any]) -> str:
+    columns = ["cases", "failures", "seed", "seconds"]
+    rows = [[name, *(found[column] for column in columns)] for name, found in figures["operators"].items()]
+    return f"""\
+## Fuzzing
+
+Cases drawn by hypothesis: geometry, options, dtype, where tensors and the upstream gradient lie in memory, and values with NaN,
+infinities, ties, zeros and extremes. Outputs, strides and gradients are compared with torch, and so is what it refuses.
+`make fuzz` draws more.
+
+{table(["", *columns], rows)}"""
+
+
 # The sections of the page, in order: the name of the stored figures, and what renders them.
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "torchs_material": torchs_material,
     "mutants": mutants,
+    "fuzz": fuzz,
     "precision": precision,
 }
 

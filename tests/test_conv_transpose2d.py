@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,3 +107,12 @@ ERRORS = {
 def test_errors(case: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, dict[str, object]]) -> None:
     *shapes, options = case
     raises_like(F.conv_transpose2d, tnn.conv_transpose2d, *(randn(*s) if s is not None else None for s in shapes), **options)
+
+
+def test_no_images() -> None:
+    """torch refuses an output without columns, and too much output padding, for an image only."""
+    options: dict[str, Any] = {"stride": (4, 1), "padding": 3}
+    check(tnn.conv_transpose2d, F.conv_transpose2d, randn(0, 2, 5, 4), randn(2, 3, 4, 3), **options)
+    raises_like(F.conv_transpose2d, tnn.conv_transpose2d, randn(1, 2, 5, 4), randn(2, 3, 4, 3), **options)
+    raises_like(F.conv_transpose2d, tnn.conv_transpose2d, randn(0, 2, 5, 1), randn(2, 3, 4, 3), **options)
+    check(tnn.conv_transpose2d, F.conv_transpose2d, randn(0, 2, 5, 5), randn(2, 3, 4, 3), stride=1, output_padding=1)

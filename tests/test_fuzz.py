@@ -1,4 +1,4 @@
-"""A few cases of each operator that nobody thought of, the same on every run; `make fuzz` takes new ones for as long as asked."""
+"""A few cases of each operator that nobody thought of, the same on every run; `make fuzz` draws new ones."""
 
 import pytest
 
