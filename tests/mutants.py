@@ -120,7 +120,7 @@ MUTANTS = [
     # batch norm
     Mutant("eps outside of the root", "kernels/batchnorm2d.py", "return tl.rsqrt(tl.load(var + c, mask=c < channels, other=1.0).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))", "return 1 / (tl.sqrt(tl.load(var + c, mask=c < channels, other=1.0).to(ACCUMULATOR)) + tl.full((), eps, ACCUMULATOR))", "batchnorm2d"),
     Mutant("variance as a difference of large numbers", "kernels/batchnorm2d.py", 'origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)', "origin = origin * 0", "batchnorm2d"),
-    Mutant("the mean of an infinity is NaN", "kernels/batchnorm2d.py", 'origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)', "origin = origin * 1", "batchnorm2d"),
+    Mutant("the mean of an infinity is NaN", "kernels/batchnorm2d.py", 'origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)', "origin = origin * 1", "hard_inputs"),
     Mutant("what the merged mean has left over is lost", "kernels/batchnorm2d.py", 'tl.sum(share * (part_mean - center[None, :]), axis=0), 0.0)', "0.0, 0.0)", "batchnorm2d"),
     Mutant("parts merged without the distance of their means", "kernels/batchnorm2d.py", "share * (part_var + deviation * deviation)", "share * part_var", "batchnorm2d"),
     Mutant("running variance biased", "kernels/batchnorm2d.py", "new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)", "new_var = tl.load(var + c, mask=c < channels)", "batchnorm2d"),
