@@ -151,8 +151,8 @@ def _both(value: Any, name: str, input: Tensor) -> tuple[Any, Any]:
 
 def _scale(size: int, out: int, factor: float | None, mode: str, align_corners: bool) -> float:
     """Input pixels an output pixel."""
-    if mode == "nearest" and size == out:
-        return 1.0
+    if mode == "nearest" and out in (size, 2 * size):
+        return size / out  # whatever the factor is that led there, as torch
     if align_corners:
         return (size - 1) / (out - 1) if out > 1 else 0.0
     return 1 / factor if factor is not None else size / out

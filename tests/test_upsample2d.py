@@ -284,3 +284,16 @@ def test_compiles_whole(kind: str, dynamic: bool | None) -> None:
         x = randn(*shape).requires_grad_()
         got, expected = (torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, resize))
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("factor", [1.05, 2.00001, (2.04, 1.0)])
+def test_nearest_factor_that_is_almost_whole(factor: Any) -> None:
+    """To the same size, or twice that, torch's CPU copies each pixel, whatever the factor."""
+    options = {"scale_factor": factor, "recompute_scale_factor": False, "mode": "nearest"}
+    x = randn(1, 2, 7, 9).requires_grad_()
+    exact = x.detach().cpu().requires_grad_()
+    y, expected = tnn.interpolate(x, **options), F.interpolate(exact, **options)
+    assert torch.equal(y.cpu(), expected)
+    dy = randn(*y.shape, seed=1)
+    (dx,), (expected_dx,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, exact, dy.cpu())
+    torch.testing.assert_close(dx.cpu(), expected_dx)
