@@ -1,7 +1,7 @@
 """Cases that nobody thought of: `make fuzz`.
 
 For each operator hypothesis draws a geometry that torch may or may not accept, all options, the dtype, the memory layout of the
-tensors and of the upstream gradient, and values with ties, zeros, NaN and infinities. What torch refuses we must refuse with
+tensors and of the upstream gradient, and values with ties, zeros, NaN, infinities and extremes. What torch refuses we must refuse with
 its exception; else outputs, strides and all gradients must be those of torch in float64. What docs/differences.md lists is
 left out, and nothing else.
 
@@ -382,7 +382,7 @@ def compare(case: Case, layout: str) -> None:
         if case.moves and name.startswith("output"):
             slack = 0.0
         expected = torchs[name]
-        if finite is not None and not finite.all():  # the places of NaN and infinities are those of torch's float64
+        if finite is not None and not finite.all():  # where torch's dtypes disagree on NaN and infinities, float64 is right
             expected = oracle[name].to(expected.device, expected.dtype)
         filters = case.tensors[1] if name == case.edges else None
         if filters is not None and not filters.isfinite().all():
