@@ -1,9 +1,9 @@
 """Cases that nobody thought of: `make fuzz`.
 
 For each operator hypothesis draws a geometry that torch may or may not accept, all options, the dtype, the memory layout of the
-tensors and of the upstream gradient, and values with ties, zeros, NaN, infinities and extremes. What torch refuses we must refuse with
-its exception; else outputs, strides and all gradients must be those of torch in float64. What docs/differences.md lists is
-left out, and nothing else.
+tensors and of the upstream gradient, and values with ties, zeros, NaN, infinities and extremes. What torch refuses we must
+refuse with its exception; else outputs, strides and all gradients must be those of torch in float64. What docs/differences.md
+lists is left out, and nothing else.
 
 The rule of tests/check.py needs more elements than the one or two that a drawn case may have: torch is exact there by luck.
 Here an error may also be some units in the last place of the largest value or of 1, whichever is larger, as the values are.
