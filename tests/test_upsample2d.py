@@ -107,6 +107,7 @@ LAYOUTS = {
     "transposed": lambda: randn(2, 5, 3, 4).transpose(2, 3),
     "every second row": lambda: randn(2, 5, 8, 3)[:, :, ::2],
     "expanded": lambda: randn(1, 5, 4, 3).expand(2, 5, 4, 3),
+    "one pixel, whose strides fit any order": lambda: randn(3, 1, 1, 1),
 }
 
 
