@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.fuzz import OPERATORS, fuzz
+pytest.importorskip("hypothesis", reason="it draws the cases")
+
+from tests.fuzz import OPERATORS, fuzz  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
