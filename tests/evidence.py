@@ -92,7 +92,8 @@ def mutants(figures: dict[str, Any]) -> str:
     return f"""\
 ## Kernels broken on purpose
 
-{len(caught)} of {len(rows)} broken kernels were caught by the tests of `make test`. `make mutants` breaks them again.
+{len(caught)} of {len(rows)} broken kernels were caught by the tests of `make test`, each by a test that passes when nothing is
+broken. `make mutants` breaks them again.
 
 {table(["broken", "in", "caught by"], shown)}"""
 
