@@ -294,7 +294,10 @@ def of_four_axes(x: Tensor) -> Tensor:
 
 def bilinear(draw: Drawing) -> Case:
     options = resized(draw) | {"mode": "bilinear", "align_corners": draw.one_of(None, False, True)}
-    return Case(tnn.interpolate, F.interpolate, [of_four_axes(draw.image(draw.summed()))], options)
+    values = draw.summed()
+    if values == "infinities" and draw.dtype != torch.float64:
+        values = "NaN"  # 0 * inf is NaN, and whether a weight is 0 is a matter of rounding coordinates to float32
+    return Case(tnn.interpolate, F.interpolate, [of_four_axes(draw.image(values))], options)
 
 
 def antialias(draw: Drawing) -> Case:
