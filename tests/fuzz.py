@@ -169,7 +169,13 @@ def padded_conv2d(draw: Drawing) -> Case:
         module = library.Conv2d(channels, 2, taps, padding=padding, padding_mode=mode, bias=False)
         return lambda x, w: module._conv_forward(x, w, None)
 
-    return Case(through(tnn), through(torch.nn), [x, w], {})
+    return Case(through(tnn), through(torch.nn), [x, w], {}, terms(x, 10))
+
+
+def terms(x: Tensor, padding: int) -> float:
+    """How much larger than usual the error of a filter's gradient may be, whose terms are the pixels and may be all alike."""
+    images = x.shape[0] if x.dim() == 4 else 1
+    return max(1.0, images * (x.shape[-2] + padding) * (x.shape[-1] + padding) / 64)
 
 
 def conv_transpose2d(draw: Drawing) -> Case:
@@ -298,8 +304,8 @@ def of_four_axes(x: Tensor) -> Tensor:
 def bilinear(draw: Drawing) -> Case:
     options = resized(draw) | {"mode": "bilinear", "align_corners": draw.one_of(None, False, True)}
     values = draw.summed()
-    if values == "infinities" and draw.dtype != torch.float64:
-        values = "NaN"  # 0 * inf is NaN, and whether a weight is 0 is a matter of rounding coordinates to float32
+    if values == "infinities":  # 0 * inf is NaN, and whether a weight is 0 is a matter of rounding a coordinate
+        values = "NaN"
     return Case(tnn.interpolate, F.interpolate, [of_four_axes(draw.image(values))], options)
 
 
