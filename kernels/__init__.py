@@ -24,9 +24,7 @@ from trinn.kernels.antialias2d import antialias2d_backward, antialias2d_forward 
 from trinn.kernels.batchnorm2d import (  # noqa: E402
     batchnorm2d_backward,
     batchnorm2d_forward,
-    batchnorm2d_statistics,
     batchnorm2d_sums,
-    batchnorm2d_update,
 )
 from trinn.kernels.conv2d import conv2d_dgrad, conv2d_fprop, conv2d_wgrad  # noqa: E402
 from trinn.kernels.conv_transpose2d import (  # noqa: E402
@@ -47,6 +45,11 @@ from trinn.kernels.pool2d import (  # noqa: E402
 )
 from trinn.kernels.reduce import channel_sum  # noqa: E402
 from trinn.kernels.relu import relu_, relu_backward, relu_forward  # noqa: E402
+from trinn.kernels.statistics2d import (  # noqa: E402
+    batchnorm2d_merge,
+    batchnorm2d_statistics,
+    batchnorm2d_update,
+)
 from trinn.kernels.upsample2d import (  # noqa: E402
     bilinear2d_backward,
     bilinear2d_forward,
@@ -69,6 +72,7 @@ __all__ = [
     "avg_pool2d_forward",
     "batchnorm2d_backward",
     "batchnorm2d_forward",
+    "batchnorm2d_merge",
     "batchnorm2d_statistics",
     "batchnorm2d_sums",
     "batchnorm2d_update",

@@ -28,8 +28,9 @@ STANDS_ON = {
     "kernels": {"adaptive_pool2d": {"pool2d"}, "conv2d": {"depthwise2d"}, "conv_transpose2d": {"conv2d"}},
     "layers": {"conv2d": {"pad2d"}, "conv_transpose2d": {"conv2d"}, "upsample2d": {"adaptive_pool2d"}},
 }
-# Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d, upsample2d antialiasing to antialias2d.
-NO_LAYER = {"antialias2d", "depthwise2d"}
+# Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d, upsample2d antialiasing to antialias2d,
+# batchnorm2d has its mean and variance from statistics2d.
+NO_LAYER = {"antialias2d", "depthwise2d", "statistics2d"}
 
 
 def tree(source: str) -> ast.Module:

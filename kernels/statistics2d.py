@@ -1,0 +1,213 @@
+"""Mean and variance of each channel over its m = N * H * W pixels, and the running statistics that follow them.
+
+    mean[c] = sum x[n, c, h, w] / m        var[c] = sum (x[n, c, h, w] - mean[c])^2 / m
+
+A variance is never the difference of two large numbers. Each part of the pixels is summed as deviations from the mean of its
+first tile. In a part T times as long as that tile, the square of the mean deviation is less than T times the variance, so
+that subtracting it costs little. The parts, of m_i pixels each, are merged by
+
+    mean = sum m_i * mean_i / m        var = sum m_i * (var_i + (mean_i - mean)^2) / m
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels.launch import empty, index_type, launch
+from trinn.kernels.op import op
+from trinn.kernels.precision import accumulator
+from trinn.kernels.tuning import elementwise_block
+from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_before, pixels_of, walk
+
+
+@triton.jit
+def _statistics_kernel(
+    x, means, variances, counts,
+    x_strides,
+    sizes, parts, chunks_per_part,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Mean and variance of a tile's channels over one part of the pixels, and how many those are, where anybody asks."""
+    channels = sizes[0]
+    program = tl.program_id(0)
+    part = (program % parts).to(INDEX)
+    c = channels_of(program // parts, INDEX, TILE)
+    first, last = part_of(part, chunks_per_part, sizes, TILE)
+
+    at_outer, at_inner, exists = pixels_of(first, sizes, INDEX, TILE)
+    mask = (c < channels)[:, None] & exists[None, :]
+    value = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
+    before = pixels_before(first, sizes, TILE)
+    origin = tl.sum(value, axis=1) / (pixels_before(first + 1, sizes, TILE) - before)
+    origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)  # the mean of an infinity is infinite, not inf - inf
+
+    total = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
+    squares = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
+    for chunk in range(first, last):
+        at_outer, at_inner, exists = pixels_of(chunk, sizes, INDEX, TILE)
+        mask = (c < channels)[:, None] & exists[None, :]
+        value = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
+        deviation = tl.where(mask, value - origin[:, None], 0.0)
+        total += deviation
+        squares += deviation * deviation
+    count = pixels_before(last, sizes, TILE) - before
+    shift = tl.sum(total, axis=1) / count
+    variance = tl.sum(squares, axis=1) / count - shift * shift
+    at = part * channels + c
+    tl.store(means + at, origin + shift, mask=c < channels)
+    tl.store(variances + at, tl.where(variance < 0, 0.0, variance), mask=c < channels)
+    if counts is not None:
+        tl.store(counts + part, count.to(counts.dtype.element_ty), mask=program // parts == 0)
+
+
+@triton.jit
+def _merge_kernel(
+    means, variances, counts, mean, var,
+    means_strides, variances_strides, counts_stride,
+    channels, parts,
+    INDEX: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Mean and variance of BLOCK_C channels over all parts, PARTS of them at a time."""
+    c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.full((PARTS,), 0.0, mean.dtype.element_ty)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS).to(INDEX)
+        total += tl.load(counts + part * counts_stride, mask=part < parts, other=0.0)
+    pixels = tl.sum(total, axis=0)
+
+    acc = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS).to(INDEX)
+        mask = (part < parts)[:, None] & (c < channels)[None, :]
+        share = tl.load(counts + part * counts_stride, mask=part < parts, other=0.0) / pixels
+        at = (part * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
+        acc += share[:, None] * tl.load(means + at, mask=mask, other=0.0)
+    center = tl.sum(acc, axis=0)
+
+    # The variance has the square of what is wrong with the mean, so what the sum has left over is added.
+    left = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
+    acc = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS).to(INDEX)
+        mask = (part < parts)[:, None] & (c < channels)[None, :]
+        share = tl.load(counts + part * counts_stride, mask=part < parts, other=0.0) / pixels
+        at = (part * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
+        deviation = tl.load(means + at, mask=mask, other=0.0) - center[None, :]
+        at = (part * variances_strides[0])[:, None] + (c * variances_strides[1])[None, :]
+        left += tl.where(mask, share[:, None] * deviation, 0.0)
+        acc += tl.where(mask, share[:, None] * (tl.load(variances + at, mask=mask, other=0.0) + deviation * deviation), 0.0)
+    shift = tl.sum(left, axis=0)
+    variance = tl.sum(acc, axis=0) - shift * shift
+    tl.store(mean + c, center + tl.where(tl.abs(center) < float("inf"), shift, 0.0), mask=c < channels)
+    tl.store(var + c, tl.where(variance < 0, 0.0, variance), mask=c < channels)
+
+
+@triton.jit
+def _update_kernel(
+    running_mean, running_var, mean, var,
+    mean_stride, var_stride,
+    channels, momentum: tl.float64, correction: tl.float64,
+    INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK channels of the running statistics; `correction` makes the variance unbiased."""
+    c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    new_mean = tl.load(mean + c, mask=c < channels)
+    new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)
+    old_mean = tl.load(running_mean + c * mean_stride, mask=c < channels).to(new_mean.dtype)
+    old_var = tl.load(running_var + c * var_stride, mask=c < channels).to(new_var.dtype)
+    step = tl.full((), momentum, new_mean.dtype)
+    new_mean = step * new_mean + (1 - step) * old_mean
+    new_var = step * new_var + (1 - step) * old_var
+    tl.store(running_mean + c * mean_stride, new_mean.to(running_mean.dtype.element_ty), mask=c < channels)
+    tl.store(running_var + c * var_stride, new_var.to(running_var.dtype.element_ty), mask=c < channels)
+
+
+def _empty_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = empty(x, (x.shape[1],), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return mean, torch.empty_like(mean)
+
+
+def _empty_merged(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    return empty(means, means.shape[1:]), empty(means, means.shape[1:])
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+@op(fake=_empty_statistics)
+def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel.
+
+    Args:
+        x: (N, C, H, W), any strides.
+
+    Returns:
+        (C) and (C), float32, or float64 for a float64 `x`; zeros if there are no pixels.
+    """
+    mean, var = _empty_statistics(x)
+    if x.numel() == 0:
+        return mean.zero_(), var.zero_()
+    path = walk(x)
+    parts, chunks = path.parts()
+    means, variances, counts = (mean[None], var[None], None) if parts == 1 else empty_parts(mean, parts)
+    launch(
+        _statistics_kernel, path.tiles * parts, x, means, variances, counts,
+        *path.strides,
+        path.sizes, parts, chunks,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), TILE=path.tile, warps=8, device=x.device,
+    )  # fmt: skip
+    return (mean, var) if counts is None else batchnorm2d_merge(means, variances, counts)
+
+
+def empty_parts(mean: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the means and variances of that many parts, (parts, C), and for their numbers of pixels, (parts)."""
+    means = empty(mean, (parts, *mean.shape))
+    return means, torch.empty_like(means), empty(mean, (parts,))
+
+
+@op(fake=_empty_merged)
+def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over all pixels from those over parts of them.
+
+    Args:
+        means, variances: (P, C), float32 or float64, any strides.
+        counts: (P), the same dtype; how many pixels each part has, 0 allowed.
+
+    Returns:
+        (C) and (C).
+    """
+    mean, var = _empty_merged(means, variances, counts)
+    parts, channels = means.shape
+    at_once = min(triton.next_power_of_2(parts), 256)
+    block = min(16, 4096 // at_once)
+    launch(
+        _merge_kernel, triton.cdiv(channels, block), means, variances, counts, mean, var,
+        means.stride(), variances.stride(), counts.stride(0),
+        channels, parts,
+        INDEX=index_type(means, variances), BLOCK_C=block, PARTS=at_once, device=means.device,
+    )  # fmt: skip
+    return mean, var
+
+
+@op(fake=_nothing, mutates=("running_mean", "running_var"))
+def batchnorm2d_update(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, pixels: int
+) -> None:
+    """Move running statistics by `momentum` towards those of a batch, the variance towards its unbiased estimate.
+
+    Args:
+        running_mean, running_var: (C), any floating dtype, written over.
+        mean, var: what batchnorm2d_statistics returned.
+        pixels: of how many pixels; more than one.
+    """
+    block = elementwise_block(mean.numel())
+    launch(
+        _update_kernel, triton.cdiv(mean.numel(), block), running_mean, running_var, mean, var,
+        running_mean.stride(0), running_var.stride(0),
+        mean.numel(), momentum, pixels / (pixels - 1),
+        INDEX=index_type(running_mean, running_var), BLOCK=block, device=mean.device,
+    )  # fmt: skip
