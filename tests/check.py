@@ -55,9 +55,7 @@ def close(got: Tensor, expected: Tensor, oracle: Tensor, torchs_error: float, na
         return
     infinite = ~expected.isfinite()
     assert torch.equal(~got.isfinite(), infinite), f"{name}: not finite in other places than torch"
-    assert got[infinite].equal(expected[infinite]) or got[infinite].isnan().equal(expected[infinite].isnan()), (
-        f"{name}: another infinity or NaN than torch"
-    )
+    assert got[infinite].allclose(expected[infinite], equal_nan=True), f"{name}: another infinity or NaN than torch"
     ulp = torch.finfo(got.dtype).eps * float(oracle[oracle.isfinite()].abs().max()) if oracle.isfinite().any() else 0.0
     ours = error(got, oracle)
     assert ours <= 2 * torchs_error + ulp, f"{name}: error {ours:.2e}, torch's {torchs_error:.2e}, one ulp {ulp:.2e}"
