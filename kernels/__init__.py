@@ -22,17 +22,21 @@ from trinn.kernels.adaptive_pool2d import (  # noqa: E402
 )
 from trinn.kernels.antialias2d import antialias2d_backward, antialias2d_forward  # noqa: E402
 from trinn.kernels.batchnorm2d import (  # noqa: E402
+    batchnorm2d_add_relu,
     batchnorm2d_backward,
+    batchnorm2d_fold,
     batchnorm2d_forward,
+    batchnorm2d_relu_sums,
     batchnorm2d_sums,
 )
 from trinn.kernels.conv2d import conv2d_dgrad, conv2d_fprop, conv2d_wgrad  # noqa: E402
+from trinn.kernels.conv2d_fused import conv2d_affine, conv2d_relu_max_pool2d, conv2d_statistics  # noqa: E402
 from trinn.kernels.conv_transpose2d import (  # noqa: E402
     conv_transpose2d_dgrad,
     conv_transpose2d_fprop,
     conv_transpose2d_wgrad,
 )
-from trinn.kernels.linear import linear_dgrad, linear_fprop, linear_wgrad  # noqa: E402
+from trinn.kernels.linear import linear_dgrad, linear_fprop, linear_relu, linear_wgrad  # noqa: E402
 from trinn.kernels.max_unpool2d import max_unpool2d_add, max_unpool2d_backward, max_unpool2d_forward  # noqa: E402
 from trinn.kernels.pad2d import pad2d_backward, pad2d_forward  # noqa: E402
 from trinn.kernels.pool2d import (  # noqa: E402
@@ -70,10 +74,13 @@ __all__ = [
     "antialias2d_forward",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
+    "batchnorm2d_add_relu",
     "batchnorm2d_backward",
+    "batchnorm2d_fold",
     "batchnorm2d_forward",
     "batchnorm2d_merge",
     "batchnorm2d_statistics",
+    "batchnorm2d_relu_sums",
     "batchnorm2d_sums",
     "batchnorm2d_update",
     "bilinear2d_backward",
@@ -84,14 +91,18 @@ __all__ = [
     "conv_transpose2d_wgrad",
     "linear_dgrad",
     "linear_fprop",
+    "linear_relu",
     "linear_wgrad",
     "pad2d_backward",
     "pad2d_forward",
     "relu_",
     "relu_backward",
     "relu_forward",
+    "conv2d_affine",
     "conv2d_dgrad",
     "conv2d_fprop",
+    "conv2d_relu_max_pool2d",
+    "conv2d_statistics",
     "conv2d_wgrad",
     "max_pool2d_backward",
     "max_pool2d_forward",

@@ -1,11 +1,13 @@
 """Batch normalisation: each channel brought to mean 0 and variance 1 over its m = N * H * W pixels, then scaled and shifted.
 
     forward      y = w * z + b                              with z = (x - mean) * s, s = 1 / sqrt(var + eps)
+                 y = relu(w * z + b + residual)             each part where it is asked for
     sums         dw[c] = sum dy * z                         db[c] = sum dy
     backward     dx = w * s * (dy - db / m - z * dw / m)    where mean and var are those of x
                  dx = w * s * dy                            where they are given numbers
 
-The mean and the variance come from statistics2d.py.
+The mean and the variance come from statistics2d.py. Behind a ReLU, dy in `sums` and `backward` is 0 where y was not positive:
+`sums` reads it through that mask and leaves what it read behind, since the others need it too, and so does the residual.
 """
 
 from typing import Any
@@ -15,11 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import cdiv
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator
+from trinn.kernels.precision import accumulator, widened
 from trinn.kernels.reduce import partials_of, sum_partials
+from trinn.kernels.tuning import elementwise_block
 from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_of, walk
 
 
@@ -30,11 +34,32 @@ def _inverse_deviation(var, c, channels, eps, ACCUMULATOR: tl.constexpr):
 
 
 @triton.jit
+def _fold_kernel(
+    mean, var, w, b, bias, scale, shift,
+    channels, eps: tl.float64,
+    ACCUMULATOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK channels of scale and shift."""
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    factor = _inverse_deviation(var, c, channels, eps, ACCUMULATOR)
+    if w is not None:
+        factor *= tl.load(w + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
+    offset = -tl.load(mean + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
+    if bias is not None:
+        offset += tl.load(bias + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
+    offset *= factor
+    if b is not None:
+        offset += tl.load(b + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
+    tl.store(scale + c, factor, mask=c < channels)
+    tl.store(shift + c, offset, mask=c < channels)
+
+
+@triton.jit
 def _forward_kernel(
-    x, mean, var, w, b, y,
-    x_strides, y_strides,
+    x, mean, var, w, b, residual, y,
+    x_strides, y_strides, residual_strides,
     sizes, eps: tl.float64,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    RELU: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One tile of y."""
     channels = sizes[0]
@@ -51,17 +76,22 @@ def _forward_kernel(
     value = (value - center[:, None]) * scale[:, None]
     if b is not None:
         value += tl.load(b + c, mask=c < channels, other=0.0).to(ACCUMULATOR)[:, None]
+    if residual is not None:
+        at = offsets_of(c, at_outer, at_inner, sizes, residual_strides)
+        value += tl.load(residual + at, mask=mask, other=0.0).to(ACCUMULATOR)
+    if RELU:
+        value = rectified(value)
     tl.store(y + offsets_of(c, at_outer, at_inner, sizes, y_strides), value.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _sums_kernel(
-    x, dy, mean, var, partials,
-    x_strides, dy_strides,
+    x, dy, y, mean, var, partials, dz,
+    x_strides, dy_strides, y_strides, dz_strides,
     sizes, parts, chunks_per_part, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """dw and db of a tile's channels over one part of the pixels."""
+    """dw and db of a tile's channels over one part of the pixels; with y, dz is what of dy a ReLU let through."""
     channels = sizes[0]
     program = tl.program_id(0)
     part = (program % parts).to(INDEX)
@@ -74,7 +104,12 @@ def _sums_kernel(
         at_outer, at_inner, exists = pixels_of(chunk, sizes, INDEX, TILE)
         mask = (c < channels)[:, None] & exists[None, :]
         value = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
-        upstream = tl.load(dy + offsets_of(c, at_outer, at_inner, sizes, dy_strides), mask=mask, other=0.0).to(ACCUMULATOR)
+        upstream = tl.load(dy + offsets_of(c, at_outer, at_inner, sizes, dy_strides), mask=mask, other=0.0)
+        if y is not None:
+            result = tl.load(y + offsets_of(c, at_outer, at_inner, sizes, y_strides), mask=mask, other=0.0)
+            upstream = tl.where(widened(result) <= 0, tl.zeros_like(upstream), upstream)
+            tl.store(dz + offsets_of(c, at_outer, at_inner, sizes, dz_strides), upstream, mask=mask)
+        upstream = upstream.to(ACCUMULATOR)
         total += upstream
         moment += upstream * (value - center[:, None])
     dw = tl.sum(moment, axis=1) * _inverse_deviation(var, c, channels, eps, ACCUMULATOR)
@@ -116,8 +151,42 @@ def _like(x: Tensor, *_: Any) -> Tensor:
     return empty(x, x.shape, is_channels_last(x))
 
 
+def _empty_folded(mean: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    scale = empty(mean, mean.shape, dtype=torch.float64 if mean.dtype == torch.float64 else torch.float32)
+    return scale, torch.empty_like(scale)
+
+
+def _empty_relu_sums(x: Tensor, dy: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _empty_sums(x), torch.empty_like(y)
+
+
 def _empty_sums(x: Tensor, *_: Any) -> Tensor:
     return empty(x, (2, x.shape[1]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+@op(fake=_empty_folded)
+def batchnorm2d_fold(
+    mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Batch normalisation by given statistics as a scale and a shift of what comes before it.
+
+        scale = w / sqrt(var + eps)        shift = (bias - mean) * scale + b
+
+    Args:
+        mean, var, w, b: (C), any floating dtype; without `w` and `b`, 1 and 0.
+        bias: (C), of the convolution before it; None is 0.
+
+    Returns:
+        (C) and (C), float32, or float64 for a float64 `mean`.
+    """
+    scale, shift = _empty_folded(mean)
+    block = elementwise_block(mean.numel())
+    launch(
+        _fold_kernel, triton.cdiv(mean.numel(), block), *_dense(mean, var, w, b, bias), scale, shift,
+        mean.numel(), eps,
+        ACCUMULATOR=accumulator(mean.dtype), BLOCK=block, device=mean.device,
+    )  # fmt: skip
+    return scale, shift
 
 
 @op(fake=_like)
@@ -131,14 +200,36 @@ def batchnorm2d_forward(x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, 
     Returns:
         (N, C, H, W), of the dtype of `x`, in its memory format.
     """
+    return _forward(x, mean, var, w, b, None, eps, relu=False)
+
+
+@op(fake=_like)
+def batchnorm2d_add_relu(
+    x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, eps: float
+) -> Tensor:
+    """relu((x - mean) / sqrt(var + eps) * w + b + residual), in one pass.
+
+    Args:
+        residual: (N, C, H, W), any strides; None is 0.
+
+    Returns:
+        (N, C, H, W), of the dtype of `x`, in its memory format.
+    """
+    return _forward(x, mean, var, w, b, residual, eps, relu=True)
+
+
+def _forward(
+    x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, eps: float, relu: bool
+) -> Tensor:
     y = _like(x)
     if x.numel() > 0:
-        path = walk(x, y)
+        path = walk(x, y, residual if residual is not None else x)
         launch(
-            _forward_kernel, path.tiles * path.chunks, x, *_dense(mean, var, w, b), y,
+            _forward_kernel, path.tiles * path.chunks, x, *_dense(mean, var, w, b), residual, y,
             *path.strides,
             path.sizes, eps,
-            ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), TILE=path.tile, warps=8, device=x.device,
+            RELU=relu, ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y, residual if residual is not None else x),
+            TILE=path.tile, warps=8, device=x.device,
         )  # fmt: skip
     return y
 
@@ -154,17 +245,38 @@ def batchnorm2d_sums(x: Tensor, dy: Tensor, mean: Tensor, var: Tensor, eps: floa
     Returns:
         (2, C): dw and db, float32, or float64 for a float64 `x`.
     """
+    return _sums(x, dy, None, mean, var, None, eps)
+
+
+@op(fake=_empty_relu_sums)
+def batchnorm2d_relu_sums(x: Tensor, dy: Tensor, y: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """batchnorm2d_sums behind a ReLU, in one pass.
+
+    Args:
+        x, dy: (N, C, H, W), any strides.
+        y: what batchnorm2d_add_relu returned.
+        mean, var: (C).
+
+    Returns:
+        (2, C): dw and db, float32, or float64 for a float64 `x`; and the gradient of the ReLU's input, like `y`.
+    """
+    dz = torch.empty_like(y)
+    return _sums(x, dy, y, mean, var, dz, eps), dz
+
+
+def _sums(x: Tensor, dy: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, dz: Tensor | None, eps: float) -> Tensor:
     sums = _empty_sums(x)
     if x.numel() == 0:
         return sums.zero_()
-    path = walk(x, dy)
+    masked = (y, dz) if y is not None and dz is not None else (dy, dy)
+    path = walk(x, dy, *masked)
     parts, chunks = path.parts()
     partials = partials_of(sums, parts)
     launch(
-        _sums_kernel, path.tiles * parts, x, dy, *_dense(mean, var), partials,
+        _sums_kernel, path.tiles * parts, x, dy, y, *_dense(mean, var), partials, dz,
         *path.strides,
         path.sizes, parts, chunks, eps,
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy), TILE=path.tile, warps=8, device=x.device,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, *masked), TILE=path.tile, warps=8, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, sums)
 

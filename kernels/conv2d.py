@@ -30,27 +30,33 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
-from trinn.kernels.indexing import Axis, big_from_small, cdiv, inside, small_from_big, split_pixel
+from trinn.kernels.epilogue import finished, largest, store_statistics
+from trinn.kernels.indexing import Axis, Window, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
 from trinn.kernels.launch import architecture, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, conv_precision, dot
+from trinn.kernels.precision import accumulator, conv_precision, dot, widened
 from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.tuning import gemm_tile, splits
+from trinn.kernels.statistics2d import Parts
+from trinn.kernels.tuning import Tile, gemm_tile, splits
+
+A_PIXEL = Window(1, 1)
 
 
 @triton.jit
 def _gather_gemm_kernel(
-    source, weight, bias, result,
+    source, weight, scale, bias, result, codes, means, variances, counts,
     source_strides, weight_strides, result_strides, weight_group,
     pixels, channels_in, channels_out, source_height, source_width, result_height, result_width, phase_height, phase_width,
     phases_h, phases_w,
-    H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
-    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr, WINDOW: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One (BLOCK_M pixels, BLOCK_N channels) tile of the result, in one group and one phase.
 
     `weight_strides` go by (channel of the result, channel of the source, r, s); `pixels` counts those of the result, or of
-    one phase where all phases have as many rows and columns as the largest; ADJOINT is dgrad.
+    one phase where all phases have as many rows and columns as the largest; ADJOINT is dgrad. With `codes`, pixels are
+    counted window by window, and the result is the largest of each.
     """
     x_n, x_c, x_h, x_w = source_strides
     w_out, w_in, w_r, w_s = weight_strides
@@ -69,7 +75,10 @@ def _gather_gemm_kernel(
 
     pixel = pixel_tile.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = channel_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n, row, col = split_pixel(pixel, phase_height, phase_width)
+    if codes is not None:
+        n, row, col = pixel_of_window(pixel, phase_height, phase_width, WINDOW)
+    else:
+        n, row, col = split_pixel(pixel, phase_height, phase_width)
     if ADJOINT:
         first_row, first_col = phase // phases_w, phase % phases_w
         first_top, first_r, taps_h = small_from_big(first_row, H)
@@ -105,11 +114,24 @@ def _gather_gemm_kernel(
         acc = dot(a, b, acc, PRECISION)
 
     channel_of_all = group * channels_out + channel
-    if bias is not None:
-        acc += tl.load(bias + channel_of_all, mask=channel < channels_out, other=0.0).to(ACCUMULATOR)[None, :]
-    at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
+    exists = channel < channels_out
     drawn = (pixel < pixels) & (row < result_height) & (col < result_width)
-    tl.store(result + at, acc.to(result.dtype.element_ty), mask=drawn[:, None] & (channel < channels_out)[None, :])
+    value = finished(acc, scale, bias, channel_of_all, exists, RELU).to(result.dtype.element_ty)
+    if means is not None:
+        at = channel_of_all * pixel_tiles + pixel_tile
+        store_statistics(value, drawn, exists, means + at, variances + at)
+        count = tl.sum(drawn.to(tl.int32), axis=0).to(counts.dtype.element_ty)
+        tl.store(counts + pixel_tile, count, mask=(channel_tile == 0) & (group == 0))
+    if codes is not None:
+        value, code = largest(widened(value), WINDOW.taps)
+        value = value.to(result.dtype.element_ty)
+        pixel = pixel_tile.to(INDEX) * (BLOCK_M // WINDOW.taps) + tl.arange(0, BLOCK_M // WINDOW.taps)
+        n, row, col = split_pixel(pixel, phase_height, phase_width)
+        drawn = pixel < pixels // WINDOW.taps
+    at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
+    tl.store(result + at, value, mask=drawn[:, None] & exists[None, :])
+    if codes is not None:
+        tl.store(codes + at, code.to(codes.dtype.element_ty), mask=drawn[:, None] & exists[None, :])
 
 
 @triton.jit
@@ -163,7 +185,7 @@ def _wgrad_kernel(
     tl.store(partials + split * dw_split + at, acc.to(partials.dtype.element_ty), mask=owned)
 
 
-def _empty_fprop(x, w, b, size, stride, padding, dilation, groups):
+def empty_fprop(x, w, b, size, stride, padding, dilation, groups):
     return empty(x, (x.shape[0], w.shape[0], *size), is_channels_last(x, w))
 
 
@@ -175,7 +197,7 @@ def _empty_wgrad(x, dy, size, stride, padding, dilation, groups):
     return empty(x, (dy.shape[1], x.shape[1] // groups, *size), is_channels_last(x, dy))
 
 
-@op(fake=_empty_fprop)
+@op(fake=empty_fprop)
 def conv2d_fprop(
     x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
@@ -194,8 +216,8 @@ def conv2d_fprop(
     Returns:
         (N, K, P, Q), channels_last if `x` or `w` is.
     """
-    y = _empty_fprop(x, w, b, size, stride, padding, dilation, groups)
-    _gather_gemm(x, w, b, y, stride, padding, dilation, groups, adjoint=False)
+    y = empty_fprop(x, w, b, size, stride, padding, dilation, groups)
+    gather_gemm(x, w, b, y, stride, padding, dilation, groups)
     return y
 
 
@@ -219,7 +241,7 @@ def conv2d_dgrad(
         (N, C, H, W), channels_last if `dy` or `w` is.
     """
     dx = _empty_dgrad(dy, w, b, size, stride, padding, dilation, groups)
-    _gather_gemm(dy, w, b, dx, stride, padding, dilation, groups, adjoint=True)
+    gather_gemm(dy, w, b, dx, stride, padding, dilation, groups, adjoint=True)
     return dx
 
 
@@ -272,14 +294,20 @@ def _scattered(image: Tensor, channels: int) -> bool:
     return image.stride(1) != 1 or channels % 8 != 0 or index_type(image) == tl.int64
 
 
-def _gather_gemm(
+def gather_gemm(
     source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool = False,
+    scale: Tensor | None = None, relu: bool = False, parts: Parts | None = None,
+    codes: Tensor | None = None, window: Window = A_PIXEL,
 ) -> None:  # fmt: skip
-    """Launch fprop or, if `adjoint`, dgrad."""
+    """Fill the result of fprop or, if `adjoint`, dgrad, and do with it what epilogue.py offers.
+
+    Not for groups of one channel are `parts`, room for statistics of as many parts as there are tiles of pixels, and
+    `codes`, room for the winners of a max pooling by `window`.
+    """
     bias = bias.contiguous() if bias is not None else None
     if is_depthwise(weight, groups):
-        return depthwise2d_gather(source, weight, bias, result, stride, padding, dilation, adjoint)
+        return depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
     height, width = result.shape[2:]
     w_k, w_c, w_r, w_s = weight.stride()
@@ -289,23 +317,34 @@ def _gather_gemm(
         weight_strides, filters = (w_c, w_k, w_r, w_s), channels_in
     else:
         phase_height, phase_width, phases_h, phases_w = height, width, 1, 1
+        height, width = height * window.height, width * window.width
         weight_strides, filters = (w_k, w_c, w_r, w_s), channels_out
-    pixels = images * phase_height * phase_width
+    pixels = images * phase_height * phase_width * window.taps
     phases = phases_h * phases_w
-    taps = weight.shape[2] * weight.shape[3] // (stride[0] * stride[1] if adjoint else 1) or 1
-    tile = gemm_tile(
-        pixels, channels_out, taps * channels_in, source.dtype, architecture(source.device), splits=False,
-        scattered=_scattered(source, channels_in),
-    )  # fmt: skip
+    tile = gather_tile(source, weight, pixels, channels_out, stride, groups, adjoint)
+    means, variances, counts = parts if parts is not None else (None, None, None)
     launch(
         _gather_gemm_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
-        source, weight, bias, result,
+        source, weight, scale, bias, result, codes, means, variances, counts,
         source.stride(), weight_strides, result.stride(), filters * w_k,
         pixels, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
         phases_h, phases_w,
         H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
         W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
-        ADJOINT=adjoint, ACCUMULATOR=accumulator(source.dtype), PRECISION=conv_precision(source.dtype, source.device),
+        ADJOINT=adjoint, RELU=relu, WINDOW=window,
+        ACCUMULATOR=accumulator(source.dtype), PRECISION=conv_precision(source.dtype, source.device),
         INDEX=index_type(source, weight, result),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
+    )  # fmt: skip
+
+
+def gather_tile(
+    source: Tensor, weight: Tensor, pixels: int, channels_out: int, stride: Sequence[int], groups: int, adjoint: bool
+) -> Tile:
+    """The tile of fprop or dgrad; `channels_out` are those of a group."""
+    channels_in = source.shape[1] // groups
+    taps = weight.shape[2] * weight.shape[3] // (stride[0] * stride[1] if adjoint else 1) or 1
+    return gemm_tile(
+        pixels, channels_out, taps * channels_in, source.dtype, architecture(source.device), splits=False,
+        scattered=_scattered(source, channels_in),
     )  # fmt: skip

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import Axis, big_from_small, inside, small_from_big, split_element, split_pixel
 from trinn.kernels.launch import index_type, is_channels_last, launch
 from trinn.kernels.precision import accumulator
@@ -25,11 +26,11 @@ from trinn.kernels.tuning import elementwise_block, splits
 
 @triton.jit
 def _gather_kernel(
-    source, weight, bias, result,
+    source, weight, scale, bias, result,
     source_strides, weight_strides, result_strides,
     elements, channels, source_height, source_width, result_height, result_width,
-    H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ADJOINT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK elements of the result; FILTERS is their number a channel, ADJOINT is dgrad."""
     x_n, x_c, x_h, x_w = source_strides
@@ -61,8 +62,12 @@ def _gather_kernel(
                 value = tl.load(source + at, mask=hit, other=0.0).to(ACCUMULATOR)
                 at = channel * w_k + tl.full((), r, INDEX) * w_r + tl.full((), s, INDEX) * w_s
                 acc += value * tl.load(weight + at, mask=valid, other=0.0).to(ACCUMULATOR)
+    if scale is not None:
+        acc *= tl.load(scale + channel, mask=valid, other=0.0).to(ACCUMULATOR)
     if bias is not None:
         acc += tl.load(bias + channel, mask=valid, other=0.0).to(ACCUMULATOR)
+    if RELU:
+        acc = rectified(acc)
     at = n * y_n + channel * y_c + row * y_h + col * y_w
     tl.store(result + at, acc.to(result.dtype.element_ty), mask=valid)
 
@@ -109,20 +114,20 @@ def is_depthwise(w: Tensor, groups: int) -> bool:
 
 
 def depthwise2d_gather(
-    source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], adjoint: bool,
+    source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], adjoint: bool, relu: bool,
 ) -> None:  # fmt: skip
     """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
     w_k, _, w_r, w_s = weight.stride()
     block = elementwise_block(result.numel())
     launch(
-        _gather_kernel, triton.cdiv(result.numel(), block), source, weight, bias, result,
+        _gather_kernel, triton.cdiv(result.numel(), block), source, weight, scale, bias, result,
         source.stride(), (w_k, w_r, w_s), result.stride(),
         result.numel(), result.shape[1], source.shape[2], source.shape[3], result.shape[2], result.shape[3],
         H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
         W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
         FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),
-        ADJOINT=adjoint, CHANNELS_LAST=is_channels_last(result), ACCUMULATOR=accumulator(source.dtype),
+        ADJOINT=adjoint, RELU=relu, CHANNELS_LAST=is_channels_last(result), ACCUMULATOR=accumulator(source.dtype),
         INDEX=index_type(source, weight, result), BLOCK=block, device=source.device,
     )  # fmt: skip
 

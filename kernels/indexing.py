@@ -25,6 +25,17 @@ from trinn.kernels.launch import device_function
 READER_SLACK = tl.constexpr(2.0**-20)
 
 
+class Window(NamedTuple):
+    """Of a pooling whose windows lie side by side."""
+
+    height: int
+    width: int
+
+    @property
+    def taps(self) -> int:
+        return self.height * self.width
+
+
 class Axis(NamedTuple):
     """One axis of a window, known when a kernel is compiled: `taps` of them, and the constants of the equation above."""
 
@@ -69,6 +80,14 @@ def split_pixel(pixel, height, width):
     """(image, row, column) of a pixel counted through images, rows and columns."""
     row = pixel // width
     return row // height, row % height, pixel % width
+
+
+@device_function
+def pixel_of_window(pixel, rows, columns, WINDOW: tl.constexpr):
+    """(image, row, column) of a pixel counted through images, rows and columns of windows, and through each window."""
+    n, row, col = split_pixel(pixel // WINDOW.taps, rows, columns)
+    tap = pixel % WINDOW.taps
+    return n, row * WINDOW.height + tap // WINDOW.width, col * WINDOW.width + tap % WINDOW.width
 
 
 @device_function

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.epilogue import finished
 from trinn.kernels.indexing import cdiv
 from trinn.kernels.launch import architecture, empty, index_type, launch
 from trinn.kernels.op import op
@@ -25,7 +26,7 @@ def _matmul_kernel(
     a, b, bias, partials,
     a_strides, b_strides, split_stride,
     M, N, K, k_per_split,
-    ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    RELU: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One (BLOCK_M, BLOCK_N) tile of a (M, K) @ b (K, N), summed over one split of K. The result is contiguous."""
@@ -48,8 +49,7 @@ def _matmul_kernel(
         at = (k * b_k)[:, None] + (n * b_n)[None, :]
         right = tl.load(b + at, mask=(k < last)[:, None] & (n < N)[None, :], other=0.0)
         acc = dot(left, right, acc, PRECISION)
-    if bias is not None:
-        acc += tl.load(bias + n, mask=(n < N) & (split == 0), other=0.0).to(ACCUMULATOR)[None, :]
+    acc = finished(acc, None, bias, n, (n < N) & (split == 0), RELU)
     at = split.to(INDEX) * split_stride + (m * N)[:, None] + n[None, :]
     tl.store(partials + at, acc.to(partials.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
 
@@ -81,6 +81,12 @@ def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return _matmul(x, w.T, b, _empty_fprop(x, w, b))
 
 
+@op(fake=_empty_fprop)
+def linear_relu(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """relu(x @ w^T + b); as linear_fprop."""
+    return _matmul(x, w.T, b, _empty_fprop(x, w, b), relu=True)
+
+
 @op(fake=_empty_dgrad)
 def linear_dgrad(dy: Tensor, w: Tensor) -> Tensor:
     """Gradient of linear with respect to its input: dy (M, N) @ w (N, K) -> (M, K)."""
@@ -93,8 +99,8 @@ def linear_wgrad(x: Tensor, dy: Tensor) -> Tensor:
     return _matmul(dy.T, x, None, _empty_wgrad(x, dy))
 
 
-def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor) -> Tensor:
-    """Fill a contiguous result with a @ b + bias."""
+def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor, relu: bool = False) -> Tensor:
+    """Fill a contiguous result with a @ b + bias, or relu of it."""
     bias = bias.contiguous() if bias is not None else None
     (m, k), n = a.shape, b.shape[1]
     tile = gemm_tile(m, n, k, a.dtype, architecture(a.device))
@@ -107,7 +113,8 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor) -> Tensor
         _matmul_kernel, tiles * parts, a, b, bias, partials,
         a.stride(), b.stride(), result.numel(),
         m, n, k, triton.cdiv(triton.cdiv(k, parts), tile.k) * tile.k,
-        ACCUMULATOR=accumulator(a.dtype), PRECISION=matmul_precision(a.dtype, a.device), INDEX=index_type(a, b, partials),
+        RELU=relu and parts == 1, ACCUMULATOR=accumulator(a.dtype), PRECISION=matmul_precision(a.dtype, a.device),
+        INDEX=index_type(a, b, partials),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=a.device,
     )  # fmt: skip
-    return sum_partials(partials, result)
+    return sum_partials(partials, result, relu)

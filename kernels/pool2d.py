@@ -206,8 +206,12 @@ def _empty_max_pool2d_forward(
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     shape, channels_last = (x.shape[0], x.shape[1], *size), is_channels_last(x)
-    code_type = torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32
-    return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type)
+    return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(kernel))
+
+
+def code_type(kernel: Sequence[int]) -> torch.dtype:
+    """The dtype of the numbers of a window's taps."""
+    return torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32
 
 
 def _empty_max_pool2d_backward(

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import split_pixel
 from trinn.kernels.launch import empty, index_type, launch
 from trinn.kernels.op import op
@@ -19,7 +20,9 @@ from trinn.kernels.tuning import elementwise_block, reduction_block, splits
 
 
 @triton.jit
-def _sum_partials_kernel(partials, total, elements, parts, INDEX: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
+def _sum_partials_kernel(
+    partials, total, elements, parts, RELU: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr
+):
     """BLOCK elements of the total: the sum over the parts, PARTS of them at a time."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.full((PARTS, BLOCK), 0.0, partials.dtype.element_ty)
@@ -27,7 +30,10 @@ def _sum_partials_kernel(partials, total, elements, parts, INDEX: tl.constexpr, 
         part = start + tl.arange(0, PARTS).to(INDEX)
         at = (part * elements)[:, None] + element[None, :]
         acc += tl.load(partials + at, mask=(part < parts)[:, None] & (element < elements)[None, :], other=0.0)
-    tl.store(total + element, tl.sum(acc, axis=0).to(total.dtype.element_ty), mask=element < elements)
+    value = tl.sum(acc, axis=0)
+    if RELU:
+        value = rectified(value)
+    tl.store(total + element, value.to(total.dtype.element_ty), mask=element < elements)
 
 
 @triton.jit
@@ -61,15 +67,15 @@ def partials_of(total: Tensor, parts: int) -> Tensor:
     return torch.empty((parts, total.numel()), dtype=dtype, device=total.device)
 
 
-def sum_partials(partials: Tensor, total: Tensor) -> Tensor:
-    """Fill a dense `total` with the sum of its partial results, from `partials_of`."""
+def sum_partials(partials: Tensor, total: Tensor, relu: bool = False) -> Tensor:
+    """Fill a dense `total` with the sum of its partial results, from `partials_of`; `relu` is for more than one of them."""
     if partials is not total:
         room = elementwise_block(partials.numel())
         at_once = min(triton.next_power_of_2(partials.shape[0]), max(1, room // 16))
         block = room // at_once
         launch(
             _sum_partials_kernel, triton.cdiv(total.numel(), block), partials, total, total.numel(), partials.shape[0],
-            INDEX=index_type(partials), BLOCK=block, PARTS=at_once, device=total.device,
+            RELU=relu, INDEX=index_type(partials), BLOCK=block, PARTS=at_once, device=total.device,
         )  # fmt: skip
     return total
 

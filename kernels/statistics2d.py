@@ -22,6 +22,8 @@ from trinn.kernels.precision import accumulator
 from trinn.kernels.tuning import elementwise_block
 from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_before, pixels_of, walk
 
+Parts = tuple[Tensor, Tensor, Tensor]  # means and variances, (parts, C), and how many pixels each part has
+
 
 @triton.jit
 def _statistics_kernel(
@@ -56,7 +58,7 @@ def _statistics_kernel(
     count = pixels_before(last, sizes, TILE) - before
     shift = tl.sum(total, axis=1) / count
     variance = tl.sum(squares, axis=1) / count - shift * shift
-    at = part * channels + c
+    at = c * parts + part
     tl.store(means + at, origin + shift, mask=c < channels)
     tl.store(variances + at, tl.where(variance < 0, 0.0, variance), mask=c < channels)
     if counts is not None:
@@ -163,10 +165,9 @@ def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return (mean, var) if counts is None else batchnorm2d_merge(means, variances, counts)
 
 
-def empty_parts(mean: Tensor, parts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the means and variances of that many parts, (parts, C), and for their numbers of pixels, (parts)."""
-    means = empty(mean, (parts, *mean.shape))
-    return means, torch.empty_like(means), empty(mean, (parts,))
+def empty_parts(mean: Tensor, parts: int) -> Parts:
+    """Room for what batchnorm2d_merge takes, with the parts of a channel side by side."""
+    return empty(mean, (*mean.shape, parts)).T, empty(mean, (*mean.shape, parts)).T, empty(mean, (parts,))
 
 
 @op(fake=_empty_merged)

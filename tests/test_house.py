@@ -20,17 +20,24 @@ SEES: dict[str, set[str]] = {
 }
 # The files of a folder that its operators share.
 SHARED = {
-    "kernels": {"indexing", "launch", "op", "precision", "reduce", "tuning", "walk"},
+    "kernels": {"epilogue", "indexing", "launch", "op", "precision", "reduce", "statistics2d", "tuning", "walk"},
     "layers": {"function", "reduce", "window"},
 }
 # An operator that stands on another one.
 STANDS_ON = {
-    "kernels": {"adaptive_pool2d": {"pool2d"}, "conv2d": {"depthwise2d"}, "conv_transpose2d": {"conv2d"}},
+    "kernels": {
+        "adaptive_pool2d": {"pool2d"},
+        "conv2d": {"depthwise2d"},
+        "conv2d_fused": {"conv2d", "depthwise2d", "pool2d"},
+        "conv_transpose2d": {"conv2d"},
+    },
     "layers": {"conv2d": {"pad2d"}, "conv_transpose2d": {"conv2d"}, "upsample2d": {"adaptive_pool2d"}},
 }
+# What stands on all operators.
+ON_ALL = {"fused"}
 # Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d, upsample2d antialiasing to antialias2d,
-# batchnorm2d has its mean and variance from statistics2d.
-NO_LAYER = {"antialias2d", "depthwise2d", "statistics2d"}
+# layers/fused.py stands on conv2d_fused and several others.
+NO_LAYER = {"antialias2d", "conv2d_fused", "depthwise2d"}
 
 
 def tree(source: str) -> ast.Module:
@@ -53,7 +60,7 @@ def calls(source: str) -> Iterator[ast.Call]:
 
 def operators(folder: str) -> list[str]:
     names = (source.split("/")[1] for source in SOURCES if source.startswith(f"{folder}/"))
-    return [name for name in names if name != "__init__" and name not in SHARED[folder]]
+    return [name for name in names if name != "__init__" and name not in SHARED[folder] | ON_ALL]
 
 
 def in_folders(*folders: str) -> list[str]:

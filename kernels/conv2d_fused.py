@@ -1,0 +1,110 @@
+"""2-D convolution and what follows it, in one kernel: the result is changed while it is still in registers.
+
+    affine        y = relu(scale[k] * (x * w) + shift[k])    a bias, or a batch normalisation by given statistics
+    max_pool2d    y = max over windows of relu(x * w + b)
+    statistics    y = x * w + b, and its mean and variance for each channel, with which a batch normalisation begins
+
+Their gradients are those of the parts. Arguments are those of conv2d_fprop.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from trinn.kernels.conv2d import empty_fprop, gather_gemm, gather_tile
+from trinn.kernels.depthwise2d import is_depthwise
+from trinn.kernels.indexing import Window
+from trinn.kernels.launch import empty, is_channels_last
+from trinn.kernels.op import op
+from trinn.kernels.pool2d import code_type, max_pool2d_forward
+from trinn.kernels.statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_parts
+
+
+def _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups):
+    return empty_fprop(x, w, shift, size, stride, padding, dilation, groups)
+
+
+def _empty_max_pool2d(
+    x, w, b, size, stride, padding, dilation, groups, pooled, window, window_stride, window_padding, window_dilation
+):
+    shape, channels_last = (x.shape[0], w.shape[0], *pooled), is_channels_last(x, w)
+    return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(window))
+
+
+def _empty_statistics(x, w, b, size, stride, padding, dilation, groups):
+    mean = empty(x, (w.shape[0],), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return empty_fprop(x, w, b, size, stride, padding, dilation, groups), mean, torch.empty_like(mean)
+
+
+@op(fake=_empty_affine)
+def conv2d_affine(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """relu(scale * conv2d(x, w) + shift), or without relu.
+
+    Args:
+        scale, shift: (K), any floating dtype; None is 1 and 0.
+
+    Returns:
+        (N, K, P, Q), channels_last if `x` or `w` is.
+    """
+    y = _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups)
+    gather_gemm(x, w, shift, y, stride, padding, dilation, groups, scale=scale, relu=relu)
+    return y
+
+
+@op(fake=_empty_max_pool2d)
+def conv2d_relu_max_pool2d(
+    x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    pooled: Sequence[int], window: Sequence[int], window_stride: Sequence[int], window_padding: Sequence[int],
+    window_dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The largest value of each window of relu(conv2d(x, w, b)).
+
+    One kernel where windows lie side by side and have 2, 4, 8 or 16 pixels: then a tile of the convolution is made of whole
+    windows. Windows that overlap would have pixels computed several times; for them a pooling follows as a kernel of its own.
+
+    Args:
+        size: (P, Q), of the convolution.
+        pooled: the size of the result; `window...`: as in max_pool2d_forward.
+
+    Returns:
+        y and codes, as max_pool2d_forward returns them, channels_last if `x` or `w` is.
+    """
+    side_by_side = (
+        tuple(window_stride) == tuple(window) and tuple(pooled) == (size[0] // window[0], size[1] // window[1])
+        and max(*window_padding, 0) == 0 and max(window_dilation) == 1 and window[0] * window[1] in (2, 4, 8, 16)
+    )  # fmt: skip
+    if not side_by_side or is_depthwise(w, groups):
+        y = conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)
+        return max_pool2d_forward(y, pooled, window, window_stride, window_padding, window_dilation)
+    y, codes = _empty_max_pool2d(
+        x, w, b, size, stride, padding, dilation, groups, pooled, window, window_stride, window_padding, window_dilation
+    )
+    gather_gemm(x, w, b, y, stride, padding, dilation, groups, relu=True, codes=codes, window=Window(*window))
+    return y, codes
+
+
+@op(fake=_empty_statistics)
+def conv2d_statistics(
+    x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """conv2d(x, w, b), and the mean and the variance of each of its channels as it is rounded.
+
+    Returns:
+        (N, K, P, Q), channels_last if `x` or `w` is; and (K) and (K), float32, or float64 for a float64 `x`.
+    """
+    y, mean, var = _empty_statistics(x, w, b, size, stride, padding, dilation, groups)
+    if y.numel() == 0 or is_depthwise(w, groups):
+        gather_gemm(x, w, b, y, stride, padding, dilation, groups)
+        return y, *batchnorm2d_statistics(y)
+    pixels = y.numel() // y.shape[1]
+    tile = gather_tile(x, w, pixels, y.shape[1] // groups, stride, groups, adjoint=False)
+    parts = empty_parts(mean, triton.cdiv(pixels, tile.m))
+    gather_gemm(x, w, b, y, stride, padding, dilation, groups, parts=parts)
+    return y, *batchnorm2d_merge(*parts)
