@@ -37,10 +37,26 @@ def conv(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 
     return passes
 
 
+def conv_and_more(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups: int = 1) -> Passes:
+    """A convolution that ends in what follows it."""
+    size = [(n + 2 * padding - taps) // stride + 1 for n, taps in zip(x[2:], w[2:], strict=True)]
+    geometry = size, (stride, stride), (padding, padding), (1, 1), groups
+    window = [n // 2 for n in size], (2, 2), (2, 2), (0, 0), (1, 1)
+
+    def passes(new: New) -> None:
+        image, filters, scale, shift = new(*x), new(*w), new(w[0]), new(w[0])
+        kernels.conv2d_affine(image, filters, scale, shift, True, *geometry)
+        kernels.conv2d_relu_max_pool2d(image, filters, shift, *geometry, *window)
+        kernels.conv2d_statistics(image, filters, None, *geometry)
+
+    return passes
+
+
 def linear(rows: int, inputs: int, outputs: int) -> Passes:
     def passes(new: New) -> None:
         x, w, dy = new(rows, inputs), new(outputs, inputs), new(rows, outputs)
         kernels.linear_fprop(x, w, new(outputs))
+        kernels.linear_relu(x, w, new(outputs))
         kernels.linear_dgrad(dy, w)
         kernels.linear_wgrad(x, dy)
 
@@ -65,11 +81,15 @@ def batchnorm(*shape: int) -> Passes:
     def passes(new: New) -> None:
         x, dy, w, b = new(*shape), new(*shape), new(shape[1]), new(shape[1])
         mean, var = kernels.batchnorm2d_statistics(x)
+        kernels.batchnorm2d_merge(mean[None], var[None], mean[:1])
         kernels.batchnorm2d_update(w, b, mean, var, 0.1, x.numel() // shape[1])
         kernels.batchnorm2d_forward(x, mean, var, w, b, 1e-5)
         sums = kernels.batchnorm2d_sums(x, dy, mean, var, 1e-5)
         kernels.batchnorm2d_backward(x, dy, mean, var, w, sums, 1e-5)
         kernels.batchnorm2d_backward(x, dy, mean, var, w, None, 1e-5)
+        kernels.batchnorm2d_fold(mean, var, w, b, None, 1e-5)
+        y = kernels.batchnorm2d_add_relu(x, mean, var, w, b, new(*shape), 1e-5)
+        kernels.batchnorm2d_relu_sums(x, dy, y, mean, var, 1e-5)
 
     return passes
 
@@ -143,6 +163,7 @@ def pad(x: Shape, border: int) -> Passes:
 # In every arithmetic and memory format.
 EVERYWHERE: dict[str, Passes] = {
     "ResNet 3x3": conv((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
+    "ResNet 3x3 and more": conv_and_more((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
     "depthwise 3x3": conv((32, 144, 28, 28), (144, 1, 3, 3), padding=1, groups=144),
     "ResNet batch norm": batchnorm(32, 128, 28, 28),
     "ResNet ReLU": relu(32, 128, 28, 28),
@@ -156,6 +177,7 @@ EVERYWHERE: dict[str, Passes] = {
 USUALLY: dict[str, Passes] = {
     "LeNet conv1": conv((64, 1, 32, 32), (6, 1, 5, 5)),
     "LeNet conv2": conv((64, 6, 14, 14), (16, 6, 5, 5)),
+    "LeNet conv2 and more": conv_and_more((64, 6, 14, 14), (16, 6, 5, 5)),
     "LeNet linear3": linear(64, 84, 10),
     "LeNet pool": pool((64, 6, 28, 28), 2, 2),
     "AlexNet conv1": conv((128, 3, 224, 224), (64, 3, 11, 11), stride=4, padding=2),
@@ -165,6 +187,7 @@ USUALLY: dict[str, Passes] = {
     "ResNeXt 3x3": conv((32, 128, 56, 56), (128, 4, 3, 3), padding=1, groups=32),
     "dilated 3x3": conv((8, 256, 64, 64), (256, 256, 3, 3), padding=2, dilation=2),
     "U-Net up-convolution": conv((8, 64, 128, 128), (128, 64, 2, 2), stride=2),
+    "depthwise 3x3 and more": conv_and_more((32, 144, 28, 28), (144, 1, 3, 3), padding=1, groups=144),
     "depthwise 7x7": conv((32, 96, 56, 56), (96, 1, 7, 7), padding=3, groups=96),
     "depthwise, two filters": conv((32, 64, 56, 56), (128, 1, 3, 3), stride=2, padding=1, groups=64),
     "half the size": resize((32, 64, 56, 56), (28, 28)),
@@ -174,6 +197,7 @@ USUALLY: dict[str, Passes] = {
     # Triton makes a constant of a size of one.
     "one element, conv": conv((1, 1, 1, 1), (1, 1, 1, 1)),
     "one channel, many pixels": conv((64, 1, 512, 512), (1, 1, 1, 1)),
+    "one element, conv and more": conv_and_more((1, 1, 2, 2), (1, 1, 1, 1)),
     "one element, depthwise": conv((1, 2, 1, 1), (2, 1, 1, 1), groups=2),
     "one element, linear": linear(1, 1, 1),
     "one element, pool": pool((1, 1, 1, 1), 1, 1),
@@ -183,6 +207,7 @@ USUALLY: dict[str, Passes] = {
     "one element, unpooled": unpool((1, 1, 1, 1), (1, 1)),
     "one column, bordered": pad((1, 1, 2, 2), 1),
     "past int32, conv": conv((2**14, 64, 56, 56), (64, 64, 3, 3), padding=1),
+    "past int32, conv and more": conv_and_more((2**14, 64, 56, 56), (64, 64, 3, 3), padding=1),
     "past int32, linear": linear(2**21, 1024, 1024),
     "past int32, batch norm": batchnorm(2**14, 64, 56, 56),
     "past int32, bins": adaptive_pool((2**14, 64, 56, 56), (7, 7)),

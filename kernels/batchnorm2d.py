@@ -37,10 +37,10 @@ def _inverse_deviation(var, c, channels, eps, ACCUMULATOR: tl.constexpr):
 def _fold_kernel(
     mean, var, w, b, bias, scale, shift,
     channels, eps: tl.float64,
-    ACCUMULATOR: tl.constexpr, BLOCK: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK channels of scale and shift."""
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     factor = _inverse_deviation(var, c, channels, eps, ACCUMULATOR)
     if w is not None:
         factor *= tl.load(w + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
@@ -184,7 +184,7 @@ def batchnorm2d_fold(
     launch(
         _fold_kernel, triton.cdiv(mean.numel(), block), *_dense(mean, var, w, b, bias), scale, shift,
         mean.numel(), eps,
-        ACCUMULATOR=accumulator(mean.dtype), BLOCK=block, device=mean.device,
+        ACCUMULATOR=accumulator(mean.dtype), INDEX=index_type(scale), BLOCK=block, device=mean.device,
     )  # fmt: skip
     return scale, shift
 

@@ -305,7 +305,7 @@ def gather_gemm(
     Not for groups of one channel are `parts`, room for statistics of as many parts as there are tiles of pixels, and
     `codes`, room for the winners of a max pooling by `window`.
     """
-    bias = bias.contiguous() if bias is not None else None
+    scale, bias = (v.contiguous() if v is not None else None for v in (scale, bias))
     if is_depthwise(weight, groups):
         return depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
