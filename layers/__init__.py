@@ -4,6 +4,20 @@ from trinn.layers.adaptive_pool2d import AdaptiveAvgPool2d, AdaptiveMaxPool2d, a
 from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d, LazyBatchNorm1d, LazyBatchNorm2d, batch_norm
 from trinn.layers.conv2d import Conv2d, LazyConv2d, conv2d
 from trinn.layers.conv_transpose2d import ConvTranspose2d, LazyConvTranspose2d, conv_transpose2d
+from trinn.layers.fused import (
+    BNAddReLU2d,
+    BNReLU2d,
+    ConvBNReLU2d,
+    ConvReLU2d,
+    ConvReLUMaxPool2d,
+    LinearReLU,
+    bn_add_relu,
+    bn_relu,
+    conv_bn_relu,
+    conv_relu,
+    conv_relu_max_pool,
+    linear_relu,
+)
 from trinn.layers.linear import LazyLinear, Linear, linear
 from trinn.layers.max_unpool2d import MaxUnpool2d, max_unpool2d
 from trinn.layers.pool2d import AvgPool2d, MaxPool2d, avg_pool2d, max_pool2d
@@ -14,9 +28,14 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool2d",
     "AvgPool2d",
+    "BNAddReLU2d",
+    "BNReLU2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "Conv2d",
+    "ConvBNReLU2d",
+    "ConvReLU2d",
+    "ConvReLUMaxPool2d",
     "ConvTranspose2d",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
@@ -24,6 +43,7 @@ __all__ = [
     "LazyConvTranspose2d",
     "LazyLinear",
     "Linear",
+    "LinearReLU",
     "MaxPool2d",
     "MaxUnpool2d",
     "ReLU",
@@ -34,10 +54,16 @@ __all__ = [
     "adaptive_max_pool2d",
     "avg_pool2d",
     "batch_norm",
+    "bn_add_relu",
+    "bn_relu",
     "conv2d",
+    "conv_bn_relu",
+    "conv_relu",
+    "conv_relu_max_pool",
     "conv_transpose2d",
     "interpolate",
     "linear",
+    "linear_relu",
     "max_pool2d",
     "max_unpool2d",
     "relu",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function
+from trinn.layers.relu import ReluBackward
 
 
 class BatchNormForward(Function):
@@ -26,6 +27,38 @@ class BatchNormForward(Function):
         need_x, _, _, need_w, need_b, *_ = ctx.needs_input_grad
         dx, dw, db = BatchNormBackward.call(dy, *ctx.saved_tensors, ctx.eps, ctx.batch, need_x, need_w or need_b)
         return dx, None, None, dw if need_w else None, db if need_b else None, None, None
+
+
+class BatchNormAddRelu(Function):
+    """y = relu(w * z + b + residual), in one pass, as is its backward."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, eps: float, batch: bool,
+        residual: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        return ops.batchnorm2d_add_relu(x, mean, var, w, b, residual, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, mean, var, w, _, ctx.eps, ctx.batch, _ = inputs
+        ctx.save_for_backward(x, mean, var, w, output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        *saved, y = ctx.saved_tensors
+        need_x, _, _, need_w, need_b, _, _, need_residual = ctx.needs_input_grad
+        want_w = need_w or need_b
+        if torch.is_grad_enabled() or not (ctx.batch or want_w):
+            dz = ReluBackward.call(dy, y)
+            dx, dw, db = BatchNormBackward.call(dz, *saved, ctx.eps, ctx.batch, need_x, want_w)
+        else:
+            x, mean, var, w = saved
+            sums, dz = ops.batchnorm2d_relu_sums(x, dy, y, mean, var, ctx.eps)
+            dw, db = sums
+            dx = ops.batchnorm2d_backward(x, dz, mean, var, w, sums if ctx.batch else None, ctx.eps) if need_x else None
+        residual = dz if need_residual else None
+        return dx, None, None, dw if need_w else None, db if need_b else None, None, None, residual
 
 
 class BatchNormBackward(Function):
@@ -109,14 +142,33 @@ def batch_norm(
         ValueError: training on one value per channel, with eps <= 0 or with one of the running statistics; a negative eps.
         RuntimeError: sizes, dtypes or devices that do not belong together, statistics that are missing or require a gradient.
     """
+    return normalized(BatchNormForward, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def normalized(
+    function: type[Function],
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *more: Any,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """`batch_norm` by a Function that takes what BatchNormForward takes, and `more`; `statistics` are those of the input."""
     _check_options(input, running_mean, running_var, training, momentum, eps)
     if input.shape == (0,):  # which torch takes for a batch of nothing
         return input.clone()
-    _check_tensors(input, running_mean, running_var, weight, bias)
+    if input.dim() < 2:
+        raise RuntimeError(f"batch_norm: expected input of at least 2 axes, (N, C, *), but got size {list(input.shape)}")
+    check_vectors(input, input.shape[1], running_mean, running_var, weight, bias)
     weight, bias = (v.flatten() if v is not None else None for v in (weight, bias))
     x = input.flatten(3) if input.dim() > 4 else input[(...,) + (None,) * (4 - input.dim())]
     if training:
-        mean, var = ops.batchnorm2d_statistics(x.detach())
+        mean, var = statistics if statistics is not None else ops.batchnorm2d_statistics(x.detach())
         if running_mean is not None and x.numel() > 0:
             ops.batchnorm2d_update(running_mean, running_var, mean, var, momentum, x.numel() // x.shape[1])
     elif running_mean is None or running_var is None:
@@ -127,7 +179,7 @@ def batch_norm(
         mean, var = running_mean.clone(), running_var.clone()
     else:
         mean, var = running_mean, running_var
-    return BatchNormForward.call(x, mean, var, weight, bias, eps, training).view(input.shape)
+    return function.call(x, mean, var, weight, bias, eps, training, *more).view(input.shape)
 
 
 def _check_options(
@@ -146,11 +198,15 @@ def _check_options(
         raise TypeError(f"batch_norm: momentum must be a float, not {type(momentum).__name__}")
 
 
-def _check_tensors(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None
+def check_vectors(
+    input: Tensor,
+    channels: int,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
 ) -> None:
-    if input.dim() < 2:
-        raise RuntimeError(f"batch_norm: expected input of at least 2 axes, (N, C, *), but got size {list(input.shape)}")
+    """Raise what torch raises for statistics and parameters that do not go with so many channels or with the input's dtype."""
     if input.dtype not in FLOATS:
         raise NotImplementedError(f"batch_norm: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
@@ -161,8 +217,8 @@ def _check_tensors(
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but got input on {input.device} and {name} on {tensor.device}"
             )
-        if tensor.numel() != input.shape[1]:
-            raise RuntimeError(f"{name} should contain {input.shape[1]} elements not {tensor.numel()}")
+        if tensor.numel() != channels:
+            raise RuntimeError(f"{name} should contain {channels} elements not {tensor.numel()}")
         if tensor.dtype != dtype or dtype not in (input.dtype, torch.float32):
             raise RuntimeError(
                 f"batch_norm: {name} is {tensor.dtype}, which does not go with the others and input of {input.dtype}"
@@ -171,8 +227,14 @@ def _check_tensors(
             raise RuntimeError(f"batch_norm: {name} must have one axis and not require a gradient")
 
 
-def _module(module: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> Tensor:
-    """`batch_norm` with the parameters, buffers and options of a module, as torch's modules use them."""
+def normalized_by(
+    module: nn.BatchNorm1d | nn.BatchNorm2d,
+    input: Tensor,
+    function: type[Function] = BatchNormForward,
+    *more: Any,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """`normalized` with the parameters, buffers and options of a module, as torch's modules use them."""
     module._check_input_dim(input)
     momentum = module.momentum if module.momentum is not None else 0.0
     if module.training and module.track_running_stats and module.num_batches_tracked is not None:
@@ -181,22 +243,29 @@ def _module(module: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> Tensor:
             momentum = 1.0 / float(module.num_batches_tracked)
     tracked = module.track_running_stats or not module.training
     mean, var = (module.running_mean, module.running_var) if tracked else (None, None)
-    training = module.training or (mean is None and var is None)
-    return batch_norm(input, mean, var, module.weight, module.bias, training, momentum, module.eps)
+    weight, bias, training = module.weight, module.bias, takes_batch_statistics(module)
+    return normalized(
+        function, input, mean, var, weight, bias, training, momentum, module.eps, *more, statistics=statistics
+    )  # fmt: skip
+
+
+def takes_batch_statistics(module: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+    """Whether a module takes the statistics of its input, and not those that it has."""
+    return module.training or (module.running_mean is None and module.running_var is None)
 
 
 class BatchNorm1d(nn.BatchNorm1d):
     """torch.nn.BatchNorm1d on `batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _module(self, input)
+        return normalized_by(self, input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """torch.nn.BatchNorm2d on `batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _module(self, input)
+        return normalized_by(self, input)
 
 
 class LazyBatchNorm1d(nn.LazyBatchNorm1d):

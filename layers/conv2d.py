@@ -32,12 +32,15 @@ class Conv2dFprop(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        x, w = ctx.saved_tensors
-        need_x, need_w, need_b, *_ = ctx.needs_input_grad
-        dx = Conv2dDgrad.call(dy, w, None, x.shape[2:], *ctx.geometry) if need_x else None
-        dw = Conv2dWgrad.call(x, dy, w.shape[2:], *ctx.geometry) if need_w else None
-        db = ChannelSum.call(dy) if need_b else None
-        return dx, dw, db, None, None, None, None, None
+        return *conv2d_gradients(ctx, dy, *ctx.saved_tensors), None, None, None, None, None
+
+
+def conv2d_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dw and db of y = x * w + b, those that are wanted."""
+    need_x, need_w, need_b, *_ = ctx.needs_input_grad
+    dx = Conv2dDgrad.call(dy, w, None, x.shape[2:], *ctx.geometry) if need_x else None
+    dw = Conv2dWgrad.call(x, dy, w.shape[2:], *ctx.geometry) if need_w else None
+    return dx, dw, ChannelSum.call(dy) if need_b else None
 
 
 class Conv2dDgrad(Function):
@@ -110,8 +113,22 @@ def conv2d(
     Raises:
         RuntimeError: shapes, dtypes or devices that do not belong to one convolution.
     """
-    input, weight, bias = autocast(input, weight, bias)
     x, unbatched = batched(input, "conv2d")
+    y = Conv2dFprop.call(*conv2d_operands(x, weight, bias, stride, padding, dilation, groups))
+    return y.squeeze(0) if unbatched else y
+
+
+def conv2d_operands(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: str | IntOrPair,
+    dilation: IntOrPair,
+    groups: int,
+) -> tuple[Any, ...]:
+    """What Conv2dFprop takes for a batch and the arguments of `conv2d`, which raises what this raises."""
+    x, weight, bias = autocast(x, weight, bias)
     stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
     check_operands(x, weight, bias, "conv2d")
     check_geometry(stride, dilation, groups, weight, "conv2d")
@@ -136,8 +153,7 @@ def conv2d(
             "Kernel size can't be greater than actual input size"
         )
     size = tuple((p - e) // s + 1 for p, e, s in zip(padded, extent, stride, strict=True))
-    y = Conv2dFprop.call(x, weight, bias, size, stride, near, dilation, groups)
-    return y.squeeze(0) if unbatched else y
+    return x, weight, bias, size, stride, near, dilation, groups
 
 
 def check_operands(x: Tensor, w: Tensor, b: Tensor | None, operator: str) -> None:
@@ -197,14 +213,18 @@ def _padding(padding: str | IntOrPair, stride: Pair, dilation: Pair, weight: Ten
     return near, near
 
 
+def padded(module: nn.Conv2d, input: Tensor) -> tuple[Tensor, str | IntOrPair]:
+    """The input of a module's convolution, and how much of zeros is to be added to it."""
+    if module.padding_mode == "zeros":
+        return input, module.padding
+    return pad2d(input, module._reversed_padding_repeated_twice, module.padding_mode), 0
+
+
 class Conv2d(nn.Conv2d):
     """torch.nn.Conv2d on `conv2d`."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: str | IntOrPair = self.padding
-        if self.padding_mode != "zeros":
-            input = pad2d(input, self._reversed_padding_repeated_twice, self.padding_mode)
-            padding = 0
+        input, padding = padded(self, input)
         return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 

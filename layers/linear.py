@@ -25,12 +25,15 @@ class LinearFprop(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        x, w = ctx.saved_tensors
-        need_x, need_w, need_b = ctx.needs_input_grad
-        dx = LinearDgrad.call(dy, w) if need_x else None
-        dw = LinearWgrad.call(x, dy) if need_w else None
-        db = ChannelSum.call(dy[:, :, None, None]) if need_b else None
-        return dx, dw, db
+        return linear_gradients(ctx, dy, *ctx.saved_tensors)
+
+
+def linear_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dw and db of y = x @ w^T + b, those that are wanted."""
+    need_x, need_w, need_b = ctx.needs_input_grad
+    dx = LinearDgrad.call(dy, w) if need_x else None
+    dw = LinearWgrad.call(x, dy) if need_w else None
+    return dx, dw, ChannelSum.call(dy[:, :, None, None]) if need_b else None
 
 
 class LinearDgrad(Function):
@@ -87,6 +90,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: shapes, dtypes or devices that do not belong together.
     """
+    return product(LinearFprop, input, weight, bias)
+
+
+def product(function: type[Function], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` by a Function that takes what LinearFprop takes."""
     input, weight, bias = autocast(input, weight, bias)
     if input.dim() == 0 or weight.dim() not in (1, 2):
         raise RuntimeError(f"linear: both arguments need to be at least 1D, but they are {input.dim()}D and {weight.dim()}D")
@@ -109,7 +117,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise RuntimeError(f"linear: expected bias of size {[w.shape[0]]}, but got {list(bias.shape)}")
     b = bias.expand(w.shape[0]) if bias is not None and bias.shape != w.shape[:1] else bias
     rows = input.shape[:-1]
-    y = LinearFprop.call(input.reshape(rows.numel(), w.shape[1]), w, b)
+    y = function.call(input.reshape(rows.numel(), w.shape[1]), w, b)
     return y.view(*rows, w.shape[0]) if weight.dim() == 2 else y.view(rows)
 
 

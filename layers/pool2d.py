@@ -1,5 +1,6 @@
 """2-D max and average pooling: `max_pool2d`, `avg_pool2d`, `MaxPool2d` and `AvgPool2d`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -142,16 +143,12 @@ def max_pool2d(
     if input.dtype not in (*FLOATS, *INTEGERS):
         raise NotImplementedError(f"max_pool2d is not implemented for {input.dtype}")
     x, unbatched = _image(input, "max_pool2d")
-    kernel, stride, padding = _window(kernel_size, stride, padding, "max_pool2d")
-    dilation = pair(dilation, "dilation", "max_pool2d")
-    if min(dilation) <= 0:
-        raise RuntimeError(f"max_pool2d: dilation must be greater than zero, but got {dilation}")
-    size = _output_size(x, kernel, stride, padding, dilation, ceil_mode, "max_pool2d")
-    y, codes = MaxPool2dForward.call(x, size, kernel, stride, padding, dilation)
+    size, *window = max_pool2d_windows(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    y, codes = MaxPool2dForward.call(x, size, *window)
     y = y.squeeze(0) if unbatched else y
     if not return_indices:
         return y
-    indices = ops.max_pool2d_indices(codes, x.shape[2:], kernel, stride, padding, dilation)
+    indices = ops.max_pool2d_indices(codes, x.shape[2:], *window)
     return y, indices.squeeze(0) if unbatched else indices
 
 
@@ -188,9 +185,26 @@ def avg_pool2d(
     kernel, stride, padding = _window(kernel_size, stride, padding, "avg_pool2d")
     if divisor_override == 0:
         raise RuntimeError("avg_pool2d: divisor must be not zero")
-    size = _output_size(x, kernel, stride, padding, (1, 1), ceil_mode, "avg_pool2d")
+    size = _output_size(x.shape, kernel, stride, padding, (1, 1), ceil_mode, "avg_pool2d")
     y = AvgPool2dForward.call(x, size, kernel, stride, padding, count_include_pad, divisor_override)
     return y.squeeze(0) if unbatched else y
+
+
+def max_pool2d_windows(
+    shape: Sequence[int],
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None,
+    padding: IntOrPair,
+    dilation: IntOrPair,
+    ceil_mode: bool,
+) -> tuple[Pair, Pair, Pair, Pair, Pair]:
+    """(P, Q), kernel, stride, padding and dilation of a max pooling of (N, C, H, W), which raises what `max_pool2d` does."""
+    kernel, stride, padding = _window(kernel_size, stride, padding, "max_pool2d")
+    dilation = pair(dilation, "dilation", "max_pool2d")
+    if min(dilation) <= 0:
+        raise RuntimeError(f"max_pool2d: dilation must be greater than zero, but got {dilation}")
+    size = _output_size(shape, kernel, stride, padding, dilation, ceil_mode, "max_pool2d")
+    return size, kernel, stride, padding, dilation
 
 
 def _image(input: Tensor, operator: str) -> tuple[Tensor, bool]:
@@ -222,27 +236,27 @@ def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple
 
 
 def _output_size(
-    x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool, operator: str
-) -> tuple[int, ...]:
+    shape: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool, operator: str
+) -> Pair:
     """(P, Q), or torch's refusal."""
-    if 0 in x.shape[1:]:
+    if 0 in shape[1:]:
         raise RuntimeError(
             f"Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input to {operator}, but got: "
-            f"{list(x.shape)}"
+            f"{list(shape)}"
         )
     size = []
-    for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True):
+    for n, k, s, p, d in zip(shape[2:], kernel, stride, padding, dilation, strict=True):
         extent = d * (k - 1) + 1
         windows = (n + 2 * p - extent + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (windows - 1) * s >= n + p:
             windows -= 1
         if windows < 1:
             raise RuntimeError(
-                f"Given input size: ({'x'.join(map(str, x.shape[1:]))}). {operator} with kernel size {kernel}, "
+                f"Given input size: ({'x'.join(map(str, shape[1:]))}). {operator} with kernel size {kernel}, "
                 f"stride {stride}, padding {padding} and dilation {dilation}: Output size is too small"
             )
         size.append(windows)
-    return tuple(size)
+    return size[0], size[1]
 
 
 class MaxPool2d(nn.MaxPool2d):
