@@ -38,16 +38,16 @@ class Function(torch.autograd.Function):
     @classmethod
     def call(cls, *inputs: Any) -> Any:
         """`apply`, by the cheapest way that is right here; no Function at all when nobody asks for a gradient."""
-        if torch.compiler.is_compiling() or transformed():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or differentiated_forward():
             return cls.apply(*inputs)
         if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
             return cls._eager.apply(*inputs)
         return cls.forward(*inputs)
 
 
-def transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def differentiated_forward() -> bool:
+    """Whether forward-mode differentiation is at work."""
+    return forward_ad._current_level >= 0
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@
     linear_relu           relu(linear(x))                 one kernel
 
 Everywhere `relu` may be None, for one that is not a module; in conv_bn_relu None is no ReLU at all. Where joining would skip
-something, a hook or a forward that is not ours, or where a transform of torch.func is at work, the modules run one by one.
+something, a hook or a forward that is not ours, and under forward-mode differentiation, the modules run one by one.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from trinn.layers.batchnorm2d import (
     takes_batch_statistics,
 )
 from trinn.layers.conv2d import Conv2d, conv2d_gradients, conv2d_operands, padded
-from trinn.layers.function import Function, transformed
+from trinn.layers.function import Function, differentiated_forward
 from trinn.layers.linear import Linear, linear_gradients, product
 from trinn.layers.pool2d import MaxPool2d, MaxPool2dBackward, max_pool2d_windows
 from trinn.layers.relu import ReLU, ReluBackward, relu
@@ -126,7 +126,7 @@ class LinearRelu(Function):
 
 def conv_relu(conv: Conv2d, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(conv(input))."""
-    if not (_is(conv, Conv2d) and _is(relu, ReLU, None) and input.dim() == 4) or transformed():
+    if not (_is(conv, Conv2d) and _is(relu, ReLU, None) and input.dim() == 4) or differentiated_forward():
         return _rectified(relu, conv(input))
     return Conv2dRelu.call(*_operands(conv, input))
 
@@ -134,7 +134,7 @@ def conv_relu(conv: Conv2d, relu: ReLU | None, input: Tensor) -> Tensor:
 def conv_relu_max_pool(conv: Conv2d, relu: ReLU | None, pool: MaxPool2d, input: Tensor) -> Tensor:
     """pool(relu(conv(input)))."""
     ours = _is(conv, Conv2d) and _is(relu, ReLU, None) and _is(pool, MaxPool2d) and not pool.return_indices
-    if not (ours and input.dim() == 4) or transformed():
+    if not (ours and input.dim() == 4) or differentiated_forward():
         return pool(_rectified(relu, conv(input)))
     x, w, b, size, *geometry = _operands(conv, input)
     shape = (x.shape[0], w.shape[0], *size)
@@ -144,7 +144,10 @@ def conv_relu_max_pool(conv: Conv2d, relu: ReLU | None, pool: MaxPool2d, input: 
 
 def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(bn(conv(input))); where `relu` is None, bn(conv(input))."""
-    if not (_is(conv, Conv2d) and _is(bn, BatchNorm2d) and _is(relu, ReLU, None) and input.dim() == 4) or transformed():
+    if (
+        not (_is(conv, Conv2d) and _is(bn, BatchNorm2d) and _is(relu, ReLU, None) and input.dim() == 4)
+        or differentiated_forward()
+    ):
         y = bn(conv(input))
         return relu(y) if relu is not None else y
     function, residual = (BatchNormForward, ()) if relu is None else (BatchNormAddRelu, (None,))
@@ -162,7 +165,7 @@ def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, relu: ReLU | None, input: Tensor
 
 def bn_relu(bn: BatchNorm1d | BatchNorm2d, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(bn(input))."""
-    if not (_is(bn, BatchNorm1d, BatchNorm2d) and _is(relu, ReLU, None)) or transformed():
+    if not (_is(bn, BatchNorm1d, BatchNorm2d) and _is(relu, ReLU, None)) or differentiated_forward():
         return _rectified(relu, bn(input))
     return normalized_by(bn, input, BatchNormAddRelu, None)
 
@@ -170,14 +173,14 @@ def bn_relu(bn: BatchNorm1d | BatchNorm2d, relu: ReLU | None, input: Tensor) -> 
 def bn_add_relu(bn: BatchNorm2d, relu: ReLU | None, input: Tensor, residual: Tensor) -> Tensor:
     """relu(bn(input) + residual), in one pass for a residual of the input's shape and dtype."""
     alike = residual.shape == input.shape and (residual.dtype, residual.device) == (input.dtype, input.device)
-    if not (_is(bn, BatchNorm2d) and _is(relu, ReLU, None) and alike) or transformed():
+    if not (_is(bn, BatchNorm2d) and _is(relu, ReLU, None) and alike) or differentiated_forward():
         return _rectified(relu, bn(input) + residual)
     return normalized_by(bn, input, BatchNormAddRelu, residual)
 
 
 def linear_relu(linear: Linear, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(linear(input))."""
-    if not (_is(linear, Linear) and _is(relu, ReLU, None)) or transformed():
+    if not (_is(linear, Linear) and _is(relu, ReLU, None)) or differentiated_forward():
         return _rectified(relu, linear(input))
     return product(LinearRelu, input, linear.weight, linear.bias)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import trinn.layers as tnn
 from tests.check import DEVICE, randn
@@ -43,7 +43,23 @@ def _interpolate(**options: Any) -> Callable[..., Tensor]:
     return lambda x: tnn.interpolate(x, **options)
 
 
+def called(module: nn.Module) -> Callable[..., Any]:
+    """A module as a function of its inputs and of its parameters, which come last."""
+    names = [name for name, _ in module.named_parameters()]
+
+    def function(*tensors: Tensor) -> Any:
+        inputs = len(tensors) - len(names)
+        return torch.func.functional_call(module, dict(zip(names, tensors[inputs:], strict=True)), tensors[:inputs])
+
+    return function
+
+
+def _conv() -> nn.Conv2d:
+    return tnn.Conv2d(5, 3, 3, padding=1)
+
+
 IMAGE = (2, 5, 7, 6)
+FILTERS = ((3, 5, 3, 3), (3,))
 EVERY = {
     "conv2d": Every(lambda x, w, b: tnn.conv2d(x, w, b, stride=2, padding=1), (IMAGE, (3, 5, 3, 3), (3,))),
     "conv2d, groups": Every(
@@ -58,6 +74,19 @@ EVERY = {
     "conv_transpose2d, depthwise": Every(
         lambda x, w, b: tnn.conv_transpose2d(x, w, b, stride=3, groups=5), (IMAGE, (5, 1, 2, 2), (5,))
     ),
+    "conv2d, ReLU": Every(called(tnn.ConvReLU2d(_conv(), tnn.ReLU())), (IMAGE, *FILTERS)),
+    "conv2d, ReLU, max pool": Every(called(tnn.ConvReLUMaxPool2d(_conv(), tnn.ReLU(), tnn.MaxPool2d(2))), (IMAGE, *FILTERS)),
+    "conv2d, batch norm, ReLU": Every(
+        called(tnn.ConvBNReLU2d(_conv(), tnn.BatchNorm2d(3, track_running_stats=False), tnn.ReLU())),
+        (IMAGE, *FILTERS, (3,), (3,)),
+        per_image=False,
+    ),  # fmt: skip
+    "batch norm, addition, ReLU": Every(
+        called(tnn.BNAddReLU2d(tnn.BatchNorm2d(5, track_running_stats=False), tnn.ReLU())),
+        (IMAGE, IMAGE, (5,), (5,)),
+        per_image=False,
+    ),  # fmt: skip
+    "linear, ReLU": Every(called(tnn.LinearReLU(tnn.Linear(37, 19), tnn.ReLU())), ((3, 37), (19, 37), (19,))),
     "linear": Every(tnn.linear, ((3, 37), (19, 37), (19,))),
     "relu": Every(tnn.relu, (IMAGE,)),
     "relu, in place": Every(lambda x: tnn.relu_(x * 1), (IMAGE,)),
