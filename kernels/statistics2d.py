@@ -183,7 +183,7 @@ def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple
     """
     mean, var = _empty_merged(means, variances, counts)
     parts, channels = means.shape
-    at_once = min(triton.next_power_of_2(parts), 256)
+    at_once = min(triton.next_power_of_2(parts), 1024 // means.dtype.itemsize)
     block = min(16, 4096 // at_once)
     launch(
         _merge_kernel, triton.cdiv(channels, block), means, variances, counts, mean, var,

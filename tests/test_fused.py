@@ -1,0 +1,398 @@
+"""Joined layers against torch's layers called one by one, and what they launch."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import trinn.layers as tnn
+from tests.check import DEVICE, DTYPES, check, randn, run
+from tests.every import called
+from trinn.kernels import ops
+from trinn.kernels.launch import INTERPRETED
+
+CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "3x3": ((2, 5, 9, 8), {"out_channels": 6, "kernel_size": 3, "padding": 1}),
+    "more channels than a tile, no bias": ((2, 3, 6, 7), {"out_channels": 20, "kernel_size": 3, "bias": False}),
+    "stride, dilation, groups": (
+        (2, 4, 13, 14),
+        {"out_channels": 6, "kernel_size": (3, 2), "stride": (2, 1), "dilation": (1, 2), "groups": 2, "padding": 2},
+    ),
+    "depthwise": ((2, 4, 8, 8), {"out_channels": 8, "kernel_size": 3, "padding": 1, "groups": 4}),
+    "reflected border": ((2, 3, 7, 8), {"out_channels": 4, "kernel_size": 3, "padding": 1, "padding_mode": "reflect"}),
+}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "side by side": {"kernel_size": 2},
+    "of one row": {"kernel_size": (1, 4)},
+    "of 8 pixels": {"kernel_size": (4, 2)},
+    "of 3 pixels": {"kernel_size": (3, 1)},
+    "that overlap": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "that hang over": {"kernel_size": 2, "ceil_mode": True},
+    "dilated": {"kernel_size": 2, "dilation": 2},
+}
+TRAINING = {"training": True, "evaluation": False}
+
+
+def twins(joined: type[nn.Module], *layers: nn.Module, training: bool = True) -> tuple[nn.Module, nn.Sequential]:
+    """Ours, joined, and torch's `layers` in a row."""
+    theirs = nn.Sequential(*layers).to(DEVICE).train(training)
+    return joined(*(ours_of(layer) for layer in copy.deepcopy(theirs))).train(training), theirs
+
+
+def ours_of(layer: nn.Module) -> nn.Module:
+    layer.__class__ = getattr(tnn, type(layer).__name__)
+    return layer
+
+
+def conv(name: str) -> tuple[tuple[int, ...], nn.Conv2d]:
+    shape, options = CONVOLUTIONS[name]
+    return shape, nn.Conv2d(shape[1], **options)
+
+
+def compared(ours: nn.Module, theirs: nn.Module, dtype: torch.dtype, *shapes: tuple[int, ...], channels_last: bool) -> None:
+    """`check` of two modules as functions of their inputs and parameters, which are drawn."""
+    parameters = [tuple(p.shape) for p in theirs.parameters()]
+    tensors = [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate((*shapes, *parameters))]
+    if channels_last:
+        tensors = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
+    if dtype == torch.float64:  # of several operators in a row torch's own result is no more exact than ours
+        for got, expected in zip(*(run(following(m), tensors, {}, dtype).values() for m in (ours, theirs)), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+    else:
+        check(following(ours), following(theirs), *tensors)
+
+
+def following(module: nn.Module) -> Callable[..., Any]:
+    """A module as a function of its inputs and parameters, with buffers of their dtype on their device."""
+    return lambda *tensors: called(copy.deepcopy(module).to(tensors[0].device, tensors[0].dtype))(*tensors)
+
+
+layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+# All convolutions in float32; one in the other dtypes.
+convolutions = pytest.mark.parametrize(
+    ("name", "dtype"), [(name, torch.float32) for name in CONVOLUTIONS] + [("3x3", dtype) for dtype in DTYPES[1:]]
+)
+
+
+@layouts
+@convolutions
+def test_conv_relu(name: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
+    shape, layer = conv(name)
+    compared(*twins(tnn.ConvReLU2d, layer, nn.ReLU()), dtype, shape, channels_last=channels_last)
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("window", WINDOWS)
+def test_conv_relu_max_pool(window: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
+    shape, layer = conv("3x3")
+    pair = twins(tnn.ConvReLUMaxPool2d, layer, nn.ReLU(), nn.MaxPool2d(**WINDOWS[window]))
+    compared(*pair, dtype, shape, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_pooled_convolutions(name: str, full_float32: None) -> None:
+    shape, layer = conv(name)
+    compared(*twins(tnn.ConvReLUMaxPool2d, layer, nn.ReLU(), nn.MaxPool2d(2)), torch.float32, shape, channels_last=False)
+
+
+@layouts
+@convolutions
+@pytest.mark.parametrize("training", TRAINING)
+def test_conv_bn_relu(training: str, name: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
+    if dtype == torch.bfloat16 and INTERPRETED:
+        pytest.skip("the interpreter cuts bfloat16 off where a GPU rounds it, so that other pixels pass the ReLU than torch's")
+    shape, layer = conv(name)
+    if TRAINING[training]:
+        layer.bias = None  # whose gradient is 0 but for rounding
+    norm = nn.BatchNorm2d(layer.out_channels)
+    pair = twins(tnn.ConvBNReLU2d, layer, norm, nn.ReLU(), training=TRAINING[training])
+    compared(*pair, dtype, shape, channels_last=channels_last)
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("training", TRAINING)
+def test_bn_relu(training: str, dtype: torch.dtype, channels_last: bool) -> None:
+    pair = twins(tnn.BNReLU2d, nn.BatchNorm2d(5), nn.ReLU(), training=TRAINING[training])
+    compared(*pair, dtype, (3, 5, 7, 6), channels_last=channels_last)
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("training", TRAINING)
+def test_bn_add_relu(training: str, dtype: torch.dtype, channels_last: bool) -> None:
+    class Tail(nn.Sequential):
+        def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+            return F.relu(self[0](input) + residual)
+
+    ours, theirs = twins(tnn.BNAddReLU2d, nn.BatchNorm2d(5), nn.ReLU(), training=TRAINING[training])
+    compared(ours, Tail(*theirs), dtype, (3, 5, 7, 6), (3, 5, 7, 6), channels_last=channels_last)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(5, 37), (37,), (2, 3, 4, 37), (3, 700)])
+def test_linear_relu(shape: tuple[int, ...], dtype: torch.dtype, full_float32: None) -> None:
+    pair = twins(tnn.LinearReLU, nn.Linear(shape[-1], 19), nn.ReLU())
+    compared(*pair, dtype, shape, channels_last=False)
+
+
+class Launched(TorchDispatchMode):
+    """Notes the names of our operators that run, without statistics' updates, which each batch norm has."""
+
+    def __enter__(self) -> list[str]:  # type: ignore[override]
+        self.names: list[str] = []
+        super().__enter__()
+        return self.names
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "trinn" and function._opname != "batchnorm2d_update":
+            self.names.append(function._opname)
+        return function(*args, **kwargs or {})
+
+
+def launches(call: Callable[[], Tensor]) -> tuple[list[str], list[str]]:
+    """What runs forward and, where there is a gradient, backward."""
+    with Launched() as forward:
+        y = call()
+    with Launched() as backward:
+        if y.requires_grad:
+            y.backward(torch.ones_like(y))
+    return forward, backward
+
+
+def filters() -> tnn.Conv2d:
+    return tnn.Conv2d(4, 6, 3, padding=1, device=DEVICE)
+
+
+GRADIENTS = ["conv2d_dgrad", "conv2d_wgrad", "channel_sum"]
+
+
+def test_launches() -> None:
+    """One kernel where the table in layers/fused.py says one."""
+    x, y = randn(2, 4, 8, 8).requires_grad_(), randn(2, 6, 8, 8).requires_grad_()
+    relu, norm, linear = tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 5, device=DEVICE)
+    affine, pooled = ["conv2d_affine"], ["conv2d_relu_max_pool2d"]
+    back = ["relu_backward"], ["batchnorm2d_relu_sums", "batchnorm2d_backward"]
+    conv = filters()
+    assert launches(lambda: tnn.conv_relu(conv, relu, x)) == (affine, [*back[0], *GRADIENTS])
+    assert launches(lambda: tnn.conv_relu(conv, None, x)) == (affine, [*back[0], *GRADIENTS])
+    for pool in (tnn.MaxPool2d(2), tnn.MaxPool2d(3, 2)):
+        expected = pooled, [*back[0], "max_pool2d_backward", *GRADIENTS]
+        assert launches(lambda pool=pool: tnn.conv_relu_max_pool(conv, relu, pool, x)) == expected  # type: ignore[misc]
+    expected = ["conv2d_statistics", "batchnorm2d_add_relu"], [*back[1], *GRADIENTS]
+    assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
+    expected = ["conv2d_statistics", "batchnorm2d_forward"], ["batchnorm2d_sums", "batchnorm2d_backward", *GRADIENTS]
+    assert launches(lambda: tnn.conv_bn_relu(conv, norm, None, x)) == expected
+    expected = ["batchnorm2d_statistics", "batchnorm2d_add_relu"], back[1]
+    assert launches(lambda: tnn.bn_relu(norm, relu, y)) == expected
+    assert launches(lambda: tnn.bn_add_relu(norm, relu, y, x.new_ones(y.shape))) == expected
+    assert launches(lambda: tnn.linear_relu(linear, relu, x)) == (
+        ["linear_relu"], [*back[0], "linear_dgrad", "linear_wgrad", "channel_sum"]
+    )  # fmt: skip
+    norm.eval()
+    with torch.no_grad():
+        assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x))[0] == ["batchnorm2d_fold", "conv2d_affine"]
+    expected = ["conv2d_fprop", "batchnorm2d_add_relu"], [*back[1], *GRADIENTS]
+    assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
+    norm.requires_grad_(False)
+    expected = ["conv2d_fprop", "batchnorm2d_add_relu"], [*back[0], "batchnorm2d_backward", *GRADIENTS]
+    assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
+
+
+@pytest.mark.parametrize("window", [(2, 2), (1, 4), (4, 4), (2, 1), (3, 3)])
+def test_pooled_tile(window: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of 2, 4, 8 or 16 pixels side by side are pooled before the convolution is written: to the bit the same."""
+    x, w, b = randn(2, 3, 9, 13), randn(5, 3, 3, 3), randn(5)
+    geometry = (7, 11), (1, 1), (0, 0), (1, 1), 1
+    pooled = 7 // window[0], 11 // window[1]
+    y = ops.conv2d_affine(x, w, None, b, True, *geometry)
+    expected = ops.max_pool2d_forward(y, pooled, window, window, (0, 0), (1, 1))
+    with Launched() as names:
+        got = ops.conv2d_relu_max_pool2d(x, w, b, *geometry, pooled, window, window, (0, 0), (1, 1))
+    assert names == ["conv2d_relu_max_pool2d"]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_nan_wins_in_a_tile() -> None:
+    """The last NaN of a window, as in max_pool2d, and ties go to the first."""
+    x = randn(1, 1, 6, 8)
+    x[0, 0, 1, 1] = x[0, 0, 0, 0] = x[0, 0, 4, 5] = float("nan")
+    x[0, 0, 2:4, 2:4] = 1.5
+    x[0, 0, 2:4, 4:6] = -1.0
+    one = torch.ones(1, 1, 1, 1, device=DEVICE)
+    geometry = (6, 8), (1, 1), (0, 0), (1, 1), 1
+    window = (3, 4), (2, 2), (2, 2), (0, 0), (1, 1)
+    got = ops.conv2d_relu_max_pool2d(x, one, None, *geometry, *window)
+    for ours, theirs in zip(got, ops.max_pool2d_forward(F.relu(x), *window), strict=True):
+        assert ours.allclose(theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics(momentum: float | None) -> None:
+    shape, layer = conv("3x3")
+    ours, theirs = twins(tnn.ConvBNReLU2d, layer, nn.BatchNorm2d(6, momentum=momentum), nn.ReLU())
+    for seed in range(3):
+        x = randn(*shape, seed=seed) + 100
+        ours(x), theirs(x)
+    for name, buffer in theirs.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), buffer)
+    ours.eval(), theirs.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_statistics_are_those_of_the_rounded_result() -> None:
+    """Also of a channel whose mean is large: a deviation is no more wrong than the mean can be written."""
+    x, w = randn(4, 3, 9, 9), randn(5, 3, 3, 3)
+    b = torch.tensor([1e4, -1e5, 1e6, 0.0, 3.0], device=DEVICE)
+    y, mean, var = ops.conv2d_statistics(x, w, b, (7, 7), (1, 1), (0, 0), (1, 1), 1)
+    exact = y.double()
+    torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+    deviation = exact.var((0, 2, 3), correction=0).sqrt()
+    assert ((var.double().sqrt() - deviation).abs() <= torch.finfo(torch.float32).eps * (mean.abs() + 4 * deviation)).all()
+
+
+CALLS: dict[str, Callable[[list[Any], Tensor], Tensor]] = {
+    "conv_relu": lambda m, x: tnn.conv_relu(m[0], m[2], x),
+    "conv_relu_max_pool": lambda m, x: tnn.conv_relu_max_pool(m[0], m[2], m[3], x),
+    "conv_bn_relu": lambda m, x: tnn.conv_bn_relu(m[0], m[1], m[2], x),
+    "bn_relu": lambda m, x: tnn.bn_relu(m[4], m[2], x),
+    "bn_add_relu": lambda m, x: tnn.bn_add_relu(m[4], m[2], x, x),
+    "linear_relu": lambda m, x: tnn.linear_relu(m[5], m[2], x),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_hooks_run(name: str) -> None:
+    """A module with a hook, with a forward of its own or of another class is called, not joined."""
+    x = randn(2, 4, 6, 6)
+
+    def layers() -> list[Any]:
+        torch.manual_seed(0)
+        conv = tnn.Conv2d(4, 4, 3, padding=1)
+        modules = conv, tnn.BatchNorm2d(4), tnn.ReLU(), tnn.MaxPool2d(2), tnn.BatchNorm2d(4), tnn.Linear(6, 3)
+        return [module.to(DEVICE) for module in modules]
+
+    expected = CALLS[name](layers(), x)
+    with Launched() as joined:
+        CALLS[name](layers(), x)
+    seen: list[str] = []
+    for place in range(6):
+        modules = layers()
+        modules[place].register_forward_hook(lambda module, *_: seen.append(type(module).__name__))
+        torch.testing.assert_close(CALLS[name](modules, x), expected)
+    assert (
+        seen
+        == {
+            "conv_relu": ["Conv2d", "ReLU"],
+            "conv_relu_max_pool": ["Conv2d", "ReLU", "MaxPool2d"],
+            "conv_bn_relu": ["Conv2d", "BatchNorm2d", "ReLU"],
+            "bn_relu": ["ReLU", "BatchNorm2d"],
+            "bn_add_relu": ["ReLU", "BatchNorm2d"],
+            "linear_relu": ["ReLU", "Linear"],
+        }[name]
+    )
+
+    class Doubled(tnn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    modules = layers()
+    modules[2] = Doubled()
+    torch.testing.assert_close(CALLS[name](modules, x), 2 * expected)
+    modules = layers()
+    modules[2].forward = lambda input: input * 0  # type: ignore[method-assign]
+    assert not CALLS[name](modules, x).any()
+    modules = layers()
+    handle = nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: seen.append("any"))
+    with Launched() as alone:
+        CALLS[name](modules, x)
+    handle.remove()
+    assert "any" in seen and alone != joined
+
+
+def test_other_inputs() -> None:
+    """Images without a batch, a residual that broadcasts, indices asked for: as one by one."""
+    x = randn(4, 8, 8)
+    conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(4, device=DEVICE)
+    assert torch.equal(tnn.conv_relu(conv, relu, x), relu(conv(x)))
+    pool = tnn.MaxPool2d(2, return_indices=True)
+    values, indices = tnn.conv_relu_max_pool(conv, relu, pool, x[None])
+    assert torch.equal(values, pool(relu(conv(x[None])))[0]) and indices.dtype == torch.int64
+    residual = randn(4, 1, 1)
+    torch.testing.assert_close(tnn.bn_add_relu(norm, relu, x[None], residual), relu(norm(x[None]) + residual))
+    assert torch.equal(tnn.bn_relu(tnn.BatchNorm1d(8, device=DEVICE), None, x), relu(tnn.BatchNorm1d(8, device=DEVICE)(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(dtype: torch.dtype) -> None:
+    x = randn(2, 4, 8, 8)
+    conv, relu, norm, linear = filters(), tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 3, device=DEVICE)
+    with torch.autocast(DEVICE, dtype):
+        y = tnn.conv_bn_relu(conv, norm, relu, x)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y, relu(norm(conv(x))))
+        assert tnn.linear_relu(linear, relu, x).dtype == tnn.conv_relu(conv, relu, x).dtype == dtype
+        norm.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(tnn.conv_bn_relu(conv, norm, relu, x), relu(norm(conv(x))), atol=0.02, rtol=0.02)
+
+
+def test_gradients_of_gradients() -> None:
+    x = randn(2, 2, 4, 4, dtype=torch.float64).requires_grad_()
+    conv, relu = tnn.Conv2d(2, 2, 3, padding=1, dtype=torch.float64, device=DEVICE), tnn.ReLU()
+    norm, residual = tnn.BatchNorm2d(2, dtype=torch.float64, device=DEVICE), x.detach().flip(0)
+    linear = tnn.Linear(4, 2, dtype=torch.float64, device=DEVICE)
+    for call in (
+        lambda x: tnn.conv_relu(conv, relu, x),
+        lambda x: tnn.conv_relu_max_pool(conv, relu, tnn.MaxPool2d(2), x),
+        lambda x: tnn.conv_bn_relu(conv, norm, relu, x),
+        lambda x: tnn.bn_add_relu(norm, relu, x, residual),
+        lambda x: tnn.linear_relu(linear, relu, x),
+    ):
+        assert torch.autograd.gradcheck(call, x, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
+
+
+def test_modules_hold_the_originals() -> None:
+    torch.manual_seed(0)
+    ours, theirs = twins(tnn.ConvBNReLU2d, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = randn(2, 4, 6, 6)
+    expected = ours(x)
+    assert torch.equal(copy.deepcopy(ours)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(ours))(x), expected)
+    fresh = twins(tnn.ConvBNReLU2d, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())[0]
+    fresh.load_state_dict(theirs.state_dict())
+    assert torch.equal(fresh(x), expected)
+    assert "(1): BatchNorm2d(6" in repr(ours)
+
+
+@pytest.mark.parametrize(
+    "modules", [(), (nn.Conv2d(1, 1, 1), nn.ReLU()), (tnn.ReLU(), tnn.Conv2d(1, 1, 1)), (tnn.Conv2d(1, 1, 1),)]
+)
+def test_wrong_modules(modules: tuple[nn.Module, ...]) -> None:
+    with pytest.raises(TypeError, match="ConvReLU2d: expected trinn's Conv2d, ReLU, but got "):
+        tnn.ConvReLU2d(*modules)
+
+
+@pytest.mark.parametrize("training", TRAINING)
+def test_errors_are_those_of_the_parts(training: str) -> None:
+    conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(5, device=DEVICE).train(TRAINING[training])
+    with torch.no_grad(), pytest.raises(RuntimeError, match="should contain 6 elements not 5"):
+        tnn.conv_bn_relu(conv, norm, relu, randn(2, 4, 6, 6))
+    with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
+        tnn.conv_relu(conv, relu, randn(2, 3, 6, 6))
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        tnn.conv_relu_max_pool(conv, relu, tnn.MaxPool2d(9), randn(2, 4, 6, 6))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        tnn.linear_relu(tnn.Linear(3, 4, device=DEVICE), relu, randn(2, 5))
