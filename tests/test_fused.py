@@ -62,7 +62,7 @@ def compared(ours: nn.Module, theirs: nn.Module, dtype: torch.dtype, *shapes: tu
     if channels_last:
         tensors = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
     if dtype == torch.float64:  # of several operators in a row torch's own result is no more exact than ours
-        for got, expected in zip(*(run(following(m), tensors, {}, dtype).values() for m in (ours, theirs)), strict=True):
+        for got, expected in zip(*(run(following(m), tuple(tensors), {}, dtype).values() for m in (ours, theirs)), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
     else:
         check(following(ours), following(theirs), *tensors)
