@@ -3,6 +3,10 @@
 The real launchers run on meta tensors of the shapes below, and what they launch is compiled with the tile it has on each
 architecture; a row is a launch that compiles like no other. Fails on spilled registers, on more shared memory than there
 is, and on a kernel or a tile that no shape reaches.
+
+On sm_90 the launches of what networks compute are held to the row that bench/compiled/ has of them: registers, spills, shared
+memory, how many of the instructions that read and write global memory move 16 bytes, and how many instructions the program has
+for each element that a thread computes. Fails when one gets worse; `--record` writes the rows anew, for a change that is meant.
 """
 
 import os
@@ -11,11 +15,10 @@ os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
 
 import argparse
 import itertools
+import math
 import multiprocessing
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +28,8 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from bench.shapes import ARITHMETIC, cases
+from bench.machine_code import Code, Program, Row, held, read_amdgcn, read_cubin, read_sass
+from bench.shapes import ARITHMETIC, HELD, cases
 from trinn.kernels import launch, tuning
 
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes for a program
@@ -43,6 +47,13 @@ class Job(NamedTuple):
     kernel: Any
     args: tuple[Any, ...]
     constants: dict[str, Any]
+    held: bool
+
+    @property
+    def elements(self) -> float:
+        """How many elements of its tile a thread computes."""
+        blocks = {n: v for n, v in self.constants.items() if n.startswith("BLOCK") and n != "BLOCK_K"}
+        return math.prod([*blocks.values(), *self.constants.get("TILE", ())]) / (32 * self.constants["num_warps"])
 
     @property
     def words(self) -> tuple[str, str, str]:
@@ -52,16 +63,6 @@ class Job(NamedTuple):
         blocks += self.constants.get("TILE", ())
         warps, stages = self.constants["num_warps"], self.constants["num_stages"]
         return kernel, self.case, f"{'x'.join(map(str, blocks))} w{warps} s{stages}"
-
-
-class Code(NamedTuple):
-    """What a launch compiled to."""
-
-    registers: int
-    spilled: int  # bytes of local memory a thread has
-    shared: int  # bytes
-    tensor_core: int  # instructions in the program text
-    load: int  # bits of the widest load from global memory
 
 
 class Driver:
@@ -90,15 +91,18 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
         if not re.search(pattern, label):
             continue
         dtype, precision = ARITHMETIC[arithmetic]
+        held = architecture == "sm_90" and arithmetic in ("fp16", "tf32") and name in HELD
         torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = precision
 
         def new(*shape: int, dtype: torch.dtype = dtype, channels_last: bool = channels_last) -> Tensor:
             order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
             return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
 
-        def observe(kernel: Any, args: Any, constants: Any, label: str = label, dtype: torch.dtype = dtype) -> None:
+        def observe(
+            kernel: Any, args: Any, constants: Any, label: str = label, dtype: torch.dtype = dtype, held: bool = held
+        ) -> None:
             def remember(*, key: str, **_: Any) -> bool:
-                jobs.setdefault((kernel, key), Job(architecture, label, dtype, kernel, args, constants))
+                jobs.setdefault((kernel, key), Job(architecture, label, dtype, kernel, args, constants, held))
                 return True  # which keeps Triton from compiling now
 
             triton.knobs.runtime.jit_cache_hook = remember
@@ -112,7 +116,7 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
 
 
 def code_of(job: Job) -> Code | str:
-    """The code, or why there is none."""
+    """What came of a launch, or why nothing did."""
     triton.runtime.driver.set_active(Driver(job.architecture))
     job.kernel.device_caches.clear()
     try:
@@ -120,31 +124,8 @@ def code_of(job: Job) -> Code | str:
     except Exception as error:  # whatever a compiler may raise
         return f"does not compile: {error}"
     read = read_amdgcn(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else read_cubin(binary.asm["cubin"], binary.asm["ptx"])
-    return read._replace(shared=binary.metadata.shared)
-
-
-def read_cubin(cubin: bytes, ptx: str) -> Code:
-    """What an NVIDIA binary and its assembly say, but for shared memory."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    number = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    loads = [int(lanes or 1) * int(bits) for lanes, bits in re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx)]
-    loads += [8 * int(size, 0) for size in re.findall(r"\bcp\.async\.c[ag]\.\S+ [^;]*?\], *\[[^;]*?\], (\w+)", ptx)]
-    tensor_core = re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\.", ptx)
-    return Code(number["REG"], number["STACK"] + number["LOCAL"], 0, len(tensor_core), max(loads, default=0))
-
-
-def read_amdgcn(text: str) -> Code:
-    """What an AMD program says of itself, but for shared memory."""
-    number = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+): +(\d+)$", text, re.MULTILINE)}
-    spilled = max(number["private_segment_fixed_size"], 4 * number["vgpr_spill_count"])
-    bits = {"ubyte": 8, "sbyte": 8, "ushort": 16, "sshort": 16, "dword": 32}
-    bits |= {f"dwordx{words}": 32 * words for words in (2, 3, 4)}
-    loads = [bits[width] for width in re.findall(r"\b(?:global|buffer)_load_(\w+?)(?:_d16\w*)?\b", text) if width in bits]
-    return Code(number["vgpr_count"], spilled, 0, len(re.findall(r"\bv_mfma_", text)), max(loads, default=0))
+    program = read_sass(binary.asm["cubin"]) if job.held else None
+    return read._replace(shared=binary.metadata.shared, program=program)
 
 
 def fault_of(job: Job, code: Code | str) -> str | None:
@@ -157,6 +138,23 @@ def fault_of(job: Job, code: Code | str) -> str | None:
     if code.shared > SHARED_MEMORY[job.architecture]:
         return f"needs {code.shared} bytes of shared memory, of {SHARED_MEMORY[job.architecture]}"
     return None
+
+
+def row_of(job: Job, code: Code) -> Row:
+    """What is held of a launch."""
+    program = code.program or Program(0, 0, 0, 0, 0)
+    loads, stores = (program.wide_loads, program.loads), (program.wide_stores, program.stores)
+    return Row(code.registers, code.spilled, code.shared, *loads, *stores, round(program.instructions / job.elements, 1))
+
+
+def named(rows: Iterator[tuple[Job, Row]]) -> dict[str, Row]:
+    """Rows by kernel and case; where one launches a kernel in several ways, these are numbered."""
+    found: dict[str, Row] = {}
+    for job, row in rows:
+        kernel, case, _ = job.words
+        ways = (f"{kernel}, {case}{f' ({i})' if i else ''}" for i in itertools.count())
+        found[next(way for way in ways if way not in found)] = row
+    return found
 
 
 def unreached(jobs: Sequence[Job]) -> Iterator[str]:
@@ -203,6 +201,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="NAME")
     parser.add_argument("--cases", default="", metavar="REGEX", help="these alone; kernels and tiles may then be missing")
+    parser.add_argument("--record", action="store_true", help="hold the launches to these rows from now on")
     parser.add_argument("--registers", type=int, metavar="N", help="all a thread may have, on NVIDIA: what would spill?")
     args = parser.parse_args()
 
@@ -216,6 +215,7 @@ def main() -> int:
         parser.error("no case fits")
     faults = [] if args.cases else list(unreached(_jobs))
 
+    rows: list[tuple[Job, Row]] = []
     print_line = line_printer([job.words for job in _jobs])
     with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
         codes = pool.imap(_code_of_number, range(len(_jobs)), chunksize=4)
@@ -223,11 +223,15 @@ def main() -> int:
             print_line((architecture, "", ""), ("registers", "spilled B", "shared B", "tensor", "load bits"))
             for job in jobs:
                 code = next(codes)
-                print_line(job.words, code if isinstance(code, Code) else "-" * len(Code._fields))
+                print_line(job.words, code[:5] if isinstance(code, Code) else "-" * 5)
+                if job.held and isinstance(code, Code):
+                    rows.append((job, row_of(job, code)))
                 if fault := fault_of(job, code):
                     faults.append(f"{architecture}  {'  '.join(job.words)}  {fault}")
             print()
 
+    if rows and not args.registers:
+        faults += held(named(iter(rows)), args.record, bool(args.cases))
     print(f"{len(_jobs)} compiled with Triton {triton.__version__} in {time.monotonic() - start:.0f} s, {len(faults)} faults")
     for fault in faults:
         print("FAULT", fault)

@@ -215,6 +215,8 @@ USUALLY: dict[str, Passes] = {
     "past int32, unpooled": unpool((2**14, 64, 28, 28), (56, 56)),
     "past int32, ReLU": relu(2**31),
 }
+# What networks compute: whose compiled code is on record.
+HELD = {name for name in EVERYWHERE | USUALLY if not name.startswith(("one ", "past "))} | {"one bin", "one image"}
 # One for each tile that tuning.py has.
 POWERS = [2**i for i in range(4, 8)]
 TILES = {f"{m} x {n}, sum of {k}": product(m, n, k) for m, n, k in itertools.product(POWERS, POWERS, POWERS[:3])}
