@@ -29,18 +29,13 @@ def rectified(value):
 
 @device_function
 def store_statistics(value, drawn, exists, means, variances):
-    """The mean and the variance of each channel of a (rows, channels) tile over the rows that are `drawn`.
-
-    The deviations are from a mean that is rounded; what their own mean is, the mean lacks and the variance has too much.
-    """
+    """The mean and the variance of each channel of a (rows, channels) tile over the rows that are `drawn`."""
     value = tl.where(drawn[:, None], widened(value).to(means.dtype.element_ty), 0.0)
     count = tl.sum(drawn.to(tl.int32), axis=0)
     mean = tl.sum(value, axis=0) / count
     deviation = tl.where(drawn[:, None], value - mean[None, :], 0.0)
-    shift = tl.sum(deviation, axis=0) / count
-    variance = tl.sum(deviation * deviation, axis=0) / count - shift * shift
-    tl.store(means, mean + tl.where(tl.abs(mean) < float("inf"), shift, 0.0), mask=exists)
-    tl.store(variances, tl.where(variance < 0, 0.0, variance), mask=exists)
+    tl.store(means, mean, mask=exists)
+    tl.store(variances, tl.sum(deviation * deviation, axis=0) / count, mask=exists)
 
 
 @device_function

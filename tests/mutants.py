@@ -84,7 +84,6 @@ MUTANTS = [
     Mutant("ReLU before the parts are added", "kernels/linear.py", "RELU=relu and parts == 1", "RELU=relu", "fused"),
     Mutant("every channel scaled like the first", "kernels/epilogue.py", "tl.load(scale + channel,", "tl.load(scale + channel * 0,", "fused"),
     Mutant("missing pixels count among the deviations", "kernels/epilogue.py", "deviation = tl.where(drawn[:, None], value - mean[None, :], 0.0)", "deviation = value - mean[None, :]", "fused"),
-    Mutant("a tile's rounded mean taken for exact", "kernels/epilogue.py", "tl.sum(deviation * deviation, axis=0) / count - shift * shift", "tl.sum(deviation * deviation, axis=0) / count", "fused"),
     Mutant("the last of equal values in a tile", "kernels/epilogue.py", "first_best = tl.min(tl.where(value == best[:, None, :], row, ROWS), axis=1)", "first_best = tl.max(tl.where(value == best[:, None, :], row, -1), axis=1)", "fused"),
     Mutant("the first NaN of a tile", "kernels/epilogue.py", "last_nan = tl.max(tl.where(value != value, row, -1), axis=1)", "last_nan = 0 * tl.max(tl.where(value != value, row, -1), axis=1)", "fused"),
     Mutant("windows that hang over pooled in a tile", "kernels/conv2d_fused.py", " and tuple(pooled) == (size[0] // window[0], size[1] // window[1])", "", "fused"),
