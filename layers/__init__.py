@@ -23,6 +23,7 @@ from trinn.layers.max_unpool2d import MaxUnpool2d, max_unpool2d
 from trinn.layers.pool2d import AvgPool2d, MaxPool2d, avg_pool2d, max_pool2d
 from trinn.layers.relu import ReLU, relu, relu_
 from trinn.layers.upsample2d import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d, interpolate
+from trinn.layers.window import conv_output_size, conv_transpose_output_size
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -57,10 +58,12 @@ __all__ = [
     "bn_add_relu",
     "bn_relu",
     "conv2d",
+    "conv_output_size",
     "conv_bn_relu",
     "conv_relu",
     "conv_relu_max_pool",
     "conv_transpose2d",
+    "conv_transpose_output_size",
     "interpolate",
     "linear",
     "linear_relu",

@@ -12,7 +12,7 @@ from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, autocast
 from trinn.layers.pad2d import pad2d
 from trinn.layers.reduce import ChannelSum
-from trinn.layers.window import IntOrPair, Pair, batched, pair
+from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, pair
 
 
 class Conv2dFprop(Function):
@@ -108,7 +108,7 @@ def conv2d(
         padding: in pixels; or 'valid', none; or 'same', as much as keeps H and W, the odd pixel at the far edge.
 
     Returns:
-        (N, K, P, Q) with P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1, Q likewise.
+        (N, K, P, Q) with (P, Q) from `conv_output_size`.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not belong to one convolution.
@@ -132,7 +132,7 @@ def conv2d_operands(
     stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
     check_operands(x, weight, bias, "conv2d")
     check_geometry(stride, dilation, groups, weight, "conv2d")
-    near, far = _padding(padding, stride, dilation, weight)
+    near, far = conv_padding(padding, weight.shape[2:], stride, dilation)
     if x.shape[1] != weight.shape[1] * groups:
         raise RuntimeError(
             f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
@@ -145,14 +145,7 @@ def conv2d_operands(
         )
     if x.shape[1] == 0:
         raise RuntimeError(f"conv2d: input{list(x.shape)} has no channels")
-    extent = [d * (taps - 1) + 1 for d, taps in zip(dilation, weight.shape[2:], strict=True)]
-    padded = [n + size + f for n, size, f in zip(near, x.shape[2:], far, strict=True)]
-    if padded[0] < extent[0] or padded[1] < extent[1] or 0 in x.shape[1:]:
-        raise RuntimeError(
-            f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: ({extent[0]} x {extent[1]}). "
-            "Kernel size can't be greater than actual input size"
-        )
-    size = tuple((p - e) // s + 1 for p, e, s in zip(padded, extent, stride, strict=True))
+    size = conv_windows(x.shape[2:], weight.shape[2:], stride, near, far, dilation)
     return x, weight, bias, size, stride, near, dilation, groups
 
 
@@ -178,12 +171,9 @@ def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: Tensor, op
     """Raise what torch raises for a stride, dilation or number of groups that no convolution has."""
     if groups <= 0:
         raise RuntimeError(f"{operator}: non-positive groups is not supported, but got {groups}")
-    if min(stride) <= 0:
-        raise RuntimeError(f"{operator}: non-positive stride is not supported, but got {stride}")
-    if min(dilation) <= 0:
-        raise RuntimeError(f"{operator}: dilation should be greater than zero, but got {dilation}")
-    if 0 in weight.shape[2:] or weight.shape[0] == 0:
-        raise RuntimeError(f"{operator}: weight of size {list(weight.shape)} has no filters or no taps")
+    check_window(weight.shape[2:], stride, dilation, operator)
+    if weight.shape[0] == 0:
+        raise RuntimeError(f"{operator}: weight of size {list(weight.shape)} has no filters")
     if weight.shape[0] < groups:
         raise RuntimeError(
             f"Given groups={groups}, expected weight to be at least {groups} at dimension 0, but got weight of size "
@@ -194,23 +184,6 @@ def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: Tensor, op
             f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got weight of size "
             f"{list(weight.shape)} instead"
         )
-
-
-def _padding(padding: str | IntOrPair, stride: Pair, dilation: Pair, weight: Tensor) -> tuple[Pair, Pair]:
-    """Padding at the near and the far edges."""
-    if isinstance(padding, str):
-        if padding == "valid":
-            return (0, 0), (0, 0)
-        if padding != "same":
-            raise RuntimeError(f"Invalid padding string: '{padding}', should be one of 'valid', 'same'")
-        if stride != (1, 1):
-            raise RuntimeError("padding='same' is not supported for strided convolutions")
-        total = [d * (taps - 1) for d, taps in zip(dilation, weight.shape[2:], strict=True)]
-        return (total[0] // 2, total[1] // 2), (total[0] - total[0] // 2, total[1] - total[1] // 2)
-    near = pair(padding, "padding", "conv2d")
-    if min(near) < 0:
-        raise RuntimeError(f"negative padding is not supported, but got {near}")
-    return near, near
 
 
 def padded(module: nn.Conv2d, input: Tensor) -> tuple[Tensor, str | IntOrPair]:

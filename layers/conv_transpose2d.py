@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trinn.layers.conv2d import Conv2dDgrad, check_geometry, check_operands
 from trinn.layers.function import autocast
-from trinn.layers.window import IntOrPair, batched, pair
+from trinn.layers.window import IntOrPair, batched, pair, transposed_windows
 
 
 def conv_transpose2d(
@@ -32,7 +32,7 @@ def conv_transpose2d(
         output_padding: rows and columns added at the far edges of the output, fewer than stride or dilation.
 
     Returns:
-        (N, K, P, Q) with P = (H - 1) * stride - 2 * padding + dilation * (R - 1) + output_padding + 1, Q likewise.
+        (N, K, P, Q) with (P, Q) from `conv_transpose_output_size`.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not belong to one transposed convolution.
@@ -53,21 +53,9 @@ def conv_transpose2d(
             f"Given transposed=1, weight of size {list(weight.shape)}, expected bias to be 1-dimensional with "
             f"{weight.shape[1] * groups} elements, but got bias of size {list(bias.shape)} instead"
         )
-    if min(near) < 0 or min(extra) < 0:
-        raise RuntimeError(f"negative padding is not supported, but got padding {near} and output_padding {extra}")
-    if x.shape[0] > 0 and any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
-        raise RuntimeError(
-            f"output padding must be smaller than either stride or dilation, but got output_padding {extra}, stride {stride}, "
-            f"dilation {dilation}"
-        )
-    axes = zip(x.shape[2:], weight.shape[2:], stride, near, extra, dilation, strict=True)
-    size = tuple((n - 1) * s - 2 * p + d * (taps - 1) + e + 1 for n, taps, s, p, e, d in axes)
-    least = 1 if x.shape[0] > 0 else 0  # without images, torch accepts an output without pixels, as any output padding
-    if min(size) < least or 0 in x.shape[1:]:
-        raise RuntimeError(
-            f"Given input size per channel: ({x.shape[2]} x {x.shape[3]}). Calculated output size per channel: "
-            f"({size[0]} x {size[1]}). Output size is too small"
-        )
+    if x.shape[1] == 0:
+        raise RuntimeError(f"conv_transpose2d: input{list(x.shape)} has no channels")
+    size = transposed_windows(x.shape[2:], weight.shape[2:], stride, near, extra, dilation, images=x.shape[0] > 0)
     y = Conv2dDgrad.call(x, weight, bias, size, stride, near, dilation, groups)
     return y.squeeze(0) if unbatched else y
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
-from trinn.layers.window import IntOrPair, Pair, batched, pair
+from trinn.layers.window import IntOrPair, Pair, batched, pair, reach
 
 
 class MaxUnpool2dForward(Function):
@@ -126,7 +126,7 @@ def _output_size(input: Tensor, kernel: Pair, stride: Pair, padding: Pair, asked
         raise RuntimeError(
             f"Input to max_unpooling2d should be a 3d or 4d Tensor, but got a tensor with {input.dim()} dimensions."
         )
-    default = [(n - 1) * s - 2 * p + k for n, k, s, p in zip(input.shape[-2:], kernel, stride, padding, strict=True)]
+    default = [reach(n, k, s, 1) - 2 * p for n, k, s, p in zip(input.shape[-2:], kernel, stride, padding, strict=True)]
     size = list(default if asked is None else asked)
     if asked is not None:
         size = size[2:] if len(size) == 4 else size

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
-from trinn.layers.window import IntOrPair, Pair, batched, pair
+from trinn.layers.window import IntOrPair, Pair, batched, pair, windows
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -134,7 +134,7 @@ def max_pool2d(
         return_indices: also return the places of the winners in their H * W plane, int64.
 
     Returns:
-        (N, C, P, Q) with P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1 (ceil in ceil_mode), Q likewise.
+        (N, C, P, Q) with (P, Q) from `conv_output_size`; in ceil_mode its quotient is rounded up.
 
     Raises:
         RuntimeError: a window that torch refuses.
@@ -173,7 +173,7 @@ def avg_pool2d(
         divisor_override: divide by this instead.
 
     Returns:
-        (N, C, P, Q) with P = floor((H + 2 * padding - R) / stride) + 1 (ceil in ceil_mode), Q likewise.
+        (N, C, P, Q) with (P, Q) from `conv_output_size`; in ceil_mode its quotient is rounded up.
 
     Raises:
         RuntimeError: a window that torch refuses, or a divisor of 0.
@@ -246,16 +246,15 @@ def _output_size(
         )
     size = []
     for n, k, s, p, d in zip(shape[2:], kernel, stride, padding, dilation, strict=True):
-        extent = d * (k - 1) + 1
-        windows = (n + 2 * p - extent + (s - 1 if ceil_mode else 0)) // s + 1
-        if ceil_mode and (windows - 1) * s >= n + p:
-            windows -= 1
-        if windows < 1:
+        count = windows(n + 2 * p, k, s, d, ceil_mode)
+        if ceil_mode and (count - 1) * s >= n + p:
+            count -= 1
+        if count < 1:
             raise RuntimeError(
                 f"Given input size: ({'x'.join(map(str, shape[1:]))}). {operator} with kernel size {kernel}, "
                 f"stride {stride}, padding {padding} and dilation {dilation}: Output size is too small"
             )
-        size.append(windows)
+        size.append(count)
     return size[0], size[1]
 
 

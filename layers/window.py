@@ -1,5 +1,6 @@
-"""What the arguments of windowed operators may be, in torch's words where it refuses them."""
+"""Windows that slide over an image: how many fit, and what their arguments may be, in torch's words where it refuses them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ IntOrPair = int | Sequence[int]
 LARGEST = 2**29
 
 
-def pair(value: Any, name: str, operator: str) -> Pair:
+def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
     """A number for both axes, or one for each.
 
     Raises:
@@ -23,7 +24,7 @@ def pair(value: Any, name: str, operator: str) -> Pair:
     values = tuple(value) if isinstance(value, Sequence) or isinstance(value, torch.Size) else (value,)
     if not all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in values):
         raise TypeError(f"{operator}: {name} must be an int or a tuple of 2 ints, but got {value!r}")
-    if any(v >= LARGEST for v in values):
+    if any(v >= limit for v in values):
         raise RuntimeError(f"{operator}: {name} must be less than 2^29, but got {value!r}")
     if len(values) == 1:
         return values[0], values[0]
@@ -45,3 +46,142 @@ def batched(input: Tensor, operator: str) -> tuple[Tensor, bool]:
     raise RuntimeError(
         f"Expected 3D (unbatched) or 4D (batched) input to {operator}, but got input of size: {list(input.shape)}"
     )
+
+
+def conv_output_size(
+    size: IntOrPair,
+    kernel_size: IntOrPair,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+) -> Pair:
+    """The size (P, Q) of a convolution of (H, W) pixels; of a pooling without `ceil_mode` too.
+
+        P = floor((H + 2 * padding - R) / stride) + 1                             without dilation
+        P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1        with it; Q likewise
+
+    Args:
+        size: (H, W), or a number for both; as the other arguments.
+        kernel_size: (R, S).
+        padding: in pixels, at each edge; or 'valid', none; or 'same', as much as keeps H and W.
+
+    Raises:
+        RuntimeError: an image smaller than the window, or arguments that no convolution has.
+        TypeError: not of integers.
+    """
+    name = "conv_output_size"
+    image, taps = pair(size, "size", name, math.inf), pair(kernel_size, "kernel_size", name)
+    stride, dilation = pair(stride, "stride", name), pair(dilation, "dilation", name)
+    check_window(taps, stride, dilation, name)
+    return conv_windows(image, taps, stride, *conv_padding(padding, taps, stride, dilation), dilation)
+
+
+def conv_transpose_output_size(
+    size: IntOrPair,
+    kernel_size: IntOrPair,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+) -> Pair:
+    """The size (P, Q) of a transposed convolution of (H, W) pixels.
+
+        P = (H - 1) * stride - 2 * padding + dilation * (R - 1) + output_padding + 1        Q likewise
+
+    Args:
+        size: (H, W), or a number for both; as the other arguments.
+        kernel_size: (R, S).
+        padding: in pixels, taken away at each edge.
+        output_padding: rows and columns added at the far edges, fewer than stride or dilation.
+
+    Raises:
+        RuntimeError: a result without pixels, or arguments that no transposed convolution has.
+        TypeError: not of integers.
+    """
+    name = "conv_transpose_output_size"
+    image, taps = pair(size, "size", name, math.inf), pair(kernel_size, "kernel_size", name)
+    stride, dilation = pair(stride, "stride", name), pair(dilation, "dilation", name)
+    padding, extra = pair(padding, "padding", name), pair(output_padding, "output_padding", name)
+    check_window(taps, stride, dilation, name)
+    return transposed_windows(image, taps, stride, padding, extra, dilation)
+
+
+def windows(pixels: int, taps: int, stride: int, dilation: int, ceil_mode: bool = False) -> int:
+    """How many windows fit into an axis of so many pixels, padding included."""
+    return (pixels - dilation * (taps - 1) - 1 + (stride - 1 if ceil_mode else 0)) // stride + 1
+
+
+def reach(count: int, taps: int, stride: int, dilation: int) -> int:
+    """The pixels of an axis, padding included, that so many windows look at; the inverse of `windows`."""
+    return (count - 1) * stride + dilation * (taps - 1) + 1
+
+
+def conv_windows(size: Sequence[int], taps: Sequence[int], stride: Pair, near: Pair, far: Pair, dilation: Pair) -> Pair:
+    """(P, Q) of a convolution, or torch's refusal; padding at the near and at the far edges."""
+    (height, width), (rows, columns) = size, taps
+    padded = near[0] + height + far[0], near[1] + width + far[1]
+    extent = reach(1, rows, 1, dilation[0]), reach(1, columns, 1, dilation[1])
+    if padded[0] < extent[0] or padded[1] < extent[1] or min(size) <= 0:
+        raise RuntimeError(
+            f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: ({extent[0]} x {extent[1]}). "
+            "Kernel size can't be greater than actual input size"
+        )
+    return windows(padded[0], rows, stride[0], dilation[0]), windows(padded[1], columns, stride[1], dilation[1])
+
+
+def transposed_windows(
+    size: Sequence[int],
+    taps: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    output_padding: Pair,
+    dilation: Pair,
+    images: bool = True,
+) -> Pair:
+    """(P, Q) of a transposed convolution, or torch's refusal.
+
+    Args:
+        images: whether there are any; without, torch accepts an output without pixels and any output padding.
+    """
+    if min(padding) < 0 or min(output_padding) < 0:
+        raise RuntimeError(f"negative padding is not supported, but got padding {padding} and output_padding {output_padding}")
+    axes = list(zip(size, taps, stride, padding, output_padding, dilation, strict=True))
+    if images and any(extra >= max(s, d) for _, _, s, _, extra, d in axes):
+        raise RuntimeError(
+            f"output padding must be smaller than either stride or dilation, but got output_padding {output_padding}, stride "
+            f"{stride}, dilation {dilation}"
+        )
+    height, width = (reach(n, r, s, d) - 2 * p + extra for n, r, s, p, extra, d in axes)
+    if min(height, width) < (1 if images else 0) or min(size) <= 0:
+        raise RuntimeError(
+            f"Given input size per channel: ({size[0]} x {size[1]}). Calculated output size per channel: ({height} x {width}). "
+            "Output size is too small"
+        )
+    return height, width
+
+
+def conv_padding(padding: str | IntOrPair, taps: Sequence[int], stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+    """A convolution's padding at the near and at the far edges; the odd pixel of 'same' is a far one."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        if padding != "same":
+            raise RuntimeError(f"Invalid padding string: '{padding}', should be one of 'valid', 'same'")
+        if stride != (1, 1):
+            raise RuntimeError("padding='same' is not supported for strided convolutions")
+        total = dilation[0] * (taps[0] - 1), dilation[1] * (taps[1] - 1)
+        return (total[0] // 2, total[1] // 2), (total[0] - total[0] // 2, total[1] - total[1] // 2)
+    near = pair(padding, "padding", "conv2d")
+    if min(near) < 0:
+        raise RuntimeError(f"negative padding is not supported, but got {near}")
+    return near, near
+
+
+def check_window(taps: Sequence[int], stride: Pair, dilation: Pair, operator: str) -> None:
+    """Raise what torch raises for taps, a stride or a dilation that no convolution has."""
+    if min(stride) <= 0:
+        raise RuntimeError(f"{operator}: non-positive stride is not supported, but got {stride}")
+    if min(dilation) <= 0:
+        raise RuntimeError(f"{operator}: dilation should be greater than zero, but got {dilation}")
+    if min(taps) <= 0:
+        raise RuntimeError(f"{operator}: kernel size should be greater than zero, but got {taps}")

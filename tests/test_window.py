@@ -1,0 +1,95 @@
+"""The output-size formulas are torch's, for every geometry."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from trinn.layers import conv_output_size, conv_transpose_output_size
+
+SIZE, TAPS, NUMBER = st.integers(1, 12), st.integers(1, 5), st.integers(1, 4)
+PAIR = st.tuples(NUMBER, NUMBER) | NUMBER
+PADDING = st.tuples(st.integers(0, 4), st.integers(0, 4)) | st.integers(0, 4)
+
+
+def agree(ours: Any, torchs: Any) -> None:
+    """Assert the same size, or that both refuse with the same exception."""
+    try:
+        expected = tuple(torchs().shape[2:])
+    except Exception as refusal:
+        with pytest.raises(type(refusal)):
+            ours()
+    else:
+        assert ours() == expected
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.tuples(SIZE, SIZE), st.tuples(TAPS, TAPS), PAIR, PADDING | st.sampled_from(["valid", "same", "full"]), PAIR)
+def test_convolution(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
+    x, w = torch.zeros(1, 1, *size), torch.zeros(1, 1, *kernel)
+    agree(
+        lambda: conv_output_size(size, kernel, stride, padding, dilation),
+        lambda: F.conv2d(x, w, None, stride, padding, dilation),
+    )
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.tuples(SIZE, SIZE), st.tuples(TAPS, TAPS), PAIR, PADDING, PADDING, PAIR)
+def test_transposed(size: Any, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any) -> None:
+    x, w = torch.zeros(1, 1, *size), torch.zeros(1, 1, *kernel)
+    agree(
+        lambda: conv_transpose_output_size(size, kernel, stride, padding, output_padding, dilation),
+        lambda: F.conv_transpose2d(x, w, None, stride, padding, output_padding, 1, dilation),
+    )
+
+
+@settings(deadline=None, max_examples=100)
+@given(SIZE, TAPS, PAIR, st.integers(0, 2))
+def test_pooling(size: int, kernel: int, stride: Any, padding: int) -> None:
+    assume(padding <= kernel // 2)
+    x = torch.zeros(1, 1, size, size)
+    agree(lambda: conv_output_size(size, kernel, stride, padding), lambda: F.max_pool2d(x, kernel, stride, padding))
+
+
+def test_a_number_stands_for_both_axes() -> None:
+    assert conv_output_size(8, 3, padding=1) == conv_output_size((8, 8), (3, 3), padding=(1, 1)) == (8, 8)
+    assert conv_output_size(8, (5, 3), padding=(2, 1)) == (8, 8)
+    assert conv_output_size(2**40, 2, stride=2) == (2**39, 2**39)
+    assert conv_transpose_output_size(4, 2, stride=2) == conv_transpose_output_size((4, 4), (2, 2), (2, 2)) == (8, 8)
+
+
+def test_without_dilation() -> None:
+    """The formula without dilation is the one with a dilation of 1."""
+    for size, kernel, stride, padding in ((32, 5, 1, 0), (224, 11, 4, 2), (27, 5, 1, 2), (13, 3, 2, 1)):
+        expected = (size + 2 * padding - kernel) // stride + 1
+        assert conv_output_size(size, kernel, stride, padding) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((4, 5), r"padded input size per channel: \(4 x 4\). Kernel size: \(5 x 5\)"),
+        ((4, 3, 0), "non-positive stride"),
+        ((4, 3, 1, -1), "negative padding"),
+        ((4, 3, 1, 0, 0), "dilation should be greater than zero"),
+        ((4, 0), "kernel size should be greater than zero"),
+        ((4, 3, 2, "same"), "not supported for strided"),
+        ((4, 3, 1, "full"), "Invalid padding string"),
+        (((4, 4, 4), 3), "tuple of 2 ints"),
+    ],
+)
+def test_refusals(arguments: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(RuntimeError, match=words):
+        conv_output_size(*arguments)
+
+
+def test_refusals_of_a_transposed_one() -> None:
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        conv_transpose_output_size(1, 2, padding=1)
+    with pytest.raises(RuntimeError, match="output padding must be smaller"):
+        conv_transpose_output_size(4, 2, stride=2, output_padding=2)
+    with pytest.raises(TypeError, match="size must be an int"):
+        conv_transpose_output_size(4.0, 2)  # type: ignore[arg-type]
