@@ -201,7 +201,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="NAME")
     parser.add_argument("--cases", default="", metavar="REGEX", help="these alone; kernels and tiles may then be missing")
-    parser.add_argument("--record", action="store_true", help="hold the launches to these rows from now on")
+    parser.add_argument("--record", action="store_true", help="hold the launches of all cases to these rows from now on")
     parser.add_argument("--registers", type=int, metavar="N", help="all a thread may have, on NVIDIA: what would spill?")
     args = parser.parse_args()
 
@@ -230,8 +230,8 @@ def main() -> int:
                     faults.append(f"{architecture}  {'  '.join(job.words)}  {fault}")
             print()
 
-    if rows and not args.registers:
-        faults += held(named(iter(rows)), args.record, bool(args.cases))
+    if rows and not (args.cases or args.registers):  # cases left out may change which is the first to compile like that
+        faults += held(named(iter(rows)), args.record)
     print(f"{len(_jobs)} compiled with Triton {triton.__version__} in {time.monotonic() - start:.0f} s, {len(faults)} faults")
     for fault in faults:
         print("FAULT", fault)

@@ -87,18 +87,17 @@ def _dumped(cubin: bytes, what: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def held(rows: dict[str, Row], record: bool, some: bool) -> list[str]:
+def held(rows: dict[str, Row], record: bool) -> list[str]:
     """How the rows fall behind those on record, or nothing once they are on record themselves."""
     if record:
-        kept = {name: row for name, row in recorded().items() if some}
-        lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sorted((kept | rows).items()))
+        lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items()))
         ROWS.parent.mkdir(exist_ok=True)
         ROWS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return []
     known = recorded()
     faults = [f"{name}: {way}" for name, row in rows.items() if name in known for way in worse(row, known[name])]
     faults += [f"{name}: has no row in {ROWS.name}; --record writes it" for name in rows if name not in known]
-    return faults + [f"{name}: has a row in {ROWS.name}, but is not there" for name in known if name not in rows and not some]
+    return faults + [f"{name}: has a row in {ROWS.name}, but is not there" for name in known if name not in rows]
 
 
 def recorded() -> dict[str, Row]:

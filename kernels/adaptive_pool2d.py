@@ -17,12 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import bin_end, bin_start, most_in_bin, split_element
+from trinn.kernels.indexing import bin_end, bin_start, elements_of, most_in_bin
 from trinn.kernels.launch import empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.pool2d import beats
 from trinn.kernels.precision import accumulator
-from trinn.kernels.tuning import elementwise_block
+from trinn.kernels.tuning import element_tiles
 
 
 @triton.jit
@@ -30,23 +30,22 @@ def _avg_kernel(
     x, y,
     x_strides, y_strides,
     elements, channels, height, width, out_height, out_width, most_h, most_w,
-    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y."""
+    """A tile of y."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
     top, bottom = bin_start(p, height, out_height), bin_end(p, height, out_height)
     left, right = bin_start(q, width, out_width), bin_end(q, width, out_width)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(most_h):
         for j in range(most_w):
             h, w = top + i, left + j
-            hit = (element < elements) & (h < bottom) & (w < right)
+            hit = exists & (h < bottom) & (w < right)
             acc += tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0.0).to(ACCUMULATOR)
     mean = acc / ((bottom - top) * (right - left)).to(ACCUMULATOR)
-    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, mean.to(y.dtype.element_ty), mask=element < elements)
+    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, mean.to(y.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -54,26 +53,25 @@ def _avg_backward_kernel(
     dy, dx,
     dy_strides, dx_strides,
     elements, channels, height, width, out_height, out_width, most_p, most_q,
-    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx."""
+    """A tile of dx."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
     first_p, last_p = bin_start(h, out_height, height), bin_end(h, out_height, height)
     first_q, last_q = bin_start(w, out_width, width), bin_end(w, out_width, width)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(most_p):
         p = first_p + i
         rows = bin_end(p, height, out_height) - bin_start(p, height, out_height)
         for j in range(most_q):
             q = first_q + j
             columns = bin_end(q, width, out_width) - bin_start(q, width, out_width)
-            hit = (element < elements) & (p < last_p) & (q < last_q)
+            hit = exists & (p < last_p) & (q < last_q)
             upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
             acc += upstream / (rows * columns).to(ACCUMULATOR)
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=element < elements)
+    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -81,29 +79,28 @@ def _max_kernel(
     x, y, codes,
     x_strides, y_strides,
     elements, channels, height, width, out_height, out_width, most_h, most_w,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y, and which pixels of their bins they came from, counted in rows of `most_w`."""
+    """A tile of y, and which pixels of their bins they came from, counted in rows of `most_w`."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
     top, bottom = bin_start(p, height, out_height), bin_end(p, height, out_height)
     left, right = bin_start(q, width, out_width), bin_end(q, width, out_width)
     x += n * x_n + c * x_c
-    best = tl.load(x + top * x_h + left * x_w, mask=element < elements, other=0)
-    code = tl.full((BLOCK,), 0, tl.int32)
+    best = tl.load(x + top * x_h + left * x_w, mask=exists, other=0)
+    code = tl.full((TILE.rows, TILE.lanes), 0, tl.int32)
     for i in range(most_h):
         for j in range(most_w):
             h, w = top + i, left + j
-            hit = (element < elements) & (h < bottom) & (w < right)
+            hit = exists & (h < bottom) & (w < right)
             value = tl.load(x + h * x_h + w * x_w, mask=hit, other=0)
             wins = hit & beats(value, best)
             best = tl.where(wins, value, best)
             code = tl.where(wins, i * most_w + j, code)
     at = n * y_n + c * y_c + p * y_h + q * y_w
-    tl.store(y + at, best, mask=element < elements)
-    tl.store(codes + at, code.to(codes.dtype.element_ty), mask=element < elements)
+    tl.store(y + at, best, mask=exists)
+    tl.store(codes + at, code.to(codes.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -111,23 +108,22 @@ def _max_pick_kernel(
     x, codes, y,
     x_strides, codes_strides, y_strides,
     elements, channels, height, width, out_height, out_width, most_w,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y: the values of x at the winners or, without x, their places h * width + w."""
+    """A tile of y: the values of x at the winners or, without x, their places h * width + w."""
     codes_n, codes_c, codes_p, codes_q = codes_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
     at = n * y_n + c * y_c + p * y_h + q * y_w
-    code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=element < elements, other=0).to(INDEX)
+    code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=exists, other=0).to(INDEX)
     h = bin_start(p, height, out_height) + code // most_w
     w = bin_start(q, width, out_width) + code % most_w
     if x is not None:
         x_n, x_c, x_h, x_w = x_strides
-        value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=element < elements, other=0)
-        tl.store(y + at, value, mask=element < elements)
+        value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=exists, other=0)
+        tl.store(y + at, value, mask=exists)
     else:
-        tl.store(y + at, h.to(tl.int64) * width + w, mask=element < elements)
+        tl.store(y + at, h.to(tl.int64) * width + w, mask=exists)
 
 
 @triton.jit
@@ -135,27 +131,26 @@ def _max_backward_kernel(
     dy, codes, dx,
     dy_strides, codes_strides, dx_strides,
     elements, channels, height, width, out_height, out_width, most_p, most_q, most_w,
-    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx."""
+    """A tile of dx."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     codes_n, codes_c, codes_p, codes_q = codes_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
     first_p, last_p = bin_start(h, out_height, height), bin_end(h, out_height, height)
     first_q, last_q = bin_start(w, out_width, width), bin_end(w, out_width, width)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(most_p):
         p = first_p + i
         for j in range(most_q):
             q = first_q + j
-            hit = (element < elements) & (p < last_p) & (q < last_q)
+            hit = exists & (p < last_p) & (q < last_q)
             code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=hit, other=0).to(INDEX)
             upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
             own = (h - bin_start(p, height, out_height)) * most_w + w - bin_start(q, width, out_width)
             acc += tl.where(code == own, upstream, 0.0)
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=element < elements)
+    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=exists)
 
 
 def _empty_avg_forward(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -188,12 +183,12 @@ def _empty_max_indices(codes: Tensor, size: Sequence[int]) -> Tensor:
 def adaptive_avg_pool2d_forward(x: Tensor, size: Sequence[int]) -> Tensor:
     """The mean of each bin: x (N, C, H, W), any strides, to (N, C, P, Q) with (P, Q) = `size`, channels_last if `x` is."""
     y = _empty_avg_forward(x, size)
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _avg_kernel, triton.cdiv(y.numel(), block), x, y,
+        _avg_kernel, programs, x, y,
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *size, *_most(x.shape[2:], size),
-        CHANNELS_LAST=is_channels_last(y), ACCUMULATOR=accumulator(x.dtype), INDEX=_index_type(x.shape[2:], y, x), BLOCK=block,
+        **order, ACCUMULATOR=accumulator(x.dtype), INDEX=_index_type(x.shape[2:], y, x),
         device=x.device,
     )  # fmt: skip
     return y
@@ -206,12 +201,12 @@ def adaptive_avg_pool2d_backward(dy: Tensor, size: Sequence[int], channels_last:
     In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
     """
     dx = _empty_avg_backward(dy, size, channels_last)
-    block = elementwise_block(dx.numel())
+    programs, order = element_tiles(dx, channels_last)
     launch(
-        _avg_backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
+        _avg_backward_kernel, programs, dy, dx,
         dy.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:], *_most(dy.shape[2:], size),
-        CHANNELS_LAST=channels_last, ACCUMULATOR=accumulator(dy.dtype), INDEX=_index_type(size, dy, dx), BLOCK=block,
+        **order, ACCUMULATOR=accumulator(dy.dtype), INDEX=_index_type(size, dy, dx),
         device=dy.device,
     )  # fmt: skip
     return dx
@@ -230,12 +225,12 @@ def adaptive_max_pool2d_forward(x: Tensor, size: Sequence[int]) -> tuple[Tensor,
         the widest bin; uint8 where no bin has more than 256 such pixels, else int32.
     """
     y, codes = _empty_max_forward(x, size)
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _max_kernel, triton.cdiv(y.numel(), block), x, y, codes,
+        _max_kernel, programs, x, y, codes,
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *size, *_most(x.shape[2:], size),
-        CHANNELS_LAST=is_channels_last(y), INDEX=_index_type(x.shape[2:], y, x), BLOCK=block, device=x.device,
+        **order, INDEX=_index_type(x.shape[2:], y, x), device=x.device,
     )  # fmt: skip
     return y, codes
 
@@ -253,13 +248,12 @@ def adaptive_max_pool2d_backward(dy: Tensor, codes: Tensor, size: Sequence[int])
         (N, C, H, W), channels_last if `codes` is.
     """
     dx = _empty_max_backward(dy, codes, size)
-    block = elementwise_block(dx.numel())
+    programs, order = element_tiles(dx)
     launch(
-        _max_backward_kernel, triton.cdiv(dx.numel(), block), dy, codes, dx,
+        _max_backward_kernel, programs, dy, codes, dx,
         dy.stride(), codes.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:], *_most(dy.shape[2:], size), most_in_bin(size[1], dy.shape[3]),
-        CHANNELS_LAST=is_channels_last(dx), ACCUMULATOR=accumulator(dy.dtype), INDEX=_index_type(size, dy, dx, codes),
-        BLOCK=block, device=dy.device,
+        **order, ACCUMULATOR=accumulator(dy.dtype), INDEX=_index_type(size, dy, dx, codes), device=dy.device,
     )  # fmt: skip
     return dx
 
@@ -281,13 +275,12 @@ def adaptive_max_pool2d_indices(codes: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _pick(x: Tensor | None, codes: Tensor, y: Tensor, size: Sequence[int]) -> None:
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _max_pick_kernel, triton.cdiv(y.numel(), block), x, codes, y,
+        _max_pick_kernel, programs, x, codes, y,
         x.stride() if x is not None else None, codes.stride(), y.stride(),
         y.numel(), y.shape[1], *size, *y.shape[2:], most_in_bin(size[1], y.shape[3]),
-        CHANNELS_LAST=is_channels_last(y), INDEX=_index_type(size, y, *(t for t in (codes, x) if t is not None)),
-        BLOCK=block, device=y.device,
+        **order, INDEX=_index_type(size, y, *(t for t in (codes, x) if t is not None)), device=y.device,
     )  # fmt: skip
 
 

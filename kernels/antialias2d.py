@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import first_reader, most_readers, split_element
+from trinn.kernels.indexing import elements_of, first_reader, most_readers
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, rounded
-from trinn.kernels.tuning import elementwise_block
+from trinn.kernels.tuning import element_tiles, elementwise_block
 
 
 @device_function
@@ -63,25 +63,23 @@ def _forward_kernel(
     x, y, weights_h, weights_w,
     x_strides, y_strides,
     elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64, taps_h, taps_w,
-    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y."""
+    """A tile of y."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
-    top, rows, _ = _taps(p, height, out_height, tl.full((), scale_h, ACCUMULATOR))
-    left, columns, _ = _taps(q, width, out_width, tl.full((), scale_w, ACCUMULATOR))
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
+    top, rows, _h = _taps(p, height, out_height, tl.full((), scale_h, ACCUMULATOR))
+    left, columns, _w = _taps(q, width, out_width, tl.full((), scale_w, ACCUMULATOR))
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(taps_h):
-        reads_h = (element < elements) & (i < rows)
-        weight_h = tl.load(weights_h + p * taps_h + i, mask=reads_h, other=0.0)
+        weight_h = tl.load(weights_h + p * taps_h + i, mask=i < rows, other=0.0)
         for j in range(taps_w):
-            reads = reads_h & (j < columns)
-            weight_w = tl.load(weights_w + q * taps_w + j, mask=reads, other=0.0)
+            weight_w = tl.load(weights_w + q * taps_w + j, mask=(j < columns) & (q < out_width), other=0.0)
+            reads = exists & (i < rows) & (j < columns)
             value = tl.load(x + n * x_n + c * x_c + (top + i) * x_h + (left + j) * x_w, mask=reads, other=0).to(ACCUMULATOR)
             acc += weight_h * weight_w * value
-    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, rounded(acc, y.dtype.element_ty), mask=element < elements)
+    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, rounded(acc, y.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -90,30 +88,30 @@ def _backward_kernel(
     dy_strides, dx_strides,
     elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64, taps_h, taps_w,
     readers_h, readers_w,
-    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx; `readers`, from most_readers, is how many outputs of an axis each pixel looks at."""
+    """A tile of dx; `readers`, from most_readers, is how many outputs of an axis each pixel looks at."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
     scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
     first_p = first_reader(h, out_height, scale_h, 0.5 - tl.maximum(scale_h, 1.0), 0.5)
     first_q = first_reader(w, out_width, scale_w, 0.5 - tl.maximum(scale_w, 1.0), 0.5)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(readers_h):
         p = first_p + i
-        top, rows, _ = _taps(p, height, out_height, scale_h)
-        reads_h = (element < elements) & (p < out_height) & (h >= top) & (h < top + rows)
+        top, rows, _h = _taps(p, height, out_height, scale_h)
+        reads_h = (p < out_height) & (h >= top) & (h < top + rows)
         weight_h = tl.load(weights_h + p * taps_h + h - top, mask=reads_h, other=0.0)
         for j in range(readers_w):
             q = first_q + j
-            left, columns, _ = _taps(q, width, out_width, scale_w)
-            reads = reads_h & (q < out_width) & (w >= left) & (w < left + columns)
-            weight_w = tl.load(weights_w + q * taps_w + w - left, mask=reads, other=0.0)
-            upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=reads, other=0.0).to(ACCUMULATOR)
+            left, columns, _w = _taps(q, width, out_width, scale_w)
+            reads_w = (q < out_width) & (w >= left) & (w < left + columns)
+            weight_w = tl.load(weights_w + q * taps_w + w - left, mask=reads_w, other=0.0)
+            at = n * dy_n + c * dy_c + p * dy_p + q * dy_q
+            upstream = tl.load(dy + at, mask=exists & reads_h & reads_w, other=0.0).to(ACCUMULATOR)
             acc += weight_h * weight_w * upstream
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=element < elements)
+    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=exists)
 
 
 def _empty(x: Tensor, size: Sequence[int], scales: Sequence[float]) -> Tensor:
@@ -135,12 +133,12 @@ def antialias2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float])
     """
     y = _empty(x, size, scales)
     axes = list(zip(x.shape[2:], size, _effective(x.shape[2:], size, scales), strict=True))
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _forward_kernel, triton.cdiv(y.numel(), block), x, y, *(_weights(x, *axis) for axis in axes),
+        _forward_kernel, programs, x, y, *(_weights(x, *axis) for axis in axes),
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *size, *(scale for *_, scale in axes), *(_most_taps(scale) for *_, scale in axes),
-        CHANNELS_LAST=is_channels_last(y), ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), BLOCK=block,
+        **order, ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y),
         device=x.device,
     )  # fmt: skip
     return y
@@ -152,13 +150,13 @@ def antialias2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float
     dx = _empty(dy, size, scales)
     axes = list(zip(size, dy.shape[2:], _effective(size, dy.shape[2:], scales), strict=True))
     readers = [most_readers(*axis, 0.5 - max(axis[2], 1.0), 0.5 + max(axis[2], 1.0), 0.5) for axis in axes]
-    block = elementwise_block(dx.numel())
+    programs, order = element_tiles(dx)
     launch(
-        _backward_kernel, triton.cdiv(dx.numel(), block), dy, dx, *(_weights(dy, *axis) for axis in axes),
+        _backward_kernel, programs, dy, dx, *(_weights(dy, *axis) for axis in axes),
         dy.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:], *(scale for *_, scale in axes), *(_most_taps(scale) for *_, scale in axes),
         *readers,
-        CHANNELS_LAST=is_channels_last(dx), ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), BLOCK=block,
+        **order, ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx),
         device=dy.device,
     )  # fmt: skip
     return dx

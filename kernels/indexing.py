@@ -103,6 +103,29 @@ def split_element(element, channels, height, width, CHANNELS_LAST: tl.constexpr)
 
 
 @device_function
+def elements_of(
+    program, elements, channels, height, width, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
+):
+    """(image, channel, row, column, whether it exists) of the elements of a tile, in channels_last or contiguous order.
+
+    The lanes of a tile lie side by side in memory: they are channels, or columns. Its rows count all other axes. A coordinate
+    varies along one of the two and broadcasts along the other.
+    """
+    lanes = channels if CHANNELS_LAST else width
+    across = cdiv(lanes, TILE.lanes)
+    row = ((program // across).to(INDEX) * TILE.rows + tl.arange(0, TILE.rows))[:, None]
+    lane = ((program % across).to(INDEX) * TILE.lanes + tl.arange(0, TILE.lanes))[None, :]
+    exists = (row < elements // lanes) & (lane < lanes)
+    if CHANNELS_LAST:
+        n, h, w = split_pixel(row, height, width)
+        c = lane
+    else:
+        plane, h, w = row // height, row % height, lane
+        n, c = plane // channels, plane % channels
+    return n, c, h, w, exists
+
+
+@device_function
 def inside(position, size):
     """Whether a position lies on an axis of that size."""
     return (position >= 0) & (position < size)

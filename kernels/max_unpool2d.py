@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import inside, split_element
+from trinn.kernels.indexing import elements_of, inside
 from trinn.kernels.launch import empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.tuning import elementwise_block
+from trinn.kernels.tuning import element_tiles, elementwise_block
 
 VALUES = 64  # that a program compares with one another at a time
 
@@ -66,22 +66,20 @@ def _gather_kernel(
     dy, indices, dx,
     dy_strides, indices_strides, dx_strides,
     elements, channels, height, width, out_height, out_width,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx."""
+    """A tile of dx."""
     dy_n, dy_c, dy_h, dy_w = dy_strides
     indices_n, indices_c, indices_h, indices_w = indices_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
-    valid = element < elements
-    place = tl.load(indices + n * indices_n + c * indices_c + h * indices_h + w * indices_w, mask=valid, other=0)
+    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
+    place = tl.load(indices + n * indices_n + c * indices_c + h * indices_h + w * indices_w, mask=exists, other=0)
     out_pixels = tl.full((), out_height, tl.int64) * out_width
-    tl.device_assert(inside(place, out_pixels), "max_unpool2d: found an invalid max index", mask=valid)
+    tl.device_assert(inside(place, out_pixels), "max_unpool2d: found an invalid max index", mask=exists)
     row, column = (place // out_width).to(INDEX), (place % out_width).to(INDEX)
-    reads = valid & inside(row, out_height) & (place >= 0)
+    reads = exists & inside(row, out_height) & (place >= 0)
     value = tl.load(dy + n * dy_n + c * dy_c + row * dy_h + column * dy_w, mask=reads, other=0)
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, value, mask=valid)
+    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, value, mask=exists)
 
 
 def _empty_forward(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
@@ -117,12 +115,12 @@ def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> T
     """Gradient of max unpooling: what lies at each place of dy (N, C, H, W), like `indices`, in the order asked for."""
     _check(indices, dy.shape[2:])
     dx = _empty_backward(dy, indices, channels_last)
-    block = elementwise_block(dx.numel())
+    programs, order = element_tiles(dx, channels_last)
     launch(
-        _gather_kernel, triton.cdiv(dx.numel(), block), dy, indices, dx,
+        _gather_kernel, programs, dy, indices, dx,
         dy.stride(), indices.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:],
-        CHANNELS_LAST=channels_last, INDEX=index_type(dy, indices, dx), BLOCK=block, device=dy.device, asserts=True,
+        **order, INDEX=index_type(dy, indices, dx), device=dy.device, asserts=True,
     )  # fmt: skip
     return dx
 

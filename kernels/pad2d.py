@@ -17,11 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import inside, split_element
+from trinn.kernels.indexing import elements_of, inside
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator
-from trinn.kernels.tuning import elementwise_block
+from trinn.kernels.tuning import element_tiles
 
 
 @device_function
@@ -59,16 +59,15 @@ def _forward_kernel(
     x, y,
     x_strides, y_strides,
     elements, channels, height, width, out_height, out_width, top, left,
-    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y."""
+    """A tile of y."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
     h, w = _source(p, top, height, MODE), _source(q, left, width, MODE)
-    value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=element < elements)
-    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, value, mask=element < elements)
+    value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=exists)
+    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, value, mask=exists)
 
 
 @triton.jit
@@ -76,21 +75,20 @@ def _backward_kernel(
     dy, dx,
     dy_strides, dx_strides,
     elements, channels, height, width, out_height, out_width, top, left, readers_h, readers_w,
-    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx; `readers` is the largest number of outputs on an axis that copy one pixel."""
+    """A tile of dx; `readers` is the largest number of outputs on an axis that copy one pixel."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(readers_h):
         p, reads_h = _reader(i, h, top, height, out_height, MODE)
         for j in range(readers_w):
             q, reads_w = _reader(j, w, left, width, out_width, MODE)
-            reads = (element < elements) & reads_h & reads_w
+            reads = exists & reads_h & reads_w
             acc += tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=reads, other=0.0).to(ACCUMULATOR)
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=element < elements)
+    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=exists)
 
 
 def _empty_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
@@ -119,12 +117,12 @@ def pad2d_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
         (N, C, H + top + bottom, W + left + right), channels_last if `x` is, but for "circular".
     """
     y = _empty_forward(x, padding, mode)
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _forward_kernel, triton.cdiv(y.numel(), block), x, y,
+        _forward_kernel, programs, x, y,
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *y.shape[2:], padding[2], padding[0],
-        MODE=mode, CHANNELS_LAST=is_channels_last(y), INDEX=index_type(x, y), BLOCK=block, device=x.device,
+        MODE=mode, **order, INDEX=index_type(x, y), device=x.device,
     )  # fmt: skip
     return y
 
@@ -135,13 +133,12 @@ def pad2d_backward(dy: Tensor, padding: Sequence[int], mode: str) -> Tensor:
     dx = _empty_backward(dy, padding, mode)
     left, right, top, bottom = padding
     readers = _most_readers(dx.shape[2], top, bottom, mode), _most_readers(dx.shape[3], left, right, mode)
-    block = elementwise_block(dx.numel())
+    programs, order = element_tiles(dx)
     launch(
-        _backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
+        _backward_kernel, programs, dy, dx,
         dy.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:], top, left, *readers,
-        MODE=mode, CHANNELS_LAST=is_channels_last(dx), ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx),
-        BLOCK=block, device=dy.device,
+        MODE=mode, **order, ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), device=dy.device,
     )  # fmt: skip
     return dx
 

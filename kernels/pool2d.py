@@ -19,11 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import Axis, big_from_small, inside, small_from_big, split_element
+from trinn.kernels.indexing import Axis, big_from_small, elements_of, inside, small_from_big
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, widened
-from trinn.kernels.tuning import elementwise_block
+from trinn.kernels.tuning import element_tiles
 
 
 @device_function
@@ -39,28 +39,27 @@ def _max_pool2d_kernel(
     x_strides, y_strides,
     elements, channels, height, width, out_height, out_width,
     H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, LEAST: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y and the taps they came from."""
+    """A tile of y and the taps they came from."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
     plane = n * x_n + c * x_c
-    code = tl.full((BLOCK,), -1, tl.int32)
+    code = tl.full((TILE.rows, TILE.lanes), -1, tl.int32)
     # NumPy, under the interpreter, has no bfloat16 to fill a block with.
-    best = tl.full((BLOCK,), LEAST, tl.float32 if x.dtype.element_ty == tl.bfloat16 else x.dtype.element_ty)
+    best = tl.full((TILE.rows, TILE.lanes), LEAST, tl.float32 if x.dtype.element_ty == tl.bfloat16 else x.dtype.element_ty)
     best = best.to(x.dtype.element_ty)
     for tap in range(H.taps * W.taps):
         h, w = big_from_small(p, tap // W.taps, H), big_from_small(q, tap % W.taps, W)
-        hit = (element < elements) & inside(h, height) & inside(w, width)
+        hit = exists & inside(h, height) & inside(w, width)
         value = tl.load(x + plane + h * x_h + w * x_w, mask=hit, other=0)
         wins = hit & ((code < 0) | beats(value, best))
         best = tl.where(wins, value, best)
         code = tl.where(wins, tap, code)
     at = n * y_n + c * y_c + p * y_h + q * y_w
-    tl.store(y + at, best, mask=element < elements)
-    tl.store(codes + at, tl.maximum(code, 0).to(codes.dtype.element_ty), mask=element < elements)
+    tl.store(y + at, best, mask=exists)
+    tl.store(codes + at, tl.maximum(code, 0).to(codes.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -68,29 +67,28 @@ def _max_pool2d_pick_kernel(
     x, codes, y,
     x_strides, codes_strides, y_strides,
     elements, channels, height, width, out_height, out_width,
-    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y: the values of x at the winners or, without x, their places h * width + w.
+    """A tile of y: the values of x at the winners or, without x, their places h * width + w.
 
     Where nothing won, the value is 0 and the place that of some pixel.
     """
     codes_n, codes_c, codes_p, codes_q = codes_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
     at = n * codes_n + c * codes_c + p * codes_p + q * codes_q
-    code = tl.load(codes + at, mask=element < elements, other=0).to(INDEX)
+    code = tl.load(codes + at, mask=exists, other=0).to(INDEX)
     at = n * y_n + c * y_c + p * y_h + q * y_w
     h, w = big_from_small(p, code // W.taps, H), big_from_small(q, code % W.taps, W)
     if x is not None:
         x_n, x_c, x_h, x_w = x_strides
-        hit = (element < elements) & inside(h, height) & inside(w, width)
+        hit = exists & inside(h, height) & inside(w, width)
         value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0)
-        tl.store(y + at, value, mask=element < elements)
+        tl.store(y + at, value, mask=exists)
     else:
         h = tl.minimum(tl.maximum(h, 0), height - 1).to(tl.int64)
         w = tl.minimum(tl.maximum(w, 0), width - 1)
-        tl.store(y + at, h * width + w, mask=element < elements)
+        tl.store(y + at, h * width + w, mask=exists)
 
 
 @triton.jit
@@ -99,27 +97,26 @@ def _max_pool2d_backward_kernel(
     dy_strides, codes_strides, dx_strides,
     elements, channels, height, width, out_height, out_width,
     H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx."""
+    """A tile of dx."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     codes_n, codes_c, codes_p, codes_q = codes_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
     last_p, first_r, hits_h = small_from_big(h, H)
     last_q, first_s, hits_w = small_from_big(w, W)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(H.most_hits):
         for j in range(W.most_hits):
             p, q = last_p - i * H.tap_back, last_q - j * W.tap_back
             tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
-            hit = (element < elements) & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
+            hit = exists & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
             code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=hit, other=0)
             upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
             acc += tl.where(code.to(INDEX) == tap, upstream, 0.0)
     at = n * dx_n + c * dx_c + h * dx_h + w * dx_w
-    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=element < elements)
+    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=exists)
 
 
 @device_function
@@ -149,17 +146,16 @@ def _avg_pool2d_kernel(
     x_strides, y_strides,
     elements, channels, height, width, out_height, out_width, divisor,
     H: tl.constexpr, W: tl.constexpr, COUNT_PADDING: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y."""
+    """A tile of y."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
-    acc = tl.full((BLOCK,), 0, ACCUMULATOR)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
+    acc = tl.full((TILE.rows, TILE.lanes), 0, ACCUMULATOR)
     for tap in range(H.taps * W.taps):
         h, w = big_from_small(p, tap // W.taps, H), big_from_small(q, tap % W.taps, W)
-        hit = (element < elements) & inside(h, height) & inside(w, width)
+        hit = exists & inside(h, height) & inside(w, width)
         acc += tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0).to(ACCUMULATOR)
     count = _divisor(p, q, height, width, divisor, H, W, COUNT_PADDING, ACCUMULATOR)
     if ACCUMULATOR == tl.int64:
@@ -167,7 +163,7 @@ def _avg_pool2d_kernel(
     else:
         acc = acc / count
     at = n * y_n + c * y_c + p * y_h + q * y_w
-    tl.store(y + at, acc.to(y.dtype.element_ty), mask=element < elements)
+    tl.store(y + at, acc.to(y.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -176,25 +172,24 @@ def _avg_pool2d_backward_kernel(
     dy_strides, dx_strides,
     elements, channels, height, width, out_height, out_width, divisor,
     H: tl.constexpr, W: tl.constexpr, COUNT_PADDING: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx."""
+    """A tile of dx."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
     last_p, _, hits_h = small_from_big(h, H)
     last_q, _, hits_w = small_from_big(w, W)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(H.most_hits):
         for j in range(W.most_hits):
             p, q = last_p - i * H.tap_back, last_q - j * W.tap_back
-            hit = (element < elements) & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
+            hit = exists & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
             upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
             count = _divisor(p, q, height, width, divisor, H, W, COUNT_PADDING, ACCUMULATOR)
             acc += upstream / tl.where(hit, count, 1.0)
     at = n * dx_n + c * dx_c + h * dx_h + w * dx_w
-    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=element < elements)
+    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=exists)
 
 
 def _empty_max_pool2d_forward(
@@ -270,14 +265,14 @@ def max_pool2d_forward(
         for windows of at most 256 taps, else int32; 0 where none did.
     """
     y, codes = _empty_max_pool2d_forward(x, size, kernel, stride, padding, dilation)
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _max_pool2d_kernel, triton.cdiv(y.numel(), block), x, y, codes,
+        _max_pool2d_kernel, programs, x, y, codes,
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *size,
-        **_axes(kernel, stride, padding, dilation), CHANNELS_LAST=is_channels_last(y),
+        **_axes(kernel, stride, padding, dilation), **order,
         LEAST=float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min,
-        INDEX=index_type(x, y), BLOCK=block, device=x.device,
+        INDEX=index_type(x, y), device=x.device,
     )  # fmt: skip
     return y, codes
 
@@ -298,13 +293,13 @@ def max_pool2d_backward(
         (N, C, H, W), channels_last if `codes` is.
     """
     dx = _empty_max_pool2d_backward(dy, codes, size, kernel, stride, padding, dilation)
-    block = elementwise_block(dx.numel())
+    programs, order = element_tiles(dx)
     launch(
-        _max_pool2d_backward_kernel, triton.cdiv(dx.numel(), block), dy, codes, dx,
+        _max_pool2d_backward_kernel, programs, dy, codes, dx,
         dy.stride(), codes.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:],
-        **_axes(kernel, stride, padding, dilation), CHANNELS_LAST=is_channels_last(dx),
-        ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, codes, dx), BLOCK=block, device=dy.device,
+        **_axes(kernel, stride, padding, dilation), **order,
+        ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, codes, dx), device=dy.device,
     )  # fmt: skip
     return dx
 
@@ -355,13 +350,13 @@ def avg_pool2d_forward(
         (N, C, P, Q), channels_last if `x` is.
     """
     y = _empty_avg_pool2d_forward(x, size, kernel, stride, padding, count_include_pad, divisor_override)
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _avg_pool2d_kernel, triton.cdiv(y.numel(), block), x, y,
+        _avg_pool2d_kernel, programs, x, y,
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *size, divisor_override,
-        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, CHANNELS_LAST=is_channels_last(y),
-        ACCUMULATOR=tl.int64 if x.dtype == torch.int64 else accumulator(x.dtype), INDEX=index_type(x, y), BLOCK=block,
+        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, **order,
+        ACCUMULATOR=tl.int64 if x.dtype == torch.int64 else accumulator(x.dtype), INDEX=index_type(x, y),
         device=x.device,
     )  # fmt: skip
     return y
@@ -377,13 +372,13 @@ def avg_pool2d_backward(
     In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
     """
     dx = _empty_avg_pool2d_backward(dy, size, kernel, stride, padding, count_include_pad, divisor_override, channels_last)
-    block = elementwise_block(dx.numel())
+    programs, order = element_tiles(dx, channels_last)
     launch(
-        _avg_pool2d_backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
+        _avg_pool2d_backward_kernel, programs, dy, dx,
         dy.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:], divisor_override,
-        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, CHANNELS_LAST=channels_last,
-        ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), BLOCK=block, device=dy.device,
+        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, **order,
+        ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), device=dy.device,
     )  # fmt: skip
     return dx
 
@@ -392,13 +387,13 @@ def _pick(
     x: Tensor | None, codes: Tensor, y: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int],
 ) -> None:  # fmt: skip
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _max_pool2d_pick_kernel, triton.cdiv(y.numel(), block), x, codes, y,
+        _max_pool2d_pick_kernel, programs, x, codes, y,
         x.stride() if x is not None else None, codes.stride(), y.stride(),
         y.numel(), y.shape[1], *size, *y.shape[2:],
-        **_axes(kernel, stride, padding, dilation), CHANNELS_LAST=is_channels_last(y),
-        INDEX=index_type(*(t for t in (x, codes, y) if t is not None)), BLOCK=block, device=y.device,
+        **_axes(kernel, stride, padding, dilation), **order,
+        INDEX=index_type(*(t for t in (x, codes, y) if t is not None)), device=y.device,
     )  # fmt: skip
 
 

@@ -4,12 +4,13 @@ The choice depends on the shape, the dtype and the architecture alone, never on 
 every bit of a gradient, is the same from run to run.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
-from trinn.kernels.launch import INTERPRETED
+from trinn.kernels.launch import INTERPRETED, is_channels_last
 
 # An interpreted program costs some milliseconds, whatever its size, so one takes all it can.
 interpreted_block = 16384
@@ -27,6 +28,30 @@ class Tile(NamedTuple):
     k: int
     warps: int
     stages: int
+
+
+class ElementTile(NamedTuple):
+    """What one program fills of an image: `lanes` side by side in memory, at `rows` places."""
+
+    rows: int
+    lanes: int
+
+
+def element_tiles(image: Tensor, channels_last: bool | None = None) -> tuple[int, dict[str, Any]]:
+    """How many programs fill a dense (N, C, H, W), element by element, and the constants that say how.
+
+    In the order that `channels_last` says, or else that of the image. Lanes are a power of two, and not too many of them
+    idle: neighbours in memory are best read and written by one program.
+    """
+    channels_last = is_channels_last(image) if channels_last is None else channels_last
+    elements, axis = image.numel(), max(1, image.shape[1 if channels_last else 3])
+    block = elementwise_block(elements)
+    lanes = min(triton.next_power_of_2(axis), block if INTERPRETED else 128)
+    while lanes > 16 and not INTERPRETED and triton.cdiv(axis, lanes) * lanes > 1.25 * axis:
+        lanes //= 2
+    rows = elements // axis
+    tile = ElementTile(min(block // lanes, triton.next_power_of_2(max(1, rows))), lanes)
+    return triton.cdiv(rows, tile.rows) * triton.cdiv(axis, lanes), {"CHANNELS_LAST": channels_last, "TILE": tile}
 
 
 def gemm_tile(

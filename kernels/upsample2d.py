@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import bilinear_source, first_reader, most_readers, nearest_source, split_element
+from trinn.kernels.indexing import bilinear_source, elements_of, first_reader, most_readers, nearest_source
 from trinn.kernels.launch import empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, rounded
-from trinn.kernels.tuning import elementwise_block
+from trinn.kernels.tuning import element_tiles
 
 
 @triton.jit
@@ -29,25 +29,23 @@ def _bilinear_kernel(
     x_strides, y_strides,
     elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64,
     ALIGN_CORNERS: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y."""
+    """A tile of y."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    valid = element < elements
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
     scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
     top, bottom, down = bilinear_source(p, height, out_height, scale_h, ALIGN_CORNERS)
     left, right, across = bilinear_source(q, width, out_width, scale_w, ALIGN_CORNERS)
     x += n * x_n + c * x_c
-    top_left = tl.load(x + top * x_h + left * x_w, mask=valid, other=0.0).to(ACCUMULATOR)
-    top_right = tl.load(x + top * x_h + right * x_w, mask=valid, other=0.0).to(ACCUMULATOR)
-    bottom_left = tl.load(x + bottom * x_h + left * x_w, mask=valid, other=0.0).to(ACCUMULATOR)
-    bottom_right = tl.load(x + bottom * x_h + right * x_w, mask=valid, other=0.0).to(ACCUMULATOR)
+    top_left = tl.load(x + top * x_h + left * x_w, mask=exists, other=0.0).to(ACCUMULATOR)
+    top_right = tl.load(x + top * x_h + right * x_w, mask=exists, other=0.0).to(ACCUMULATOR)
+    bottom_left = tl.load(x + bottom * x_h + left * x_w, mask=exists, other=0.0).to(ACCUMULATOR)
+    bottom_right = tl.load(x + bottom * x_h + right * x_w, mask=exists, other=0.0).to(ACCUMULATOR)
     value = (1 - down) * ((1 - across) * top_left + across * top_right)
     value += down * ((1 - across) * bottom_left + across * bottom_right)
-    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, rounded(value, y.dtype.element_ty), mask=valid)
+    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, rounded(value, y.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -56,19 +54,17 @@ def _bilinear_backward_kernel(
     dy_strides, dx_strides,
     elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64, readers_h, readers_w,
     ALIGN_CORNERS: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx; `readers`, from most_readers, is how many outputs of an axis each pixel looks at."""
+    """A tile of dx; `readers`, from most_readers, is how many outputs of an axis each pixel looks at."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    valid = element < elements
-    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
     scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
     shift: tl.constexpr = 0.0 if ALIGN_CORNERS else 0.5
     first_p = first_reader(h, out_height, scale_h, shift - 1, shift)
     first_q = first_reader(w, out_width, scale_w, shift - 1, shift)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(readers_h):
         p = first_p + i
         top, bottom, down = bilinear_source(p, height, out_height, scale_h, ALIGN_CORNERS)
@@ -78,10 +74,10 @@ def _bilinear_backward_kernel(
             q = first_q + j
             left, right, across = bilinear_source(q, width, out_width, scale_w, ALIGN_CORNERS)
             weight_w = tl.where(left == w, 1 - across, 0.0) + tl.where(right == w, across, 0.0)
-            reads = valid & reads_h & (q < out_width) & ((left == w) | (right == w))
+            reads = exists & reads_h & (q < out_width) & ((left == w) | (right == w))
             upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=reads, other=0.0).to(ACCUMULATOR)
             acc += weight_h * weight_w * upstream
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=valid)
+    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -89,17 +85,16 @@ def _nearest_kernel(
     x, y,
     x_strides, y_strides,
     elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64,
-    SHIFT: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    SHIFT: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of y."""
+    """A tile of y."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, p, q = split_element(element, channels, out_height, out_width, CHANNELS_LAST)
+    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
     h = nearest_source(p, height, tl.full((), scale_h, tl.float32), SHIFT)
     w = nearest_source(q, width, tl.full((), scale_w, tl.float32), SHIFT)
-    value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=element < elements, other=0)
-    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, value, mask=element < elements)
+    value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=exists, other=0)
+    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, value, mask=exists)
 
 
 @triton.jit
@@ -107,25 +102,24 @@ def _nearest_backward_kernel(
     dy, dx,
     dy_strides, dx_strides,
     elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64, readers_h, readers_w,
-    SHIFT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    SHIFT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of dx; `readers`, from most_readers, is how many outputs of an axis each pixel looks at."""
+    """A tile of dx; `readers`, from most_readers, is how many outputs of an axis each pixel looks at."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    n, c, h, w = split_element(element, channels, height, width, CHANNELS_LAST)
+    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
     scale_h, scale_w = tl.full((), scale_h, tl.float32), tl.full((), scale_w, tl.float32)
     first_p = first_reader(h, out_height, scale_h, 0.0, SHIFT)
     first_q = first_reader(w, out_width, scale_w, 0.0, SHIFT)
-    acc = tl.full((BLOCK,), 0.0, ACCUMULATOR)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for i in range(readers_h):
         p = first_p + i
-        reads_h = (element < elements) & (p < out_height) & (nearest_source(p, height, scale_h, SHIFT) == h)
+        reads_h = exists & (p < out_height) & (nearest_source(p, height, scale_h, SHIFT) == h)
         for j in range(readers_w):
             q = first_q + j
             reads = reads_h & (q < out_width) & (nearest_source(q, width, scale_w, SHIFT) == w)
             acc += tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=reads, other=0.0).to(ACCUMULATOR)
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=element < elements)
+    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=exists)
 
 
 def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -152,13 +146,13 @@ def bilinear2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], 
         (N, C, P, Q), channels_last if `x` is.
     """
     y = _empty(x, size)
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _bilinear_kernel, triton.cdiv(y.numel(), block), x, y,
+        _bilinear_kernel, programs, x, y,
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *size, *map(float, scales),
-        ALIGN_CORNERS=align_corners, CHANNELS_LAST=is_channels_last(y), ACCUMULATOR=accumulator(x.dtype),
-        INDEX=index_type(x, y), BLOCK=block, device=x.device,
+        ALIGN_CORNERS=align_corners, **order, ACCUMULATOR=accumulator(x.dtype),
+        INDEX=index_type(x, y), device=x.device,
     )  # fmt: skip
     return y
 
@@ -173,13 +167,13 @@ def bilinear2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float]
     shift = 0.0 if align_corners else 0.5
     # The copy of an axis, in the words of its readers.
     scales = [1.0 if n == m else float(scale) for n, m, scale in zip(size, dy.shape[2:], scales, strict=True)]
-    block = elementwise_block(dx.numel())
+    programs, order = element_tiles(dx)
     launch(
-        _bilinear_backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
+        _bilinear_backward_kernel, programs, dy, dx,
         dy.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:], *scales, *_readers(size, dy, scales, shift - 1, shift + 1, shift),
-        ALIGN_CORNERS=align_corners, CHANNELS_LAST=is_channels_last(dx), ACCUMULATOR=accumulator(dy.dtype),
-        INDEX=index_type(dy, dx), BLOCK=block, device=dy.device,
+        ALIGN_CORNERS=align_corners, **order, ACCUMULATOR=accumulator(dy.dtype),
+        INDEX=index_type(dy, dx), device=dy.device,
     )  # fmt: skip
     return dx
 
@@ -202,12 +196,12 @@ def nearest2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], e
         (N, C, P, Q), channels_last if `x` is.
     """
     y = _empty(x, size)
-    block = elementwise_block(y.numel())
+    programs, order = element_tiles(y)
     launch(
-        _nearest_kernel, triton.cdiv(y.numel(), block), x, y,
+        _nearest_kernel, programs, x, y,
         x.stride(), y.stride(),
         y.numel(), *x.shape[1:], *size, *map(float, scales),
-        SHIFT=0.5 if exact else 0.0, CHANNELS_LAST=is_channels_last(y), INDEX=index_type(x, y), BLOCK=block, device=x.device,
+        SHIFT=0.5 if exact else 0.0, **order, INDEX=index_type(x, y), device=x.device,
     )  # fmt: skip
     return y
 
@@ -220,13 +214,12 @@ def nearest2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float],
     """
     dx = _empty(dy, size)
     shift = 0.5 if exact else 0.0
-    block = elementwise_block(dx.numel())
+    programs, order = element_tiles(dx)
     launch(
-        _nearest_backward_kernel, triton.cdiv(dx.numel(), block), dy, dx,
+        _nearest_backward_kernel, programs, dy, dx,
         dy.stride(), dx.stride(),
         dx.numel(), *dx.shape[1:], *dy.shape[2:], *map(float, scales), *_readers(size, dy, scales, 0.0, 1.0, shift),
-        SHIFT=shift, CHANNELS_LAST=is_channels_last(dx), ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx),
-        BLOCK=block, device=dy.device,
+        SHIFT=shift, **order, ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), device=dy.device,
     )  # fmt: skip
     return dx
 

@@ -13,7 +13,7 @@ BEFORE = Row(registers=40, spilled=0, shared=1024, wide_loads=3, loads=4, wide_s
 @pytest.fixture(autouse=True)
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_code, "ROWS", tmp_path / "compiled" / "triton.json")
-    assert held({"a kernel, a case": BEFORE}, record=True, some=False) == []
+    assert held({"a kernel, a case": BEFORE}, record=True) == []
 
 
 @pytest.mark.parametrize(
@@ -29,21 +29,18 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_worse(change: dict[str, int], fault: str) -> None:
     row = {"a kernel, a case": BEFORE._replace(**change)}
-    assert held(row, record=False, some=False) == [f"a kernel, a case: {fault}"]
-    held(row, record=True, some=False)
-    assert held(row, record=False, some=False) == []
+    assert held(row, record=False) == [f"a kernel, a case: {fault}"]
+    held(row, record=True)
+    assert held(row, record=False) == []
 
 
 def test_better_or_nearly_the_same() -> None:
     row = BEFORE._replace(registers=44, wide_loads=4, instructions=10.4, shared=0)
-    assert held({"a kernel, a case": row}, record=False, some=False) == []
+    assert held({"a kernel, a case": row}, record=False) == []
 
 
 def test_rows_and_launches_are_the_same() -> None:
-    faults = held({"another": BEFORE}, record=False, some=False)
+    faults = held({"another": BEFORE}, record=False)
     assert [fault.partition(":")[0] for fault in faults] == ["another", "a kernel, a case"]
-    assert len(held({"another": BEFORE}, record=False, some=True)) == 1
-    held({"another": BEFORE}, record=True, some=True)
-    assert held({"another": BEFORE, "a kernel, a case": BEFORE}, record=False, some=False) == []
-    held({"another": BEFORE}, record=True, some=False)
-    assert held({"another": BEFORE}, record=False, some=False) == []
+    held({"another": BEFORE}, record=True)
+    assert held({"another": BEFORE}, record=False) == []
