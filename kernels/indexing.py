@@ -91,18 +91,6 @@ def pixel_of_window(pixel, rows, columns, WINDOW: tl.constexpr):
 
 
 @device_function
-def split_element(element, channels, height, width, CHANNELS_LAST: tl.constexpr):
-    """(image, channel, row, column) of an element counted through memory in channels_last or contiguous order."""
-    if CHANNELS_LAST:
-        channel = element % channels
-        n, row, col = split_pixel(element // channels, height, width)
-    else:
-        plane, row, col = split_pixel(element, height, width)
-        n, channel = plane // channels, plane % channels
-    return n, channel, row, col
-
-
-@device_function
 def elements_of(
     program, elements, channels, height, width, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):

@@ -12,11 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.epilogue import rectified
-from trinn.kernels.indexing import split_pixel
 from trinn.kernels.launch import empty, index_type, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator
-from trinn.kernels.tuning import elementwise_block, reduction_block, splits
+from trinn.kernels.tuning import elementwise_block
+from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_of, walk
 
 
 @triton.jit
@@ -40,22 +40,20 @@ def _sum_partials_kernel(
 def _channel_sum_kernel(
     x, partials,
     x_strides,
-    pixels, channels, height, width, parts, pixels_per_part,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    sizes, parts, chunks_per_part,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Sums of BLOCK_C channels over one part of the pixels."""
-    x_n, x_c, x_h, x_w = x_strides
+    """Sums of a tile's channels over one part of the pixels."""
+    channels = sizes[0]
     program = tl.program_id(0)
     part = (program % parts).to(INDEX)
-    c = (program // parts).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
-    acc = tl.full((BLOCK_C, BLOCK_P), 0.0, ACCUMULATOR)
-    first = part * pixels_per_part
-    last = tl.minimum(first + pixels_per_part, pixels)
-    for start in range(first, last, BLOCK_P):
-        pixel = start + tl.arange(0, BLOCK_P).to(INDEX)
-        n, row, col = split_pixel(pixel, height, width)
-        at = (c * x_c)[:, None] + (n * x_n + row * x_h + col * x_w)[None, :]
-        acc += tl.load(x + at, mask=(c < channels)[:, None] & (pixel < last)[None, :], other=0.0).to(ACCUMULATOR)
+    c = channels_of(program // parts, INDEX, TILE)
+    first, last = part_of(part, chunks_per_part, sizes, TILE)
+    acc = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
+    for chunk in range(first, last):
+        at_outer, at_inner, exists = pixels_of(chunk, sizes, INDEX, TILE)
+        at = offsets_of(c, at_outer, at_inner, sizes, x_strides)
+        acc += tl.load(x + at, mask=(c < channels)[:, None] & exists[None, :], other=0.0).to(ACCUMULATOR)
     tl.store(partials + part * channels + c, tl.sum(acc, axis=1).to(partials.dtype.element_ty), mask=c < channels)
 
 
@@ -95,20 +93,15 @@ def channel_sum(x: Tensor) -> Tensor:
         (C), of the dtype of `x`.
     """
     total = _empty_channel_sum(x)
-    images, channels, height, width = x.shape
-    pixels = images * height * width
     if x.numel() == 0:
         return total.zero_()
-    block_c = min(triton.next_power_of_2(channels), 16)
-    block_p = min(triton.next_power_of_2(pixels), reduction_block() // block_c)
-    tiles = triton.cdiv(channels, block_c)
-    parts = splits(tiles, pixels, block_p)
+    path = walk(x)
+    parts, chunks = path.parts()
     partials = partials_of(total, parts)
     launch(
-        _channel_sum_kernel, tiles * parts, x, partials,
-        x.stride(),
-        pixels, channels, height, width, parts, triton.cdiv(pixels, parts),
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), BLOCK_C=block_c, BLOCK_P=block_p, warps=8,
-        device=x.device,
+        _channel_sum_kernel, path.tiles * parts, x, partials,
+        *path.strides,
+        path.sizes, parts, chunks,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), TILE=path.tile, warps=8, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, total)

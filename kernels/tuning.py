@@ -91,11 +91,6 @@ def elementwise_block(elements: int) -> int:
     return _clamp(elements, 16, min(16 * interpreted_block, 2**16) if INTERPRETED else 1024)
 
 
-def reduction_block() -> int:
-    """How many elements one program of a reduction takes at a time."""
-    return 16 * interpreted_block if INTERPRETED else 4096
-
-
 def _interpreted_tile(m: int, n: int, k: int) -> Tile:
     block_n = _clamp(n, 16, min(interpreted_block, 512))
     # Most of the time goes into the addresses of the (m, k) block: a short k wastes the fewest on rounding up.

@@ -61,7 +61,7 @@ MUTANTS = [
     Mutant("a filter's gradient ignores dilation", "kernels/conv2d.py", "down, right = r * H.dilation, s * W.dilation", "down, right = r, s", "conv2d"),
     Mutant("partial sums: all but the first", "kernels/reduce.py", "for start in range(0, parts, PARTS):", "for start in range(PARTS, parts, PARTS):", "conv2d linear"),
     Mutant("partial sums of 16 bits", "kernels/reduce.py", "    dtype = torch.float64 if total.dtype == torch.float64 else torch.float32\n", "    dtype = total.dtype\n", "conv2d linear"),
-    Mutant("a bias's gradient without its last block", "kernels/reduce.py", "for start in range(first, last, BLOCK_P):", "for start in range(first, last - BLOCK_P + 1, BLOCK_P):", "conv2d linear"),
+    Mutant("a bias's gradient without its last block", "kernels/reduce.py", "for chunk in range(first, last):", "for chunk in range(first, tl.maximum(last - 1, first + 1)):", "conv2d linear"),
     Mutant("depthwise: one filter for all channels", "kernels/depthwise2d.py", "at = channel * w_k +", "at = channel * 0 +", "conv2d"),
     Mutant("depthwise: the second filter reads the next channel", "kernels/depthwise2d.py", "(channel // FILTERS) * x_c", "(channel % channels) * x_c", "conv2d"),
     Mutant("depthwise: a gradient of the first filter alone", "kernels/depthwise2d.py", "for f in range(FILTERS):", "for f in range(1):", "conv2d"),

@@ -65,6 +65,7 @@ SMALL_PRODUCTS = {
     "depthwise2d._gather_kernel": CONSTANT_FACTOR,
     "pool2d._max_pool2d_backward_kernel": CONSTANT_FACTOR,
     "statistics2d._statistics_kernel": "chunks of some thousand elements",
+    "reduce._channel_sum_kernel": "chunks of some thousand elements",
     "statistics2d._merge_kernel": "chunks of some thousand elements",
     "batchnorm2d._sums_kernel": "chunks of some thousand elements",
     "adaptive_pool2d._max_kernel": "the number of a pixel in its bin",
