@@ -7,5 +7,5 @@ FOLDERS = ("kernels", "layers", "models")
 setup(
     packages=["trinn", *(f"trinn.{folder}" for folder in FOLDERS)],
     package_dir={f"trinn.{folder}": folder for folder in FOLDERS},
-    package_data={"trinn": ["py.typed"]},
+    package_data={"trinn": ["py.typed"], "trinn.kernels": ["tiles/*.json"]},
 )

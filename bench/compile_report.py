@@ -170,8 +170,8 @@ def unreached(jobs: Sequence[Job]) -> Iterator[str]:
             names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
             reached = {tuple(job.constants.get(name) for name in names) for job in ours if job.dtype == dtype}
             for m, n, k in itertools.product(sizes, repeat=3):
-                for options in ({"splits": True}, {"splits": False}, {"scattered": True}):
-                    tile = tuning.gemm_tile(m, n, k, dtype, architecture, **options)
+                for name, scattered in (("linear", False), ("conv2d", False), ("wgrad", True)):
+                    tile = tuning.guessed_tile(tuning.Product(name, m, n, k, dtype, "ieee", scattered), architecture)
                     if tile not in reached:
                         reached.add(tile)
                         yield f"{tile} of {dtype} on {architecture} is launched by no case"

@@ -32,12 +32,12 @@ from torch import Tensor
 from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
 from trinn.kernels.epilogue import finished, largest, store_statistics
 from trinn.kernels.indexing import Axis, Window, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
-from trinn.kernels.launch import architecture, empty, index_type, is_channels_last, launch
+from trinn.kernels.launch import empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, conv_precision, dot, widened
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.statistics2d import Parts
-from trinn.kernels.tuning import Tile, gemm_tile, splits
+from trinn.kernels.tuning import Product, Tile, gemm_tile, splits
 
 A_PIXEL = Window(1, 1)
 
@@ -273,7 +273,8 @@ def conv2d_wgrad(
     filters, channels = dw.shape[0] // groups, dw.shape[1]
     columns = channels * size[0] * size[1]
     scattered = _scattered(x, channels) or _scattered(dy, filters)
-    tile = gemm_tile(filters, columns, pixels, x.dtype, architecture(x.device), scattered=scattered)
+    precision = conv_precision(x.dtype, x.device)
+    tile = gemm_tile(Product("wgrad", filters, columns, pixels, x.dtype, precision, scattered), x.device)
     tiles = triton.cdiv(filters, tile.m) * triton.cdiv(columns, tile.n) * groups
     parts = splits(tiles, pixels, tile.k)
     pixels_per_part = triton.cdiv(triton.cdiv(pixels, parts), tile.k) * tile.k
@@ -283,7 +284,7 @@ def conv2d_wgrad(
         x.stride(), dy.stride(), dw.stride(), dw.numel(),
         pixels, channels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, pixels_per_part,
         H=Axis(size[0], stride[0], padding[0], dilation[0]), W=Axis(size[1], stride[1], padding[1], dilation[1]),
-        ACCUMULATOR=accumulator(x.dtype), PRECISION=conv_precision(x.dtype, x.device), INDEX=index_type(x, dy, partials),
+        ACCUMULATOR=accumulator(x.dtype), PRECISION=precision, INDEX=index_type(x, dy, partials),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, dw)
@@ -344,7 +345,6 @@ def gather_tile(
     """The tile of fprop or dgrad; `channels_out` are those of a group."""
     channels_in = source.shape[1] // groups
     taps = weight.shape[2] * weight.shape[3] // (stride[0] * stride[1] if adjoint else 1) or 1
-    return gemm_tile(
-        pixels, channels_out, taps * channels_in, source.dtype, architecture(source.device), splits=False,
-        scattered=_scattered(source, channels_in),
-    )  # fmt: skip
+    precision, scattered = conv_precision(source.dtype, source.device), _scattered(source, channels_in)
+    product = Product("conv2d", pixels, channels_out, taps * channels_in, source.dtype, precision, scattered)
+    return gemm_tile(product, source.device)

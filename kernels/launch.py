@@ -84,6 +84,13 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+def gpu(device: torch.device) -> str:
+    """The name of a GPU, "NVIDIA H200"; empty where kernels are interpreted, or compiled and not run."""
+    if _observe is not None or INTERPRETED or device.type != "cuda":
+        return ""
+    return torch.cuda.get_device_name(device)
+
+
 def index_type(*tensors: Tensor) -> tl.dtype:
     """int32, or int64 if one of these tensors has an element further away, or more of them, than int32 counts."""
     # A block of lanes may run past the last element by its own length before its mask stops it.

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from trinn.kernels.epilogue import finished
 from trinn.kernels.indexing import cdiv
-from trinn.kernels.launch import architecture, empty, index_type, launch
+from trinn.kernels.launch import empty, index_type, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, dot, matmul_precision
 from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.tuning import gemm_tile, splits
+from trinn.kernels.tuning import Product, gemm_tile, splits
 
 
 @triton.jit
@@ -103,7 +103,8 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor, relu: boo
     """Fill a contiguous result with a @ b + bias, or relu of it."""
     bias = bias.contiguous() if bias is not None else None
     (m, k), n = a.shape, b.shape[1]
-    tile = gemm_tile(m, n, k, a.dtype, architecture(a.device))
+    precision = matmul_precision(a.dtype, a.device)
+    tile = gemm_tile(Product("linear", m, n, k, a.dtype, precision), a.device)
     tiles = triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n)
     if tiles == 0:
         return result
@@ -113,7 +114,7 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor, relu: boo
         _matmul_kernel, tiles * parts, a, b, bias, partials,
         a.stride(), b.stride(), result.numel(),
         m, n, k, triton.cdiv(triton.cdiv(k, parts), tile.k) * tile.k,
-        RELU=relu and parts == 1, ACCUMULATOR=accumulator(a.dtype), PRECISION=matmul_precision(a.dtype, a.device),
+        RELU=relu and parts == 1, ACCUMULATOR=accumulator(a.dtype), PRECISION=precision,
         INDEX=index_type(a, b, partials),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=a.device,
     )  # fmt: skip

@@ -1,21 +1,27 @@
 """Which tile for which shape.
 
-The choice depends on the shape, the dtype and the architecture alone, never on a timing: the order of every sum, and so
-every bit of a gradient, is the same from run to run.
+The choice depends on the shape, the dtype and the GPU alone, never on a timing: the order of every sum, and so every bit of a
+gradient, is the same from run to run. What was measured on a GPU is in tiles/, shipped with the code.
 """
 
+import functools
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from trinn.kernels.launch import INTERPRETED, is_channels_last
+from trinn.kernels.launch import INTERPRETED, architecture, gpu, is_channels_last
 
 # An interpreted program costs some milliseconds, whatever its size, so one takes all it can.
 interpreted_block = 16384
 # Enough programs to fill a large GPU twice; the interpreter runs them one after the other.
 wanted_programs = 1 if INTERPRETED else 264
+
+TILES = Path(__file__).with_name("tiles")
+only_tile: "Tile | None" = None  # set while candidates are measured
 
 _LARGEST_TENSOR = 2**19  # elements, for an interpreted tile; Triton allows twice that
 
@@ -54,21 +60,57 @@ def element_tiles(image: Tensor, channels_last: bool | None = None) -> tuple[int
     return triton.cdiv(rows, tile.rows) * triton.cdiv(axis, lanes), {"CHANNELS_LAST": channels_last, "TILE": tile}
 
 
-def gemm_tile(
-    m: int, n: int, k: int, dtype: torch.dtype, architecture: str, splits: bool = True, scattered: bool = False
-) -> Tile:
-    """The tile for a product of that size.
+class Product(NamedTuple):
+    """(m, k) @ (k, n), for which a tile is chosen, and the kernel that computes it."""
 
-    Smaller where a launcher cannot cut k to fill the GPU (`splits`), and where neighbours in the product are not neighbours
-    in memory, or offsets are int64 (`scattered`): then a thread holds an address for each of its elements.
+    kernel: str  # "linear", "conv2d" for its fprop and dgrad, or "wgrad"
+    m: int
+    n: int
+    k: int
+    dtype: torch.dtype
+    precision: str
+    scattered: bool = False  # neighbours in the product are not neighbours in memory, or offsets are int64
+
+    @property
+    def like(self) -> str:
+        """What products have in common that share a tile: sizes to a power of two, and all else."""
+        sizes = (str(triton.next_power_of_2(size)) for size in (self.m, self.n, self.k))
+        scattered = ["scattered"] if self.scattered else []
+        return " ".join([self.kernel, str(self.dtype).removeprefix("torch."), self.precision, *scattered, *sizes])
+
+
+def gemm_tile(product: Product, device: torch.device) -> Tile:
+    """The tile for a product: the one that was the fastest on this GPU where that is on record, else a good guess."""
+    if only_tile is not None:
+        return only_tile
+    return measured_tiles(gpu(device)).get(product.like) or guessed_tile(product, architecture(device))
+
+
+@functools.cache
+def measured_tiles(name: str) -> dict[str, Tile]:
+    """By Product.like, the tiles that `python -m bench.tune` found on a GPU of that name with this Triton."""
+    path = TILES / f"{name.lower().replace(' ', '_')}.json"
+    if not name or not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    return {like: Tile(*tile) for like, tile in found["tiles"].items()} if found["triton"] == triton.__version__ else {}
+
+
+def guessed_tile(product: Product, architecture: str) -> Tile:
+    """The tile by rules alone.
+
+    Smaller where a launcher cannot cut k to fill the GPU, and for a `scattered` product: there a thread holds an address for
+    each of its elements.
     """
+    kernel, m, n, k, dtype, _, scattered = product
     if architecture == "interpreter":
         return _interpreted_tile(m, n, k)
     most_m, most_n, most_k = {2: (128, 128, 64), 4: (64, 128, 32), 8: (64, 32, 16)}[dtype.itemsize]
     if scattered:
         most_n, most_k = min(most_n, 64), max(most_k // 2, 16)
     block_m, block_n, block_k = _clamp(m, 16, most_m), _clamp(n, 16, most_n), _clamp(k, 16, most_k)
-    while not splits and block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < wanted_programs // 2:
+    whole = kernel == "conv2d"  # k is not cut
+    while whole and block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < wanted_programs // 2:
         block_m //= 2
     # What a program has in registers: the accumulator, and both operands on their way in.
     held = (block_m * block_n + (block_m + block_n) * block_k) * (2 if scattered else 1)
