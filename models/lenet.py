@@ -24,6 +24,7 @@ class LeNet(torch.nn.Module):
         linear3   (N, num_classes)    logits
 
     Args:
+        dropout: the probability that one of the last two layers' inputs is zeroed in training; none in the original.
         nn: where the layers come from. `LeNet(nn=torch.nn)` is the same network without trinn; the two load each other's
             `state_dict`.
 
@@ -31,7 +32,7 @@ class LeNet(torch.nn.Module):
         RuntimeError: images of another size or number of channels.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 1, nn: Any = trinn.layers) -> None:
+    def __init__(self, num_classes: int = 10, dropout: float = 0.0, in_channels: int = 1, nn: Any = trinn.layers) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)
@@ -40,11 +41,12 @@ class LeNet(torch.nn.Module):
         self.linear3 = nn.Linear(84, num_classes)
         self.pool = nn.MaxPool2d(2)
         self.relu = nn.ReLU()
+        self.dropout = torch.nn.Dropout(dropout)
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.pool(self.relu(self.conv1(input)))
         x = self.pool(self.relu(self.conv2(x)))
         x = x.flatten(-3)
-        x = self.relu(self.linear1(x))
-        x = self.relu(self.linear2(x))
+        x = self.dropout(self.relu(self.linear1(x)))
+        x = self.dropout(self.relu(self.linear2(x)))
         return self.linear3(x)

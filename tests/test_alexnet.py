@@ -1,11 +1,16 @@
 """AlexNet has torchvision's names and shapes, and computes what it computes on torch.nn."""
 
+import math
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
-from tests.check import DEVICE, close, error, randn
+import trinn.layers as tnn
+from tests.check import DEVICE, raises_like, randn
+from tests.networks import OPTIMIZERS, check_network, check_training
 from trinn.kernels import tuning
 from trinn.models import AlexNet
 
@@ -29,28 +34,93 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
     monkeypatch.setattr(tuning, "wanted_programs", 1)
 
 
+class Narrow:
+    """The layers of `nn` with a sixteenth of the hidden channels: AlexNet for the interpreter."""
+
+    def __init__(self, nn: Any) -> None:
+        self.nn = nn
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.nn, name)
+
+    def Conv2d(self, in_channels: int, out_channels: int, *rest: int, **options: int) -> nn.Module:
+        return self.nn.Conv2d(sixteenth(in_channels), sixteenth(out_channels), *rest, **options)
+
+    def Linear(self, in_features: int, out_features: int) -> nn.Module:
+        return self.nn.Linear(sixteenth(in_features), sixteenth(out_features))
+
+
+def sixteenth(channels: int) -> int:
+    """Of hidden channels, which come in multiples of 64."""
+    return channels if channels % 64 else channels // 16
+
+
+def networks(num_classes: int = 10, dropout: float = 0.0, narrow: bool = True) -> tuple[AlexNet, AlexNet]:
+    """Ours and torch's."""
+    torch.manual_seed(0)
+    layers = (Narrow(tnn), Narrow(torch.nn)) if narrow else (tnn, torch.nn)
+    ours, torchs = (AlexNet(num_classes, dropout, nn=nn).to(DEVICE) for nn in layers)
+    return ours, torchs
+
+
 def test_names_and_shapes() -> None:
-    with torch.device("meta"):
-        state = AlexNet().state_dict()
+    """torchvision's, in both networks, so that checkpoints load strictly from and into it."""
     expected = {f"{name}.weight": shape for name, shape in SHAPES.items()}
     expected |= {f"{name}.bias": shape[:1] for name, shape in SHAPES.items()}
-    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == expected
+    with torch.device("meta"):
+        ours, torchs = AlexNet(), AlexNet(nn=torch.nn)
+    checkpoint = {name: torch.empty(shape, device="meta") for name, shape in expected.items()}
+    for network in (ours, torchs):
+        assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == expected
+        network.load_state_dict(checkpoint, strict=True, assign=True)
+    assert repr(ours) == repr(torchs)
+    assert sum(math.prod(shape) for shape in expected.values()) == 61_100_840
 
 
-def passes(network: AlexNet, images: Tensor) -> list[Tensor]:
-    logits = network(images)
-    loss = F.cross_entropy(logits, torch.arange(len(images), device=images.device))
-    return [logits.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
+def test_checkpoints_go_both_ways(tmp_path: Path) -> None:
+    ours, torchs = networks()
+    for source, target in ((ours, torchs), (torchs, ours)):
+        for parameter in target.parameters():
+            nn.init.zeros_(parameter)
+        torch.save(source.state_dict(), tmp_path / "weights.pt")
+        target.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True), strict=True)
+        assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_options() -> None:
+    """Classes, channels and dropout."""
+    network = AlexNet(num_classes=7, dropout=0.2, in_channels=1, nn=Narrow(tnn)).to(DEVICE)
+    assert network.eval()(randn(2, 1, 63, 63)).shape == (2, 7)
+    assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [0.2, 0.2]
+
+
+def test_narrow_equals_torch(full_float32: None) -> None:
+    """Logits and the gradients of all sixteen parameters, on small images and few channels."""
+    check_network(*networks(), randn(2, 3, 63, 63))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_narrow_trains_like_torchs(optimizer: str, full_float32: None) -> None:
+    check_training(*networks(), [randn(2, 3, 63, 63, seed=step) for step in range(5)], OPTIMIZERS[optimizer])
 
 
 @pytest.mark.long
-def test_equals_torch() -> None:
-    """The logits and the gradients of all sixteen parameters, on small images."""
-    torch.manual_seed(0)
-    ours, torchs = AlexNet(10).to(DEVICE).eval(), AlexNet(10, nn=torch.nn).to(DEVICE).eval()
-    torchs.load_state_dict(ours.state_dict(), strict=True)
-    images = randn(2, 3, 63, 63)
-    got, expected = passes(ours, images), passes(torchs, images)
-    oracle = passes(torchs.cpu().double(), images.cpu().double())
-    for name, y, theirs, exact in zip(["logits", *dict(ours.named_parameters())], got, expected, oracle, strict=True):
-        close(y, theirs, exact, error(theirs, exact), name)
+def test_equals_torch(full_float32: None) -> None:
+    """With all channels, on small images."""
+    check_network(*networks(narrow=False), randn(2, 3, 63, 63))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="images of 224 x 224 need a GPU")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_equals_torch_at_full_size(optimizer: str, full_float32: None) -> None:
+    """A thousand classes and images of 224 x 224: logits, gradients, and five steps of the optimizer."""
+    ours, torchs = networks(1000, narrow=False)
+    batches = [randn(4, 3, 224, 224, seed=step) for step in range(5)]
+    check_network(ours, torchs, batches[0])
+    check_training(ours, torchs, batches, OPTIMIZERS[optimizer])
+
+
+def test_too_small_images_are_refused() -> None:
+    ours, torchs = networks()
+    raises_like(torchs, ours, randn(1, 3, 62, 62))
+    raises_like(torchs, ours, randn(1, 1, 63, 63))

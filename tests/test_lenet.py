@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trinn.layers as tnn
-from tests.check import DEVICE, close, error, randn
+from tests.check import DEVICE, raises_like, randn
+from tests.networks import OPTIMIZERS, check_network, check_training
 from trinn.kernels import tuning
 from trinn.models import LeNet
 
@@ -108,37 +109,38 @@ def test_the_proof_bites(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
         loss_of(ours, randn(2, 1, 32, 32)).backward()
 
 
-def test_equals_torch() -> None:
+def test_equals_torch(full_float32: None) -> None:
     """Logits and all gradients, by the rule of check.py."""
-    ours, torchs = networks()
-    oracle = LeNet(nn=torch.nn).double()
-    oracle.load_state_dict({name: value.double().cpu() for name, value in ours.state_dict().items()})
-    images = randn(3, 1, 32, 32)
-    results = []
-    for network, x in ((ours, images), (torchs, images), (oracle, images.double().cpu())):
-        logits = network(x)
-        names, parameters = zip(*network.named_parameters(), strict=True)
-        results.append(
-            {"logits": logits.detach()} | dict(zip(names, torch.autograd.grad(logits.square().sum(), parameters), strict=True))
-        )
-    for name, got in results[0].items():
-        expected, true = results[1][name], results[2][name]
-        close(got, expected, true, error(expected, true), name)
+    check_network(*networks(), randn(3, 1, 32, 32))
 
 
-def test_trains_like_torchs() -> None:
-    """Five steps of the optimizer end at the same weights, but for rounding."""
-    ours, torchs = networks()
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_trains_like_torchs(optimizer: str, full_float32: None) -> None:
+    """Five steps of the optimizer end at the same parameters, by the same rule."""
+    batches = [randn(4, 1, 32, 32, seed=step) for step in range(5)]
+    check_training(*networks(), batches, OPTIMIZERS[optimizer])
+
+
+def test_options() -> None:
+    """Classes, channels and dropout; the same elements are dropped as by torch's."""
+    options: dict[str, Any] = {"num_classes": 3, "dropout": 0.5, "in_channels": 2}
+    ours, torchs = LeNet(**options).to(DEVICE), LeNet(**options, nn=torch.nn).to(DEVICE)
+    torchs.load_state_dict(ours.state_dict(), strict=True)
+    images = randn(2, 2, 32, 32)
+    outputs = []
     for network in (ours, torchs):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-        for step in range(5):
-            optimizer.zero_grad()
-            loss_of(network, randn(4, 1, 32, 32, seed=step)).backward()
-            optimizer.step()
-    for (name, a), b in zip(ours.named_parameters(), torchs.parameters(), strict=True):
-        torch.testing.assert_close(
-            a, b, rtol=1e-3 if DEVICE == "cuda" else 1e-5, atol=1e-4 if DEVICE == "cuda" else 1e-6, msg=name
-        )
+        torch.manual_seed(0)
+        outputs.append(network(images))
+    torch.testing.assert_close(*outputs)
+    assert outputs[0].shape == (2, 3) and not torch.allclose(outputs[0], ours.eval()(images))
+    assert repr(ours) == repr(torchs)
+    with pytest.raises(ValueError, match="dropout probability"):
+        LeNet(dropout=2)
+
+
+@pytest.mark.parametrize("size", [(2, 1, 28, 28), (2, 3, 32, 32)])
+def test_other_images_are_refused(size: tuple[int, ...]) -> None:
+    raises_like(LeNet(nn=torch.nn).to(DEVICE), LeNet().to(DEVICE), randn(*size))
 
 
 def test_same_bits_every_time() -> None:

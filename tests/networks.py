@@ -1,0 +1,63 @@
+"""The rule of check.py for whole networks: logits, all gradients, and weights after training."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.check import close, error
+
+Optimizer = Callable[[Any], torch.optim.Optimizer]
+
+# An error in a gradient is at most lr / eps times as large in a step of Adam: here, no larger than itself. With the usual eps,
+# what is rounding alone in a gradient would be a step like any other, in torch as here.
+OPTIMIZERS: dict[str, Optimizer] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3, eps=1e-3),
+}
+
+
+def check_network(ours: nn.Module, torchs: nn.Module, images: Tensor) -> None:
+    """Assert that logits and the gradients of all parameters are torch's."""
+    _check(passes, ours, torchs, images)
+
+
+def check_training(ours: nn.Module, torchs: nn.Module, batches: Sequence[Tensor], optimizer: Optimizer) -> None:
+    """Assert that training ends at torch's parameters.
+
+    The oracle is trained as well, in float64 from the same weights: what an error of one step does in the next ones counts,
+    ours as torch's.
+    """
+
+    def train(network: nn.Module, *batches: Tensor) -> dict[str, Tensor]:
+        steps = optimizer(network.parameters())
+        for images in batches:
+            steps.zero_grad()
+            loss_of(network(images)).backward()
+            steps.step()
+        return {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+    _check(train, ours, torchs, *batches)
+
+
+def loss_of(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % logits.shape[1])
+
+
+def passes(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """The logits, and each parameter's gradient by its name."""
+    logits = network(images)
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    return {"logits": logits.detach()} | dict(zip(names, torch.autograd.grad(loss_of(logits), parameters), strict=True))
+
+
+def _check(run: Callable[..., dict[str, Tensor]], ours: nn.Module, torchs: nn.Module, *batches: Tensor) -> None:
+    torchs.load_state_dict(ours.state_dict(), strict=True)
+    oracle = copy.deepcopy(torchs).cpu().double()
+    true = run(oracle, *(images.cpu().double() for images in batches))
+    expected, got = run(torchs, *batches), run(ours, *batches)
+    for name in got:
+        close(got[name], expected[name], true[name], error(expected[name], true[name]), name)
