@@ -26,13 +26,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 
-from bench.machine_code import Code, Program, Row, held, read_amdgcn, read_cubin, read_sass
+from bench.machine_code import SHARED_MEMORY, Code, Driver, Program, Row, held, read_amdgcn, read_cubin, read_sass
 from bench.shapes import ARITHMETIC, HELD, cases
 from trinn.kernels import launch, tuning
 
-SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes for a program
 # To run one more program side by side, ptxas leaves registers unused and puts one or two values aside. That is its choice.
 # Where it had no register left, or puts more aside, the tile is too large.
 PUT_ASIDE = 32  # bytes a thread
@@ -63,23 +61,6 @@ class Job(NamedTuple):
         blocks += self.constants.get("TILE", ())
         warps, stages = self.constants["num_warps"], self.constants["num_stages"]
         return kernel, self.case, f"{'x'.join(map(str, blocks))} w{warps} s{stages}"
-
-
-class Driver:
-    """A GPU that is not there, for Triton to compile for."""
-
-    def __init__(self, architecture: str) -> None:
-        amd = architecture.startswith("gfx")
-        self.target = GPUTarget("hip", architecture, 64) if amd else GPUTarget("cuda", int(architecture[3:]), 32)
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 def jobs_of(architecture: str, pattern: str) -> list[Job]:

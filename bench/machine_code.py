@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import triton
+from triton.backends.compiler import GPUTarget
 
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes for a program
 ROWS = Path(__file__).with_name("compiled") / f"triton-{triton.__version__}.json"
 
 
@@ -46,6 +48,23 @@ class Row(NamedTuple):
     wide_stores: int
     stores: int
     instructions: float
+
+
+class Driver:
+    """A GPU that is not there, for Triton to compile for."""
+
+    def __init__(self, architecture: str) -> None:
+        amd = architecture.startswith("gfx")
+        self.target = GPUTarget("hip", architecture, 64) if amd else GPUTarget("cuda", int(architecture[3:]), 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
 def read_cubin(cubin: bytes, ptx: str) -> Code:

@@ -14,7 +14,7 @@ from triton._C.libtriton import ir, passes
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 
-from bench.compile_report import Driver
+from bench.machine_code import Driver
 from tests.test_large_tensors import PASSES
 from trinn.kernels import launch
 
