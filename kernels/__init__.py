@@ -38,6 +38,7 @@ from trinn.kernels.conv_transpose2d import (  # noqa: E402
 )
 from trinn.kernels.linear import linear_dgrad, linear_fprop, linear_relu, linear_wgrad  # noqa: E402
 from trinn.kernels.max_unpool2d import max_unpool2d_add, max_unpool2d_backward, max_unpool2d_forward  # noqa: E402
+from trinn.kernels.op import library  # noqa: E402
 from trinn.kernels.pad2d import pad2d_backward, pad2d_forward  # noqa: E402
 from trinn.kernels.pool2d import (  # noqa: E402
     avg_pool2d_backward,
@@ -60,8 +61,10 @@ from trinn.kernels.upsample2d import (  # noqa: E402
     nearest2d_backward,
     nearest2d_forward,
 )
+from trinn.kernels.vmap import register_vmap  # noqa: E402
 
 ops = torch.ops.trinn
+register_vmap(library)
 
 __all__ = [
     "adaptive_avg_pool2d_backward",

@@ -13,7 +13,7 @@ import torch
 
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 
-_library = torch.library.Library("trinn", "DEF")
+library = torch.library.Library("trinn", "DEF")
 
 
 def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Launcher], Launcher]:
@@ -21,10 +21,10 @@ def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Lau
 
     def register(launcher: Launcher) -> Launcher:
         name = launcher.__name__
-        _library.define(name + torch.library.infer_schema(launcher, mutates_args=mutates), tags=(torch.Tag.pt2_compliant_tag,))
+        library.define(name + torch.library.infer_schema(launcher, mutates_args=mutates), tags=(torch.Tag.pt2_compliant_tag,))
         for key in ("CPU", "CUDA"):
-            _library.impl(name, _noticed(launcher, mutates) if mutates else launcher, key)
-        torch.library.register_fake(f"trinn::{name}", fake, lib=_library)
+            library.impl(name, _noticed(launcher, mutates) if mutates else launcher, key)
+        torch.library.register_fake(f"trinn::{name}", fake, lib=library)
         return launcher
 
     return register

@@ -66,6 +66,10 @@ class AdaptiveMaxForward(Function):
         (codes,) = ctx.saved_tensors
         return AdaptiveMaxBackward.call(dy, codes, ctx.size), None
 
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        return AdaptiveMaxPick.call(tangents[0], output[1]), None
+
 
 class AdaptiveMaxBackward(Function):
     """dx of an adaptive max pooling; linear in dy."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function
+from trinn.layers.function import FLOATS, Function, added, differentiated_forward
 from trinn.layers.relu import ReluBackward
 
 
@@ -27,6 +27,15 @@ class BatchNormForward(Function):
         need_x, _, _, need_w, need_b, *_ = ctx.needs_input_grad
         dx, dw, db = BatchNormBackward.call(dy, *ctx.saved_tensors, ctx.eps, ctx.batch, need_x, need_w or need_b)
         return dx, None, None, dw if need_w else None, db if need_b else None, None, None
+
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        """In x the derivative is symmetric: what takes dy to dx takes a step of x to one of y."""
+        x, mean, var, w, b, eps, batch = inputs
+        tx, _, _, tw, tb, *_ = tangents
+        by_x = BatchNormBackward.call(tx, x, mean, var, w, eps, batch, True, False)[0] if tx is not None else None
+        by_w = cls.call(x, mean, var, tw, None, eps, batch) if tw is not None else None
+        return added(by_x, by_w, tb.to(x.dtype)[:, None, None].expand(x.shape) if tb is not None else None)
 
 
 class BatchNormAddRelu(Function):
@@ -70,7 +79,11 @@ class BatchNormBackward(Function):
     ) -> tuple[Tensor | None, ...]:
         sums = ops.batchnorm2d_sums(x, dy, mean, var, eps) if batch or want_w else None
         dx = ops.batchnorm2d_backward(x, dy, mean, var, w, sums if batch else None, eps) if want_x else None
-        dw, db = sums if sums is not None and want_w else (None, None)
+        if sums is None or not want_w:
+            return dx, None, None
+        if differentiated_forward():  # parts of one tensor cannot have tangents of their own
+            return dx, sums[0].clone(), sums[1].clone()
+        dw, db = sums
         return dx, dw, db
 
     @staticmethod
@@ -80,36 +93,56 @@ class BatchNormBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None) -> tuple[Any, ...]:
-        """Written in torch's arithmetic, from x on, so that it can itself be differentiated as often as one likes.
-
-        With s = 1 / sqrt(var + eps) and P(v) = v - avg(v) - z * avg(v * z), or P(v) = v for given statistics,
-        dx = w * s * P(dy). P is symmetric, and a step of x moves z by s * P(step) and s by -s^2 * avg(z * step).
-        """
         dy, x, mean, var, w = ctx.saved_tensors
-        dy, x = dy.to(mean.dtype), x.to(mean.dtype)
-        ddx = ddx.to(mean.dtype) if ddx is not None else torch.zeros_like(x)
-        mean, var, w, ddw, ddb = (v[:, None, None] if v is not None else None for v in (mean, var, w, ddw, ddb))
-        if ctx.batch:
-            mean = _average(x)
-            var = _average((x - mean).square())
-        s = (var + ctx.eps).rsqrt()
-        z = (x - mean) * s
-
-        def projected(v: Tensor) -> Tensor:
-            return v - _average(v) - z * _average(v * z) if ctx.batch else v
-
-        p_dy, p_ddx = projected(dy), projected(ddx)
-        scale = w * s if w is not None else s
-        to_dy, to_x = scale * p_ddx, torch.zeros_like(x)
-        if ddw is not None:
-            to_dy, to_x = to_dy + ddw * z, ddw * s * p_dy
-        if ddb is not None:
-            to_dy = to_dy + ddb
-        if ctx.batch:
-            moved = z * _average(ddx * p_dy) + p_ddx * _average(dy * z) + p_dy * _average(ddx * z)
-            to_x = to_x - scale * s * moved
-        to_w = (ddx * s * p_dy).sum((0, 2, 3)) if w is not None else None
+        to_dy, to_x, to_w = _second_derivative(dy, x, mean, var, w, ctx.eps, ctx.batch, ddx, ddw, ddb)
         return to_dy, to_x, None, None, to_w, None, None, None, None
+
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        """The gradients are those of one number, sum dy * y, whose second derivative is symmetric."""
+        dy, x, mean, var, w, eps, batch, want_x, want_w = inputs
+        tdy, tx, _, _, tw, *_ = tangents
+        found = cls.call(tdy, *inputs[1:]) if tdy is not None else (None, None, None)
+        by_x = by_w = None
+        if tx is not None or tw is not None:
+            _, by_x, by_w = _second_derivative(dy, x, mean, var, w, eps, batch, tx, tw, None)
+            by_x = by_x.to(x.dtype)
+        return added(found[0], by_x) if want_x else None, *((added(found[1], by_w), found[2]) if want_w else (None, None))
+
+
+def _second_derivative(
+    dy: Tensor, x: Tensor, mean: Any, var: Any, w: Tensor | None, eps: float, batch: bool,
+    ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """What gradients of dx, dw and db give to dy, x and w.
+
+    Written in torch's arithmetic, from x on, so that it can itself be differentiated as often as one likes. With
+    s = 1 / sqrt(var + eps) and P(v) = v - avg(v) - z * avg(v * z), or P(v) = v for given statistics, dx = w * s * P(dy).
+    P is symmetric, and a step of x moves z by s * P(step) and s by -s^2 * avg(z * step).
+    """
+    dy, x = dy.to(mean.dtype), x.to(mean.dtype)
+    ddx = ddx.to(mean.dtype) if ddx is not None else torch.zeros_like(x)
+    mean, var, w, ddw, ddb = (v[:, None, None] if v is not None else None for v in (mean, var, w, ddw, ddb))
+    if batch:
+        mean = _average(x)
+        var = _average((x - mean).square())
+    s = (var + eps).rsqrt()
+    z = (x - mean) * s
+
+    def projected(v: Tensor) -> Tensor:
+        return v - _average(v) - z * _average(v * z) if batch else v
+
+    p_dy, p_ddx = projected(dy), projected(ddx)
+    scale = w * s if w is not None else s
+    to_dy, to_x = scale * p_ddx, torch.zeros_like(x)
+    if ddw is not None:
+        to_dy, to_x = to_dy + ddw * z, ddw * s * p_dy
+    if ddb is not None:
+        to_dy = to_dy + ddb
+    if batch:
+        moved = z * _average(ddx * p_dy) + p_ddx * _average(dy * z) + p_dy * _average(ddx * z)
+        to_x = to_x - scale * s * moved
+    return to_dy, to_x, (ddx * s * p_dy).sum((0, 2, 3)) if w is not None else None
 
 
 def _average(v: Tensor) -> Tensor:

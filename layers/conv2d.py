@@ -9,13 +9,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function, autocast
+from trinn.layers.function import FLOATS, Function, added, autocast, product_rule
 from trinn.layers.pad2d import pad2d
 from trinn.layers.reduce import ChannelSum
 from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, pair
 
 
-class Conv2dFprop(Function):
+class _Product(Function):
+    """What is linear in each of its first two inputs, and a bias on top."""
+
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        a, b, _, *geometry = inputs
+        bias = tangents[2]
+        spread = bias[:, None, None].expand(output.shape) if bias is not None else None
+        return added(product_rule(cls, (a, b, None, *geometry), tangents), spread)
+
+
+class Conv2dFprop(_Product):
     """y = x * w + b."""
 
     @staticmethod
@@ -43,7 +54,7 @@ def conv2d_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor
     return dx, dw, ChannelSum.call(dy) if need_b else None
 
 
-class Conv2dDgrad(Function):
+class Conv2dDgrad(_Product):
     """The adjoint of Conv2dFprop in x, and with a bias the transposed convolution."""
 
     @staticmethod
@@ -88,6 +99,10 @@ class Conv2dWgrad(Function):
         dx = Conv2dDgrad.call(dy, ddw, None, x.shape[2:], *ctx.geometry) if need_x else None
         ddy = Conv2dFprop.call(x, ddw, None, dy.shape[2:], *ctx.geometry) if need_dy else None
         return dx, ddy, None, None, None, None, None
+
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        return product_rule(cls, inputs, tangents)
 
 
 def conv2d(

@@ -1,8 +1,8 @@
 """The one place that knows eager calls, compiled calls and function transforms apart.
 
 An operator's autograd Function is written once, in the form that torch.compile and torch.func need: `forward` without a
-context, `setup_context`, `backward`. Plain eager mode would pay 10 us a call for that form, so a twin in the older form is
-derived from it here.
+context, `setup_context`, `backward`. Two twins are derived from it here: one in the older form, since plain eager mode would
+pay 10 us a call for the newer; one that can also be differentiated forward, since torch.compile refuses a class with a `jvp`.
 """
 
 from typing import Any
@@ -18,31 +18,86 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Function(torch.autograd.Function):
     """Base of every Function of this library: write `forward`, `setup_context` and `backward`, then `call` it.
 
-    `forward` names its inputs one by one; torch.compile takes a `*inputs` for a context.
+    `forward` names its inputs one by one; torch.compile takes a `*inputs` for a context. `tangent` is to be written for what
+    is not linear in its first input alone.
     """
 
     generate_vmap_rule = True
     _eager: type[torch.autograd.Function]
+    _dual: type[torch.autograd.Function]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        cls._eager, cls._dual = _eager_twin(cls), _dual_twin(cls)
 
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            output = cls.forward(*inputs)
-            cls.setup_context(ctx, inputs, output)
-            return output
-
-        members = {"forward": staticmethod(forward), "backward": staticmethod(cls.backward), "__module__": cls.__module__}
-        cls._eager = type(cls.__name__, (torch.autograd.Function,), members)
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        """The tangent of the output, or of each of several, for those of the inputs; None where there is none."""
+        return cls.call(tangents[0], *inputs[1:]) if tangents[0] is not None else None
 
     @classmethod
     def call(cls, *inputs: Any) -> Any:
         """`apply`, by the cheapest way that is right here; no Function at all when nobody asks for a gradient."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or differentiated_forward():
+        if torch.compiler.is_compiling():
             return cls.apply(*inputs)
+        if transformed():
+            return cls._dual.apply(*inputs)
         if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
             return cls._eager.apply(*inputs)
         return cls.forward(*inputs)
+
+
+def _eager_twin(function: type[Function]) -> type[torch.autograd.Function]:
+    """The same with one `forward` that takes the context."""
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    return _twin(function, forward=forward)
+
+
+def _dual_twin(function: type[Function]) -> type[torch.autograd.Function]:
+    """The same with a `jvp`, which is `tangent` of all that went in and came out."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        function.setup_context(ctx, inputs, output)
+        values = *inputs, *(output if isinstance(output, tuple) else (output,))
+        ctx.save_for_forward(*(v if isinstance(v, Tensor) else None for v in values))
+        ctx.constants = tuple(None if isinstance(v, Tensor) else v for v in values)
+        ctx.set_materialize_grads(False)
+
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        values = [c if t is None else t for t, c in zip(ctx.saved_tensors, ctx.constants, strict=True)]
+        inputs, outputs = tuple(values[: len(tangents)]), tuple(values[len(tangents) :])
+        return function.tangent(inputs, outputs if len(outputs) > 1 else outputs[0], tangents)
+
+    return _twin(function, forward=function.forward, setup_context=setup_context, jvp=jvp, generate_vmap_rule=True)
+
+
+def _twin(function: type[Function], **members: Any) -> type[torch.autograd.Function]:
+    members = {name: staticmethod(m) if callable(m) else m for name, m in members.items()}
+    members |= {"backward": staticmethod(function.backward), "__module__": function.__module__}
+    return type(function.__name__, (torch.autograd.Function,), members)
+
+
+def product_rule(function: type[Function], inputs: tuple[Any, ...], tangents: tuple[Tensor | None, ...]) -> Tensor | None:
+    """The tangent of what is linear in each of its first two inputs."""
+    (a, b, *rest), (ta, tb, *_) = inputs, tangents
+    first = function.call(ta, b, *rest) if ta is not None else None
+    return added(first, function.call(a, tb, *rest) if tb is not None else None)
+
+
+def added(*tangents: Tensor | None) -> Tensor | None:
+    """The sum of those that are there."""
+    present = [t for t in tangents if t is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def transformed() -> bool:
+    """Whether one of torch.func's transforms or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def differentiated_forward() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function, autocast
+from trinn.layers.function import FLOATS, Function, added, autocast, product_rule
 from trinn.layers.reduce import ChannelSum
 
 
@@ -26,6 +26,12 @@ class LinearFprop(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         return linear_gradients(ctx, dy, *ctx.saved_tensors)
+
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        x, w, _ = inputs
+        bias = tangents[2]
+        return added(product_rule(cls, (x, w, None), tangents), bias.expand(output.shape) if bias is not None else None)
 
 
 def linear_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -55,6 +61,10 @@ class LinearDgrad(Function):
         dw = LinearWgrad.call(ddx, dy) if need_w else None
         return ddy, dw
 
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        return product_rule(cls, inputs, tangents)
+
 
 class LinearWgrad(Function):
     """dw = dy^T @ x."""
@@ -74,6 +84,10 @@ class LinearWgrad(Function):
         dx = LinearDgrad.call(dy, ddw) if need_x else None
         ddy = LinearFprop.call(x, ddw, None) if need_dy else None
         return dx, ddy
+
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        return product_rule(cls, inputs, tangents)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -34,6 +34,11 @@ class MaxPool2dForward(Function):
         (codes,) = ctx.saved_tensors
         return MaxPool2dBackward.call(dy, codes, ctx.size, *ctx.window), None, None, None, None, None
 
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        x, _, *window = inputs
+        return MaxPool2dPick.call(tangents[0], output[1], x.shape[2:], *window), None
+
 
 class MaxPool2dBackward(Function):
     """dx of a max pooling; linear in dy."""

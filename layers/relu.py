@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function
+from trinn.layers.function import FLOATS, Function, transformed
 
 
 class ReluForward(Function):
@@ -24,6 +24,10 @@ class ReluForward(Function):
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return ReluBackward.call(dy, y)
+
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        return ReluBackward.call(tangents[0], output)
 
 
 class ReluInPlace(ReluForward):
@@ -81,6 +85,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
             "Please clone() the tensor before performing the operation."
         )
+    if transformed():
+        return input.copy_(ReluForward.call(input))  # transforms follow a copy, not a Function that writes over its input
     return ReluInPlace.call(input)
 
 

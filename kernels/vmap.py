@@ -1,0 +1,141 @@
+"""torch.vmap's rule for every operator: a launch of many images, channels or groups in place of many launches.
+
+Where only images are mapped, the mapped axis becomes part of their first. Where filters, statistics or other vectors of the
+channels are, it becomes part of the channels, and a convolution has so many times more groups. What is left, a linear layer
+with mapped weights, runs once for each: a convolution would have another precision.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Dims = tuple[int | None, ...]
+
+
+class Fold(NamedTuple):
+    """The axis of each tensor that takes the mapped axis in, of the arguments and of the results; None where it cannot."""
+
+    arguments: Dims
+    results: tuple[int, ...]
+
+
+# Tried from left to right. Arguments are counted without those that are no tensors.
+FOLDS: dict[str, tuple[Fold, ...]] = {
+    "adaptive_avg_pool2d_backward": (Fold((0,), (0,)),),
+    "adaptive_avg_pool2d_forward": (Fold((0,), (0,)),),
+    "adaptive_max_pool2d_backward": (Fold((0, 0), (0,)),),
+    "adaptive_max_pool2d_forward": (Fold((0,), (0, 0)),),
+    "adaptive_max_pool2d_indices": (Fold((0,), (0,)),),
+    "adaptive_max_pool2d_pick": (Fold((0, 0), (0,)),),
+    "antialias2d_backward": (Fold((0,), (0,)),),
+    "antialias2d_forward": (Fold((0,), (0,)),),
+    "avg_pool2d_backward": (Fold((0,), (0,)),),
+    "avg_pool2d_forward": (Fold((0,), (0,)),),
+    "batchnorm2d_add_relu": (Fold((1, 0, 0, 0, 0, 1), (1,)),),
+    "batchnorm2d_backward": (Fold((1, 1, 0, 0, 0, 1), (1,)),),
+    "batchnorm2d_fold": (Fold((0, 0, 0, 0, 0), (0, 0)),),
+    "batchnorm2d_forward": (Fold((1, 0, 0, 0, 0), (1,)),),
+    "batchnorm2d_merge": (Fold((1, 1, None), (0, 0)),),
+    "batchnorm2d_relu_sums": (Fold((1, 1, 1, 0, 0), (1, 1)),),
+    "batchnorm2d_statistics": (Fold((1,), (0, 0)),),
+    "batchnorm2d_sums": (Fold((1, 1, 0, 0), (1,)),),
+    "batchnorm2d_update": (),
+    "bilinear2d_backward": (Fold((0,), (0,)),),
+    "bilinear2d_forward": (Fold((0,), (0,)),),
+    "channel_sum": (Fold((1,), (0,)),),
+    "conv2d_affine": (Fold((0, None, None, None), (0,)), Fold((1, 0, 0, 0), (1,))),
+    "conv2d_dgrad": (Fold((0, None, None), (0,)), Fold((1, 0, 0), (1,))),
+    "conv2d_fprop": (Fold((0, None, None), (0,)), Fold((1, 0, 0), (1,))),
+    "conv2d_relu_max_pool2d": (Fold((0, None, None), (0, 0)), Fold((1, 0, 0), (1, 1))),
+    "conv2d_statistics": (Fold((1, 0, 0), (1, 0, 0)),),
+    "conv2d_wgrad": (Fold((1, 1), (0,)),),
+    "linear_dgrad": (Fold((0, None), (0,)),),
+    "linear_fprop": (Fold((0, None, None), (0,)),),
+    "linear_relu": (Fold((0, None, None), (0,)),),
+    "linear_wgrad": (),
+    "max_pool2d_backward": (Fold((0, 0), (0,)),),
+    "max_pool2d_forward": (Fold((0,), (0, 0)),),
+    "max_pool2d_indices": (Fold((0,), (0,)),),
+    "max_pool2d_pick": (Fold((0, 0), (0,)),),
+    "max_unpool2d_add": (Fold((0, 0), (0,)),),
+    "max_unpool2d_backward": (Fold((0, 0), (0,)),),
+    "max_unpool2d_forward": (Fold((0, 0), (0,)),),
+    "nearest2d_backward": (Fold((0,), (0,)),),
+    "nearest2d_forward": (Fold((0,), (0,)),),
+    "pad2d_backward": (Fold((0,), (0,)),),
+    "pad2d_forward": (Fold((0,), (0,)),),
+}
+# Any shape will do, so the mapped axis is one more.
+ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")
+
+
+def register_vmap(library: torch.library.Library) -> None:
+    """Give every operator of the tables its rule."""
+    for name in (*FOLDS, *ELEMENTWISE):
+        torch.library.register_vmap(f"{library.ns}::{name}", _rule(name), lib=library)
+
+
+def _rule(name: str) -> Callable[..., Any]:
+    op = getattr(torch.ops.trinn, name).default
+    parameters = op._schema.arguments
+    tensors = [place for place, p in enumerate(parameters) if "Tensor" in str(p.type)]
+    written = [place for place in tensors if parameters[place].is_write]
+    groups = next((place for place, p in enumerate(parameters) if p.name == "groups"), None)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any, **options: Any) -> tuple[Any, Any]:
+        given = list(args)
+        mapped = [place for place in tensors if in_dims[place] is not None]
+        for place in written:
+            if place not in mapped:
+                raise RuntimeError(
+                    f"vmap: {name} writes over its {parameters[place].name}, which is not mapped while another argument is; "
+                    "for a batch norm torch.func.replace_all_batch_norm_modules_ is a way out"
+                )
+        for place in mapped:
+            given[place] = given[place].movedim(in_dims[place], 0)
+        if name in ELEMENTWISE:
+            return _leading(op(*_expanded(given, tensors, mapped, info.batch_size)))
+        for fold in FOLDS[name]:
+            axes: dict[int, Any] = dict(zip(tensors, fold.arguments, strict=True))
+            if all(axes[place] is not None for place in mapped):
+                break
+        else:
+            return _leading(_one_by_one(op, given, mapped, info.batch_size, options))
+        whole = [place for place in tensors if axes[place] is not None]
+        given = _expanded(given, whole, mapped, info.batch_size)
+        for place in whole:
+            if given[place] is not None:
+                given[place] = given[place].movedim(0, axes[place]).flatten(axes[place], axes[place] + 1)
+        if groups is not None and axes[tensors[1]] is not None:
+            given[groups] *= info.batch_size
+        results = op(*given, **options)
+        several = isinstance(results, tuple)
+        unfolded = tuple(
+            y.unflatten(axis, (info.batch_size, y.shape[axis] // info.batch_size)).movedim(axis, 0)
+            for y, axis in zip(results if several else (results,), fold.results, strict=True)
+        )
+        return _leading(unfolded if several else unfolded[0])
+
+    return rule
+
+
+def _expanded(given: list[Any], places: list[int], mapped: list[int], size: int) -> list[Any]:
+    """The arguments, those at these places with the mapped axis first."""
+    return [
+        a.expand(size, *a.shape) if place in places and place not in mapped and a is not None else a
+        for place, a in enumerate(given)
+    ]
+
+
+def _one_by_one(op: Any, given: list[Any], mapped: list[int], size: int, options: dict[str, Any]) -> Any:
+    each = [op(*(a[i] if place in mapped else a for place, a in enumerate(given)), **options) for i in range(size)]
+    if isinstance(each[0], Tensor):
+        return torch.stack(each)
+    return tuple(map(torch.stack, zip(*each, strict=True))) if each[0] is not None else None
+
+
+def _leading(results: Any) -> tuple[Any, Any]:
+    """Results whose mapped axis is the first."""
+    return results, None if results is None else (0,) * len(results) if isinstance(results, tuple) else 0
