@@ -33,6 +33,7 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "of 8 pixels": {"kernel_size": (4, 2)},
     "of 3 pixels": {"kernel_size": (3, 1)},
     "that overlap": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "padded by less than makes one more": {"kernel_size": 4, "padding": 1},
     "that hang over": {"kernel_size": 2, "ceil_mode": True},
     "dilated": {"kernel_size": 2, "dilation": 2},
 }
