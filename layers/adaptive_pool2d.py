@@ -11,6 +11,9 @@ from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
 from trinn.layers.window import Pair, batched
 
+torch.fx.wrap("adaptive_avg_pool2d")  # nodes of a graph that torch.fx traces
+torch.fx.wrap("adaptive_max_pool2d")
+
 OutputSize = int | None | Sequence[int | None]
 
 

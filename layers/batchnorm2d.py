@@ -9,6 +9,8 @@ from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, added, differentiated_forward
 from trinn.layers.relu import ReluBackward
 
+torch.fx.wrap("normalized_by")  # a node of a graph that torch.fx traces
+
 
 class BatchNormForward(Function):
     """y = w * z + b with z = (x - mean) / sqrt(var + eps); with `batch`, mean and var are those of x and move with it."""

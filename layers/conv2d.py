@@ -6,6 +6,7 @@ of them. That is why each can be differentiated as often as one likes.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
@@ -13,6 +14,9 @@ from trinn.layers.function import FLOATS, Function, added, autocast, product_rul
 from trinn.layers.pad2d import pad2d
 from trinn.layers.reduce import ChannelSum
 from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, pair
+
+torch.fx.wrap("conv2d")  # nodes of a graph that torch.fx traces
+torch.fx.wrap("pad2d")
 
 
 class _Product(Function):

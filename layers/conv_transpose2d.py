@@ -6,11 +6,14 @@ It is the input gradient of a convolution, so its Function is that pass's own, `
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trinn.layers.conv2d import Conv2dDgrad, check_geometry, check_operands
 from trinn.layers.function import autocast
 from trinn.layers.window import IntOrPair, batched, pair, transposed_windows
+
+torch.fx.wrap("conv_transpose2d")  # a node of a graph that torch.fx traces
 
 
 def conv_transpose2d(

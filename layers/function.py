@@ -40,6 +40,8 @@ class Function(torch.autograd.Function):
         """`apply`, by the cheapest way that is right here; no Function at all when nobody asks for a gradient."""
         if torch.compiler.is_compiling():
             return cls.apply(*inputs)
+        if torch._C._is_tracing():
+            raise RuntimeError("torch.jit.trace cannot follow trinn's operators; torch.export and torch.compile can")
         if transformed():
             return cls._dual.apply(*inputs)
         if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):

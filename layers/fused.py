@@ -35,6 +35,8 @@ from trinn.layers.pool2d import MaxPool2d, MaxPool2dBackward, max_pool2d_windows
 from trinn.layers.relu import ReLU, ReluBackward, relu
 from trinn.layers.window import Pair
 
+torch.fx.wrap("_joined")  # a node of a graph that torch.fx traces
+
 
 class Conv2dRelu(Function):
     """y = relu(x * w + b)."""
@@ -210,6 +212,10 @@ def _rectified(module: nn.Module | None, x: Tensor) -> Tensor:
     return module(x) if module is not None else relu(x)
 
 
+def _joined(module: Any, *inputs: Tensor) -> Tensor:
+    return type(module).joined(*module, *inputs)
+
+
 class _Joined(nn.Sequential):
     """Modules of given classes that are called as one; as in nn.Sequential, their names are their numbers."""
 
@@ -224,7 +230,7 @@ class _Joined(nn.Sequential):
         super().__init__(*modules)
 
     def forward(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
-        return type(self).joined(*self, *inputs)
+        return _joined(self, *inputs)
 
 
 class ConvReLU2d(_Joined):

@@ -5,11 +5,14 @@ As in a convolution, a gradient of any of the passes is another of them.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, added, autocast, product_rule
 from trinn.layers.reduce import ChannelSum
+
+torch.fx.wrap("linear")  # a node of a graph that torch.fx traces
 
 
 class LinearFprop(Function):

@@ -11,6 +11,8 @@ from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
 from trinn.layers.window import IntOrPair, Pair, batched, pair, reach
 
+torch.fx.wrap("max_unpool2d")  # a node of a graph that torch.fx traces
+
 
 class MaxUnpool2dForward(Function):
     """The values at their places."""

@@ -11,6 +11,9 @@ from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
 from trinn.layers.window import IntOrPair, Pair, batched, pair, windows
 
+torch.fx.wrap("max_pool2d")  # nodes of a graph that torch.fx traces
+torch.fx.wrap("avg_pool2d")
+
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, transformed
 
+torch.fx.wrap("relu")  # a node of a graph that torch.fx traces
+
 
 class ReluForward(Function):
     """y = max(x, 0)."""

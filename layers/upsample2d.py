@@ -13,6 +13,8 @@ from trinn.layers.adaptive_pool2d import adaptive_avg_pool2d
 from trinn.layers.function import FLOATS, Function
 from trinn.layers.window import Pair
 
+torch.fx.wrap("interpolate")  # a node of a graph that torch.fx traces
+
 
 class ResizeForward(Function):
     """y of one of the kinds of resizing; linear in x."""
