@@ -61,6 +61,7 @@ class AdaptiveMaxForward(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _, codes = output
         ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(codes)
         ctx.size = inputs[0].shape[2:]
 

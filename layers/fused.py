@@ -77,6 +77,7 @@ class Conv2dReluMaxPool2d(Function):
         x, w, _, ctx.size, *geometry = inputs
         y, codes = output
         ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, w, y, codes)
         ctx.geometry, ctx.window = tuple(geometry[:4]), tuple(geometry[5:])
 
@@ -101,6 +102,7 @@ class Conv2dStatistics(Function):
         x, w, _, _, *geometry = inputs
         _, mean, var = output
         ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, w)
         ctx.geometry = tuple(geometry)
 

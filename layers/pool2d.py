@@ -29,6 +29,7 @@ class MaxPool2dForward(Function):
         x, _, *window = inputs
         _, codes = output
         ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(codes)
         ctx.size, ctx.window = x.shape[2:], tuple(window)
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trinn.layers as tnn
 from tests.check import randn
+from tests.every import EVERY
 from trinn.kernels import launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,3 +103,35 @@ def test_gradients_that_nobody_wants(
     with Kernels() as run:
         torch.autograd.grad(y, tensors[wanted], torch.ones_like(y))
     assert run.names == [kernels[wanted]]
+
+
+class Others(TorchDispatchMode):
+    """Notes the operators that run and are not ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "trinn":
+            self.names.add(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+VIEWS = {"alias", "detach", "unbind", "unsqueeze", "view"}
+COPIES = {"batch_norm": {"clone"}, "batch_norm, training": {"clone"}, "relu, in place": {"mul"}}  # running statistics; `x * 1`
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_only_our_kernels_run(name: str) -> None:
+    """Forward and backward, torch makes views and nothing else: it computes nothing, and fills no gradient that is not used."""
+    case = EVERY[name]
+    tensors = [t.requires_grad_() for t in case.tensors()]
+    others = case.others()
+    with Others() as run:
+        result = case.function(*tensors, *others)
+    y = result[0] if isinstance(result, tuple) else result
+    dy = torch.ones_like(y)
+    with run:
+        torch.autograd.grad(y, tensors, dy)
+    assert run.names <= VIEWS | COPIES.get(name, set())
