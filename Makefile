@@ -10,10 +10,11 @@ BIN := .venv/bin
 BUILT := .venv/built
 SANITIZED = $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_bounds.py -k test_exact_allocations
 
-.PHONY: help demo test test-long mutants fuzz precision lint types compile-report gpu sanitize clean
+.PHONY: help demo notes test test-long mutants fuzz precision lint types compile-report gpu sanitize clean
 
 help:
 	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
+	@echo 'make notes            a walk from a first network to AlexNet and its initialisation, printed'
 	@echo 'make test             every operator against torch in float64, some minutes'
 	@echo 'make test-long        all of torch'"'"'s own test inputs against our operators, half an hour'
 	@echo 'make mutants          breaks the kernels in dozens of ways, one by one, and sees that the tests notice'
@@ -30,6 +31,9 @@ help:
 
 demo: $(BUILT)
 	$(BIN)/python examples/train_digits.py
+
+notes: $(BUILT)
+	$(BIN)/python examples/notes.py
 
 test: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -48,9 +48,7 @@ class Report(list[Initialised]):
         return "\n".join((lines[0], "-" * len(lines[0]), *lines[1:]))
 
 
-def init_weights(
-    model: nn.Module, scheme: Scheme | Mapping[str | type[nn.Module], Scheme], *, seed: int | None = None
-) -> Report:
+def init_weights(model: nn.Module, scheme: Scheme | Mapping[Any, Scheme], *, seed: int | None = None) -> Report:
     """Fill the parameters of a model.
 
         init_weights(model, "xavier_uniform")
