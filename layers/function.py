@@ -110,7 +110,7 @@ def differentiated_forward() -> bool:
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The operands of a convolution or a linear layer, in autocast's dtype where it is on; float64 stays."""
     device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):  # torch knows no autocast for the meta device
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)

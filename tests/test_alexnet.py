@@ -74,6 +74,7 @@ def test_names_and_shapes() -> None:
         assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == expected
         network.load_state_dict(checkpoint, strict=True, assign=True)
     assert repr(ours) == repr(torchs)
+    assert ours(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
     assert sum(math.prod(shape) for shape in expected.values()) == 61_100_840
 
 
