@@ -165,13 +165,19 @@ def test_a_seed_is_enough() -> None:
     init_weights(half, "kaiming_normal", seed=3)
     assert torch.equal(first.hidden.weight, again.hidden.weight) and torch.equal(first.hidden.weight, longer.hidden.weight)
     assert torch.equal(first.hidden.weight.half(), half.hidden.weight)
-    assert not torch.equal(first.hidden.weight.flatten()[:2560], first.output.weight.flatten())
     init_weights(again, "kaiming_normal", seed=4)
     assert not torch.equal(first.hidden.weight, again.hidden.weight)
     plain, last = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     init_weights(plain, "normal", seed=1)
     init_weights(last, "normal", seed=1)
     assert torch.equal(plain.weight, last.weight) and last.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_parameters_of_one_shape_differ() -> None:
+    model = MyListDense()
+    init_weights(model, "normal", seed=0)
+    first, second, *_ = model.parameters()
+    assert not torch.equal(first, second)
 
 
 def test_without_a_seed() -> None:

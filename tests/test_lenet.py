@@ -122,17 +122,19 @@ def test_trains_like_torchs(optimizer: str, full_float32: None) -> None:
 
 
 def test_options() -> None:
-    """Classes, channels and dropout; the same elements are dropped as by torch's."""
+    """Classes, channels and dropout, of two layers' inputs; the same elements are dropped as by torch's."""
     options: dict[str, Any] = {"num_classes": 3, "dropout": 0.5, "in_channels": 2}
     ours, torchs = LeNet(**options).to(DEVICE), LeNet(**options, nn=torch.nn).to(DEVICE)
     torchs.load_state_dict(ours.state_dict(), strict=True)
     images = randn(2, 2, 32, 32)
+    dropped: list[int] = []
+    ours.dropout.register_forward_hook(lambda module, inputs, output: dropped.append(output.shape[1]))
     outputs = []
     for network in (ours, torchs):
         torch.manual_seed(0)
         outputs.append(network(images))
     torch.testing.assert_close(*outputs)
-    assert outputs[0].shape == (2, 3) and not torch.allclose(outputs[0], ours.eval()(images))
+    assert dropped == [120, 84] and outputs[0].shape == (2, 3) and not torch.allclose(outputs[0], ours.eval()(images))
     assert repr(ours) == repr(torchs)
     with pytest.raises(ValueError, match="dropout probability"):
         LeNet(dropout=2)
