@@ -5,6 +5,8 @@ context, `setup_context`, `backward`. Two twins are derived from it here: one in
 pay 10 us a call for the newer; one that can also be differentiated forward, since torch.compile refuses a class with a `jvp`.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +30,8 @@ class Function(torch.autograd.Function):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "backward" in vars(cls):
+            cls.backward = staticmethod(_of_some(cls.backward))  # type: ignore[method-assign]
         cls._eager, cls._dual = _eager_twin(cls), _dual_twin(cls)
 
     @classmethod
@@ -47,6 +51,18 @@ class Function(torch.autograd.Function):
         if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
             return cls._eager.apply(*inputs)
         return cls.forward(*inputs)
+
+
+def _of_some(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """A backward that is asked only with a gradient: autograd also has none, for an output that the rest did not depend on."""
+
+    @functools.wraps(backward)
+    def gradients(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        if upstream[0] is None:
+            return (None,) * len(ctx.needs_input_grad)
+        return backward(ctx, *upstream)
+
+    return gradients
 
 
 def _eager_twin(function: type[Function]) -> type[torch.autograd.Function]:

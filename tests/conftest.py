@@ -5,7 +5,9 @@ A run ends with the number of torch's own inputs that passed; `--record` keeps i
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -29,6 +31,16 @@ def poisoned_memory() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def rowwise_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's matrix products with every row summed alike. NumPy's may sum a row otherwise at another place."""
+
+    def matmul(a: Any, b: Any, dtype: Any = None) -> Any:
+        return (a[:, :, None] * b[None, :, :]).sum(axis=1, dtype=dtype)
+
+    monkeypatch.setattr(numpy, "matmul", matmul)
 
 
 @pytest.fixture

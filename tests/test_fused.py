@@ -208,6 +208,7 @@ def test_launches() -> None:
     assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
 
 
+@pytest.mark.usefixtures("rowwise_products")
 @pytest.mark.parametrize("window", [(2, 2), (1, 4), (4, 4), (2, 1), (3, 3)])
 def test_pooled_tile(window: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of 2, 4, 8 or 16 pixels side by side are pooled before the convolution is written: to the bit the same."""
