@@ -58,7 +58,7 @@ def _of_some(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[An
 
     @functools.wraps(backward)
     def gradients(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-        if upstream[0] is None:
+        if all(u is None for u in upstream):
             return (None,) * len(ctx.needs_input_grad)
         return backward(ctx, *upstream)
 
