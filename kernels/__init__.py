@@ -1,6 +1,6 @@
 """The kernels and their launchers: what runs on the GPU, and how it is started. No autograd, no nn.Module.
 
-Each launcher is also an opaque torch operator, `torch.ops.trinn.<name>`; `ops` is that namespace.
+Each launcher is also an opaque torch operator, `torch.ops.trinn.<name>`; `ops` calls these.
 """
 
 import os
@@ -38,7 +38,7 @@ from trinn.kernels.conv_transpose2d import (  # noqa: E402
 )
 from trinn.kernels.linear import linear_dgrad, linear_fprop, linear_relu, linear_wgrad  # noqa: E402
 from trinn.kernels.max_unpool2d import max_unpool2d_add, max_unpool2d_backward, max_unpool2d_forward  # noqa: E402
-from trinn.kernels.op import library  # noqa: E402
+from trinn.kernels.op import library, ops  # noqa: E402
 from trinn.kernels.pad2d import pad2d_backward, pad2d_forward  # noqa: E402
 from trinn.kernels.pool2d import (  # noqa: E402
     avg_pool2d_backward,
@@ -63,7 +63,6 @@ from trinn.kernels.upsample2d import (  # noqa: E402
 )
 from trinn.kernels.vmap import register_vmap  # noqa: E402
 
-ops = torch.ops.trinn
 register_vmap(library)
 
 __all__ = [

@@ -1,8 +1,9 @@
 """How a kernel is started: the device it runs on, the options that are always said, and the width of its offsets."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,9 +18,25 @@ device_function: Callable[..., Any] = (lambda function: function) if INTERPRETED
 # The interpreter checks each int32 step for overflow: right for the small tensors of a test, too slow for others.
 always_int64 = INTERPRETED
 
+# Where compiled kernels run, and which of these devices is the current one of this thread.
+GPU = "cuda"
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+
+_notes = threading.local()
+
 # Set while kernels are compiled and not run: what gets each launch, and the architecture it is for.
 _observe: Callable[..., None] | None = None
 _observed_architecture = ""
+
+
+class Launch(NamedTuple):
+    """A kernel that was started, what it was compiled to, and what for."""
+
+    kernel: Any
+    compiled: Any
+    programs: int
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
 
 
 def launch(
@@ -49,16 +66,20 @@ def launch(
         _observe(kernel, args, constants)
     elif INTERPRETED:
         kernel[(programs,)](*args, **constants)
-    elif device.type != "cuda":
+    elif device.type != GPU:
         raise RuntimeError(
             f"trinn got a tensor on the {device.type} device, where its kernels run only in Triton's interpreter: move it to "
             "the GPU; or import trinn before triton, or set TRITON_INTERPRET=1"
         )
-    elif device.index == torch.cuda.current_device():
-        kernel[(programs,)](*args, **constants)
     else:
-        with torch.cuda.device(device):
-            kernel[(programs,)](*args, **constants)
+        with contextlib.nullcontext() if device.index == current_device() else torch.cuda.device(device):
+            compiled = kernel[(programs,)](*args, **constants)
+        if (launches := getattr(_notes, "launches", None)) is not None:
+            launches.append(Launch(kernel, compiled, programs, args, constants))
+
+
+def is_observed() -> bool:
+    return _observe is not None
 
 
 @contextlib.contextmanager
@@ -72,11 +93,21 @@ def observed(observe: Callable[..., None], architecture: str) -> Iterator[None]:
         _observe = None
 
 
+@contextlib.contextmanager
+def noted() -> Iterator[list[Launch]]:
+    """The launches within, by this thread."""
+    _notes.launches = []
+    try:
+        yield _notes.launches
+    finally:
+        del _notes.launches
+
+
 def architecture(device: torch.device) -> str:
     """ "sm_90" for a Hopper GPU, "gfx942" for an MI300, "interpreter" where kernels are interpreted."""
     if _observe is not None:
         return _observed_architecture
-    if INTERPRETED or device.type != "cuda":
+    if INTERPRETED or device.type != GPU:
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
@@ -86,7 +117,7 @@ def architecture(device: torch.device) -> str:
 
 def gpu(device: torch.device) -> str:
     """The name of a GPU, "NVIDIA H200"; empty where kernels are interpreted, or compiled and not run."""
-    if _observe is not None or INTERPRETED or device.type != "cuda":
+    if _observe is not None or INTERPRETED or device.type != GPU:
         return ""
     return torch.cuda.get_device_name(device)
 

@@ -7,13 +7,17 @@ strides agree by construction.
 
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
 
+from trinn.kernels.replay import directly, replayed
+
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 
 library = torch.library.Library("trinn", "DEF")
+ops = SimpleNamespace()  # the operators as layers call them
 
 
 def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Launcher], Launcher]:
@@ -22,9 +26,12 @@ def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Lau
     def register(launcher: Launcher) -> Launcher:
         name = launcher.__name__
         library.define(name + torch.library.infer_schema(launcher, mutates_args=mutates), tags=(torch.Tag.pt2_compliant_tag,))
+        called = replayed(launcher)
+        called = _noticed(called, mutates) if mutates else called
         for key in ("CPU", "CUDA"):
-            library.impl(name, _noticed(launcher, mutates) if mutates else launcher, key)
+            library.impl(name, called, key)
         torch.library.register_fake(f"trinn::{name}", fake, lib=library)
+        setattr(ops, name, directly(called, getattr(torch.ops.trinn, name)))
         return launcher
 
     return register

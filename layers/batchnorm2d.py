@@ -201,7 +201,9 @@ def normalized(
         raise RuntimeError(f"batch_norm: expected input of at least 2 axes, (N, C, *), but got size {list(input.shape)}")
     check_vectors(input, input.shape[1], running_mean, running_var, weight, bias)
     weight, bias = (v.flatten() if v is not None else None for v in (weight, bias))
-    x = input.flatten(3) if input.dim() > 4 else input[(...,) + (None,) * (4 - input.dim())]
+    x = input
+    if input.dim() != 4:
+        x = input.flatten(3) if input.dim() > 4 else input[(...,) + (None,) * (4 - input.dim())]
     if training:
         mean, var = statistics if statistics is not None else ops.batchnorm2d_statistics(x.detach())
         if running_mean is not None and x.numel() > 0:
@@ -214,7 +216,8 @@ def normalized(
         mean, var = running_mean.clone(), running_var.clone()
     else:
         mean, var = running_mean, running_var
-    return function.call(x, mean, var, weight, bias, eps, training, *more).view(input.shape)
+    y = function.call(x, mean, var, weight, bias, eps, training, *more)
+    return y if x is input else y.view(input.shape)
 
 
 def _check_options(
@@ -244,10 +247,12 @@ def check_vectors(
     """Raise what torch raises for statistics and parameters that do not go with so many channels or with the input's dtype."""
     if input.dtype not in FLOATS:
         raise NotImplementedError(f"batch_norm: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
-    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    given = {name: tensor for name, tensor in named.items() if tensor is not None}
-    dtype = next((tensor.dtype for tensor in given.values() if input.dtype.itemsize == 2), input.dtype)
-    for name, tensor in given.items():
+    dtype = input.dtype if input.dtype.itemsize > 2 else None  # of 16 bits, that of the first of them
+    named = ("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)
+    for name, tensor in named:
+        if tensor is None:
+            continue
+        dtype = dtype or tensor.dtype
         if tensor.device != input.device:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but got input on {input.device} and {name} on {tensor.device}"

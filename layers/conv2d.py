@@ -13,7 +13,7 @@ from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, added, autocast, product_rule
 from trinn.layers.pad2d import pad2d
 from trinn.layers.reduce import ChannelSum
-from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, pair
+from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, pair, remembered
 
 torch.fx.wrap("conv2d")  # nodes of a graph that torch.fx traces
 torch.fx.wrap("pad2d")
@@ -149,23 +149,33 @@ def conv2d_operands(
     """What Conv2dFprop takes for a batch and the arguments of `conv2d`, which raises what this raises."""
     x, weight, bias = autocast(x, weight, bias)
     stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
+    padding = padding if isinstance(padding, str) else pair(padding, "padding", "conv2d")
     check_operands(x, weight, bias, "conv2d")
-    check_geometry(stride, dilation, groups, weight, "conv2d")
-    near, far = conv_padding(padding, weight.shape[2:], stride, dilation)
-    if x.shape[1] != weight.shape[1] * groups:
-        raise RuntimeError(
-            f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
-            f"{weight.shape[1] * groups} channels, but got {x.shape[1]} channels instead"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise RuntimeError(
-            f"Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {weight.shape[0]} elements, "
-            f"but got bias of size {list(bias.shape)} instead"
-        )
-    if x.shape[1] == 0:
-        raise RuntimeError(f"conv2d: input{list(x.shape)} has no channels")
-    size = conv_windows(x.shape[2:], weight.shape[2:], stride, near, far, dilation)
+    shape = bias.shape if bias is not None else None
+    size, near = _sizes(x.shape, weight.shape, shape, stride, padding, dilation, groups)
     return x, weight, bias, size, stride, near, dilation, groups
+
+
+@remembered
+def _sizes(
+    x: torch.Size, weight: torch.Size, bias: torch.Size | None, stride: Pair, padding: str | Pair, dilation: Pair, groups: int
+) -> tuple[Pair, Pair]:
+    """(P, Q) and the padding at the near edges, or torch's refusal."""
+    check_geometry(stride, dilation, groups, weight, "conv2d")
+    near, far = conv_padding(padding, weight[2:], stride, dilation)
+    if x[1] != weight[1] * groups:
+        raise RuntimeError(
+            f"Given groups={groups}, weight of size {list(weight)}, expected input{list(x)} to have {weight[1] * groups} "
+            f"channels, but got {x[1]} channels instead"
+        )
+    if bias is not None and bias != weight[:1]:
+        raise RuntimeError(
+            f"Given weight of size {list(weight)}, expected bias to be 1-dimensional with {weight[0]} elements, "
+            f"but got bias of size {list(bias)} instead"
+        )
+    if x[1] == 0:
+        raise RuntimeError(f"conv2d: input{list(x)} has no channels")
+    return conv_windows(x[2:], weight[2:], stride, near, far, dilation), near
 
 
 def check_operands(x: Tensor, w: Tensor, b: Tensor | None, operator: str) -> None:
@@ -186,22 +196,22 @@ def check_operands(x: Tensor, w: Tensor, b: Tensor | None, operator: str) -> Non
         raise NotImplementedError(f"{operator}: expected float16, bfloat16, float32 or float64, but got {x.dtype}")
 
 
-def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: Tensor, operator: str) -> None:
-    """Raise what torch raises for a stride, dilation or number of groups that no convolution has."""
+def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: torch.Size, operator: str) -> None:
+    """Raise what torch raises for a stride, dilation or number of groups that no convolution by such filters has."""
     if groups <= 0:
         raise RuntimeError(f"{operator}: non-positive groups is not supported, but got {groups}")
-    check_window(weight.shape[2:], stride, dilation, operator)
-    if weight.shape[0] == 0:
-        raise RuntimeError(f"{operator}: weight of size {list(weight.shape)} has no filters")
-    if weight.shape[0] < groups:
+    check_window(weight[2:], stride, dilation, operator)
+    if weight[0] == 0:
+        raise RuntimeError(f"{operator}: weight of size {list(weight)} has no filters")
+    if weight[0] < groups:
         raise RuntimeError(
             f"Given groups={groups}, expected weight to be at least {groups} at dimension 0, but got weight of size "
-            f"{list(weight.shape)} instead"
+            f"{list(weight)} instead"
         )
-    if weight.shape[0] % groups:
+    if weight[0] % groups:
         raise RuntimeError(
             f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got weight of size "
-            f"{list(weight.shape)} instead"
+            f"{list(weight)} instead"
         )
 
 

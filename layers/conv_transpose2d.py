@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trinn.layers.conv2d import Conv2dDgrad, check_geometry, check_operands
 from trinn.layers.function import autocast
-from trinn.layers.window import IntOrPair, batched, pair, transposed_windows
+from trinn.layers.window import IntOrPair, Pair, batched, pair, remembered, transposed_windows
 
 torch.fx.wrap("conv_transpose2d")  # a node of a graph that torch.fx traces
 
@@ -45,22 +45,32 @@ def conv_transpose2d(
     stride, dilation = pair(stride, "stride", "conv_transpose2d"), pair(dilation, "dilation", "conv_transpose2d")
     near, extra = pair(padding, "padding", "conv_transpose2d"), pair(output_padding, "output_padding", "conv_transpose2d")
     check_operands(x, weight, bias, "conv_transpose2d")
-    check_geometry(stride, dilation, groups, weight, "conv_transpose2d")
-    if x.shape[1] != weight.shape[0]:
-        raise RuntimeError(
-            f"Given transposed=1, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
-            f"{weight.shape[0]} channels, but got {x.shape[1]} channels instead"
-        )
-    if bias is not None and bias.shape != (weight.shape[1] * groups,):
-        raise RuntimeError(
-            f"Given transposed=1, weight of size {list(weight.shape)}, expected bias to be 1-dimensional with "
-            f"{weight.shape[1] * groups} elements, but got bias of size {list(bias.shape)} instead"
-        )
-    if x.shape[1] == 0:
-        raise RuntimeError(f"conv_transpose2d: input{list(x.shape)} has no channels")
-    size = transposed_windows(x.shape[2:], weight.shape[2:], stride, near, extra, dilation, images=x.shape[0] > 0)
+    shape = bias.shape if bias is not None else None
+    size = _size(x.shape, weight.shape, shape, stride, near, extra, dilation, groups)
     y = Conv2dDgrad.call(x, weight, bias, size, stride, near, dilation, groups)
     return y.squeeze(0) if unbatched else y
+
+
+@remembered
+def _size(
+    x: torch.Size, weight: torch.Size, bias: torch.Size | None, stride: Pair, padding: Pair, output_padding: Pair,
+    dilation: Pair, groups: int,
+) -> Pair:  # fmt: skip
+    """(P, Q), or torch's refusal."""
+    check_geometry(stride, dilation, groups, weight, "conv_transpose2d")
+    if x[1] != weight[0]:
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight)}, expected input{list(x)} to have {weight[0]} channels, but got "
+            f"{x[1]} channels instead"
+        )
+    if bias is not None and bias != (weight[1] * groups,):
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight)}, expected bias to be 1-dimensional with {weight[1] * groups} "
+            f"elements, but got bias of size {list(bias)} instead"
+        )
+    if x[1] == 0:
+        raise RuntimeError(f"conv_transpose2d: input{list(x)} has no channels")
+    return transposed_windows(x[2:], weight[2:], stride, padding, output_padding, dilation, images=x[0] > 0)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):

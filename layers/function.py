@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_is_compiling, _is_tracing, _grad_is_enabled = torch.compiler.is_compiling, torch._C._is_tracing, torch.is_grad_enabled
+_is_transformed = torch._C._are_functorch_transforms_active
+
 # The floating dtypes that the kernels compute in.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -42,14 +45,16 @@ class Function(torch.autograd.Function):
     @classmethod
     def call(cls, *inputs: Any) -> Any:
         """`apply`, by the cheapest way that is right here; no Function at all when nobody asks for a gradient."""
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return cls.apply(*inputs)
-        if torch._C._is_tracing():
+        if _is_tracing():
             raise RuntimeError("torch.jit.trace cannot follow trinn's operators; torch.export and torch.compile can")
-        if transformed():
+        if _is_transformed() or forward_ad._current_level >= 0:
             return cls._dual.apply(*inputs)
-        if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
-            return cls._eager.apply(*inputs)
+        if _grad_is_enabled():
+            for value in inputs:
+                if isinstance(value, Tensor) and value.requires_grad:
+                    return cls._eager.apply(*inputs)
         return cls.forward(*inputs)
 
 
@@ -58,9 +63,10 @@ def _of_some(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[An
 
     @functools.wraps(backward)
     def gradients(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-        if all(u is None for u in upstream):
-            return (None,) * len(ctx.needs_input_grad)
-        return backward(ctx, *upstream)
+        for gradient in upstream:
+            if gradient is not None:
+                return backward(ctx, *upstream)
+        return (None,) * len(ctx.needs_input_grad)
 
     return gradients
 
@@ -115,7 +121,7 @@ def added(*tangents: Tensor | None) -> Tensor | None:
 
 def transformed() -> bool:
     """Whether one of torch.func's transforms or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _is_transformed() or forward_ad._current_level >= 0
 
 
 def differentiated_forward() -> bool:
@@ -123,9 +129,9 @@ def differentiated_forward() -> bool:
     return forward_ad._current_level >= 0
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The operands of a convolution or a linear layer, in autocast's dtype where it is on; float64 stays."""
-    device = next(t.device.type for t in tensors if t is not None)
+    tensors, device = (x, *others), x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # torch knows no autocast for the meta device
         return tensors
     dtype = torch.get_autocast_dtype(device)

@@ -133,6 +133,8 @@ def product(function: type[Function], input: Tensor, weight: Tensor, bias: Tenso
     if bias is not None and bias.shape not in ((), (1,), w.shape[:1]):
         raise RuntimeError(f"linear: expected bias of size {[w.shape[0]]}, but got {list(bias.shape)}")
     b = bias.expand(w.shape[0]) if bias is not None and bias.shape != w.shape[:1] else bias
+    if input.dim() == weight.dim() == 2:
+        return function.call(input, w, b)
     rows = input.shape[:-1]
     y = function.call(input.reshape(rows.numel(), w.shape[1]), w, b)
     return y.view(*rows, w.shape[0]) if weight.dim() == 2 else y.view(rows)

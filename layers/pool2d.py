@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
-from trinn.layers.window import IntOrPair, Pair, batched, pair, windows
+from trinn.layers.window import IntOrPair, Pair, batched, pair, remembered, windows
 
 torch.fx.wrap("max_pool2d")  # nodes of a graph that torch.fx traces
 torch.fx.wrap("avg_pool2d")
@@ -244,6 +244,7 @@ def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple
     return kernel, stride, padding
 
 
+@remembered
 def _output_size(
     shape: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool, operator: str
 ) -> Pair:

@@ -1,17 +1,35 @@
 """Windows that slide over an image: how many fit, and what their arguments may be, in torch's words where it refuses them."""
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
 
 # Sums of a few numbers below this fit the kernels' 32 bits.
 LARGEST = 2**29
+
+
+def remembered(function: Function) -> Function:
+    """A function of sizes and options, looked up where it has been asked for them before."""
+    known = functools.lru_cache(maxsize=4096, typed=True)(function)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args)
+        try:
+            return known(*args)
+        except TypeError:  # sizes that are symbols cannot be looked up
+            return function(*args)
+
+    return cast(Function, call)
 
 
 def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
@@ -21,6 +39,10 @@ def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
         RuntimeError: a sequence of another length, or a number that no image has as many pixels as.
         TypeError: not of integers.
     """
+    if type(value) is int and value < limit:
+        return value, value
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and max(value) < limit:
+        return value
     values = tuple(value) if isinstance(value, Sequence) or isinstance(value, torch.Size) else (value,)
     if not all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in values):
         raise TypeError(f"{operator}: {name} must be an int or a tuple of 2 ints, but got {value!r}")

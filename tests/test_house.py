@@ -20,7 +20,19 @@ SEES: dict[str, set[str]] = {
 }
 # The files of a folder that its operators share.
 SHARED = {
-    "kernels": {"epilogue", "indexing", "launch", "op", "precision", "reduce", "statistics2d", "tuning", "vmap", "walk"},
+    "kernels": {
+        "epilogue",
+        "indexing",
+        "launch",
+        "op",
+        "precision",
+        "reduce",
+        "replay",
+        "statistics2d",
+        "tuning",
+        "vmap",
+        "walk",
+    },
     "layers": {"function", "reduce", "window"},
 }
 # An operator that stands on another one.

@@ -186,7 +186,7 @@ def test_one_place_starts_kernels() -> None:
     """launch.py, with a grid of one axis."""
     for path in (ROOT / "kernels").glob("*.py"):
         grids = re.findall(r"kernel\[(.*?)\]\(", path.read_text())
-        assert grids == (["(programs,)"] * 3 if path.stem == "launch" else []), path
+        assert grids == (["(programs,)"] * 2 if path.stem == "launch" else []), path
 
 
 @pytest.mark.parametrize(

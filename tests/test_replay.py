@@ -1,0 +1,49 @@
+"""Launches from notes (kernels/replay.py), on a GPU that stands still: they are the launchers' own, and they are cheap."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+from tests.test_install import ROOT
+
+
+def run(*command: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def test_launches_are_the_launchers() -> None:
+    """Drawn sizes, strides, dtypes, alignment and flags, in an order in which each could be taken for another."""
+    replayed = re.match(r"(\d+) of (\d+)", run("tests.replays", "0", "400"))
+    assert replayed is not None
+    assert int(replayed[1]) > int(replayed[2])
+
+
+@functools.cache
+def microseconds() -> dict[str, Any]:
+    return json.loads(run("bench.launch_path", "--json"))
+
+
+def test_a_launch_is_cheap() -> None:
+    """3 us at most where Triton takes 8 to 13: a third, whatever the machine is, and no launcher's Python around it."""
+    for name, (launcher, triton, notes, start) in microseconds()["operators"].items():
+        assert start < triton / 3, name
+        assert notes < launcher / 2, name
+
+
+def test_a_functional_is_cheap() -> None:
+    """6 us at most over its operator, which takes 4 to 7."""
+    for name, (operator, whole) in microseconds()["functionals"].items():
+        assert whole < 2.5 * operator, name
+
+
+def test_forward_and_backward_are_cheap() -> None:
+    """1.3 times at most what a Function of torch's costs that does nothing."""
+    found = microseconds()["autograd"]
+    assert found["ours"] < 1.6 * found["torch's Function"]
