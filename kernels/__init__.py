@@ -55,6 +55,7 @@ from trinn.kernels.statistics2d import (  # noqa: E402
     batchnorm2d_statistics,
     batchnorm2d_update,
 )
+from trinn.kernels.sync_batchnorm import sync_batchnorm_sums  # noqa: E402
 from trinn.kernels.upsample2d import (  # noqa: E402
     bilinear2d_backward,
     bilinear2d_forward,
@@ -116,4 +117,5 @@ __all__ = [
     "nearest2d_backward",
     "nearest2d_forward",
     "ops",
+    "sync_batchnorm_sums",
 ]

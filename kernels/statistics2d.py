@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.launch import empty, index_type, launch
+from trinn.kernels.launch import device_function, empty, index_type, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator
 from trinn.kernels.tuning import elementwise_block
@@ -65,6 +65,16 @@ def _statistics_kernel(
         tl.store(counts + part, count.to(counts.dtype.element_ty), mask=program // parts == 0)
 
 
+@device_function
+def pixels_of_all(counts, counts_stride, parts, INDEX: tl.constexpr, PARTS: tl.constexpr):
+    """How many pixels all parts have together."""
+    total = tl.full((PARTS,), 0.0, counts.dtype.element_ty)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS).to(INDEX)
+        total += tl.load(counts + part * counts_stride, mask=part < parts, other=0.0)
+    return tl.sum(total, axis=0)
+
+
 @triton.jit
 def _merge_kernel(
     means, variances, counts, mean, var,
@@ -74,11 +84,7 @@ def _merge_kernel(
 ):  # fmt: skip
     """Mean and variance of BLOCK_C channels over all parts, PARTS of them at a time."""
     c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.full((PARTS,), 0.0, mean.dtype.element_ty)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS).to(INDEX)
-        total += tl.load(counts + part * counts_stride, mask=part < parts, other=0.0)
-    pixels = tl.sum(total, axis=0)
+    pixels = pixels_of_all(counts, counts_stride, parts, INDEX, PARTS)
 
     acc = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
     for start in range(0, parts, PARTS):
@@ -109,13 +115,17 @@ def _merge_kernel(
 
 @triton.jit
 def _update_kernel(
-    running_mean, running_var, mean, var,
-    mean_stride, var_stride,
-    channels, momentum: tl.float64, correction: tl.float64,
-    INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    running_mean, running_var, mean, var, counts,
+    mean_stride, var_stride, counts_stride,
+    channels, parts, momentum: tl.float64, correction: tl.float64,
+    INDEX: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK channels of the running statistics; `correction` makes the variance unbiased."""
+    """BLOCK channels of the running statistics; `correction`, or else `counts`, makes the variance unbiased."""
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    if counts is not None:
+        pixels = pixels_of_all(counts, counts_stride, parts, INDEX, PARTS)
+        correction = pixels / (pixels - 1)
+        channels = tl.where(pixels > 0, channels, 0)  # nothing moves them
     new_mean = tl.load(mean + c, mask=c < channels)
     new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)
     old_mean = tl.load(running_mean + c * mean_stride, mask=c < channels).to(new_mean.dtype)
@@ -183,7 +193,7 @@ def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple
     """
     mean, var = _empty_merged(means, variances, counts)
     parts, channels = means.shape
-    at_once = min(triton.next_power_of_2(parts), 1024 // means.dtype.itemsize)
+    at_once = parts_at_once(means, parts)
     block = min(16, 4096 // at_once)
     launch(
         _merge_kernel, triton.cdiv(channels, block), means, variances, counts, mean, var,
@@ -196,7 +206,13 @@ def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple
 
 @op(fake=_nothing, mutates=("running_mean", "running_var"))
 def batchnorm2d_update(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, pixels: int
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float,
+    pixels: int,
+    counts: Tensor | None = None,
 ) -> None:
     """Move running statistics by `momentum` towards those of a batch, the variance towards its unbiased estimate.
 
@@ -204,11 +220,18 @@ def batchnorm2d_update(
         running_mean, running_var: (C), any floating dtype, written over.
         mean, var: what batchnorm2d_statistics returned.
         pixels: of how many pixels; more than one.
+        counts: what batchnorm2d_merge took, if the host does not know how many pixels that are; `pixels` is then ignored.
+            Where there are none, the running statistics stay as they are.
     """
     block = elementwise_block(mean.numel())
+    parts, counts_stride = (counts.shape[0], counts.stride(0)) if counts is not None else (1, 1)
     launch(
-        _update_kernel, triton.cdiv(mean.numel(), block), running_mean, running_var, mean, var,
-        running_mean.stride(0), running_var.stride(0),
-        mean.numel(), momentum, pixels / (pixels - 1),
-        INDEX=index_type(running_mean, running_var), BLOCK=block, device=mean.device,
+        _update_kernel, triton.cdiv(mean.numel(), block), running_mean, running_var, mean, var, counts,
+        running_mean.stride(0), running_var.stride(0), counts_stride,
+        mean.numel(), parts, momentum, pixels / (pixels - 1) if counts is None else 1.0,
+        INDEX=index_type(running_mean, running_var), BLOCK=block, PARTS=parts_at_once(mean, parts), device=mean.device,
     )  # fmt: skip
+
+
+def parts_at_once(means: Tensor, parts: int) -> int:
+    return min(triton.next_power_of_2(parts), 1024 // means.dtype.itemsize)

@@ -66,6 +66,7 @@ FOLDS: dict[str, tuple[Fold, ...]] = {
     "nearest2d_forward": (Fold((0,), (0,)),),
     "pad2d_backward": (Fold((0,), (0,)),),
     "pad2d_forward": (Fold((0,), (0,)),),
+    "sync_batchnorm_sums": (Fold((2, None), (1,)),),
 }
 # Any shape will do, so the mapped axis is one more.
 ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")

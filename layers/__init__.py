@@ -22,6 +22,7 @@ from trinn.layers.linear import LazyLinear, Linear, linear
 from trinn.layers.max_unpool2d import MaxUnpool2d, max_unpool2d
 from trinn.layers.pool2d import AvgPool2d, MaxPool2d, avg_pool2d, max_pool2d
 from trinn.layers.relu import ReLU, relu, relu_
+from trinn.layers.sync_batchnorm import SyncBatchNorm
 from trinn.layers.upsample2d import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d, interpolate
 from trinn.layers.window import conv_output_size, conv_transpose_output_size
 
@@ -48,6 +49,7 @@ __all__ = [
     "MaxPool2d",
     "MaxUnpool2d",
     "ReLU",
+    "SyncBatchNorm",
     "Upsample",
     "UpsamplingBilinear2d",
     "UpsamplingNearest2d",

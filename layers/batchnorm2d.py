@@ -9,6 +9,8 @@ from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, added, differentiated_forward
 from trinn.layers.relu import ReluBackward
 
+Module = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
+
 torch.fx.wrap("normalized_by")  # a node of a graph that torch.fx traces
 
 
@@ -268,7 +270,7 @@ def check_vectors(
 
 
 def normalized_by(
-    module: nn.BatchNorm1d | nn.BatchNorm2d,
+    module: Module,
     input: Tensor,
     function: type[Function] = BatchNormForward,
     *more: Any,
@@ -276,11 +278,7 @@ def normalized_by(
 ) -> Tensor:
     """`normalized` with the parameters, buffers and options of a module, as torch's modules use them."""
     module._check_input_dim(input)
-    momentum = module.momentum if module.momentum is not None else 0.0
-    if module.training and module.track_running_stats and module.num_batches_tracked is not None:
-        module.num_batches_tracked.add_(1)
-        if module.momentum is None:
-            momentum = 1.0 / float(module.num_batches_tracked)
+    momentum = momentum_of(module)
     tracked = module.track_running_stats or not module.training
     mean, var = (module.running_mean, module.running_var) if tracked else (None, None)
     weight, bias, training = module.weight, module.bias, takes_batch_statistics(module)
@@ -289,7 +287,17 @@ def normalized_by(
     )  # fmt: skip
 
 
-def takes_batch_statistics(module: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+def momentum_of(module: Module) -> float:
+    """By how much a module's running statistics move now; one more batch is counted."""
+    momentum = module.momentum if module.momentum is not None else 0.0
+    if module.training and module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:
+            momentum = 1.0 / float(module.num_batches_tracked)
+    return momentum
+
+
+def takes_batch_statistics(module: Module) -> bool:
     """Whether a module takes the statistics of its input, and not those that it has."""
     return module.training or (module.running_mean is None and module.running_var is None)
 

@@ -43,7 +43,13 @@ STANDS_ON = {
         "conv2d_fused": {"conv2d", "depthwise2d", "pool2d"},
         "conv_transpose2d": {"conv2d"},
     },
-    "layers": {"batchnorm2d": {"relu"}, "conv2d": {"pad2d"}, "conv_transpose2d": {"conv2d"}, "upsample2d": {"adaptive_pool2d"}},
+    "layers": {
+        "batchnorm2d": {"relu"},
+        "conv2d": {"pad2d"},
+        "conv_transpose2d": {"conv2d"},
+        "sync_batchnorm": {"batchnorm2d"},
+        "upsample2d": {"adaptive_pool2d"},
+    },
 }
 # What stands on all operators.
 ON_ALL = {"fused"}

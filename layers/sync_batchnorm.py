@@ -1,0 +1,146 @@
+"""Batch normalisation over the images of several processes: `SyncBatchNorm`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from trinn.kernels import ops
+from trinn.layers.batchnorm2d import check_vectors, momentum_of, normalized_by
+from trinn.layers.function import Function, transformed
+
+torch.fx.wrap("_normalized_by")  # a node of a graph that torch.fx traces
+
+
+class SyncBatchNormForward(Function):
+    """BatchNormForward by the mean and the variance over all processes, which have `counts` pixels each."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, counts: Tensor, eps: float, group: str
+    ) -> Tensor:
+        return ops.batchnorm2d_forward(x, mean, var, w, b, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, mean, var, w, _, counts, ctx.eps, ctx.group = inputs
+        ctx.save_for_backward(x, mean, var, w, counts)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        need_x, _, _, need_w, need_b, *_ = ctx.needs_input_grad
+        dx, dw, db = SyncBatchNormBackward.call(dy, *ctx.saved_tensors, ctx.eps, ctx.group, need_x)
+        return dx, None, None, dw if need_w else None, db if need_b else None, None, None, None
+
+
+class SyncBatchNormBackward(Function):
+    """The gradient dx, or None where it is not wanted, and of this process's images alone dw = sum dy * z and db = sum dy."""
+
+    @staticmethod
+    def forward(
+        dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, counts: Tensor, eps: float, group: str, want_x: bool
+    ) -> tuple[Tensor | None, ...]:
+        sums = ops.batchnorm2d_sums(x, dy, mean, var, eps)
+        dx = None
+        if want_x:
+            of_all = ops.sync_batchnorm_sums(_gathered(sums, len(counts), group), counts, _pixels(x))
+            dx = ops.batchnorm2d_backward(x, dy, mean, var, w, of_all, eps)
+        dw, db = sums
+        return dx, dw, db
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
+        raise NotImplementedError("SyncBatchNorm has no second derivative over several processes")
+
+
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+    group: "distributed.ProcessGroup",
+) -> Tensor:
+    """`batch_norm` in training, by the statistics of the images of all processes of a group, each of which calls it.
+
+    Args:
+        input: (N, C, *), this process's images; N may differ between processes, and be 0.
+        running_mean, running_var, weight, bias: as in `batch_norm`, the same in all processes.
+
+    Returns:
+        Like `input`, in its memory format. The gradients of weight and bias are those of this process's images.
+
+    Raises:
+        RuntimeError: sizes, dtypes or devices that do not belong together, statistics that require a gradient.
+        NotImplementedError: under a transform of torch.func or forward-mode differentiation.
+    """
+    if transformed():
+        raise NotImplementedError("SyncBatchNorm over several processes does not work under torch.func and forward-mode AD")
+    channels = input.shape[1]
+    check_vectors(input, channels, running_mean, running_var, weight, bias)
+    x = input.flatten(3) if input.dim() > 4 else input[(...,) + (None,) * (4 - input.dim())]
+    mean, var = ops.batchnorm2d_statistics(x.detach())
+    part = torch.cat([mean, var, mean.new_full((1,), _pixels(x))])
+    parts = _gathered(part, distributed.get_world_size(group), group.group_name)
+    means, variances, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1]
+    mean, var = ops.batchnorm2d_merge(means, variances, counts)
+    if running_mean is not None:
+        ops.batchnorm2d_update(running_mean, running_var, mean, var, momentum, 0, counts)
+    return SyncBatchNormForward.call(x, mean, var, weight, bias, counts, eps, group.group_name).view(input.shape)
+
+
+def _gathered(part: Tensor, processes: int, group: str) -> Tensor:
+    """Every process's part, in their order: (P, *). They are moved and not added, since a network adds in an order of its own."""
+    collectives = torch.ops._c10d_functional  # the form of them that torch.compile takes
+    parts = collectives.all_gather_into_tensor(part.contiguous()[None], processes, group)
+    return collectives.wait_tensor(parts)
+
+
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _normalized_by(module: nn.SyncBatchNorm, input: Tensor) -> Tensor:
+    module._check_input_dim(input)
+    module._check_non_zero_input_channels(input)
+    group = _others(module) if module.training else None
+    if group is None:
+        return normalized_by(module, input)
+    momentum = momentum_of(module)
+    mean, var = (module.running_mean, module.running_var) if module.track_running_stats else (None, None)
+    return sync_batch_norm(input, mean, var, module.weight, module.bias, momentum, module.eps, group)
+
+
+def _others(module: nn.SyncBatchNorm) -> "distributed.ProcessGroup | None":
+    """The processes that share their statistics with this one, if there are any."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    group = module.process_group or distributed.group.WORLD
+    return group if distributed.get_world_size(group) > 1 else None
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """torch.nn.SyncBatchNorm on `sync_batch_norm`, and on `batch_norm` in evaluation or where there is one process.
+
+    On CPU tensors too, where kernels are interpreted and the processes' backend takes them, as gloo does.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _normalized_by(self, input)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """The module with all batch normalisations in it, ours and torch's, made this class, as torch's method does it.
+
+        The parameters and buffers stay the same tensors. A batch normalisation itself returns a new module.
+        """
+        converted = super().convert_sync_batchnorm(module, process_group)  # which calls this one for the children
+        if type(converted) is nn.SyncBatchNorm:
+            converted.__class__ = cls
+        return converted
