@@ -38,7 +38,7 @@ def _empty_merged(sums: Tensor, counts: Tensor, pixels: int) -> Tensor:
 
 @op(fake=_empty_merged)
 def sync_batchnorm_sums(sums: Tensor, counts: Tensor, pixels: int) -> Tensor:
-    """The sums over all parts of a batch, as batchnorm2d_backward takes them for one part: times that part's share of the pixels.
+    """The sums over all parts of a batch, times one part's share of the pixels: what batchnorm2d_backward takes for that part.
 
     Args:
         sums: (P, 2, C), any strides; what batchnorm2d_sums returned for each part.

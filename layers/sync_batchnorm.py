@@ -96,7 +96,7 @@ def sync_batch_norm(
 
 
 def _gathered(part: Tensor, processes: int, group: str) -> Tensor:
-    """Every process's part, in their order: (P, *). They are moved and not added, since a network adds in an order of its own."""
+    """Every process's part, in their order: (P, *). They are not added on the way, where the order would be the network's."""
     collectives = torch.ops._c10d_functional  # the form of them that torch.compile takes
     parts = collectives.all_gather_into_tensor(part.contiguous()[None], processes, group)
     return collectives.wait_tensor(parts)

@@ -28,7 +28,13 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 def check(ours: Callable[..., Any], torchs: Callable[..., Any], *tensors: Tensor | None, **options: Any) -> None:
     """Assert that `ours` does what `torchs` does: shapes, dtypes, strides, values, and the gradients of all float inputs."""
     dtype = next(t.dtype for t in tensors if t is not None)
-    got, expected = run(ours, tensors, options, dtype), run(torchs, tensors, options, dtype)
+    check_results(run(ours, tensors, options, dtype), torchs, *tensors, **options)
+
+
+def check_results(got: dict[str, Tensor], torchs: Callable[..., Any], *tensors: Tensor | None, **options: Any) -> None:
+    """`check` of what `run` found in ours."""
+    dtype = next(t.dtype for t in tensors if t is not None)
+    expected = run(torchs, tensors, options, dtype)
     oracle = run(torchs, _converted(tensors, torch.float64, "cpu"), options, dtype)
     assert got.keys() == expected.keys(), f"{list(got)}, torch has {list(expected)}"
     if dtype == torch.float64:

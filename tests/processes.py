@@ -1,0 +1,61 @@
+"""Several processes that run one function of a test together: `python -m tests.processes` is one of them."""
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+ROOT = Path(__file__).resolve().parent.parent
+GPUS = torch.cuda.device_count()
+PATIENCE = 120  # seconds
+
+needs_processes = pytest.mark.skipif(
+    not distributed.is_available() or GPUS == 1,
+    reason="torch.distributed, and two GPUs, or none and the interpreter",
+)
+
+
+def together(function: Callable[[int], Any], folder: Path, processes: int = 2) -> list[Any]:
+    """What a function of the rank, of a module of the tests, returns in each of so many processes."""
+    arguments = [f"{function.__module__}:{function.__name__}", str(folder), str(processes)]
+    command = [sys.executable, "-m", "tests.processes", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for rank in range(processes)
+    ]
+    try:
+        printed = [process.communicate(timeout=PATIENCE)[0].decode() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert not any(process.returncode for process in started), "\n".join(printed)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
+
+
+def main(name: str, folder: str, processes: int, rank: int) -> None:
+    module, function = name.split(":")
+    if GPUS:
+        torch.cuda.set_device(rank)
+    distributed.init_process_group(
+        "nccl" if GPUS else "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=processes,
+        timeout=timedelta(seconds=PATIENCE // 2),
+    )
+    result = getattr(importlib.import_module(module), function)(rank)
+    torch.save(result, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

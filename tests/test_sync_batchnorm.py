@@ -1,0 +1,233 @@
+"""Several processes normalise as one does that has all their images."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+
+import trinn.layers as tnn
+from tests.check import DEVICE, check_results, raises_like, randn
+from tests.processes import needs_processes, together
+from tests.test_batchnorm2d import parameters, statistics, tracked
+from tests.test_lenet import OnlyOurs
+from trinn.kernels import ops, tuning
+
+
+class Case(NamedTuple):
+    """All images, and how many of them the first process has."""
+
+    images: Callable[[], Tensor]
+    first: int
+    affine: bool = True
+    parameters: torch.dtype | None = None
+
+
+RAMP = torch.arange(4, device=DEVICE)[:, None, None, None]
+CASES = {
+    "as many images each": Case(lambda: randn(4, 5, 4, 6), 2),
+    "more images in the first": Case(lambda: randn(5, 5, 4, 3), 4),
+    "no image in the first": Case(lambda: randn(3, 5, 4, 3), 0),
+    "no image in the second": Case(lambda: randn(3, 5, 4, 3), 3),
+    "one value for each channel": Case(lambda: randn(2, 3), 1),
+    "several tiles": Case(lambda: randn(6, 20, 9, 7), 2),
+    "sequences": Case(lambda: randn(5, 3, 11), 2),
+    "three axes of pixels": Case(lambda: randn(3, 3, 2, 3, 4), 1),
+    "channels_last": Case(lambda: randn(5, 6, 4, 3).contiguous(memory_format=torch.channels_last), 2),
+    "every second column": Case(lambda: randn(4, 3, 4, 8)[..., ::2], 2),
+    "far from 0, and farther in the second": Case(lambda: randn(4, 3, 4, 4).add_(1e3).mul_(1 + (RAMP > 1)), 2),
+    "neither weight nor bias": Case(lambda: randn(4, 5, 4, 6), 2, affine=False),
+    "float64": Case(lambda: randn(5, 5, 4, 3, dtype=torch.float64), 2),
+    "float16, float32 parameters": Case(lambda: randn(5, 5, 4, 3, dtype=torch.float16), 2, parameters=torch.float32),
+    "bfloat16, float32 parameters": Case(lambda: randn(5, 5, 4, 3, dtype=torch.bfloat16), 2, parameters=torch.float32),
+}
+
+
+def given(case: Case) -> list[Tensor]:
+    x = case.images()
+    return [x, *(parameters(x, case.parameters) if case.affine else ())]
+
+
+def step(name: str, rank: int) -> dict[str, Tensor]:
+    """One process's outputs and gradients, by the names that `check` has for them."""
+    case = CASES[name]
+    x, *vectors = given(case)
+    mine = slice(0, case.first) if rank == 0 else slice(case.first, len(x))
+    module = tnn.SyncBatchNorm(x.shape[1], affine=case.affine).to(DEVICE, case.parameters or x.dtype)
+    module.running_mean, module.running_var = statistics(x, case.parameters or x.dtype)
+    if case.affine:
+        module.weight, module.bias = map(nn.Parameter, vectors)
+    images, dy = x[mine].requires_grad_(), randn(*x.shape, dtype=x.dtype, seed=1)[mine]
+    with OnlyOurs():
+        y = module(images)
+        gradients = torch.autograd.grad(y, [images, *module.parameters()], dy)
+    outputs = {"output 0": y.detach(), "output 1": module.running_mean, "output 2": module.running_var}
+    return outputs | {f"gradient {i}": g for i, g in enumerate(gradients)}
+
+
+def all_cases(rank: int) -> dict[str, dict[str, Tensor]]:
+    """Every case twice, with the same bits."""
+    tuning.interpreted_block, tuning.wanted_programs = 64, 8  # several tiles and parts
+    results = {}
+    for name in CASES:
+        results[name], again = step(name, rank), step(name, rank)
+        assert all(torch.equal(value, again[key]) for key, value in results[name].items()), name
+    return results
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What both processes found."""
+    return together(all_cases, tmp_path_factory.mktemp("processes"))
+
+
+@needs_processes
+@pytest.mark.parametrize("name", CASES)
+def test_equal_one_process(name: str, parts: list[Any]) -> None:
+    """Outputs, running statistics and gradients are those of torch's batch norm of all images, by the rule of all operators."""
+    first, second = (part[name] for part in parts)
+    got = {key: torch.cat([first[key], second[key]]) for key in ("output 0", "gradient 0")}
+    for key in ("output 1", "output 2"):
+        assert torch.equal(first[key], second[key]), f"{key} is not the same in both processes"
+        got[key] = first[key]
+    got |= {key: first[key] + second[key] for key in first if key in ("gradient 1", "gradient 2")}
+    check_results(
+        {key: value.to(DEVICE) for key, value in got.items()},
+        tracked(nn.functional.batch_norm, training=True),
+        *given(CASES[name]),
+    )
+
+
+def modules(rank: int) -> None:
+    """What a module does in each of two processes, of which the first has one image and the second has two."""
+    x = randn(3, 5, 4, 3)
+    mine = x[:1] if rank == 0 else x[1:]
+
+    averaged, whole = tnn.SyncBatchNorm(5, momentum=None).to(DEVICE), nn.BatchNorm2d(5, momentum=None).to(DEVICE)
+    for shift in (0, 1, 3):
+        averaged(mine + shift)
+        whole(x + shift)
+    torch.testing.assert_close(averaged.state_dict(), whole.state_dict())
+
+    averaged.eval()
+    if rank == 0:  # alone: no process waits for another
+        torch.testing.assert_close(averaged(x), whole.eval()(x))
+
+    untracked = tnn.SyncBatchNorm(5, track_running_stats=False).to(DEVICE)
+    expected = untracked(mine)
+    torch.testing.assert_close(
+        expected, nn.BatchNorm2d(5).to(DEVICE)(x)[:1] if rank == 0 else nn.BatchNorm2d(5).to(DEVICE)(x)[1:]
+    )
+    together, *alone = (distributed.new_group(ranks) for ranks in ([0, 1], [0], [1]))
+    untracked.process_group = together
+    assert torch.equal(untracked(mine), expected)
+    untracked.process_group = alone[rank]
+    assert torch.equal(untracked(mine), tnn.BatchNorm2d(5, track_running_stats=False).to(DEVICE)(mine))
+    untracked.process_group = None
+
+    # nobody wants the gradient of the images: those of the parameters have the same bits
+    wanted = torch.autograd.grad(untracked(mine.clone().requires_grad_()).pow(3).sum(), list(untracked.parameters()))
+    found = torch.autograd.grad(untracked(mine).pow(3).sum(), list(untracked.parameters()))
+    assert all(map(torch.equal, wanted, found))
+
+    nothing = tnn.SyncBatchNorm(5).to(DEVICE)
+    assert nothing(x[:0]).shape == (0, 5, 4, 3)  # in both processes
+    assert not nothing.state_dict()["running_mean"].any() and (nothing.state_dict()["running_var"] == 1).all()
+
+    images = mine.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(untracked(images).pow(3).sum(), images, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(dx.sum(), images)
+    with pytest.raises(NotImplementedError, match="torch.func"):
+        torch.func.vjp(untracked, mine)
+
+
+def compiled(rank: int) -> None:
+    """torch.compile finds no break, and the same bits."""
+    module = tnn.SyncBatchNorm(5).to(DEVICE)
+    whole: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
+    images = randn(1 + rank, 5, 4, 3).requires_grad_()
+    got, expected = (torch.autograd.grad(m(images).pow(3).sum(), [images, *m.parameters()]) for m in (whole, module))
+    assert all(map(torch.equal, got, expected))
+
+
+@needs_processes
+def test_modules(tmp_path: Path) -> None:
+    together(modules, tmp_path)
+
+
+@needs_processes
+@pytest.mark.long
+def test_compiles_whole(tmp_path: Path) -> None:
+    together(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_one_process_is_batch_norm(training: bool) -> None:
+    ours, whole = tnn.SyncBatchNorm(5).to(DEVICE).train(training), tnn.BatchNorm2d(5).to(DEVICE).train(training)
+    x = randn(3, 5, 4, 3)
+    assert torch.equal(ours(x), whole(x))
+    assert all(map(torch.equal, ours.state_dict().values(), whole.state_dict().values()))
+
+
+def test_merged_sums() -> None:
+    """Of many parts, and of a part that is one of them."""
+    sums, counts = randn(300, 2, 7), randn(300).mul(5).square().ceil()
+    expected = sums.double().sum(0) * 12 / counts.double().sum()
+    torch.testing.assert_close(ops.sync_batchnorm_sums(sums, counts, 12).double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(ops.sync_batchnorm_sums(sums[:1], counts[:1], int(counts[0])), sums[0])
+
+
+def test_update_counts_on_the_device() -> None:
+    """Running statistics move as if the host had known how many pixels there are, also where they are a strided vector."""
+    mean, var, counts = randn(7), randn(7).square(), torch.tensor([[3.0, 9], [0, 9], [8, 9]], device=DEVICE)[:, 0]
+    states = []
+    for pixels, parts in ((11, None), (0, counts), (0, torch.zeros_like(counts))):
+        states.append((randn(7, seed=1), randn(7, seed=2)))
+        ops.batchnorm2d_update(*states[-1], mean, var, 0.3, pixels, parts)
+    torch.testing.assert_close(states[1], states[0])
+    assert all(map(torch.equal, states[2], (randn(7, seed=1), randn(7, seed=2))))
+
+
+class Net(nn.Module):
+    """Batch normalisations of both libraries, one of them twice, and one within joined layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = tnn.ConvBNReLU2d(tnn.Conv2d(3, 4, 3), tnn.BatchNorm2d(4), tnn.ReLU())
+        self.norms = nn.Sequential(
+            nn.BatchNorm2d(4, affine=False), nn.SyncBatchNorm(4, eps=0.1), tnn.BatchNorm2d(4, momentum=None)
+        )
+        self.other = nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.norms(self.stem(x)))
+
+
+def test_conversion() -> None:
+    """All batch normalisations become ours, with their tensors, options and mode; what is joined computes the same."""
+    net = Net().to(DEVICE)
+    net.norms[1].eval()
+    x, before = randn(2, 3, 8, 8), copy.deepcopy(net)
+
+    def seen() -> list[Any]:
+        """Everything but the classes and the group."""
+        norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        tensors = [(name, id(t)) for name, t in (*net.named_parameters(), *net.named_buffers())]
+        return [tensors, [(m.eps, m.momentum, m.affine, m.track_running_stats, m.training) for m in norms]]
+
+    expected = seen()
+    assert tnn.SyncBatchNorm.convert_sync_batchnorm(net, "a group") is net
+    assert seen() == expected
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert [(type(m), m.process_group) for m in norms] == [(tnn.SyncBatchNorm, "a group")] * 4
+    torch.testing.assert_close(net(x), before(x))
+    assert type(tnn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm1d(3))) is tnn.SyncBatchNorm
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 0, 4, 4)], ids=["one axis", "no channels"])
+def test_refused(shape: tuple[int, ...]) -> None:
+    raises_like(nn.SyncBatchNorm(3).to(DEVICE), tnn.SyncBatchNorm(3).to(DEVICE), randn(*shape))
