@@ -43,6 +43,11 @@ def check_training(ours: nn.Module, torchs: nn.Module, batches: Sequence[Tensor]
     _check(train, ours, torchs, *batches)
 
 
+def check_found(found: dict[str, Tensor], ours: nn.Module, torchs: nn.Module, images: Tensor) -> None:
+    """`check_network` of logits and gradients that were found elsewhere, from the weights of ours."""
+    _check(lambda network, images: found if network is ours else passes(network, images), ours, torchs, images)
+
+
 def loss_of(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % logits.shape[1])
 

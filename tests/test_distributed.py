@@ -1,0 +1,125 @@
+"""torch.distributed's wrappers train our networks: the gradients of two processes are those of one that has all images."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import trinn.layers as tnn
+from tests.check import DEVICE, randn
+from tests.networks import check_found
+from tests.processes import needs_processes, together
+from trinn.models import LeNet
+
+
+def lenet(layers: Any) -> nn.Module:
+    return LeNet(nn=layers)
+
+
+def normalizing(layers: Any) -> nn.Module:
+    """A small network with batch normalisation."""
+    return nn.Sequential(
+        layers.Conv2d(1, 4, 5, stride=3), layers.BatchNorm2d(4), layers.ReLU(), layers.MaxPool2d(2), nn.Flatten(),
+        layers.Linear(100, 10),
+    )  # fmt: skip
+
+
+def replicated(**options: Any) -> Callable[[nn.Module], nn.Module]:
+    return lambda network: DistributedDataParallel(network, **options)
+
+
+def sharded(network: nn.Module) -> nn.Module:
+    """FSDP2: each layer's parameters are cut over the processes, and put together when it runs."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(DEVICE, (2,))
+    for layer in network.children():
+        if any(True for _ in layer.parameters()):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(network, mesh=mesh)
+
+
+def synchronized_and_sharded(network: nn.Module) -> nn.Module:
+    return sharded(tnn.SyncBatchNorm.convert_sync_batchnorm(network))
+
+
+def replicated_and_synchronized(network: nn.Module) -> nn.Module:
+    """In this order, since DDP refuses to wrap any SyncBatchNorm on a CPU."""
+    return tnn.SyncBatchNorm.convert_sync_batchnorm(DistributedDataParallel(network))
+
+
+class Case(NamedTuple):
+    """A network, made of given layers, and what wraps it."""
+
+    network: Callable[[Any], nn.Module]
+    wrap: Callable[[nn.Module], nn.Module]
+    accumulate: bool = False  # image by image, before gradients are exchanged
+
+
+CASES = {
+    "DDP": Case(lenet, replicated()),
+    "DDP, buckets as views, static graph": Case(lenet, replicated(gradient_as_bucket_view=True, static_graph=True)),
+    "DDP, accumulated": Case(lenet, replicated(), accumulate=True),
+    "DDP, SyncBatchNorm": Case(normalizing, replicated_and_synchronized),
+    "FSDP2": Case(lenet, sharded),
+    "FSDP2, SyncBatchNorm": Case(normalizing, synchronized_and_sharded),
+}
+
+
+def images() -> Tensor:
+    return randn(4, 1, 32, 32)
+
+
+def made(case: Case, layers: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return case.network(layers).to(DEVICE)
+
+
+def step(name: str, rank: int) -> dict[str, Tensor]:
+    """The logits for this process's half of the images, and the gradients by the names of the parameters."""
+    case = CASES[name]
+    network = case.wrap(made(case, tnn))
+    half = slice(2 * rank, 2 * rank + 2)
+    mine, labels = images()[half], torch.arange(4, device=DEVICE)[half]
+    if case.accumulate:
+        with network.no_sync():
+            first = network(mine[:1])
+            (F.cross_entropy(first, labels[:1]) / 2).backward()
+        last = network(mine[1:])
+        (F.cross_entropy(last, labels[1:]) / 2).backward()
+        logits = torch.cat([first, last])
+    else:
+        logits = network(mine)
+        F.cross_entropy(logits, labels).backward()
+    found = {"logits": logits.detach()}
+    for key, parameter in network.named_parameters():
+        gradient: Any = parameter.grad
+        whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+        found[key.removeprefix("module.")] = whole.clone()
+    return found
+
+
+def steps(rank: int) -> dict[str, dict[str, Tensor]]:
+    return {name: step(name, rank) for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What both processes found."""
+    return together(steps, tmp_path_factory.mktemp("processes"))
+
+
+@needs_processes
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_equal_one_process(name: str, parts: list[Any], full_float32: None) -> None:
+    """They are torch's of all images by the rule of check.py, and have the same bits in both processes."""
+    first, second = (part[name] for part in parts)
+    assert all(torch.equal(value, second[key]) for key, value in first.items() if key != "logits")
+    found = {key: value.to(DEVICE) for key, value in first.items()}
+    found["logits"] = torch.cat([first["logits"], second["logits"]]).to(DEVICE)
+    check_found(found, made(CASES[name], tnn), made(CASES[name], nn), images())
