@@ -119,6 +119,11 @@ def added(*tangents: Tensor | None) -> Tensor | None:
     return sum(present[1:], present[0]) if present else None
 
 
+def refuse_script(*_: Any) -> None:
+    """What torch.jit.script meets in place of a module or a function."""
+    raise RuntimeError("torch.jit.script cannot compile trinn's layers; torch.export and torch.compile can")
+
+
 def transformed() -> bool:
     """Whether one of torch.func's transforms or forward-mode differentiation is at work."""
     return _is_transformed() or forward_ad._current_level >= 0
