@@ -58,7 +58,7 @@ lint: $(BUILT) types
 # The folders as the package they become, for type checkers.
 types:
 	@mkdir -p .typing/trinn
-	@ln -sfn $(addprefix ../../,kernels layers models trinn/__init__.py trinn/py.typed) .typing/trinn
+	@ln -sfn $(addprefix ../../,kernels layers models trinn/__init__.py trinn/env.py trinn/py.typed) .typing/trinn
 
 compile-report: $(BUILT) $(if $(TRITON),.venv/triton-$(TRITON))
 	$(if $(TRITON),PYTHONPATH=.venv/triton-$(TRITON)) $(BIN)/python -m bench.compile_report

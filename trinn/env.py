@@ -1,0 +1,164 @@
+"""What a bug report needs to say about a machine: `python -m trinn.env`."""
+
+import importlib
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import trinn
+
+# Of these variables the report shows those that are set.
+VARIABLES = re.compile(
+    r"TRITON_|TORCH|PYTORCH_|CUDA_VISIBLE_DEVICES$|CUDA_LAUNCH_BLOCKING$|CUDA_MODULE_LOADING$|CUBLAS_|CUDNN_|NVIDIA_TF32_OVERRIDE$"
+    r"|NCCL_|GLOO_|HIP_|ROCR_|OMP_|MKL_NUM_THREADS$|PYTHONPATH$|LD_LIBRARY_PATH$|LD_PRELOAD$"
+)
+
+
+GIVEN = dict(os.environ)  # before trinn.kernels tells Triton to interpret
+
+
+def report() -> Iterator[tuple[str, str]]:
+    """A name and what is known of it, line by line. What cannot be found out says why, and stops no other line."""
+    looks: dict[str, Callable[[], str]] = {
+        "trinn": _trinn,
+        "Python": lambda: f"{platform.python_version()}, {platform.python_implementation()}",
+        "system": platform.platform,
+        "CPU": _cpu,
+        "torch": _torch,
+        "Triton": _triton,
+        "NumPy": lambda: importlib.import_module("numpy").__version__,
+        "driver": _driver,
+        "GPU": _gpus,
+        "float32": _float32,
+        "determinism": _determinism,
+        "tiles": _tiles,
+        "variables": lambda: "\n".join(sorted(f"{k}={v}" for k, v in GIVEN.items() if VARIABLES.match(k))) or "none is set",
+        "a kernel": _kernel,
+    }
+    for name, look in looks.items():
+        try:
+            found = look()
+        except Exception as error:
+            found = f"not known: {type(error).__name__}: {' '.join(str(error).split())}"
+        yield name, found
+
+
+def _trinn() -> str:
+    return f"{trinn.__version__}{_commit()}, in {Path(trinn.__file__).parent}"
+
+
+def _commit() -> str:
+    """Of a checkout; nothing for an installed package, or without git."""
+    git = ["git", "-C", str(trinn._checkout)]
+    if not (trinn._checkout / ".git").exists():
+        return ""
+    try:
+        described = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return f", commit {described.stdout.strip().replace('-dirty', ', changed')}" if described.returncode == 0 else ""
+
+
+def _cpu() -> str:
+    cores = f"{os.cpu_count()} cores"
+    try:
+        model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        model = None
+    return f"{model[1] if model else platform.processor() or platform.machine()}, {cores}"
+
+
+def _torch() -> str:
+    import torch
+
+    built = (
+        f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "no GPU"
+    )
+    cudnn = f", cuDNN {torch.backends.cudnn.version()}" if torch.backends.cudnn.is_available() else ""
+    return f"{torch.__version__}, built for {built}{cudnn}; CPU threads: {torch.get_num_threads()}"
+
+
+def _triton() -> str:
+    import torch
+
+    from trinn.kernels.launch import INTERPRETED  # before Triton, which is told by it whether to interpret
+
+    if "TRITON_INTERPRET" in GIVEN:
+        reason = f"TRITON_INTERPRET={GIVEN['TRITON_INTERPRET']} is set"
+    else:
+        reason = "torch sees a GPU" if torch.cuda.is_available() else "torch sees no GPU"
+    return f"{importlib.import_module('triton').__version__}, {'interprets' if INTERPRETED else 'compiles'} kernels: {reason}"
+
+
+def _driver() -> str:
+    from torch.utils import collect_env
+
+    return collect_env.get_nvidia_driver_version(collect_env.run) or "no NVIDIA driver answers"
+
+
+def _gpus() -> str:
+    import torch
+
+    return "\n".join(map(_gpu, range(torch.cuda.device_count()))) or "none"
+
+
+def _gpu(index: int) -> str:
+    import torch
+
+    found: Any = torch.cuda.get_device_properties(index)
+    architecture = getattr(found, "gcnArchName", "") if torch.version.hip else f"sm_{found.major}{found.minor}"
+    memory = f"{found.total_memory / 2**30:.0f} GiB"
+    return f"{found.name}, {architecture}, {memory}, {found.multi_processor_count} multiprocessors"
+
+
+def _float32() -> str:
+    import torch
+
+    convolution, product = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    return f"convolutions in {convolution}, linear layers in {product}: torch's flags"
+
+
+def _determinism() -> str:
+    import torch
+
+    flags = {
+        "use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn.deterministic": torch.backends.cudnn.deterministic,
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+    }
+    return ", ".join(f"{name} {'on' if on else 'off'}" for name, on in flags.items()) + "; trinn's kernels always are"
+
+
+def _tiles() -> str:
+    import torch
+
+    from trinn.kernels import tuning
+
+    shipped = ", ".join(sorted(path.stem for path in tuning.TILES.glob("*.json"))) or "no GPU"
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return f"measured on {shipped}; for the GPU here, with this Triton, {len(tuning.measured_tiles(name))}"
+
+
+def _kernel() -> str:
+    """Whether one runs."""
+    import torch
+
+    from trinn import kernels
+    from trinn.kernels.launch import INTERPRETED
+
+    x = torch.tensor([-1.0, 0.0, 2.0], device="cpu" if INTERPRETED else "cuda")
+    y = kernels.relu_forward(x).tolist()
+    return "relu runs, and is right" if y == [0.0, 0.0, 2.0] else f"relu runs, and is WRONG: of [-1, 0, 2] it makes {y}"
+
+
+def main() -> None:
+    for name, found in report():
+        print(f"{name:13}" + found.replace("\n", "\n" + 13 * " "), flush=True)
+
+
+if __name__ == "__main__":
+    main()
