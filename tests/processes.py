@@ -1,5 +1,6 @@
 """Several processes that run one function of a test together: `python -m tests.processes` is one of them."""
 
+import gc
 import importlib
 import os
 import subprocess
@@ -54,6 +55,7 @@ def main(name: str, folder: str, processes: int, rank: int) -> None:
     )
     result = getattr(importlib.import_module(module), function)(rank)
     torch.save(result, f"{folder}/{rank}.pt")
+    gc.collect()  # what a wrapper in a cycle keeps of the group would end with Python, and abort it now and then
     distributed.destroy_process_group()
 
 

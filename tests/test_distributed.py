@@ -1,5 +1,8 @@
 """torch.distributed's wrappers train our networks: the gradients of two processes are those of one that has all images."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import trinn.layers as tnn
 from tests.check import DEVICE, randn
 from tests.networks import check_found
-from tests.processes import needs_processes, together
+from tests.processes import PATIENCE, ROOT, needs_processes, together
 from trinn.models import LeNet
 
 
@@ -123,3 +126,19 @@ def test_gradients_equal_one_process(name: str, parts: list[Any], full_float32: 
     found = {key: value.to(DEVICE) for key, value in first.items()}
     found["logits"] = torch.cat([first["logits"], second["logits"]]).to(DEVICE)
     check_found(found, made(CASES[name], tnn), made(CASES[name], nn), images())
+
+
+@needs_processes
+def test_example() -> None:
+    """`torchrun examples/train_ddp.py`, a few steps of it."""
+    pytest.importorskip("sklearn")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(ROOT / "examples" / "train_ddp.py"), "--limit", "20", "--epochs", "2", "--batch", "8"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    counts, first, second, result, same = done.stdout.splitlines()
+    assert counts == "2 processes, 16 digits to learn from, 4 held out"
+    assert first.startswith("epoch 1/2   loss ") and second.startswith("epoch 2/2   loss ")
+    assert result.endswith(" % of the held-out digits read right")
+    assert same == "the same weights in all processes: yes"

@@ -1,0 +1,102 @@
+"""LeNet learns to read handwriting in several processes: torchrun --nproc-per-node 2 examples/train_ddp.py
+
+Each process has a GPU of its own, or without GPUs Triton's interpreter, and its share of every batch. torch's
+DistributedDataParallel averages the gradients, so that all processes have the same network, to the bit. The digits are those of
+examples/train_digits.py, and a fifth of them is never trained on.
+"""
+
+import os
+
+# The interpreter's matrix products are small: threads would wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+import trinn.layers
+from trinn.kernels.launch import INTERPRETED
+from trinn.models import LeNet
+
+
+def digits(device: torch.device, limit: int | None) -> tuple[TensorDataset, TensorDataset]:
+    """Images (N, 1, 32, 32), from -1, paper, to 1, ink, with what they show: to learn from, and held out."""
+    data = load_digits()
+    small = torch.tensor(data.images[:limit], dtype=torch.float32, device=device).unsqueeze(1)
+    images = trinn.layers.interpolate(small, size=32, mode="bilinear") / 8 - 1
+    labels = torch.tensor(data.target[:limit], device=device)
+    learnt = len(labels) * 4 // 5
+    return TensorDataset(images[:learnt], labels[:learnt]), TensorDataset(images[learnt:], labels[learnt:])
+
+
+def train(network: DistributedDataParallel, learnt: TensorDataset, epochs: int, batch: int) -> None:
+    """Train with Adam, on batches of that many digits in all processes together."""
+    optimizer = torch.optim.Adam(network.parameters())
+    sampler: DistributedSampler = DistributedSampler(learnt)
+    shares = DataLoader(learnt, max(1, batch // distributed.get_world_size()), sampler=sampler)
+    for epoch in range(1, epochs + 1):
+        sampler.set_epoch(epoch)  # which shuffles anew
+        losses = []
+        for images, labels in shares:
+            loss = F.cross_entropy(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        mean = torch.stack(losses).mean()
+        distributed.all_reduce(mean)
+        say(f"epoch {epoch}/{epochs}   loss {mean.item() / distributed.get_world_size():.3f}")
+
+
+@torch.no_grad()
+def accuracy(network: DistributedDataParallel, held_out: TensorDataset) -> float:
+    images, labels = held_out.tensors
+    return (network(images).argmax(1) == labels).float().mean().item()
+
+
+def same_everywhere(network: DistributedDataParallel) -> bool:
+    """Whether all processes have the same weights, to the bit."""
+    weights = torch.cat([w.detach().flatten() for w in network.parameters()])
+    all_weights: list[Tensor] = [torch.empty_like(weights) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(all_weights, weights)
+    return all(torch.equal(weights, others) for others in all_weights)
+
+
+def say(line: str) -> None:
+    """Print, in the first process alone."""
+    if distributed.get_rank() == 0:
+        print(line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train LeNet on handwritten digits in several processes.")
+    parser.add_argument("--epochs", type=int, default=4 if INTERPRETED else 20, help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=40, help="digits in a step of all processes; default: %(default)s")
+    parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if "LOCAL_RANK" not in os.environ:
+        parser.error("start it with torchrun --nproc-per-node 2 examples/train_ddp.py")
+
+    device = torch.device("cpu") if INTERPRETED else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("gloo" if INTERPRETED else "nccl")
+    learnt, held_out = digits(device, options.limit)
+    say(f"{distributed.get_world_size()} processes, {len(learnt)} digits to learn from, {len(held_out)} held out")
+
+    torch.manual_seed(0)
+    network = DistributedDataParallel(LeNet().to(device))
+    train(network, learnt, options.epochs, options.batch)
+    say(f"{100 * accuracy(network, held_out):.1f} % of the held-out digits read right")
+    say(f"the same weights in all processes: {'yes' if same_everywhere(network) else 'NO'}")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
