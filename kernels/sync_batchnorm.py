@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.launch import index_type, launch
+from trinn.kernels.launch import empty, index_type, launch
 from trinn.kernels.op import op
 from trinn.kernels.statistics2d import parts_at_once, pixels_of_all
 from trinn.kernels.tuning import elementwise_block
@@ -33,7 +33,7 @@ def _sums_kernel(
 
 
 def _empty_merged(sums: Tensor, counts: Tensor, pixels: int) -> Tensor:
-    return sums.new_empty(sums.shape[1:])
+    return empty(sums, sums.shape[1:])
 
 
 @op(fake=_empty_merged)

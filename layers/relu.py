@@ -71,12 +71,12 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         inplace: write the result over `input` and return it.
 
     Raises:
-        NotImplementedError: complex input or 8-bit floats.
+        NotImplementedError: complex or quantised input, or 8-bit floats.
         RuntimeError: bool input; in place on a leaf that requires a gradient, or where elements share memory.
     """
     if input.dtype == torch.bool:
         raise RuntimeError("Boolean inputs not supported for relu")
-    if input.is_complex() or (input.is_floating_point() and input.dtype not in FLOATS):
+    if input.dtype not in FLOATS and (input.is_floating_point() or input.is_complex() or input.is_quantized):
         raise NotImplementedError(f"relu is not implemented for {input.dtype}")
     if not inplace:
         return ReluForward.call(input)
