@@ -16,7 +16,7 @@ from torch import distributed
 
 ROOT = Path(__file__).resolve().parent.parent
 GPUS = torch.cuda.device_count()
-PATIENCE = 120  # seconds
+PATIENCE = 240  # seconds
 
 needs_processes = pytest.mark.skipif(
     not distributed.is_available() or GPUS == 1,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import trinn.layers as tnn
 from tests.check import DEVICE, check_results, raises_like, randn
@@ -123,7 +124,8 @@ def modules(rank: int) -> None:
     )
     together, *alone = (distributed.new_group(ranks) for ranks in ([0, 1], [0], [1]))
     untracked.process_group = together
-    assert torch.equal(untracked(mine), expected)
+    with torch.inference_mode():
+        assert torch.equal(untracked(mine), expected)
     untracked.process_group = alone[rank]
     assert torch.equal(untracked(mine), tnn.BatchNorm2d(5, track_running_stats=False).to(DEVICE)(mine))
     untracked.process_group = None
@@ -143,6 +145,9 @@ def modules(rank: int) -> None:
         torch.autograd.grad(dx.sum(), images)
     with pytest.raises(NotImplementedError, match="torch.func"):
         torch.func.vjp(untracked, mine)
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="GPU modules"):
+            DistributedDataParallel(untracked)
 
 
 def compiled(rank: int) -> None:
