@@ -166,13 +166,14 @@ class _Makes(TorchDispatchMode):
 
 def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Tensor]) -> tuple[Any, Notes | str]:
     """What a launcher returns, and notes of what it did; SEEN where another call with the same key may be told better."""
-    if len({t.untyped_storage()._cdata for t in given}) < len(given):  # which of them was a kernel started on?
+    if len(set(map(id, given))) < len(given):  # on which of the two was a kernel started?
         return launcher(*args), SEEN
     with _Makes() as makes, launch.noted() as launches:
         result = launcher(*args)
     results = result if isinstance(result, tuple) else () if result is None else (result,)
     tensors = [*given, *makes.tensors]
-    numbers = {t.untyped_storage()._cdata: number for number, t in enumerate(tensors)}
+    storages = [t.untyped_storage()._cdata for t in tensors]
+    numbers = {storage: number for number, storage in enumerate(storages)}
     numbered = [numbers.get(t.untyped_storage()._cdata, -1) for t in results]
     if not makes.only or any(n < len(given) or _form(t) != _form(tensors[n]) for n, t in zip(numbered, results, strict=True)):
         return result, NEVER
@@ -183,7 +184,10 @@ def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Ten
         pointers = []
         for place, value in enumerate(values):
             if isinstance(value, Tensor):
-                number = numbers[value.untyped_storage()._cdata]
+                storage = value.untyped_storage()._cdata
+                number = next((n for n, t in enumerate(given) if t is value), numbers[storage])
+                if value is not tensors[number] and storages.count(storage) > 1:  # a view of one of several
+                    return result, SEEN
                 pointers.append((place, number, value.data_ptr() - tensors[number].data_ptr()))
                 values[place] = 0
         handle = compiled.run, programs, compiled.function, compiled.packed_metadata
