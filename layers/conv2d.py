@@ -24,10 +24,10 @@ class _Product(Function):
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        a, b, _, *geometry = inputs
+        a, b, _, size, *geometry = inputs
         bias = tangents[2]
-        spread = bias[:, None, None].expand(output.shape) if bias is not None else None
-        return added(product_rule(cls, (a, b, None, *geometry), tangents), spread)
+        spread = bias[:, None, None].expand(a.shape[0], -1, *size) if bias is not None else None
+        return added(product_rule(cls, (a, b, None, size, *geometry), tangents), spread)
 
 
 class Conv2dFprop(_Product):

@@ -39,7 +39,10 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        """The tangent of the output, or of each of several, for those of the inputs; None where there is none."""
+        """The tangent of the output, or of each of several, for those of the inputs; None where there is none.
+
+        Of the tensors in `inputs` and `output` there are those that the backward keeps; the others are None.
+        """
         return cls.call(tangents[0], *inputs[1:]) if tangents[0] is not None else None
 
     @classmethod
@@ -49,8 +52,10 @@ class Function(torch.autograd.Function):
             return cls.apply(*inputs)
         if _is_tracing():
             raise RuntimeError("torch.jit.trace cannot follow trinn's operators; torch.export and torch.compile can")
-        if _is_transformed() or forward_ad._current_level >= 0:
-            return cls._dual.apply(*inputs)
+        if forward_ad._current_level >= 0:
+            return cls._dual.apply(*map(_sealed, inputs))
+        if _is_transformed():
+            return cls.apply(*inputs)
         if _grad_is_enabled():
             for value in inputs:
                 if isinstance(value, Tensor) and value.requires_grad:
@@ -83,21 +88,64 @@ def _eager_twin(function: type[Function]) -> type[torch.autograd.Function]:
 
 
 def _dual_twin(function: type[Function]) -> type[torch.autograd.Function]:
-    """The same with a `jvp`, which is `tangent` of all that went in and came out."""
+    """The same with a `jvp`, which is `tangent` of what went in and came out: of the tensors, those kept for the backward.
+
+    It is to be applied to inputs that are `_sealed`.
+    """
+
+    def forward(*inputs: Any) -> Any:
+        return function.forward(*map(_opened, inputs))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        function.setup_context(ctx, inputs, output)
+        both = _BothWays(ctx)
+        inputs = tuple(map(_opened, inputs))
+        function.setup_context(both, inputs, output)
         values = *inputs, *(output if isinstance(output, tuple) else (output,))
-        ctx.save_for_forward(*(v if isinstance(v, Tensor) else None for v in values))
+        places = {id(tensor): place for place, tensor in enumerate(both.kept)}
+        ctx.places = tuple(places.get(id(v)) if isinstance(v, Tensor) else None for v in values)
         ctx.constants = tuple(None if isinstance(v, Tensor) else v for v in values)
         ctx.set_materialize_grads(False)
 
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        values = [c if t is None else t for t, c in zip(ctx.saved_tensors, ctx.constants, strict=True)]
+        kept = ctx.saved_tensors
+        values = [c if place is None else kept[place] for place, c in zip(ctx.places, ctx.constants, strict=True)]
         inputs, outputs = tuple(values[: len(tangents)]), tuple(values[len(tangents) :])
         return function.tangent(inputs, outputs if len(outputs) > 1 else outputs[0], tangents)
 
-    return _twin(function, forward=function.forward, setup_context=setup_context, jvp=jvp, generate_vmap_rule=True)
+    return _twin(function, forward=forward, setup_context=setup_context, jvp=jvp, generate_vmap_rule=True)
+
+
+class _BothWays:
+    """A context that keeps for a jvp what it keeps for a backward: torch.vmap remembers the mapped axes of one list alone."""
+
+    def __init__(self, ctx: Any) -> None:
+        self.__dict__.update(ctx=ctx, kept=())
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.__dict__.update(kept=tensors)
+        self.ctx.save_for_backward(*tensors)
+        self.ctx.save_for_forward(*tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ctx, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.ctx, name, value)
+
+
+class _Sealed:
+    """A tuple as one thing: torch.vmap counts the elements of one where it looks for tangents."""
+
+    def __init__(self, value: tuple[Any, ...]) -> None:
+        self.value = value
+
+
+def _sealed(value: Any) -> Any:
+    return _Sealed(value) if isinstance(value, tuple) else value
+
+
+def _opened(value: Any) -> Any:
+    return value.value if isinstance(value, _Sealed) else value
 
 
 def _twin(function: type[Function], **members: Any) -> type[torch.autograd.Function]:

@@ -34,7 +34,7 @@ class LinearFprop(Function):
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
         x, w, _ = inputs
         bias = tangents[2]
-        return added(product_rule(cls, (x, w, None), tangents), bias.expand(output.shape) if bias is not None else None)
+        return added(product_rule(cls, (x, w, None), tangents), bias.expand(len(x), -1) if bias is not None else None)
 
 
 def linear_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -40,8 +40,9 @@ class MaxPool2dForward(Function):
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        x, _, *window = inputs
-        return MaxPool2dPick.call(tangents[0], output[1], x.shape[2:], *window), None
+        tx: Any = tangents[0]
+        _, _, *window = inputs
+        return MaxPool2dPick.call(tx, output[1], tx.shape[2:], *window), None
 
 
 class MaxPool2dBackward(Function):

@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant("transposed: gradient of the bias missing", "layers/conv2d.py", "db = ChannelSum.call(ddx) if need_b else None", "db = None", "conv_transpose2d"),
     Mutant("second derivative of a filter's gradient missing", "layers/conv2d.py", "ddy = Conv2dFprop.call(x, ddw, None, dy.shape[2:], *ctx.geometry) if need_dy else None", "ddy = None", "conv2d"),
     Mutant("autocast takes float64 too", "layers/function.py", "t.is_floating_point() and t.dtype != torch.float64 else t", "t.is_floating_point() else t", "conv2d linear"),
-    Mutant("function transforms see the eager form", "layers/function.py", "if _is_transformed() or forward_ad", "if forward_ad", "function"),
+    Mutant("function transforms see the eager form", "layers/function.py", "if _is_transformed():", "if False:", "function"),
     Mutant("TF32 where it was forbidden", "kernels/precision.py", 'return "tf32" if allowed == "tf32" else "tf32x3"', 'return "tf32"', "precision"),
     Mutant("gradients computed that nobody wants", "layers/conv2d.py", "if need_w else None\n    return dx, dw, ChannelSum.call(dy)", "\n    return dx, dw, ChannelSum.call(dy)", "launch"),
     Mutant("alignment left out of the key", "kernels/replay.py", "arg.stride(), arg.data_ptr() % 16, arg", "arg.stride(), arg", "replay"),
