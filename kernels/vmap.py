@@ -112,12 +112,9 @@ def _rule(name: str) -> Callable[..., Any]:
         if groups is not None and axes[tensors[1]] is not None:
             given[groups] *= info.batch_size
         results = op(*given, **options)
-        several = isinstance(results, tuple)
-        unfolded = tuple(
-            y.unflatten(axis, (info.batch_size, y.shape[axis] // info.batch_size)).movedim(axis, 0)
-            for y, axis in zip(results if several else (results,), fold.results, strict=True)
-        )
-        return _leading(unfolded if several else unfolded[0])
+        if isinstance(results, Tensor):
+            return _unfolded(results, fold.results[0], info.batch_size), fold.results[0]
+        return tuple(_unfolded(y, axis, info.batch_size) for y, axis in zip(results, fold.results, strict=True)), fold.results
 
     return rule
 
@@ -128,6 +125,12 @@ def _expanded(given: list[Any], places: list[int], mapped: list[int], size: int)
         a.expand(size, *a.shape) if place in places and place not in mapped and a is not None else a
         for place, a in enumerate(given)
     ]
+
+
+def _unfolded(y: Tensor, axis: int, size: int) -> Tensor:
+    """The mapped axis before the one that took it in. No view for autograd, which forbids to write over a Function's views."""
+    shape = *y.shape[:axis], size, y.shape[axis] // size, *y.shape[axis + 1 :]
+    return torch.ops.aten._unsafe_view(y, shape)
 
 
 def _one_by_one(op: Any, given: list[Any], mapped: list[int], size: int, options: dict[str, Any]) -> Any:

@@ -178,6 +178,22 @@ def test_derivatives_of_what_is_mapped(case: Every) -> None:
     torch.testing.assert_close(*pulled)
 
 
+@pytest.mark.parametrize("name", ["conv2d", "linear", "batch_norm", "avg_pool2d", "max_pool2d"])
+def test_writing_over_what_is_mapped(name: str) -> None:
+    """As torch, per-sample gradients allow an in-place ReLU after a layer, also for parameters that autograd records."""
+    case = EVERY[name]
+    tensors, others = case.tensors(), case.others()
+    function = first_output(case, others)
+    found = []
+    for inplace in (True, False):
+
+        def loss(*inputs: Tensor, inplace: bool = inplace) -> Tensor:
+            return tnn.relu(function(*inputs), inplace=inplace).square().sum()
+
+        found.append(torch.vmap(torch.func.grad(loss))(*(stacked(t, 0).requires_grad_() for t in tensors)))
+    torch.testing.assert_close(*found)
+
+
 def test_every_operator_has_a_rule() -> None:
     """Also those that no case above reaches."""
     assert {*vmap.FOLDS, *vmap.ELEMENTWISE} == {name.split("::")[1] for name in registered()}
