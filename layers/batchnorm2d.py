@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function, added, differentiated_forward
+from trinn.layers.function import FLOATS, Function, added, differentiated_forward, in_shape
 from trinn.layers.relu import ReluBackward
 
 Module = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
@@ -219,7 +219,7 @@ def normalized(
     else:
         mean, var = running_mean, running_var
     y = function.call(x, mean, var, weight, bias, eps, training, *more)
-    return y if x is input else y.view(input.shape)
+    return y if x is input else in_shape(y, input.shape)
 
 
 def _check_options(

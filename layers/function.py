@@ -6,7 +6,7 @@ pay 10 us a call for the newer; one that can also be differentiated forward, sin
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -170,6 +170,11 @@ def added(*tangents: Tensor | None) -> Tensor | None:
 def refuse_script(*_: Any) -> None:
     """What torch.jit.script meets in place of a module or a function."""
     raise RuntimeError("torch.jit.script cannot compile trinn's layers; torch.export and torch.compile can")
+
+
+def in_shape(y: Tensor, shape: Sequence[int]) -> Tensor:
+    """A Function's result in another shape; no view, for hooks on a view are lost where an in-place ReLU writes over it."""
+    return y if y.shape == shape else torch.ops.aten._unsafe_view(y, shape)
 
 
 def transformed() -> bool:

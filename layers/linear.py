@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function, added, autocast, product_rule
+from trinn.layers.function import FLOATS, Function, added, autocast, in_shape, product_rule
 from trinn.layers.reduce import ChannelSum
 
 torch.fx.wrap("linear")  # a node of a graph that torch.fx traces
@@ -137,7 +137,7 @@ def product(function: type[Function], input: Tensor, weight: Tensor, bias: Tenso
         return function.call(input, w, b)
     rows = input.shape[:-1]
     y = function.call(input.reshape(rows.numel(), w.shape[1]), w, b)
-    return y.view(*rows, w.shape[0]) if weight.dim() == 2 else y.view(rows)
+    return in_shape(y, (*rows, w.shape[0]) if weight.dim() == 2 else rows)
 
 
 class Linear(nn.Linear):
