@@ -1,0 +1,433 @@
+"""torch's tools, given a model of ours: what each makes of it has the outputs and gradients of the model itself."""
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import trinn.kernels
+import trinn.layers as tnn
+from tests.check import DEVICE, randn
+from tests.every import EVERY, results
+from trinn.kernels import ops, tuning
+from trinn.models import LeNet
+
+only_on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs: there is no GPU")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
+    pytest.mark.usefixtures("full_float32"),
+]
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
+    """One program a launch: the seams of tiles are tested with the operators."""
+    monkeypatch.setattr(tuning, "interpreted_block", 4096)
+    monkeypatch.setattr(tuning, "wanted_programs", 1)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def network(training: bool = True) -> nn.Sequential:
+    """A layer of almost every kind, and a joined one."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        tnn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), tnn.BatchNorm2d(4), tnn.ReLU(inplace=True),
+        tnn.ConvTranspose2d(4, 3, 2, stride=2), tnn.AvgPool2d(2), tnn.Upsample(scale_factor=2, mode="bilinear"),
+        tnn.ConvReLU2d(tnn.Conv2d(3, 3, 3), tnn.ReLU()), tnn.MaxPool2d(2), tnn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), tnn.Linear(12, 3),
+    )  # fmt: skip
+    return layers.to(DEVICE).train(training)
+
+
+def images(count: int = 2) -> Tensor:
+    return randn(count, 2, 6, 6)
+
+
+def step(call: Callable[[Tensor], Any], module: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output, the gradients of the input and of the module's parameters, and its buffers."""
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    y = call(x)
+    y.square().sum().backward()
+    leaves = [x, *module.parameters()]
+    gradients = [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
+    assert len(gradients) == len(leaves)
+    return [y.detach().clone(), *gradients, *(buffer.clone() for buffer in module.buffers())]
+
+
+def same_step(call: Callable[[Tensor], Any], module: nn.Module, x: Tensor, model: nn.Module | None = None) -> None:
+    """A step by `call`, with the module's parameters, is that of a copy of `model` in plain eager mode; it is the module itself
+    where no other is given.
+    """
+    twin = copy.deepcopy(model if model is not None else module)
+    torch.testing.assert_close(step(call, module, x), step(twin, twin, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_compile(backend: str, training: bool, fresh_dynamo: None) -> None:
+    model = network(training)
+    same_step(torch.compile(model, backend=backend, fullgraph=True), model, images())
+
+
+def test_inductor(fresh_dynamo: None) -> None:
+    """The smallest step through the whole of torch.compile."""
+    model = nn.Sequential(tnn.Conv2d(2, 3, 3), tnn.ReLU()).to(DEVICE)
+    same_step(torch.compile(model, fullgraph=True), model, images())
+
+
+def test_compile_dynamic(fresh_dynamo: None) -> None:
+    """One graph for every number and size of images."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    model = nn.Sequential(tnn.Conv2d(2, 3, 3, padding=1), tnn.BatchNorm2d(3), tnn.ReLU(), tnn.MaxPool2d(2)).to(DEVICE)
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    same_step(compiled, model, randn(3, 2, 6, 8))
+    compiled_once = counter.frame_count
+    for shape in ((5, 2, 12, 7), (4, 2, 9, 10)):
+        same_step(compiled, model, randn(*shape))
+    assert counter.frame_count == compiled_once
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export(strict: bool) -> None:
+    model, x = network(training=False), images()
+    program = torch.export.export(model, (x,), strict=strict)
+    with torch.no_grad():
+        assert torch.equal(program.module()(x), model(x))
+    targets = {node.target for node in program.run_decompositions().graph.nodes}
+    assert {ops.conv2d_fprop.default, ops.conv2d_affine.default, ops.linear_fprop.default} <= targets
+
+
+def test_export_of_many_sizes() -> None:
+    model = nn.Sequential(tnn.Conv2d(2, 3, 3, stride=2, padding=1), tnn.ReLU(), tnn.AdaptiveAvgPool2d(2)).to(DEVICE).eval()
+    sizes = {0: torch.export.Dim("images", min=1, max=64), 2: torch.export.Dim("height", min=4, max=64)}
+    program = torch.export.export(model, (images(),), dynamic_shapes=(sizes,))
+    x = randn(5, 2, 13, 6)
+    with torch.no_grad():
+        assert torch.equal(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(mode: Any) -> None:
+    """A graph of forward and backward."""
+    model = network(training=False)
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(model(x).square().sum(), x)[0]
+
+    graph = make_fx(gradient, tracing_mode=mode, _allow_non_fake_inputs=True)(images())
+    assert torch.equal(graph(images()), gradient(images()))
+
+
+def test_fx() -> None:
+    """Each of our layers is a node, and a trace trains like the model."""
+    model = network()
+    traced = torch.fx.symbolic_trace(model)
+    assert model[1].num_batches_tracked == 0
+    for again in (copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
+        same_step(again, again, images(), model)
+    called = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
+    assert len(called) == 11 and {"conv2d", "pad2d", "linear", "relu"} <= set(called)
+    torch.fx.symbolic_trace(LeNet())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated:DeprecationWarning")
+def test_jit_trace_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="torch.export"):
+        torch.jit.trace(network(training=False), images())
+
+
+class Calls(TorchDispatchMode):
+    """The first call of each of our operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "trinn" and func._opname not in self.first:
+            copied = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+            self.first[func._opname] = func, copied, dict(kwargs or {})
+        return func(*args, **kwargs or {})
+
+
+def calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    with Calls() as seen:
+        for case in EVERY.values():
+            results(case, case.tensors(), case.others())
+        tnn.relu_(images())
+        tnn.batch_norm(images(), randn(2), randn(2).abs(), training=True)
+        ops.batchnorm2d_merge(randn(3, 4), randn(3, 4).abs(), torch.ones(3, device=DEVICE))
+        ops.batchnorm2d_relu_sums(images(), images(), images(), randn(2), randn(2).abs(), 1e-5)
+        with torch.no_grad():
+            tnn.conv_bn_relu(tnn.Conv2d(2, 3, 1).to(DEVICE), tnn.BatchNorm2d(3).to(DEVICE).eval(), tnn.ReLU(), images())
+    return seen.first
+
+
+def test_opcheck() -> None:
+    """Every operator: its schema, its dispatch, its fake twin and its place in a compiled graph."""
+    found = calls()
+    wanted = {name for name in trinn.kernels.__all__ if hasattr(ops, name)}
+    assert found.keys() == wanted, found.keys() ^ wanted
+    for op, args, kwargs in found.values():
+        torch.library.opcheck(op, args, kwargs)
+
+
+@pytest.mark.parametrize("where", ["fake", "meta"])
+def test_without_data(where: str) -> None:
+    """Shapes, dtypes and strides of outputs, gradients and second gradients are those of a run."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    place = mode.from_tensor if where == "fake" else partial(Tensor.to, device="meta")
+    for name, case in EVERY.items():
+        real = results(case, case.tensors(), case.others())
+        tensors, others = [place(t) for t in case.tensors()], tuple(place(t) for t in case.others())
+        with mode if where == "fake" else nullcontext():
+            got = results(case, tensors, others)
+        for key, value in real.items():
+            found = got[key]
+            assert (found.shape, found.dtype, found.stride()) == (value.shape, value.dtype, value.stride()), f"{name}: {key}"
+
+
+CASTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "conv2d": (tnn.conv2d, F.conv2d),
+    "conv_transpose2d": (lambda x, w: tnn.conv_transpose2d(x, w), lambda x, w: F.conv_transpose2d(x, w)),
+    "linear": (lambda x, w: tnn.linear(x, w[0, 0]), lambda x, w: F.linear(x, w[0, 0])),
+    "relu": (lambda x, w: tnn.relu(x), lambda x, w: F.relu(x)),
+    "max_pool2d": (lambda x, w: tnn.max_pool2d(x, 2), lambda x, w: F.max_pool2d(x, 2)),
+    "avg_pool2d": (lambda x, w: tnn.avg_pool2d(x, 2), lambda x, w: F.avg_pool2d(x, 2)),
+    "adaptive_avg_pool2d": (lambda x, w: tnn.adaptive_avg_pool2d(x, 2), lambda x, w: F.adaptive_avg_pool2d(x, 2)),
+    "batch_norm": (
+        lambda x, w: tnn.batch_norm(x, None, None, training=True),
+        lambda x, w: F.batch_norm(x, None, None, training=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", CASTS)
+def test_autocast(name: str, dtype: torch.dtype) -> None:
+    """The dtypes of outputs and gradients are torch's, for inputs of float32, of autocast's dtype and of float64."""
+    for given in (torch.float32, dtype, torch.float64):
+        found = []
+        for function in CASTS[name]:
+            x = randn(2, 3, 3, 3, dtype=given).requires_grad_()
+            with torch.autocast(DEVICE, dtype):
+                y = function(x, randn(3, 3, 3, 3, dtype=given))
+            found.append((y.dtype, torch.autograd.grad(y.sum(), x)[0].dtype))
+        assert found[0] == found[1], given
+
+
+def test_grad_scaler() -> None:
+    """A step whose gradient is infinite is left out, and the scale falls; the next one is taken."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**10)
+    before = copy.deepcopy(model.state_dict())
+    for factor, changes in ((float("inf"), False), (1.0, True)):
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE, torch.float16):
+            loss = model(images()).float().mean() * factor
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(model.get_parameter("0.weight"), before["0.weight"]) != changes
+    assert scaler.get_scale() == 2.0**9
+
+
+def test_per_sample_gradients() -> None:
+    """Of LeNet, by vmap of grad, without a warning: a loop's."""
+    model = LeNet(num_classes=3).to(DEVICE)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    x, labels = randn(2, 1, 32, 32), torch.tensor([2, 0], device=DEVICE)
+
+    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, parameters, (image[None],)), label[None])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
+        got = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, labels)
+    each = [torch.func.grad(loss)(parameters, image, label) for image, label in zip(x, labels, strict=True)]
+    torch.testing.assert_close(got, {name: torch.stack([e[name] for e in each]) for name in got}, rtol=1e-4, atol=1e-6)
+
+
+def test_hessian() -> None:
+    """Forward over reverse, reverse over reverse, reverse over forward and forward over forward agree."""
+    model = nn.Sequential(tnn.Conv2d(1, 2, 2), tnn.BatchNorm2d(2), tnn.ReLU(inplace=True), nn.Flatten(), tnn.Linear(8, 1))
+    model = model.to(DEVICE).double().eval()
+
+    def number(x: Tensor) -> Tensor:
+        return model(x.tanh().reshape(1, 1, 3, 3)).square().sum()
+
+    x = randn(9, dtype=torch.float64)
+    inner, outer = (torch.func.jacrev, torch.func.jacfwd), (torch.func.jacrev, torch.func.jacfwd)
+    found = [o(i(number))(x) for i in inner for o in outer]
+    torch.testing.assert_close(torch.func.hessian(number)(x), found[0])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+    assert found[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoint(reentrant: bool) -> None:
+    model = network(training=False)
+    same_step(lambda x: checkpoint(model, x, use_reentrant=reentrant), model, images())
+
+
+def test_saved_tensors_hooks() -> None:
+    """What is kept for the backward pass may live elsewhere, and all of it passes the hooks."""
+    model, packed = network(), []
+
+    def pack(tensor: Tensor) -> Tensor:
+        packed.append(tensor.shape)
+        return tensor.cpu()
+
+    def kept(x: Tensor) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor.to(DEVICE)):
+            return model(x)
+
+    same_step(kept, model, images())
+    assert len(packed) > 12
+
+
+def test_save_on_cpu() -> None:
+    model = network()
+
+    def kept(x: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return model(x)
+
+    same_step(kept, model, images())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (tnn.Conv2d(2, 3, 2), (2, 2, 4, 4)), (tnn.BatchNorm2d(2), (2, 2, 4, 4)), (tnn.BatchNorm1d(2), (3, 2, 4)),
+        (tnn.BatchNorm1d(2), (3, 2)), (tnn.Linear(4, 3), (3, 4)), (tnn.Linear(4, 3, bias=False), (2, 3, 4)),
+        (tnn.AvgPool2d(2), (2, 2, 4, 4)), (tnn.Upsample(scale_factor=2), (2, 2, 4, 4)),
+    ],
+)  # fmt: skip
+def test_a_hook_before_an_in_place_relu(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """It gets the gradient of what the layer had returned."""
+    y = layer.to(DEVICE)(randn(*shape).requires_grad_())
+    seen: list[Tensor] = []
+    y.register_hook(seen.append)
+    before = y.detach().clone()
+    tnn.relu_(y).sum().backward()
+    assert len(seen) == 1 and torch.equal(seen[0], (before > 0).float())
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies(how: str) -> None:
+    model = network()
+
+    def saved(module: nn.Module) -> nn.Module:
+        buffer = io.BytesIO()
+        torch.save(module, buffer)
+        return torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+
+    copied = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "torch.save": saved}[how](model)
+    assert repr(copied) == repr(model) and isinstance(copied[0], tnn.Conv2d)
+    same_step(copied, copied, images(), model)
+
+
+def test_state_dict_by_weights_only() -> None:
+    model, buffer = network(), io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    fresh = network()
+    nn.init.zeros_(fresh.get_parameter("0.weight"))
+    fresh.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True))
+
+
+def test_lazy_modules() -> None:
+    """The first call makes layers of ours, with torch's parameters and outputs."""
+    models = []
+    for source in (tnn, nn):
+        lazy = nn.Sequential(
+            source.LazyConv2d(4, 3), source.LazyBatchNorm2d(), source.LazyConvTranspose2d(2, 2),
+            nn.Flatten(), source.LazyLinear(3), source.LazyBatchNorm1d(),
+        ).to(DEVICE)  # fmt: skip
+        torch.manual_seed(0)
+        lazy(images(3))
+        models.append(lazy)
+    ours, torchs = models
+    assert [type(m) for m in ours] == [
+        tnn.Conv2d, tnn.BatchNorm2d, tnn.ConvTranspose2d, nn.Flatten, tnn.Linear, tnn.BatchNorm1d
+    ]  # fmt: skip
+    same_step(ours, ours, images(3), torchs)
+
+
+@pytest.mark.parametrize("fuse", [fuse_conv_bn_eval, fuse_linear_bn_eval])
+@torch.no_grad()
+def test_fusion(fuse: Callable[..., nn.Module]) -> None:
+    """torch's own folding of a batch norm into the layer before it makes a layer of ours."""
+    layer, norm, x = {
+        fuse_conv_bn_eval: (tnn.Conv2d(2, 4, 3), tnn.BatchNorm2d(4), images()),
+        fuse_linear_bn_eval: (tnn.Linear(6, 4), tnn.BatchNorm1d(4), randn(5, 6)),
+    }[fuse]
+    both = nn.Sequential(layer, norm).to(DEVICE)
+    both(x)  # statistics that are not those of a new layer
+    fused = fuse(*both.eval())
+    assert type(fused) is type(layer)
+    torch.testing.assert_close(fused(x), both(x), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last() -> None:
+    """A model in channels_last keeps to it, its gradients too, and has the same numbers."""
+    model = network()[:9]
+    twin: Any = copy.deepcopy(model)
+    twin.to(memory_format=torch.channels_last)
+    seen: list[Tensor] = []
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen.append(output)
+        output.register_hook(seen.append)
+
+    for layer in twin:
+        layer.register_forward_hook(hook)
+    same_step(twin, twin, images(3).to(memory_format=torch.channels_last), model)
+    assert len(seen) == 18
+    for tensor in seen:
+        assert tensor.is_contiguous(memory_format=torch.channels_last), tensor.shape
+
+
+@only_on_a_gpu
+def test_reduce_overhead(fresh_dynamo: None) -> None:
+    """Warmed up, recorded, replayed."""
+    model = network()
+    compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    for seed in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        same_step(compiled, model, randn(2, 2, 6, 6, seed=seed))
+
+
+@only_on_a_gpu
+def test_graphed_callables() -> None:
+    model, twin = network(training=False), network(training=False)
+    graphed: Any = torch.cuda.make_graphed_callables(model, (images().requires_grad_(),))
+    for seed in range(2):
+        same_step(graphed, model, randn(2, 2, 6, 6, seed=seed), twin)
