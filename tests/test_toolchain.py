@@ -186,13 +186,20 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     return seen.first
 
 
-def test_opcheck() -> None:
+@pytest.mark.parametrize(
+    "checks",
+    [
+        pytest.param(("test_schema", "test_autograd_registration", "test_faketensor"), id="quick"),
+        pytest.param("test_aot_dispatch_dynamic", id="compiled", marks=pytest.mark.long),
+    ],
+)
+def test_opcheck(checks: str | tuple[str, ...]) -> None:
     """Every operator: its schema, its dispatch, its fake twin and its place in a compiled graph."""
     found = calls()
     wanted = {name for name in trinn.kernels.__all__ if hasattr(ops, name)}
     assert found.keys() == wanted, found.keys() ^ wanted
     for op, args, kwargs in found.values():
-        torch.library.opcheck(op, args, kwargs)
+        torch.library.opcheck(op, args, kwargs, test_utils=checks)
 
 
 @pytest.mark.parametrize("where", ["fake", "meta"])
