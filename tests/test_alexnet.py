@@ -2,13 +2,13 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import trinn.layers as tnn
+from tests.architectures import Narrow
 from tests.check import DEVICE, raises_like, randn
 from tests.networks import OPTIMIZERS, check_network, check_training
 from trinn.kernels import tuning
@@ -32,27 +32,6 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
     """Whole layers in one program: the seams of tiles are tested with the operators."""
     monkeypatch.setattr(tuning, "interpreted_block", 16384)
     monkeypatch.setattr(tuning, "wanted_programs", 1)
-
-
-class Narrow:
-    """The layers of `nn` with a sixteenth of the hidden channels: AlexNet for the interpreter."""
-
-    def __init__(self, nn: Any) -> None:
-        self.nn = nn
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.nn, name)
-
-    def Conv2d(self, in_channels: int, out_channels: int, *rest: int, **options: int) -> nn.Module:
-        return self.nn.Conv2d(sixteenth(in_channels), sixteenth(out_channels), *rest, **options)
-
-    def Linear(self, in_features: int, out_features: int) -> nn.Module:
-        return self.nn.Linear(sixteenth(in_features), sixteenth(out_features))
-
-
-def sixteenth(channels: int) -> int:
-    """Of hidden channels, which come in multiples of 64."""
-    return channels if channels % 64 else channels // 16
 
 
 def networks(num_classes: int = 10, dropout: float = 0.0, narrow: bool = True) -> tuple[AlexNet, AlexNet]:

@@ -12,14 +12,18 @@ if not Path(__file__).with_name("kernels").is_dir():
     __path__.append(str(_checkout))
 
 _submodules = ("kernels", "layers", "models")
+# What works on whole models, and the submodule that it is in.
+_functions = {"convert": "convert", "revert": "convert", "report": "report", "patched": "patched"}
 
 
 def __getattr__(name: str) -> Any:
-    """A submodule, imported when it is first asked for: torch takes seconds to import."""
+    """A submodule or function, imported when it is first asked for: torch takes seconds to import."""
     if name in _submodules:
         return importlib.import_module(f"trinn.{name}")
+    if name in _functions:
+        return getattr(importlib.import_module(f"trinn.layers.{_functions[name]}"), name)
     raise AttributeError(f"module 'trinn' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_submodules})
+    return sorted({*globals(), *_submodules, *_functions})

@@ -1,0 +1,52 @@
+"""Calls of torch's functions on trinn's kernels: `patched`."""
+
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from trinn import layers
+
+
+def _with_indices(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: function(*args, **kwargs | {"return_indices": True})
+
+
+# Each function of torch.nn.functional that trinn has too, and the other names under which torch has the same.
+FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    getattr(F, name): getattr(layers, name) for name in layers.__all__ if name.islower() and hasattr(F, name)
+} | {
+    torch.relu: layers.relu,
+    torch.relu_: layers.relu_,
+    Tensor.relu: layers.relu,
+    Tensor.relu_: layers.relu_,
+    torch.max_pool2d: layers.max_pool2d,
+    F.max_pool2d_with_indices: _with_indices(layers.max_pool2d),
+    F.adaptive_max_pool2d_with_indices: _with_indices(layers.adaptive_max_pool2d),
+}
+
+
+class patched(TorchFunctionMode, ContextDecorator):
+    """Within, what trinn has of torch.nn.functional runs on trinn's kernels: for a forward that calls functions.
+
+        with trinn.patched():
+            loss = model(images).sum()
+
+        @trinn.patched()
+        def forward(self, input): ...
+
+    It covers F.relu, torch.relu and Tensor.relu, F.max_pool2d and torch.max_pool2d, F.conv2d, F.linear, F.interpolate and so
+    on, whoever calls them, layers of torch.nn too. A call of one of them that trinn cannot compute, such as F.interpolate in a
+    mode that it does not have, raises NotImplementedError; all other functions are torch's, as before. It may be entered within
+    itself and under torch.compile, holds for the thread that enters it, and ends with the block, also by an exception.
+
+    A backward pass needs no `patched`: it goes by what ran forward. But where a forward runs anew in the backward pass, under
+    torch.utils.checkpoint, `patched` has to be entered inside of what is checkpointed.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return FUNCTIONS.get(func, func)(*args, **kwargs or {})

@@ -1,0 +1,388 @@
+"""Networks of torch.nn on trinn's kernels by `trinn.convert`, and back by `trinn.revert`."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.parametrize import is_parametrized
+from torch.testing._internal.two_tensor import TwoTensor
+
+import trinn
+import trinn.layers as tnn
+from tests.architectures import (
+    VGG11,
+    BasicBlock,
+    Bottleneck,
+    DeepLabHead,
+    MobileNetV2,
+    Narrow,
+    ResNet,
+    UNet,
+    dcgan_discriminator,
+    dcgan_generator,
+)
+from tests.check import DEVICE, randn
+from tests.networks import check_network, passes
+from trinn.kernels import tuning
+from trinn.models import AlexNet, LeNet
+
+Shape = tuple[int, ...]
+
+# Small, and cut short where there are many layers of a kind: for the interpreter.
+ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
+    "LeNet": (lambda: LeNet(nn=nn), (2, 1, 32, 32)),
+    "AlexNet": (lambda: AlexNet(10, 0.0, nn=Narrow(nn)), (2, 3, 63, 63)),
+    "VGG-11": (lambda: VGG11(2), (2, 3, 32, 32)),
+    "ResNet-18": (lambda: ResNet(BasicBlock, (2, 2, 2, 2), 2), (2, 3, 33, 33)),
+    "ResNet of bottlenecks": (lambda: ResNet(Bottleneck, (2, 1, 1, 1), 1), (2, 3, 33, 33)),
+    "MobileNetV2": (lambda: MobileNetV2(1, (1, 2, 1, 1, 0, 0, 0)), (2, 3, 33, 33)),
+    "U-Net": (lambda: UNet(2, 2), (1, 3, 16, 16)),
+    "U-Net, bilinear": (lambda: UNet(2, 2, bilinear=True), (1, 3, 16, 16)),
+    "DCGAN's generator": (lambda: dcgan_generator(1, 4), (2, 4, 1, 1)),
+    "DCGAN's discriminator": (lambda: dcgan_discriminator(1), (2, 3, 64, 64)),
+    "DeepLab's head": (lambda: DeepLabHead(2, 2, (1, 2, 3)), (2, 2, 8, 8)),
+}
+# With all their layers.
+WHOLE: dict[str, tuple[Callable[[], nn.Module], Shape]] = ARCHITECTURES | {
+    "VGG-11": (lambda: VGG11(4), (2, 3, 64, 64)),
+    "VGG-11 with batch norm": (lambda: VGG11(4, batch_norm=True), (2, 3, 64, 64)),
+    "ResNet-18": (lambda: ResNet(BasicBlock, (2, 2, 2, 2), 4), (4, 3, 64, 64)),
+    "ResNet-50": (lambda: ResNet(Bottleneck, (3, 4, 6, 3), 2), (4, 3, 64, 64)),
+    "MobileNetV2": (lambda: MobileNetV2(1), (4, 3, 64, 64)),
+    "U-Net": (lambda: UNet(4), (2, 3, 32, 32)),
+    "U-Net, bilinear": (lambda: UNet(4, bilinear=True), (2, 3, 32, 32)),
+    "DCGAN's generator": (lambda: dcgan_generator(2, 8), (4, 8, 1, 1)),
+    "DCGAN's discriminator": (lambda: dcgan_discriminator(2), (4, 3, 64, 64)),
+    "DeepLab's head": (lambda: DeepLabHead(4, 4), (2, 4, 26, 26)),
+}
+whole = pytest.mark.parametrize("name", WHOLE)
+architectures = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
+    """Whole layers in one program: the seams of tiles are tested with the operators."""
+    monkeypatch.setattr(tuning, "interpreted_block", 16384)
+    monkeypatch.setattr(tuning, "wanted_programs", 1)
+
+
+def built(build: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    return build().to(DEVICE, dtype)
+
+
+def classes(model: nn.Module) -> list[type[nn.Module]]:
+    return [type(module) for module in model.modules()]
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@architectures
+def test_same_results(name: str) -> None:
+    """Outputs, gradients and running statistics in float64 before and after; reverted, torch's own bits."""
+    build, shape = ARCHITECTURES[name]
+    model, torchs = built(build, torch.float64), built(build, torch.float64)
+    parameters, initial = list(model.parameters()), state(model)
+    assert trinn.convert(model) is model and repr(model) == repr(torchs)
+    left = {type(m).__name__ for m in model.modules() if type(m) in TORCHS_OWN}
+    assert not left, f"{left} stayed torch's"
+    assert same_bits(state(model), initial) and all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    images = randn(*shape, dtype=torch.float64)
+    got, expected = passes(model, images), passes(torchs, images)
+    # As exact as two float64 networks can be compared whose rounding batch norms enlarge.
+    for results in (got, expected), (state(model), state(torchs)):
+        for name in results[1]:
+            torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-9, atol=1e-12)
+    trinn.revert(model)
+    assert classes(model) == classes(torchs)
+    model.load_state_dict(initial), torchs.load_state_dict(initial)
+    assert same_bits(passes(model, images), passes(torchs, images))
+    assert same_bits(state(model), state(torchs))
+
+
+TORCHS_OWN = tuple(getattr(nn, name) for name in tnn.__all__ if hasattr(nn, name))
+
+
+@pytest.mark.long
+@whole
+def test_same_results_in_float32(name: str, full_float32: None) -> None:
+    """By the rule of check.py: logits and all gradients, their largest errors on three batches."""
+    build, shape = WHOLE[name]
+    model, torchs = built(build), built(build)
+    trinn.convert(model)
+    check_network(model, torchs, *(randn(*shape, seed=seed) for seed in range(3)))
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    )  # fmt: skip
+
+
+def test_everything_survives() -> None:
+    """Hooks, flags, names of buffers, what an optimizer refers to: all that a module holds."""
+    model = built(small)
+    model[1].eval()
+    model[0].bias.requires_grad_(False)
+    model[0].extra = "mine"
+    called: list[str] = []
+    model[0].register_forward_pre_hook(lambda *_: called.append("before"))
+    model[0].register_forward_hook(lambda *_: called.append("after"))
+    model[5].register_full_backward_hook(lambda *_: called.append("backward"))
+    model[1].register_state_dict_pre_hook(lambda *_: called.append("state"))
+    model[0].weight.register_hook(lambda gradient: called.append("weight"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    before = [dict(vars(module)) for module in model.modules()]
+    trinn.convert(model)
+    assert [vars(module) for module in model.modules()] == before
+    assert not model[1].training and model[2].training and model[0].extra == "mine"
+    weights = model[0].weight.clone()
+    model(randn(2, 2, 6, 6)).sum().backward()
+    optimizer.step()
+    model.state_dict()
+    assert called == ["before", "after", "backward", "weight", "state"]
+    assert model[0].bias.grad is None and not torch.equal(model[0].weight, weights)
+    trinn.revert(model)
+    assert [type(module) for module in model] == [type(module) for module in small()]
+
+
+WEIGHT_RULES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": lambda module: parametrizations.spectral_norm(module.eval()),
+    "the older weight_norm": torch.nn.utils.weight_norm,
+    "the older spectral_norm": lambda module: torch.nn.utils.spectral_norm(module.eval()),
+    "pruning": lambda module: prune.l1_unstructured(module, "weight", amount=0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("layer", ["Conv2d", "ConvTranspose2d", "Linear"])
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
+def test_computed_weights(rule: str, layer: str) -> None:
+    """Weights that are computed anew for each call are computed for ours too; back to the very class."""
+    sizes, shape = ((3, 4), (2, 3)) if layer == "Linear" else ((3, 4, 3), (2, 3, 5, 5))
+    torchs, inner = (WEIGHT_RULES[rule](built(lambda: getattr(nn, layer)(*sizes))) for _ in range(2))
+    model = nn.ModuleDict({"layer": inner})
+    was, names = classes(model), list(model.state_dict())
+    trinn.convert(model)
+    converted: Any = model["layer"]
+    assert isinstance(converted, getattr(tnn, layer)) and list(model.state_dict()) == names
+    assert repr(converted) == repr(torchs)
+    x = randn(*shape)
+    for module in (converted, copy.deepcopy(converted) if is_parametrized(converted) else converted):
+        y, expected = module(x), torchs(x)
+        torch.testing.assert_close(y, expected)
+        parameters = list(module.parameters()), list(torchs.parameters())
+        gradients = (torch.autograd.grad(o.square().sum(), p) for o, p in zip((y, expected), parameters, strict=True))
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    trinn.convert(model)
+    trinn.revert(model)
+    assert all(a is b for a, b in zip(classes(model), was, strict=True))
+    assert torch.equal(model["layer"](x), torchs(x))
+
+
+def test_parametrizations_that_change_while_converted() -> None:
+    layer: Any = parametrizations.weight_norm(nn.Conv2d(2, 3, 3, device=DEVICE))
+    trinn.convert(layer)
+    nn.utils.parametrize.register_parametrization(layer, "bias", nn.Tanh())
+    assert layer.bias.abs().max() < 1
+    trinn.revert(layer)
+    assert not isinstance(layer, tnn.Conv2d) and torch.equal(layer.bias, layer.parametrizations.bias.original.tanh())
+    trinn.convert(layer)
+    nn.utils.parametrize.remove_parametrizations(layer, "bias")
+    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is tnn.Conv2d
+    trinn.revert(layer)
+    nn.utils.parametrize.register_parametrization(trinn.convert(layer), "bias", nn.Tanh())
+    assert type(trinn.revert(layer)).__bases__ == (nn.Conv2d,)
+
+
+def test_layers_without_sizes_yet() -> None:
+    model = trinn.convert(nn.Sequential(nn.LazyConv2d(3, 2), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2)).to(DEVICE))
+    assert [type(module) for module in model[::3]] == [tnn.LazyConv2d, tnn.LazyLinear]
+    model(randn(2, 2, 4, 4))
+    assert [type(module) for module in (model[0], model[1], model[3])] == [tnn.Conv2d, tnn.BatchNorm2d, tnn.Linear]
+    trinn.revert(model)
+    assert [type(module) for module in (model[0], model[1], model[3])] == [nn.Conv2d, nn.BatchNorm2d, nn.Linear]
+
+
+def test_the_model_may_be_a_layer_and_layers_may_be_shared() -> None:
+    layer = nn.Conv2d(1, 1, 1)
+    assert trinn.convert(layer) is layer and type(layer) is tnn.Conv2d
+    relu = nn.ReLU()
+    asked: list[str] = []
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), relu, nn.Conv2d(1, 1, 1), relu)
+    trinn.convert(model, filter_fn=lambda name, module: not asked.append(name))  # type: ignore[func-returns-value]
+    assert asked == ["0", "1", "2"] and model[1] is model[3] is relu and type(relu) is tnn.ReLU
+
+
+CHOICES: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "all": ({}, [0, 1, 2, 3, 5]),
+    "classes and names": ({"include": (nn.Conv2d, "Linear")}, [0, 5]),
+    "ours": ({"include": [tnn.MaxPool2d]}, [3]),
+    "one": ({"include": nn.ReLU}, [2]),
+    "one name": ({"include": "BatchNorm2d"}, [1]),
+    "none": ({"include": ()}, []),
+    "a filter": ({"filter_fn": lambda name, module: name != "0" and not isinstance(module, nn.Linear)}, [1, 2, 3]),
+    "both": ({"include": ("Linear", "ReLU"), "filter_fn": lambda name, _: name == "5"}, [5]),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_choice(choice: str) -> None:
+    options, expected = CHOICES[choice]
+    model = trinn.convert(small(), **options)
+    assert [i for i, module in enumerate(model) if type(module).__module__.startswith("trinn.")] == expected
+    assert not model[4]._forward_hooks and type(model[4]) is nn.Flatten
+
+
+def test_mistakes() -> None:
+    """Of the caller: said before anything has changed."""
+    with pytest.raises(ValueError, match="trinn has no .*Conv1d'>, but .*Conv2d, "):
+        trinn.convert(small(), include=(nn.Conv2d, nn.Conv1d))
+    with pytest.raises(ValueError, match="trinn has no 'conv2d', but "):
+        trinn.convert(small(), include="conv2d")
+    for function in (trinn.convert, trinn.revert, trinn.report):
+        with pytest.raises(TypeError, match="expected a torch.nn.Module, but got function"):
+            function(small)
+    model = small()
+
+    def failing(name: str, module: nn.Module) -> bool:
+        if name == "5":
+            raise KeyError(name)
+        return True
+
+    with pytest.raises(KeyError):
+        trinn.convert(model, filter_fn=failing)
+    assert classes(model) == classes(small())
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def left_alone() -> dict[str, nn.Module]:
+    """What `convert` has to leave as it is, by what `report` says of it."""
+    replaced, sharded = nn.Linear(1, 1), nn.Linear(1, 1)
+    replaced.forward = lambda input: input  # type: ignore[method-assign]
+    sharded.weight = nn.Parameter(TwoTensor(torch.ones(1, 1), torch.ones(1, 1)))
+    return {
+        "a subclass of Conv2d with a forward of its own": Doubled(1, 1, 1),
+        "a subclass of Conv2d": type("Mine", (nn.Conv2d,), {})(1, 1, 1),
+        "its forward was replaced": replaced,
+        "weight is a TwoTensor": sharded,
+        "weight is complex64": nn.Conv2d(1, 1, 1, dtype=torch.complex64),
+        "trinn has no mode 'linear'": nn.Upsample(scale_factor=2, mode="linear"),
+        "trinn has no Conv3d": nn.Conv3d(1, 1, 1),
+    }
+
+
+@pytest.mark.parametrize("reason", left_alone())
+def test_what_stays_torchs(reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = left_alone()[reason]
+    cls = type(module)
+    model = trinn.convert(nn.Sequential(module))
+    assert type(module) is cls
+    trinn.report(model)
+    assert reason == capsys.readouterr().out.splitlines()[-1].split("  ")[-1].strip()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_modules() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.ReLU()))
+    with pytest.raises(TypeError, match="RecursiveScriptModule is compiled: convert the module"):
+        trinn.convert(scripted)
+    model = trinn.convert(nn.Sequential(scripted, nn.ReLU()))
+    assert type(model[1]) is tnn.ReLU and model(-torch.ones(2)).eq(0).all()
+
+
+def test_copies_and_pickles() -> None:
+    model = trinn.convert(built(small)).eval()
+    x = randn(2, 2, 6, 6)
+    expected = model(x)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
+        assert classes(other) == classes(model) and torch.equal(other(x), expected)
+
+
+def test_a_layer_of_trinns_in_the_model() -> None:
+    """It stays as it is, and becomes torch's with the others."""
+    model = nn.Sequential(tnn.Linear(2, 2), nn.Linear(2, 2), type("Mine", (tnn.Linear,), {})(2, 2))
+    assert [type(m).__name__ for m in trinn.convert(model)] == ["Linear", "Linear", "Mine"]
+    assert [m.__class__ for m in trinn.revert(model)][:2] == [nn.Linear, nn.Linear] and isinstance(model[2], tnn.Linear)
+
+
+def test_a_compiled_model_notices() -> None:
+    """One that was compiled before it is converted compiles anew, and again when it is reverted."""
+    model = built(small).eval()
+    x = randn(2, 2, 6, 6)
+    expected = model(x)
+    targets: list[set[str]] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        targets.append({str(node.target) for node in graph.graph.nodes if "trinn" in str(node.target)})
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for change in (lambda model: None, trinn.convert, trinn.revert):
+            change(model)
+            torch.testing.assert_close(compiled(x), expected)
+        assert [len(names) > 3 for names in targets] == [False, True] and torch.equal(compiled(x), expected)
+
+
+def test_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each layer: which kernels, or why not."""
+    model: Any = nn.Sequential(
+        nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3, groups=2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2)), nn.Linear(2, 2),
+        nn.LazyConv2d(2, 3), tnn.ConvReLU2d(tnn.Conv2d(2, 2, 1), tnn.ReLU()), type("Mine", (tnn.Linear,), {})(2, 2),
+        nn.MultiheadAttention(2, 1), nn.Sequential(), LeNet().conv1, parametrizations.weight_norm(nn.Linear(1, 1)),
+    )  # fmt: skip
+    trinn.report(trinn.convert(model, filter_fn=lambda name, _: name != "3"))
+    title, head, line, *lines = capsys.readouterr().out.splitlines()
+    assert title.startswith(f"Sequential: 9 of 14 layers on trinn {trinn.__version__}, on cpu (")
+    assert head.split() == ["layer", "class", "runs", "why"] and set(line) == {"-"} and len(line) == max(map(len, lines))
+    assert [row.split(maxsplit=3) for row in lines] == [
+        ["0", "Conv2d", "trinn", "kernels/conv2d.py"],
+        ["1", "Conv2d", "trinn", "kernels/depthwise2d.py"],
+        ["2.0", "Dropout", "torch", "trinn has no Dropout"],
+        ["2.1", "Linear", "trinn", "kernels/linear.py"],
+        ["3", "Linear", "torch", "trinn has it: not converted"],
+        ["4", "LazyConv2d", "trinn", "kernels/conv2d.py"],
+        ["5.0", "Conv2d", "trinn", "kernels/conv2d.py"],
+        ["5.1", "ReLU", "trinn", "kernels/relu.py"],
+        ["6", "Mine", "trinn", "kernels/linear.py"],
+        ["7", "MultiheadAttention", "torch", "trinn has no MultiheadAttention"],
+        ["7.out_proj", "NonDynamicallyQuantizableLinear", "torch", "a subclass of Linear"],
+        ["9", "Conv2d", "trinn", "kernels/conv2d.py"],
+        ["10", "ParametrizedLinear", "trinn", "kernels/linear.py"],
+        ["10.parametrizations.weight.0", "_WeightNorm", "torch", "trinn has no _WeightNorm"],
+    ]
+
+
+def test_report_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def title(model: nn.Module) -> str:
+        file = io.StringIO()
+        trinn.report(model, file)
+        return file.getvalue().splitlines()[0]
+
+    assert title(nn.ReLU()) == f"ReLU: 0 of 1 layers on trinn {trinn.__version__}, without parameters"
+    assert title(nn.Linear(1, 1, device="meta")).endswith(", on meta")
+    monkeypatch.setattr("trinn.layers.report.INTERPRETED", False)
+    assert title(nn.Linear(1, 1)).endswith(", on cpu (where kernels need TRITON_INTERPRET=1)")

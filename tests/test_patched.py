@@ -1,0 +1,213 @@
+"""`trinn.patched`: functions of torch on trinn's kernels, wherever they are called."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import trinn
+import trinn.layers as tnn
+from tests.architectures import FunctionalLeNet
+from tests.check import DEVICE, check, randn
+from tests.networks import check_network, passes
+from tests.test_lenet import OnlyOurs
+from trinn.kernels import tuning
+from trinn.layers.patched import FUNCTIONS
+
+
+class Ran(TorchDispatchMode):
+    """Whether operators of trinn ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.namespaces: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.namespaces.add(func.namespace)
+        return func(*args, **kwargs or {})
+
+
+def runs_ours(call: Callable[[], Any]) -> bool:
+    with Ran() as mode:
+        call()
+    return "trinn" in mode.namespaces
+
+
+def _image() -> Tensor:
+    return randn(2, 4, 6, 6)
+
+
+def _indices() -> tuple[Tensor, Tensor]:
+    x = randn(2, 4, 2, 2)
+    return x, torch.arange(4, device=DEVICE).view(2, 2).expand(x.shape)
+
+
+CALLS: dict[str, Callable[[Tensor], Any]] = {
+    "F.relu": lambda x: F.relu(x),
+    "F.relu, in place": lambda x: F.relu(x * 1, inplace=True),
+    "F.relu_": lambda x: F.relu_(x * 1),
+    "torch.relu": lambda x: torch.relu(input=x),
+    "torch.relu_": lambda x: torch.relu_(x * 1),
+    "Tensor.relu": lambda x: x.relu(),
+    "Tensor.relu_": lambda x: (x * 1).relu_(),
+    "F.max_pool2d": lambda x: F.max_pool2d(x, 3, 2, padding=1),
+    "F.max_pool2d, indices": lambda x: F.max_pool2d(x, 2, return_indices=True),
+    "F.max_pool2d_with_indices": lambda x: F.max_pool2d_with_indices(x, (2, 2)),
+    "torch.max_pool2d": lambda x: torch.max_pool2d(x, (2, 2), stride=1),
+    "F.avg_pool2d": lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
+    "F.adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, (4, None)),
+    "F.adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 4),
+    "F.adaptive_max_pool2d, indices": lambda x: F.adaptive_max_pool2d(x, 4, return_indices=True),
+    "F.adaptive_max_pool2d_with_indices": lambda x: F.adaptive_max_pool2d_with_indices(x, (4, 3)),
+    "F.max_unpool2d": lambda x: F.max_unpool2d(x[:, :, ::3, ::3], _indices()[1], (2, 2)),
+    "F.conv2d": lambda x: F.conv2d(x, x[:2, :, :3, :3], padding="same"),
+    "torch.conv2d": lambda x: torch.conv2d(x, weight=x[:2, :2, :3, :3], groups=2),
+    "F.conv_transpose2d": lambda x: F.conv_transpose2d(x, x[0, :, None, :3, :3], stride=2, output_padding=1),
+    "F.linear": lambda x: F.linear(x, x[0, 0], x[0, 0, 0]),
+    "F.batch_norm": lambda x: F.batch_norm(x, None, None, x[0, :, 0, 0], training=True),
+    "F.interpolate": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "F.upsample": lambda x: F.upsample(x, scale_factor=2),
+    "nn.Conv2d": lambda x: nn.Conv2d(4, 3, 3).to(x.device, x.dtype)(x).shape and F.relu(x),
+    "nn.Linear": lambda x: nn.Linear(6, 3).to(x.device, x.dtype)(x).shape and F.relu(x),
+    "nn.MaxPool2d": lambda x: nn.MaxPool2d(2, return_indices=True)(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`nn.functional.upsample` is deprecated")
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(name: str, full_float32: None) -> None:
+    """What torch returns, from our kernels alone."""
+    call = CALLS[name]
+    check(trinn.patched()(call), call, _image())
+    with trinn.patched(), OnlyOurs() as mode:
+        call(_image())
+    assert any(operator.startswith("trinn::") for operator in mode.seen)
+    assert not runs_ours(lambda: call(_image()))
+
+
+def test_every_function_is_called_above() -> None:
+    """Each function of torch that `patched` covers."""
+    covered = {name for name in tnn.__all__ if name.islower() and hasattr(F, name)}
+    assert covered <= {name.removeprefix("F.") for name in CALLS}
+    assert {FUNCTIONS[getattr(F, name)] for name in covered} == {getattr(tnn, name) for name in covered}
+
+
+@pytest.fixture
+def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
+    monkeypatch.setattr(tuning, "interpreted_block", 4096)
+    monkeypatch.setattr(tuning, "wanted_programs", 1)
+
+
+class Patched(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @trinn.patched()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+class Plain(Patched):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def networks() -> tuple[FunctionalLeNet, FunctionalLeNet]:
+    torch.manual_seed(0)
+    ours = FunctionalLeNet(2).to(DEVICE)
+    torchs = FunctionalLeNet(2).to(DEVICE)
+    torchs.load_state_dict(ours.state_dict())
+    return ours, torchs
+
+
+def test_a_forward_that_calls_functions(full_float32: None, large_tiles: None) -> None:
+    """Nothing of torch's computes, forward and backward, with layers converted or not."""
+    ours, torchs = networks()
+    images = randn(2, 1, 28, 28)
+    with trinn.patched(), OnlyOurs():
+        unconverted = passes(ours, images)
+    trinn.convert(ours)
+    with pytest.raises(AssertionError, match="aten::relu|aten::threshold|aten::clamp"), OnlyOurs():
+        passes(ours, images)
+    with OnlyOurs():
+        converted = passes(Patched(ours), images)
+    assert all(torch.equal(a, b) for a, b in zip(converted.values(), unconverted.values(), strict=True))
+    check_network(Patched(ours), Plain(torchs), images)
+
+
+def test_it_ends() -> None:
+    """After the block, after an exception, within itself, and in other threads it does not hold."""
+    x = _image()
+    with pytest.raises(ZeroDivisionError), trinn.patched():
+        raise ZeroDivisionError
+    assert not runs_ours(x.relu)
+    mode = trinn.patched()
+    with mode:
+        with mode, trinn.patched():
+            assert runs_ours(x.relu)
+        assert runs_ours(x.relu)
+        found: list[bool] = []
+        thread = threading.Thread(target=lambda: found.append(runs_ours(x.relu)))
+        thread.start()
+        thread.join()
+        assert found == [False]
+    assert not runs_ours(x.relu)
+
+
+def test_what_it_cannot_compute_is_said() -> None:
+    """A function that trinn has for other inputs raises; all others are torch's."""
+    with trinn.patched():
+        with pytest.raises(NotImplementedError, match="interpolate needs 4D input"):
+            F.interpolate(randn(1, 1, 4), scale_factor=2)
+        assert not runs_ours(lambda: F.gelu(_image())) and not runs_ours(lambda: F.max_pool1d(_image()[0], 2))
+
+
+def test_compiles_whole() -> None:
+    """Entered outside of what is compiled, or within; outside of it again, the plain function is compiled anew."""
+
+    def function(x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(x), 2)
+
+    def within(x: Tensor) -> Tensor:
+        with trinn.patched():
+            return function(x)
+
+    x = _image()
+    graphs: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph.code)
+        return graph
+
+    for each, ours in ((function, False), (within, True), (trinn.patched()(function), True)):
+        torch._dynamo.reset()
+        graphs.clear()
+        compiled = torch.compile(each, fullgraph=True, backend=backend)
+        compiled(x)
+        with trinn.patched():
+            assert torch.equal(compiled(x), function(x))
+        assert torch.equal(compiled(x), function(x))
+        assert ["trinn" in code for code in graphs] == [ours, True]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint(reentrant: bool) -> None:
+    """Entered inside of what is checkpointed, it holds when that runs anew in the backward pass."""
+
+    @trinn.patched()
+    def function(x: Tensor) -> Tensor:
+        return F.relu(F.avg_pool2d(x, 2))
+
+    x = _image().requires_grad_()
+    (expected,) = torch.autograd.grad(function(x).sum(), x)
+    y = checkpoint(function, x, use_reentrant=reentrant)
+    with OnlyOurs() as mode:
+        y.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, expected) and "trinn::avg_pool2d_forward" in mode.seen
