@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from trinn import layers
+from trinn.layers import joining
 from trinn.layers.function import FLOATS
 from trinn.layers.upsample2d import MODES
 
@@ -33,6 +34,7 @@ def convert(
     *,
     include: Layer | str | Iterable[Layer | str] | None = None,
     filter_fn: Callable[[str, nn.Module], bool] | None = None,
+    fuse: bool = False,
 ) -> Model:
     """Put the layers of a model on trinn's kernels, in place; `report` says which.
 
@@ -43,6 +45,9 @@ def convert(
     Args:
         include: classes to convert, or their names, such as `(nn.Conv2d, "Linear")`; all, if None.
         filter_fn: of a layer's name in the model and the layer: whether to convert it.
+        fuse: also join layers of trinn that are called in a row, such as a convolution, a batch norm and a ReLU, or a batch
+            norm, an addition and a ReLU. The modules that call them get subclasses of their classes; children and names stay as
+            they are. layers/joining.py says what is found.
 
     Returns:
         `model`, which may itself be a layer. A converted layer stays as it is.
@@ -60,6 +65,8 @@ def convert(
     ]
     for module, ours in plan:
         module.__class__ = ours
+    if fuse:
+        joining.fuse(model)
     return model
 
 
@@ -72,6 +79,7 @@ def revert(model: Model) -> Model:
         TypeError: a model that is no module, or a ScriptModule.
     """
     _check(model)
+    joining.unfuse(model)
     for module in model.modules():
         if layer_class(module) in TORCHS:
             module.__class__ = _with_base(type(module), TORCHS[layer_class(module)])

@@ -11,6 +11,7 @@ from trinn.kernels.depthwise2d import is_depthwise
 from trinn.kernels.launch import INTERPRETED
 from trinn.layers import Conv2d
 from trinn.layers.convert import OURS, TORCHS, layer_class, obstacle
+from trinn.layers.joining import joins_of
 
 
 class Row(NamedTuple):
@@ -47,14 +48,22 @@ def report(model: nn.Module, file: TextIO | None = None) -> None:
 
 def rows(model: nn.Module) -> Iterator[Row]:
     """A row for each layer of a model."""
+    joined = dict(_joined(model))
     for name, module in model.named_modules():
         kind, name = layer_class(module), name or "(model)"
         base = next((c for c in kind.__mro__ if c in TORCHS or c in OURS), None)
         if base in TORCHS and kind.forward is base.forward:
-            yield Row(name, type(module).__name__, "trinn", _kernels(module, base))
+            yield Row(name, type(module).__name__, "trinn", _kernels(module, base) + joined.get(name, ""))
         elif base is not None or not _is_container(module):
             whose = "torch" if getattr(kind.forward, "__module__", "").startswith("torch.") else "its forward"
             yield Row(name, type(module).__name__, whose, obstacle(module) or "trinn has it: not converted")
+
+
+def _joined(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """What `convert(..., fuse=True)` has joined to layers, by their names."""
+    for name, module in model.named_modules():
+        for first, *others in joins_of(module):
+            yield f"{name}.{first}".removeprefix("."), f", joined with {', '.join(others)}"
 
 
 def _is_container(module: nn.Module) -> bool:

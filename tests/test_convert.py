@@ -306,7 +306,7 @@ def test_scripted_modules() -> None:
     with pytest.raises(TypeError, match="RecursiveScriptModule is compiled: convert the module"):
         trinn.convert(scripted)
     model = trinn.convert(nn.Sequential(scripted, nn.ReLU()))
-    assert type(model[1]) is tnn.ReLU and model(-torch.ones(2)).eq(0).all()
+    assert type(model[1]) is tnn.ReLU and model(-torch.ones(2, device=DEVICE)).eq(0).all()
 
 
 def test_copies_and_pickles() -> None:

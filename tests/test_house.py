@@ -52,7 +52,7 @@ STANDS_ON = {
     },
 }
 # What stands on all operators.
-ON_ALL = {"convert", "fused", "patched", "report"}
+ON_ALL = {"convert", "fused", "joining", "patched", "report"}
 # Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d, upsample2d antialiasing to antialias2d,
 # layers/fused.py stands on conv2d_fused and several others.
 NO_LAYER = {"antialias2d", "conv2d_fused", "depthwise2d"}

@@ -43,9 +43,8 @@ def _image() -> Tensor:
     return randn(2, 4, 6, 6)
 
 
-def _indices() -> tuple[Tensor, Tensor]:
-    x = randn(2, 4, 2, 2)
-    return x, torch.arange(4, device=DEVICE).view(2, 2).expand(x.shape)
+def _indices(device: torch.device) -> Tensor:
+    return torch.arange(4, device=device).view(2, 2).expand(2, 4, 2, 2)
 
 
 CALLS: dict[str, Callable[[Tensor], Any]] = {
@@ -65,7 +64,7 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
     "F.adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 4),
     "F.adaptive_max_pool2d, indices": lambda x: F.adaptive_max_pool2d(x, 4, return_indices=True),
     "F.adaptive_max_pool2d_with_indices": lambda x: F.adaptive_max_pool2d_with_indices(x, (4, 3)),
-    "F.max_unpool2d": lambda x: F.max_unpool2d(x[:, :, ::3, ::3], _indices()[1], (2, 2)),
+    "F.max_unpool2d": lambda x: F.max_unpool2d(x[:, :, ::3, ::3], _indices(x.device), (2, 2)),
     "F.conv2d": lambda x: F.conv2d(x, x[:2, :, :3, :3], padding="same"),
     "torch.conv2d": lambda x: torch.conv2d(x, weight=x[:2, :2, :3, :3], groups=2),
     "F.conv_transpose2d": lambda x: F.conv_transpose2d(x, x[0, :, None, :3, :3], stride=2, output_padding=1),
