@@ -311,7 +311,8 @@ class _Rewriter(ast.NodeTransformer):
             total = ast.BinOp(ast.Name(total.id, ast.Load()), user.op, user.value) if in_place else user.value
         if not (isinstance(total, ast.BinOp) and isinstance(total.op, ast.Add)):
             return False
-        for value, residual in ((total.left, total.right), (total.right, total.left)):
+        orders = [(total.left, total.right)] if in_place else [(total.left, total.right), (total.right, total.left)]
+        for value, residual in orders:
             if isinstance(value, ast.Name) and not _mentions(residual, value.id) and self._is_last_use(value.id, user):
                 first = self._norm_of(value.id, before, residual)
                 if first is not None:

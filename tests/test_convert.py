@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "AlexNet": (lambda: AlexNet(10, 0.0, nn=Narrow(nn)), (2, 3, 63, 63)),
     "VGG-11": (lambda: VGG11(2), (2, 3, 32, 32)),
     "ResNet-18": (lambda: ResNet(BasicBlock, (2, 2, 2, 2), 2), (2, 3, 33, 33)),
-    "ResNet of bottlenecks": (lambda: ResNet(Bottleneck, (2, 1, 1, 1), 1), (2, 3, 33, 33)),
+    "ResNet-50": (lambda: ResNet(Bottleneck, (2, 1, 1, 1), 1), (2, 3, 33, 33)),
     "MobileNetV2": (lambda: MobileNetV2(1, (1, 2, 1, 1, 0, 0, 0)), (2, 3, 33, 33)),
     "U-Net": (lambda: UNet(2, 2), (1, 3, 16, 16)),
     "U-Net, bilinear": (lambda: UNet(2, 2, bilinear=True), (1, 3, 16, 16)),
@@ -63,6 +63,7 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], Shape]] = ARCHITECTURES | {
 }
 whole = pytest.mark.parametrize("name", WHOLE)
 architectures = pytest.mark.parametrize("name", ARCHITECTURES)
+fused = pytest.mark.parametrize("fuse", [False, True], ids=["apart", "joined"])
 
 
 @pytest.fixture(autouse=True)
@@ -89,13 +90,14 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@fused
 @architectures
-def test_same_results(name: str) -> None:
+def test_same_results(name: str, fuse: bool) -> None:
     """Outputs, gradients and running statistics in float64 before and after; reverted, torch's own bits."""
     build, shape = ARCHITECTURES[name]
     model, torchs = built(build, torch.float64), built(build, torch.float64)
     parameters, initial = list(model.parameters()), state(model)
-    assert trinn.convert(model) is model and repr(model) == repr(torchs)
+    assert trinn.convert(model, fuse=fuse) is model and repr(model) == repr(torchs)
     left = {type(m).__name__ for m in model.modules() if type(m) in TORCHS_OWN}
     assert not left, f"{left} stayed torch's"
     assert same_bits(state(model), initial) and all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
@@ -116,12 +118,13 @@ TORCHS_OWN = tuple(getattr(nn, name) for name in tnn.__all__ if hasattr(nn, name
 
 
 @pytest.mark.long
+@fused
 @whole
-def test_same_results_in_float32(name: str, full_float32: None) -> None:
+def test_same_results_in_float32(name: str, fuse: bool, full_float32: None) -> None:
     """By the rule of check.py: logits and all gradients, their largest errors on three batches."""
     build, shape = WHOLE[name]
     model, torchs = built(build), built(build)
-    trinn.convert(model)
+    trinn.convert(model, fuse=fuse)
     check_network(model, torchs, *(randn(*shape, seed=seed) for seed in range(3)))
 
 
