@@ -228,7 +228,7 @@ def _source(method: types.FunctionType) -> ast.FunctionDef | None:
     except (OSError, TypeError, SyntaxError, ValueError):
         return None
     function = copy.deepcopy(definitions.get((code.co_name, code.co_firstlineno)))
-    if function is None or function.decorator_list or not any(_same(code, other) for other in codes):
+    if function is None or not any(_same(code, other) for other in codes):
         return None
     arguments = function.args
     arguments.defaults, arguments.kw_defaults, function.returns = [], [None] * len(arguments.kwonlyargs), None

@@ -60,7 +60,7 @@ class VGG11(nn.Module):
             if isinstance(out, str):
                 layers += [nn.MaxPool2d(2, 2)]
                 continue
-            layers += [nn.Conv2d(channels, out * width, 3, padding=1)]
+            layers += [nn.Conv2d(channels, out * width, 3, padding=1, bias=not batch_norm)]
             layers += [nn.BatchNorm2d(out * width)] if batch_norm else []
             layers += [nn.ReLU(inplace=True)]
             channels = out * width

@@ -181,7 +181,8 @@ FORWARDS: dict[str, list[tuple[str, ...]]] = {
     "try:\n    y = self.conv(x)\n    y = self.relu(y)\nfinally:\n    pass\nreturn y": [],
     "F = self\nreturn F.relu(self.conv(x))": [],
     "return self.relu(y := self.conv(x)) + y": [],
-    "y = self.conv(x)\nlocals()\nreturn self.relu(y)": [],
+    "y = self.conv(x)\nz = self.relu(y)\nreturn z + locals()['y']": [],
+    "x = self.relu(self.conv(x))\nself.__kept = x\nreturn self._Net__kept": [],
     "return self.relu(*[self.conv(x)])": [],
     "return self.relu(self._modules['conv'](x))": [],
 }
