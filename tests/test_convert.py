@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,17 @@ def test_same_results_in_float32(name: str, fuse: bool, full_float32: None, monk
     model, torchs = built(build), built(build)
     trinn.convert(model, fuse=fuse)
     check_deep_network(model, torchs, [randn(*shape, seed=seed) for seed in range(3)])
+
+
+def test_the_rule_for_deep_networks_bites(full_float32: None) -> None:
+    """One layer that is wrong by a hundred units in the last place is noticed."""
+    model, torchs = built(lambda: VGG11(2)), built(lambda: VGG11(2))
+    trinn.convert(model)
+    batches = [randn(2, 3, 32, 32, seed=seed) for seed in range(3)]
+    check_deep_network(model, torchs, batches)
+    model.features[8].register_forward_hook(lambda _, inputs, output: output * (1 + 1e-5))
+    with pytest.raises(AssertionError, match="error .*, torch's .*; .*error"):
+        check_deep_network(model, torchs, batches)
 
 
 def small() -> nn.Sequential:
@@ -357,12 +369,13 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
         nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3, groups=2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2)), nn.Linear(2, 2),
         nn.LazyConv2d(2, 3), tnn.ConvReLU2d(tnn.Conv2d(2, 2, 1), tnn.ReLU()), type("Mine", (tnn.Linear,), {})(2, 2),
         nn.MultiheadAttention(2, 1), nn.Sequential(), LeNet().conv1, parametrizations.weight_norm(nn.Linear(1, 1)),
+        type("Own", (tnn.ReLU,), {"forward": lambda self, input: input})(),
     )  # fmt: skip
     trinn.report(trinn.convert(model, filter_fn=lambda name, _: name != "3"))
     title, head, line, *lines = capsys.readouterr().out.splitlines()
-    assert title.startswith(f"Sequential: 9 of 14 layers on trinn {trinn.__version__}, on cpu (")
+    assert title.startswith(f"Sequential: 9 of 15 layers on trinn {trinn.__version__}, on cpu (")
     assert head.split() == ["layer", "class", "runs", "why"] and set(line) == {"-"} and len(line) == max(map(len, lines))
-    assert [row.split(maxsplit=3) for row in lines] == [
+    assert [re.split("  +", row) for row in lines] == [
         ["0", "Conv2d", "trinn", "kernels/conv2d.py"],
         ["1", "Conv2d", "trinn", "kernels/depthwise2d.py"],
         ["2.0", "Dropout", "torch", "trinn has no Dropout"],
@@ -377,6 +390,7 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
         ["9", "Conv2d", "trinn", "kernels/conv2d.py"],
         ["10", "ParametrizedLinear", "trinn", "kernels/linear.py"],
         ["10.parametrizations.weight.0", "_WeightNorm", "torch", "trinn has no _WeightNorm"],
+        ["11", "Own", "its forward", "a subclass of ReLU with a forward of its own"],
     ]
 
 

@@ -194,6 +194,16 @@ def test_forwards(body: str) -> None:
     assert sorted(joins_of(assert_same(body))) == sorted(FORWARDS[body])
 
 
+def test_a_traceback_leads_to_the_source() -> None:
+    """To the last of the calls that are joined, in the file that they stand in."""
+    net = trinn.convert(from_source("x = self.conv(x)\nx = self.bn(x)\nreturn self.relu(x)"), fuse=True)
+    file = type(net).forward.__code__.co_filename
+    net.register_module("bn", None)
+    with pytest.raises(TypeError) as raised:
+        net(torch.ones(1, 1, 1, 1))
+    assert [entry.lineno for entry in raised.traceback if str(entry.path).endswith(file)] == [4]  # counted from 0
+
+
 def drawn(random: random.Random) -> str:
     """A forward of statements such as blocks of networks have, in any order, over three variables that may be the same."""
 
