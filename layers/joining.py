@@ -14,7 +14,8 @@ source of their methods is read, and what is joined in it are
 
 of layers that are attributes, and of F.relu and torch.relu. All other statements, branches, loops and side effects stay in
 place; but the batch norm of a tail is called after what it is added to is computed. Methods are left as they are whose source
-is not there or is not what runs, that are decorated, or that use super(), nested functions, try, or generators.
+is not there or is not what runs, that are decorated, or that use super(), nested functions, try, or generators. Lazy layers
+are found once they have their sizes and `convert` is called again.
 """
 
 import __future__
@@ -235,6 +236,8 @@ def _source(method: types.FunctionType) -> ast.FunctionDef | None:
     for argument in ast.walk(arguments):
         if isinstance(argument, ast.arg):
             argument.annotation = None
+    if hasattr(function, "type_params"):
+        function.type_params = []
     return function
 
 

@@ -97,7 +97,7 @@ def outcome(net: nn.Module) -> tuple[Any, list[str]]:
     Noted.log.clear()
     torch.manual_seed(0)
     try:
-        result = net(torch.linspace(-1, 1, 4).view(1, 1, 2, 2))
+        result = net(torch.linspace(-1, 1, 4, device=DEVICE).view(1, 1, 2, 2))
     except Exception as error:
         result = type(error)
     return result, [*Noted.log]
@@ -200,7 +200,7 @@ def test_a_traceback_leads_to_the_source() -> None:
     file = type(net).forward.__code__.co_filename
     net.register_module("bn", None)
     with pytest.raises(TypeError) as raised:
-        net(torch.ones(1, 1, 1, 1))
+        net(torch.ones(1, 1, 1, 1, device=DEVICE))
     assert [entry.lineno for entry in raised.traceback if str(entry.path).endswith(file)] == [4]  # counted from 0
 
 

@@ -78,7 +78,7 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`nn.functional.upsample` is deprecated")
+@pytest.mark.filterwarnings("ignore:`nn.functional.upsample` is deprecated", "ignore:max_unpooling2d")
 @pytest.mark.parametrize("name", CALLS)
 def test_calls(name: str, full_float32: None) -> None:
     """What torch returns, from our kernels alone."""
