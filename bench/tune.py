@@ -22,7 +22,6 @@ import json
 import math
 import multiprocessing
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -33,6 +32,8 @@ from torch import Tensor
 
 from bench import shapes
 from bench.machine_code import SHARED_MEMORY, Driver
+from bench.timing import Machine, interleaved
+from bench.workers import say, worked_off
 from trinn import kernels
 from trinn.kernels import launch, tuning
 from trinn.kernels.tuning import Product, Tile
@@ -57,7 +58,7 @@ class Call(NamedTuple):
     """A launcher with its arguments, which computes one product."""
 
     product: Product
-    run: Callable[[], Any]
+    run: functools.partial[Any]
 
 
 class Recorder:
@@ -167,16 +168,18 @@ def compiled(work: tuple[Case, int, Tile]) -> str | None:
 
 
 def measure(case: Case, number: int, tiles: list[Tile]) -> None:
-    """Print, for one tile after the other, its time in microseconds, or that it is wrong: what a process of its own does."""
-    call = calls_of(case, "cuda")[number]
+    """Say, for one tile after the other, its time in microseconds, or that it is wrong: what a process of its own does."""
+    machine, call = Machine.gpu(), calls_of(case, "cuda")[number]
+    sets = machine.sets(sum(arg.nbytes for arg in call.run.args if isinstance(arg, Tensor)))
+    calls = [call, *(calls_of(case, "cuda")[number] for _ in range(sets - 1))]
     expected = _outputs(call)
     for tile in tiles:
-        print(json.dumps({"at": tile}), flush=True)
+        say(at=tile)
         with patched(tuning, only_tile=tile):
             got = _outputs(call)
             wrong = any(not (g - e).norm() <= CLOSE[call.product.dtype] * e.norm() for g, e in zip(got, expected, strict=True))
-            time_us = None if wrong else 1000 * triton.testing.do_bench(call.run, return_mode="median")
-        print(json.dumps({"tile": tile, "us": time_us}), flush=True)
+            time_us = None if wrong else 1e6 * interleaved({tile: [c.run for c in calls]}, machine.clock)[tile].median
+        say(of=tile, result=time_us)
 
 
 def _outputs(call: Call) -> list[Tensor]:
@@ -186,28 +189,9 @@ def _outputs(call: Call) -> list[Tensor]:
 
 def measured(case: Case, number: int, tiles: list[Tile], command: list[str]) -> Iterator[tuple[Tile, float | None]]:
     """(tile, microseconds) by processes that may crash; None for a tile that crashes, hangs or computes something else."""
-    left = list(tiles)
-    while left:
-        spec = json.dumps([case, number, left])
-        process = subprocess.Popen([*command, spec], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        try:
-            output, errors = process.communicate(timeout=PATIENCE * len(left))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, errors = process.communicate()
-        lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-        for line in lines:
-            if "us" in line:
-                yield Tile(*line["tile"]), line["us"]
-                left.remove(Tile(*line["tile"]))
-        if process.returncode == 0:
-            return
-        at = next((Tile(*line["at"]) for line in reversed(lines) if "at" in line), None)
-        if at is None:
-            raise RuntimeError(f"{case}: no candidate was even tried:\n{errors[-2000:]}")
-        if at in left:
-            yield at, None
-            left.remove(at)
+    command = [*command, json.dumps([case, number])]
+    for tile, time_us, _ in worked_off(list(map(list, tiles)), command, lambda _: PATIENCE):
+        yield Tile(*tile), time_us
 
 
 def record(name: str, found: dict[str, Tile]) -> None:
@@ -226,10 +210,10 @@ def main() -> int:
     parser.add_argument("--candidates", type=int, default=24, metavar="N", help="for each product")
     parser.add_argument("--minutes", type=float, default=8, help="then stop, and keep what was found")
     parser.add_argument("--compile-only", action="store_true", help="needs no GPU")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        case, number, tiles = json.loads(args.measure)
+        (case, number), tiles = map(json.loads, args.measure)
         measure(Case(*case), number, [Tile(*tile) for tile in tiles])
         return 0
     if not args.compile_only and not torch.cuda.is_available():

@@ -21,12 +21,12 @@ TILES = [Tile(16 << i, 64, 32, 4, 3) for i in range(4)]
 # Crashes at its second tile, hangs at its third, and says of the fourth that it computes something else.
 CHILD = """
 import json, os, sys, time
-case, number, tiles = json.loads(sys.argv[1])
+(case, number), tiles = map(json.loads, sys.argv[1:])
 for tile in tiles:
     print(json.dumps({"at": tile}), flush=True)
     if tile[0] == 32: os._exit(9)
     if tile[0] == 64: time.sleep(60)
-    print(json.dumps({"tile": tile, "us": None if tile[0] == 128 else 12.5}), flush=True)
+    print(json.dumps({"of": tile, "result": None if tile[0] == 128 else 12.5}), flush=True)
 """
 
 
@@ -46,7 +46,7 @@ def test_crashes_and_hangs_are_struck_off(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_process_that_cannot_start_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="no candidate was even tried:\n.*nonsense"):
+    with pytest.raises(RuntimeError, match="not even begun, exit status 1:\nnonsense"):
         list(tune.measured(CASE, 0, TILES, [sys.executable, "-c", "raise SystemExit('nonsense')"]))
 
 

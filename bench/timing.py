@@ -1,0 +1,153 @@
+"""How the GPU is timed: events on the GPU, contenders one after the other in every round, medians and quartiles.
+
+No clock of the CPU is read here. A sample lies between two events in one stream. Where it is the GPU's work that is measured,
+the GPU first sleeps until all calls of the sample wait in its queue; a sample that it began before that does not count.
+"""
+
+import contextlib
+import statistics
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+
+from bench.shapes import ARITHMETIC
+
+Call = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
+
+MOST_SETS = 64  # of inputs to rotate
+LEAST = 0.5e-3  # seconds for a sample, as far as MOST_CALLS allow
+MOST_CALLS = 20  # in a sample: with their kernels they must fit into the GPU's queue
+ROUNDS = 15
+
+
+class Clock(Protocol):
+    def seconds(self, calls: Sequence[Call], ahead: bool) -> float:
+        """The GPU's time from the first to the last of these calls; `ahead`, without waiting for the CPU between them."""
+
+
+class EventClock:
+    """Time between two events on the GPU."""
+
+    def __init__(self) -> None:
+        self.cycles = 1 << 20  # for which the GPU sleeps while calls are put into its queue; about half a millisecond
+
+    def seconds(self, calls: Sequence[Call], ahead: bool) -> float:
+        for _ in range(10):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            if ahead:
+                torch.cuda._sleep(self.cycles)
+            start.record()
+            for call in calls:
+                call()
+            end.record()
+            in_time = not start.query()
+            torch.cuda.synchronize()
+            if in_time or not ahead:
+                return start.elapsed_time(end) / 1e3
+            self.cycles *= 2
+        self.cycles = 1 << 20
+        raise RuntimeError("a call waits for the GPU, or the CPU cannot launch it ahead: its time on the GPU is unknown")
+
+
+class Spread(NamedTuple):
+    """Seconds of one call: the median of the samples and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(samples: Sequence[float]) -> "Spread":
+        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return Spread(median, low, high)
+
+
+def interleaved(
+    contenders: Mapping[Name, Sequence[Call]], clock: Clock, ahead: bool = True, rounds: int = ROUNDS, least: float = LEAST
+) -> dict[Name, Spread]:
+    """The time of each contender's calls, which it makes in turn, all of them in every round and each first in some.
+
+    Raises:
+        RuntimeError: what a call raises.
+    """
+    turns = {name: _in_turn(calls) for name, calls in contenders.items()}
+    counts: dict[Name, int] = {}
+    for name, calls in contenders.items():
+        for call in [*calls, calls[0]]:  # compiles, lets cuDNN choose, fills the allocator
+            call()
+        once = clock.seconds([next(turns[name]) for _ in range(3)], ahead) / 3
+        counts[name] = max(1, min(MOST_CALLS, round(least / max(once, 1e-9))))
+    samples: dict[Name, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            calls = [next(turns[name]) for _ in range(counts[name])]
+            samples[name].append(clock.seconds(calls, ahead) / len(calls))
+    return {name: Spread.of(times) for name, times in samples.items()}
+
+
+def _in_turn(calls: Sequence[Call]) -> Iterator[Call]:
+    while True:
+        yield from calls
+
+
+@dataclass
+class Machine:
+    """What measures: a GPU; a test has another."""
+
+    device: str = "cuda"
+    clock: Clock = field(default_factory=EventClock)
+    cache: int = 0  # bytes of the last-level cache
+
+    @staticmethod
+    def gpu() -> "Machine":
+        torch.backends.cudnn.benchmark = True
+        return Machine(cache=torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
+
+    def sets(self, bytes: int) -> int:
+        """How many sets of so many bytes to rotate, so that a call finds nothing of the last one in the cache."""
+        return max(2, min(MOST_SETS, -(-2 * self.cache // max(bytes, 1)) + 1))
+
+    def graphed(self, step: Call) -> Call:
+        """A step as one launch, of the CUDA graph that it becomes."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay
+
+    def copy_rate(self, bytes: int = 1 << 30) -> float:
+        """Bytes a second that a large copy reads and writes."""
+        sets = [torch.randn(2, bytes // 4, device=self.device) for _ in range(2)]
+        found = interleaved({"copy": [lambda s=s: s[0].copy_(s[1]) for s in sets]}, self.clock)["copy"]  # type: ignore[misc]
+        return 2 * bytes / found.median
+
+    def product_rate(self, arithmetic: str, size: int = 8192) -> float:
+        """Floating-point operations a second of torch's matrix product of random numbers."""
+        with using(arithmetic) as dtype:
+            sets = [[torch.randn(size, size, device=self.device).to(dtype) for _ in range(2)] for _ in range(2)]
+            found = interleaved({"product": [lambda s=s: s[0] @ s[1] for s in sets]}, self.clock)["product"]  # type: ignore[misc]
+        return 2 * size**3 / found.median
+
+
+@contextlib.contextmanager
+def using(arithmetic: str) -> Iterator[torch.dtype]:
+    """Within, torch's flags for float32 are those of one of ARITHMETIC, whose dtype this is; behind it, torch's defaults.
+
+    The flags' older form sets the newer as well; not the other way round, and torch.compile asks for the older.
+    """
+    dtype, precision = ARITHMETIC[arithmetic]
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        yield dtype
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
