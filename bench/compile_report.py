@@ -79,21 +79,27 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
             order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
             return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
 
-        def observe(
-            kernel: Any, args: Any, constants: Any, label: str = label, dtype: torch.dtype = dtype, held: bool = held
-        ) -> None:
-            def remember(*, key: str, **_: Any) -> bool:
-                jobs.setdefault((kernel, key), Job(architecture, label, dtype, kernel, args, constants, held))
-                return True  # which keeps Triton from compiling now
-
-            triton.knobs.runtime.jit_cache_hook = remember
-            kernel.device_caches.clear()
-            kernel.warmup(*args, grid=(1,), **constants)
-            triton.knobs.runtime.jit_cache_hook = None
-
-        with launch.observed(observe, architecture):
+        with launch.observed(remembering(jobs, architecture, label, dtype, held), architecture):
             passes(new)
     return list(jobs.values())
+
+
+def remembering(
+    jobs: dict[Any, Job], architecture: str, case: str, dtype: torch.dtype, held: bool
+) -> Callable[[Any, Any, Any], None]:
+    """Takes note of a launch that compiles like none before it: what `launch.observed` is to call."""
+
+    def observe(kernel: Any, args: Any, constants: Any) -> None:
+        def remember(*, key: str, **_: Any) -> bool:
+            jobs.setdefault((kernel, key), Job(architecture, case, dtype, kernel, args, constants, held))
+            return True  # which keeps Triton from compiling now
+
+        triton.knobs.runtime.jit_cache_hook = remember
+        kernel.device_caches.clear()
+        kernel.warmup(*args, grid=(1,), **constants)
+        triton.knobs.runtime.jit_cache_hook = None
+
+    return observe
 
 
 def code_of(job: Job) -> Code | str:

@@ -1,0 +1,97 @@
+"""Compiles what the yardstick launches, ahead of time and side by side, into Triton's cache; no GPU is needed.
+
+The modules of both memory formats run on meta tensors, forward and backward, each operator of ours by its launcher: what that
+would launch is compiled. On the machine that measures, the launchers' own stubs are compiled as well.
+"""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.compile_report import Job, code_of, fault_of, remembering  # sets TRITON_INTERPRET, so it comes first  # isort: skip
+
+import torch
+import triton
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench import models, registry
+from bench.machine_code import Code, Driver
+from bench.rows import LAYOUTS, Instance
+from bench.timing import Machine, using
+from bench.tune import patched
+from trinn import kernels
+from trinn.kernels import launch, tuning
+
+
+class _Launchers(TorchDispatchMode):
+    """Within, an operator of ours is its launcher on any device, the meta device too."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "trinn":
+            return getattr(kernels, function._schema.name.removeprefix("trinn::"))(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def jobs_of(
+    cases: Mapping[str, Sequence[str]], networks: Mapping[str, Sequence[str]], architecture: str, gpu: str = ""
+) -> list[Job]:
+    """The launches of cases and of networks, by name, in their arithmetics; tiles are those for the GPU of that name."""
+    triton.runtime.driver.set_active(Driver(architecture))
+    jobs: dict[Any, Job] = {}
+    with patched(tuning, gpu=lambda device: gpu), _Launchers():
+        for name, run, arithmetic in _runs(cases, networks):
+            with using(arithmetic) as dtype:
+                observe = remembering(jobs, architecture, f"{name}, {arithmetic}", dtype, held=False)
+                with launch.observed(observe, architecture):
+                    run(dtype)
+    return list(jobs.values())
+
+
+def _runs(
+    cases: Mapping[str, Sequence[str]], networks: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, Callable[[torch.dtype], None], str]]:
+    def run_case(dtype: torch.dtype, case: registry.Case) -> None:
+        for layout in LAYOUTS if all(len(shape) == 4 for shape in case.inputs) else ("contiguous",):
+            instance = Instance(case, "ours", dtype, layout, "meta")
+            for what in case.works:
+                instance.call(what)()
+
+    def run_network(dtype: torch.dtype, model: models.Model) -> None:
+        for layout in LAYOUTS:
+            for what in models.PASSES:
+                models.Run(model, "ours", dtype, layout, "meta").step(what, "eager", Machine("meta"))()
+
+    for name, arithmetics in cases.items():
+        for arithmetic in arithmetics:
+            yield name, lambda dtype, case=registry.CASES[name]: run_case(dtype, case), arithmetic  # type: ignore[misc]
+    for name, arithmetics in networks.items():
+        for arithmetic in arithmetics:
+            yield name, lambda dtype, model=models.MODELS[name]: run_network(dtype, model), arithmetic  # type: ignore[misc]
+
+
+_jobs: list[Job] = []  # what the processes that compile have in common
+
+
+def _compiled(number: int) -> str | None:
+    code = code_of(_jobs[number])
+    if isinstance(code, Code):
+        _stub(_jobs[number])
+    return fault_of(_jobs[number], code)
+
+
+def _stub(job: Job) -> None:
+    """Compile the function in C by which Triton 3.6 starts a kernel of that signature; newer ones have one for all."""
+    with contextlib.suppress(Exception):  # there is no libcuda to link it with, or it has no such function
+        from triton.backends.nvidia.driver import CudaLauncher
+
+        binary = job.kernel.warmup(*job.args, grid=(1,), **job.constants)
+        CudaLauncher(binary.src, binary.metadata)
+
+
+def compiled(jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
+    """Each job, and what is wrong with it, if something is."""
+    _jobs[:] = jobs
+    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+        yield from zip(jobs, pool.imap(_compiled, range(len(jobs)), chunksize=2), strict=True)

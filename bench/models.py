@@ -1,0 +1,195 @@
+"""Whole networks as the yardstick runs them: steps of training and of inference, eager, as CUDA graphs, by torch.compile."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.registry import PRODUCTS, SIDES
+from bench.rows import LAYOUTS, Contender, Errors, cast, cudnn_benchmark, errors_of, timed, words_of
+from bench.timing import Call, Machine, using
+from trinn.models import AlexNet, LeNet
+
+
+class ResNet(nn.Module):
+    """The residual network of He et al., arXiv:1512.03385, of bottlenecks with the stride in their 3x3 convolution.
+
+    Args:
+        nn: a namespace with torch.nn's classes and the joined layers', one of SIDES.
+        blocks: in each of the four stages; (3, 4, 6, 3) makes ResNet-50.
+    """
+
+    def __init__(self, nn: Any, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.stem = _conv_bn_relu(nn, 3, width, 7, 2)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        channels, stages = width, []
+        for stage, count in enumerate(blocks):
+            for number in range(count):
+                stages.append(_Bottleneck(nn, channels, width << stage, 2 if stage and not number else 1))
+                channels = 4 * (width << stage)
+        self.blocks = torch.nn.Sequential(*stages)
+        self.average = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.linear(self.average(self.blocks(self.pool(self.stem(input)))).flatten(1))
+
+
+class _Bottleneck(nn.Module):
+    """relu(bn(1x1(...3x3(1x1(x)))) + x), with a convolution on the way of x where its shape changes."""
+
+    def __init__(self, nn: Any, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.narrow = _conv_bn_relu(nn, channels, width, 1)
+        self.middle = _conv_bn_relu(nn, width, width, 3, stride)
+        self.wide = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.tail = nn.BNAddReLU2d(nn.BatchNorm2d(4 * width), nn.ReLU())
+        self.shortcut = None
+        if stride > 1 or channels != 4 * width:
+            conv = nn.Conv2d(channels, 4 * width, 1, stride, bias=False)
+            self.shortcut = torch.nn.Sequential(conv, nn.BatchNorm2d(4 * width))
+
+    def forward(self, input: Tensor) -> Tensor:
+        residual = self.shortcut(input) if self.shortcut is not None else input
+        return self.tail(self.wide(self.middle(self.narrow(input))), residual)
+
+
+def _conv_bn_relu(nn: Any, channels: int, filters: int, taps: int, stride: int = 1) -> nn.Module:
+    conv = nn.Conv2d(channels, filters, taps, stride, taps // 2, bias=False)
+    return nn.ConvBNReLU2d(conv, nn.BatchNorm2d(filters), nn.ReLU())
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and its batch."""
+
+    make: Callable[[Any], nn.Module]
+    batch: int
+    image: tuple[int, int, int]
+    classes: int = 1000
+    arithmetics: tuple[str, ...] = PRODUCTS
+
+
+def _lenet(nn: Any) -> nn.Module:
+    return LeNet(nn=nn)
+
+
+def _alexnet(nn: Any) -> nn.Module:
+    return AlexNet(nn=nn)
+
+
+MODELS = {
+    "LeNet b128": Model(_lenet, 128, (1, 32, 32), 10),
+    "LeNet b1024": Model(_lenet, 1024, (1, 32, 32), 10),
+    "AlexNet b128": Model(_alexnet, 128, (3, 224, 224)),
+    "AlexNet b256": Model(_alexnet, 256, (3, 224, 224)),
+    "ResNet-50 b64": Model(ResNet, 64, (3, 224, 224)),
+}
+QUICK = {"LeNet b128": ("tf32", "bf16"), "AlexNet b128": ("bf16",), "ResNet-50 b64": ("bf16",)}
+PASSES = ("training", "inference")
+
+
+class Run:
+    """One side of a network with a batch, from weights that are the same for both sides."""
+
+    def __init__(self, model: Model, side: str, dtype: torch.dtype, layout: str, device: str, exact: bool = False) -> None:
+        torch.manual_seed(0)
+        with torch.device(device):
+            network = model.make(SIDES[side])
+            images = torch.randn(model.batch, *model.image)
+            self.labels = torch.randint(model.classes, (model.batch,))
+        self.network = cast(network, dtype).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+        self.images = images.to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        if exact:
+            self.network.double()
+            self.images = self.images.double()
+
+    def loss(self, logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), self.labels)
+
+    def step(self, what: str, mode: str, machine: Machine) -> Call:
+        """A step of training with SGD, or of inference."""
+        self.network.train(what == "training")
+
+        def forward() -> Tensor:
+            logits = self.network(self.images)
+            return self.loss(logits) if what == "training" else logits
+
+        if mode == "compiled":
+            forward = torch.compile(forward, mode="max-autotune", fullgraph=True, dynamic=False)
+        if what == "training":
+            optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-4, momentum=0.9)
+
+            def step() -> None:
+                optimizer.zero_grad()
+                forward().backward()
+                optimizer.step()
+        else:
+            step = torch.no_grad()(forward)  # type: ignore[assignment]
+        return machine.graphed(step) if mode == "graphed" else step
+
+    def results(self) -> dict[str, Tensor]:
+        """The logits and all gradients, without dropout, whose draws are each side's own."""
+        for module in self.network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        logits = self.network(self.images)
+        names, parameters = zip(*self.network.named_parameters(), strict=True)
+        return {"logits": logits.detach()} | dict(zip(names, torch.autograd.grad(self.loss(logits), parameters), strict=True))
+
+
+def check(model: Model, dtype: torch.dtype, layout: str, device: str) -> dict[str, Any]:
+    """Logits and gradients against float64, by norms, since single elements go other ways at a ReLU or a maximum.
+
+    Of the gradients it is the root mean square, over the parameters, of the relative error: the shortest have a few elements.
+    """
+
+    def results(side: str, exact: bool = False) -> dict[str, Tensor]:
+        return Run(model, side, dtype, layout, device, exact).results()
+
+    got, expected = results("ours"), results("torch")
+    with cudnn_benchmark(False):
+        exact = results("torch", exact=True)
+    each = {name: errors_of(ours, expected[name], exact[name], _norm) for name, ours in got.items()}
+    errors = {"logits": each.pop("logits")}
+    relative = [[e / max(_norm(exact[name]), 1e-300) for e in each[name]] for name in each]
+    errors["gradients"] = Errors(*(math.sqrt(sum(e * e for e in column) / len(each)) for column in zip(*relative, strict=True)))
+    return {"errors": errors, "wrong": words_of(errors), "strides": None}
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor))
+
+
+def rows_of(
+    name: str, model: Model, arithmetic: str, machine: Machine, against: str = "eager", rounds: int = 9, least: float = 20e-3
+) -> Iterator[dict[str, Any]]:
+    """A row for training and one for inference: ours against torch's, both eager and both graphed; or our graph against
+    torch.compile's.
+    """
+    modes = {"eager": ("eager", "graphed"), "compiled": ("compiled",)}[against]
+    layouts = list(LAYOUTS) if against == "eager" else ["channels_last"]
+    with using(arithmetic) as dtype:
+        checked = {layout: check(model, dtype, layout, machine.device) for layout in layouts}
+        for what in PASSES:
+            contenders = [Contender("torch", mode, layout) for mode in modes for layout in layouts]
+            contenders += [
+                Contender("ours", "graphed" if mode == "compiled" else mode, layout)
+                for mode in modes for layout in layouts if not checked[layout]["wrong"]
+            ]  # fmt: skip
+
+            def prepared(contender: Contender, what: str = what) -> list[Call]:
+                run = Run(model, contender.side, dtype, contender.layout, machine.device)
+                return [run.step(what, contender.mode, machine)]
+
+            row = {
+                "name": name, "op": "model", "pass": what, "arithmetic": arithmetic, "against": against,
+                "bytes": 0, "flops": 0, "largest": 0, "sets": 1, "checked": checked,
+            }  # fmt: skip
+            yield row | timed({c: partial(prepared, c) for c in contenders}, machine, False, rounds, least)

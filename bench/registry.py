@@ -1,0 +1,417 @@
+"""What the yardstick measures: shapes of well-known networks, as a user writes them, with the work that each pass cannot avoid.
+
+A case builds a module from a namespace, so that `trinn.layers` and `torch.nn` run the same lines. Its passes:
+
+    forward      of a step of training
+    backward     all gradients that a step of training needs; a network's first layer needs none of its input
+    dgrad        the input's gradient alone
+    wgrad        the parameters' gradients alone
+    training     forward and backward
+    inference    in evaluation mode, without gradients
+
+The work of a pass is what any implementation must do: each operand read once and each result written once, where the chip
+cannot hold what is needed twice, and the multiplications of all taps, padding included. A batch norm in training reads its
+input twice, since the statistics of all of it come before the first result; one that fits into the chip may beat that.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+import trinn.layers
+
+Shape = tuple[int, ...]
+
+PRODUCTS = ("bf16", "fp16", "tf32", "fp32")  # arithmetic of bench/shapes.py
+ELEMENTWISE = ("bf16", "fp16", "fp32")  # no products, which is all that TF32 changes
+SPLIT = ("dgrad", "wgrad")  # parts of a backward pass: left out by --quick
+
+
+class Work(NamedTuple):
+    """What a pass cannot avoid."""
+
+    elements: int  # read and written, of the case's dtype
+    flops: int = 0
+    codes: int = 0  # bytes read and written besides
+
+    def bytes(self, itemsize: int) -> int:
+        return self.elements * itemsize + self.codes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measured shape.
+
+    `make` takes a namespace with torch.nn's classes and the joined layers' (SIDES); `small` is the same case shrunk to what
+    the interpreter runs in no time.
+    """
+
+    name: str
+    op: str
+    make: Callable[[Any], nn.Module]
+    inputs: tuple[Shape, ...]
+    works: Mapping[str, Work]
+    small: Callable[[], "Case"]
+    first: bool = False  # the input needs no gradient
+    fused: bool = False  # torch.compile is a rival too
+    arithmetics: tuple[str, ...] = PRODUCTS
+    largest: int = 0  # elements of its largest tensor
+
+
+class _BNAddReLU2d(nn.Sequential):
+    """What trinn.layers.BNAddReLU2d joins, one by one."""
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        return self[1](self[0](input) + residual)
+
+
+class Unfused:
+    """torch.nn, with the joined layers' names for the same layers one by one."""
+
+    BNAddReLU2d = _BNAddReLU2d
+    ConvReLU2d = ConvReLUMaxPool2d = ConvBNReLU2d = BNReLU2d = LinearReLU = nn.Sequential
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(nn, name)
+
+
+SIDES: dict[str, Any] = {"ours": trinn.layers, "torch": Unfused()}
+
+
+def _product(x: int, w: int, b: int, y: int, macs: int, first: bool) -> dict[str, Work]:
+    """The passes of y = x * w + b, by the sizes of the four and the multiplications."""
+    forward, dgrad = Work(x + w + b + y, 2 * macs), Work(y + w + x, 2 * macs)
+    wgrad = Work(x + y + w + b, 2 * macs)
+    if first:
+        return {"forward": forward, "backward": wgrad}
+    return {"forward": forward, "backward": Work(y + 2 * x + 2 * w + b, 4 * macs), "dgrad": dgrad, "wgrad": wgrad}
+
+
+def conv(
+    name: str, x: Shape, filters: int, taps: int, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1,
+    bias: bool = False, first: bool = False,
+) -> Case:  # fmt: skip
+    n, c, h, w = x
+    p, q = (_windows(size, taps, stride, padding, dilation) for size in (h, w))
+    y, weight = n * filters * p * q, filters * (c // groups) * taps**2
+
+    def small() -> Case:
+        g = min(groups, 2)
+        ours, theirs = g * min(c // groups, 3), g * min(filters // groups, 4)
+        d, pad = min(dilation, 2), 2 if dilation > 1 else padding
+        size = max(d * (taps - 1) + 1 + stride - 2 * pad, 2)
+        return conv(name, (2, ours, size, size + 1), theirs, taps, stride, pad, d, g, bias, first)
+
+    return Case(
+        name,
+        "depthwise conv2d" if groups == c > 1 else "conv2d",
+        lambda nn: nn.Conv2d(c, filters, taps, stride, padding, dilation, groups, bias),
+        (x,),
+        _product(prod(x), weight, filters * bias, y, y * (c // groups) * taps**2, first),
+        small,
+        first,
+        largest=max(prod(x), weight, y),
+    )
+
+
+def conv_transpose(name: str, x: Shape, filters: int, taps: int, stride: int, padding: int = 0, bias: bool = False) -> Case:
+    n, c, h, w = x
+    p, q = ((size - 1) * stride - 2 * padding + taps for size in (h, w))
+    y, weight = n * filters * p * q, c * filters * taps**2
+    return Case(
+        name,
+        "conv_transpose2d",
+        lambda nn: nn.ConvTranspose2d(c, filters, taps, stride, padding, bias=bias),
+        (x,),
+        _product(prod(x), weight, filters * bias, y, prod(x) * filters * taps**2, first=False),
+        lambda: conv_transpose(name, (2, min(c, 3), 2, 3), min(filters, 4), taps, stride, padding, bias),
+        largest=max(prod(x), weight, y),
+    )
+
+
+def linear(name: str, rows: int, inputs: int, outputs: int) -> Case:
+    x, w, y = rows * inputs, inputs * outputs, rows * outputs
+    return Case(
+        name,
+        "linear",
+        lambda nn: nn.Linear(inputs, outputs),
+        ((rows, inputs),),
+        _product(x, w, outputs, y, rows * inputs * outputs, first=False),
+        lambda: linear(name, 3, min(inputs, 20), min(outputs, 9)),
+        largest=max(x, w, y),
+    )
+
+
+def max_pool(name: str, x: Shape, taps: int, stride: int, padding: int = 0) -> Case:
+    size = [_windows(n, taps, stride, padding) for n in x[2:]]
+    y = prod(x[:2]) * prod(size)
+    work = Work(prod(x) + y, codes=y)  # which tap won fits a byte
+    return Case(
+        name,
+        "max_pool2d",
+        lambda nn: nn.MaxPool2d(taps, stride, padding),
+        (x,),
+        {"forward": work, "backward": work},
+        lambda: max_pool(name, (2, 3, 2 * taps, 2 * taps + 1), taps, stride, padding),
+        arithmetics=ELEMENTWISE,
+        largest=prod(x),
+    )
+
+
+def global_average(name: str, x: Shape) -> Case:
+    work = Work(prod(x) + prod(x[:2]))
+    return Case(
+        name,
+        "adaptive_avg_pool2d",
+        lambda nn: nn.AdaptiveAvgPool2d(1),
+        (x,),
+        {"forward": work, "backward": work},
+        lambda: global_average(name, (2, 3, 3, 4)),
+        arithmetics=ELEMENTWISE,
+        largest=prod(x),
+    )
+
+
+def bilinear(name: str, x: Shape) -> Case:
+    work = Work(prod(x) + 4 * prod(x))
+    return Case(
+        name,
+        "bilinear",
+        lambda nn: nn.Upsample(scale_factor=2, mode="bilinear"),
+        (x,),
+        {"forward": work, "backward": work},
+        lambda: bilinear(name, (2, 2, 3, 4)),
+        arithmetics=ELEMENTWISE,
+        largest=4 * prod(x),
+    )
+
+
+def relu(name: str, x: Shape) -> Case:
+    return Case(
+        name,
+        "relu",
+        lambda nn: nn.ReLU(),
+        (x,),
+        {"forward": Work(2 * prod(x)), "backward": Work(3 * prod(x))},
+        lambda: relu(name, (2, 3, 4, 5)),
+        arithmetics=ELEMENTWISE,
+        largest=prod(x),
+    )
+
+
+def batch_norm(name: str, x: Shape) -> Case:
+    size = prod(x)
+    return Case(
+        name,
+        "batch_norm",
+        lambda nn: nn.BatchNorm2d(x[1]),
+        (x,),
+        {"forward": Work(3 * size), "backward": Work(5 * size), "training": Work(8 * size)},
+        lambda: batch_norm(name, (3, 4, 3, 4)),
+        arithmetics=ELEMENTWISE,
+        largest=size,
+    )
+
+
+def bn_relu(name: str, x: Shape) -> Case:
+    size = prod(x)
+    return Case(
+        name,
+        "bn_relu",
+        lambda nn: nn.BNReLU2d(nn.BatchNorm2d(x[1]), nn.ReLU()),
+        (x,),
+        {"forward": Work(3 * size), "training": Work(8 * size), "inference": Work(2 * size)},
+        lambda: bn_relu(name, (3, 4, 3, 4)),
+        fused=True,
+        arithmetics=ELEMENTWISE,
+        largest=size,
+    )
+
+
+def bn_add_relu(name: str, x: Shape) -> Case:
+    """Backward reads x, y and dy and writes the residual's gradient; from that and x it makes the input's."""
+    size = prod(x)
+    return Case(
+        name,
+        "bn_add_relu",
+        lambda nn: nn.BNAddReLU2d(nn.BatchNorm2d(x[1]), nn.ReLU()),
+        (x, x),
+        {"forward": Work(4 * size), "training": Work(11 * size), "inference": Work(3 * size)},
+        lambda: bn_add_relu(name, (3, 4, 3, 4)),
+        fused=True,
+        arithmetics=ELEMENTWISE,
+        largest=size,
+    )
+
+
+def joined_conv(
+    name: str, op: str, x: Shape, filters: int, taps: int, stride: int = 1, padding: int = 0, bias: bool = True,
+    first: bool = False, window: int = 2,
+) -> Case:  # fmt: skip
+    """A convolution and what follows: `op` is conv_relu, conv_relu_max_pool or conv_bn_relu.
+
+    Only what goes in and comes out of all of it counts, and what a batch norm must read again.
+    """
+    n, c, h, w = x
+    size = [_windows(s, taps, stride, padding) for s in (h, w)]
+    weight, conv_y = filters * c * taps**2, n * filters * prod(size)
+    y = n * filters * prod(_windows(s, window, 2, 0) for s in size) if op == "conv_relu_max_pool" else conv_y
+    flops = 2 * conv_y * c * taps**2
+
+    def make(nn: Any) -> nn.Module:
+        conv = nn.Conv2d(c, filters, taps, stride, padding, bias=bias)
+        if op == "conv_relu":
+            return nn.ConvReLU2d(conv, nn.ReLU())
+        if op == "conv_relu_max_pool":
+            return nn.ConvReLUMaxPool2d(conv, nn.ReLU(), nn.MaxPool2d(window, 2))
+        return nn.ConvBNReLU2d(conv, nn.BatchNorm2d(filters), nn.ReLU())
+
+    def small() -> Case:
+        size = max(taps + stride * window - 2 * padding, 2)
+        return joined_conv(
+            name, op, (2, min(c, 3), size, size + 1), min(filters, 4), taps, stride, padding, bias, first, window
+        )  # fmt: skip
+
+    once, again = prod(x) + weight + filters * bias + y, 2 * conv_y if op == "conv_bn_relu" else 0
+    gradients = weight + filters * bias + (0 if first else prod(x))
+    return Case(
+        name,
+        op,
+        make,
+        (x,),
+        {
+            "forward": Work(once + again, flops),
+            "training": Work(once + y + gradients + 2 * again, flops * (2 if first else 3)),
+            "inference": Work(once, flops),
+        },
+        small,
+        first,
+        fused=True,
+        largest=max(prod(x), weight, conv_y),
+    )
+
+
+def linear_relu(name: str, rows: int, inputs: int, outputs: int) -> Case:
+    x, w, y, flops = rows * inputs, inputs * outputs, rows * outputs, 2 * rows * inputs * outputs
+    return Case(
+        name,
+        "linear_relu",
+        lambda nn: nn.LinearReLU(nn.Linear(inputs, outputs), nn.ReLU()),
+        ((rows, inputs),),
+        {
+            "forward": Work(x + w + outputs + y, flops),
+            "training": Work(2 * (x + w + outputs + y), 3 * flops),
+            "inference": Work(x + w + outputs + y, flops),
+        },
+        lambda: linear_relu(name, 3, min(inputs, 20), min(outputs, 9)),
+        fused=True,
+        largest=max(x, w, y),
+    )
+
+
+def _windows(size: int, taps: int, stride: int, padding: int, dilation: int = 1) -> int:
+    return (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+
+
+def _lenet(n: int) -> Sequence[Case]:
+    return (
+        conv(f"LeNet conv1 b{n}", (n, 1, 32, 32), 6, 5, bias=True, first=True),
+        max_pool(f"LeNet pool1 b{n}", (n, 6, 28, 28), 2, 2),
+        conv(f"LeNet conv2 b{n}", (n, 6, 14, 14), 16, 5, bias=True),
+        linear(f"LeNet linear1 b{n}", n, 400, 120),
+        joined_conv(f"LeNet conv2, ReLU, pool b{n}", "conv_relu_max_pool", (n, 6, 14, 14), 16, 5),
+    )
+
+
+def _alexnet(n: int) -> Sequence[Case]:
+    return (
+        conv(f"AlexNet conv1 b{n}", (n, 3, 224, 224), 64, 11, 4, 2, bias=True, first=True),
+        max_pool(f"AlexNet pool1 b{n}", (n, 64, 55, 55), 3, 2),
+        conv(f"AlexNet conv2 b{n}", (n, 64, 27, 27), 192, 5, padding=2, bias=True),
+        max_pool(f"AlexNet pool2 b{n}", (n, 192, 27, 27), 3, 2),
+        conv(f"AlexNet conv3 b{n}", (n, 192, 13, 13), 384, 3, padding=1, bias=True),
+        conv(f"AlexNet conv4 b{n}", (n, 384, 13, 13), 256, 3, padding=1, bias=True),
+        conv(f"AlexNet conv5 b{n}", (n, 256, 13, 13), 256, 3, padding=1, bias=True),
+        max_pool(f"AlexNet pool5 b{n}", (n, 256, 13, 13), 3, 2),
+        linear(f"AlexNet linear1 b{n}", n, 9216, 4096),
+        linear(f"AlexNet linear2 b{n}", n, 4096, 4096),
+        joined_conv(f"AlexNet conv3, ReLU b{n}", "conv_relu", (n, 192, 13, 13), 384, 3, padding=1),
+        joined_conv(
+            f"AlexNet conv1, ReLU, pool b{n}", "conv_relu_max_pool", (n, 3, 224, 224), 64, 11, 4, 2, first=True, window=3
+        ),
+        linear_relu(f"AlexNet linear2, ReLU b{n}", n, 4096, 4096),
+    )  # fmt: skip
+
+
+def _resnet(n: int) -> Sequence[Case]:
+    def block(stage: int, c: int, filters: int, taps: int, size: int, stride: int = 1, what: str = "") -> Case:
+        what = what or f"{taps}x{taps} {c}-{filters}"
+        return conv(f"ResNet stage {stage} {what}", (n, c, size, size), filters, taps, stride, taps // 2)
+
+    norms = ((64, 112), (64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7))
+    return (
+        conv("ResNet stem", (n, 3, 224, 224), 64, 7, 2, 3, first=True),
+        max_pool("ResNet stem pool", (n, 64, 112, 112), 3, 2, 1),
+        block(1, 64, 64, 1, 56), block(1, 64, 64, 3, 56), block(1, 64, 256, 1, 56), block(1, 256, 64, 1, 56),
+        block(2, 256, 128, 1, 56), block(2, 128, 128, 3, 56, 2, "3x3 stride 2"), block(2, 256, 512, 1, 56, 2, "downsample"),
+        block(2, 128, 128, 3, 28), block(2, 128, 512, 1, 28), block(2, 512, 128, 1, 28),
+        block(3, 256, 256, 3, 28, 2, "3x3 stride 2"), block(3, 512, 1024, 1, 28, 2, "downsample"),
+        block(3, 256, 256, 3, 14), block(3, 256, 1024, 1, 14), block(3, 1024, 256, 1, 14),
+        block(4, 512, 512, 3, 14, 2, "3x3 stride 2"), block(4, 1024, 2048, 1, 14, 2, "downsample"),
+        block(4, 512, 512, 3, 7), block(4, 512, 2048, 1, 7), block(4, 2048, 512, 1, 7),
+        global_average("ResNet average", (n, 2048, 7, 7)),
+        linear("ResNet linear", n, 2048, 1000),
+        relu("ResNet ReLU 64x112", (n, 64, 112, 112)),
+        relu("ResNet ReLU 256x56", (n, 256, 56, 56)),
+        *(batch_norm(f"ResNet batch norm {c}x{size}", (n, c, size, size)) for c, size in norms),
+        bn_relu("ResNet batch norm, ReLU 64x112", (n, 64, 112, 112)),
+        bn_relu("ResNet batch norm, ReLU 128x28", (n, 128, 28, 28)),
+        bn_add_relu("ResNet batch norm, add, ReLU 256x56", (n, 256, 56, 56)),
+        bn_add_relu("ResNet batch norm, add, ReLU 1024x14", (n, 1024, 14, 14)),
+        joined_conv("ResNet conv, batch norm, ReLU 128x28", "conv_bn_relu", (n, 128, 28, 28), 128, 3, padding=1, bias=False),
+        joined_conv("ResNet conv, batch norm, ReLU 256x14", "conv_bn_relu", (n, 256, 14, 14), 256, 3, padding=1, bias=False),
+    )  # fmt: skip
+
+
+_TABLE = (
+    *_lenet(128),
+    *_lenet(1024),
+    *_alexnet(128),
+    *_alexnet(256),
+    *_resnet(64),
+    conv("depthwise 3x3 128x56", (64, 128, 56, 56), 128, 3, padding=1, groups=128),
+    conv("depthwise 3x3 512x14", (64, 512, 14, 14), 512, 3, padding=1, groups=512),
+    conv("depthwise 3x3 144x56 stride 2", (64, 144, 56, 56), 144, 3, 2, 1, groups=144),
+    conv("ResNeXt 3x3, 32 groups", (64, 128, 56, 56), 128, 3, padding=1, groups=32),
+    conv("DeepLab 3x3 dilation 12", (8, 2048, 33, 33), 256, 3, padding=12, dilation=12),
+    conv("DeepLab 3x3 dilation 24", (8, 2048, 33, 33), 256, 3, padding=24, dilation=24),
+    conv("DeepLab 1x1", (8, 2048, 33, 33), 256, 1),
+    conv_transpose("DCGAN 1024-512", (128, 1024, 4, 4), 512, 4, 2, 1),
+    conv_transpose("DCGAN 512-256", (128, 512, 8, 8), 256, 4, 2, 1),
+    conv_transpose("DCGAN 256-128", (128, 256, 16, 16), 128, 4, 2, 1),
+    conv_transpose("DCGAN 128-3", (128, 128, 32, 32), 3, 4, 2, 1),
+    conv_transpose("U-Net up-convolution", (8, 128, 128, 128), 64, 2, 2, bias=True),
+    bilinear("bilinear 128x64", (16, 128, 64, 64)),
+    bilinear("bilinear 64x128", (16, 64, 128, 128)),
+    bilinear("bilinear 128x128", (8, 128, 128, 128)),
+    bilinear("bilinear 64x256", (8, 64, 256, 256)),
+)
+CASES: dict[str, Case] = {case.name: case for case in _TABLE}
+
+# What --quick measures, the most telling first: in all arithmetics, or in bf16 and float32, or in bf16 alone.
+_EVERY = ("AlexNet conv2 b128", "ResNet stage 2 3x3 128-128", "ResNet stage 1 1x1 64-256")
+_BOTH = (
+    "ResNet batch norm 256x56", "ResNet stem pool", "bilinear 64x128", "ResNet ReLU 256x56", "LeNet conv2 b128",
+    "AlexNet linear1 b128", "depthwise 3x3 128x56", "DCGAN 512-256",
+)  # fmt: skip
+_ONE = (
+    "ResNet batch norm, add, ReLU 256x56", "ResNet batch norm, ReLU 64x112", "ResNet conv, batch norm, ReLU 128x28",
+    "AlexNet conv1 b128", "AlexNet conv1, ReLU, pool b128", "AlexNet conv3, ReLU b128", "AlexNet conv4 b128",
+    "AlexNet pool1 b128", "ResNet stem", "ResNet stage 2 3x3 stride 2", "ResNet stage 4 3x3 512-512",
+    "DeepLab 3x3 dilation 12", "ResNeXt 3x3, 32 groups", "U-Net up-convolution", "LeNet conv1 b128", "LeNet pool1 b128",
+    "LeNet linear1 b128", "ResNet batch norm 128x28", "ResNet batch norm 64x112", "bilinear 128x64", "ResNet average",
+)  # fmt: skip
+QUICK = {name: PRODUCTS for name in _EVERY} | {name: ("bf16", "fp32") for name in _BOTH} | {name: ("bf16",) for name in _ONE}

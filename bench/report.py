@@ -1,0 +1,263 @@
+"""What a result of the yardstick says: a table, geometric means and the worst, targets, and plots; all from its JSON."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Result = dict[str, Any]
+
+LARGE = 64e6  # bytes of a tensor that no cache holds
+LETTERS = {"contiguous": "n", "channels_last": "c"}
+FUSED = ("bn_relu", "bn_add_relu", "conv_relu", "conv_relu_max_pool", "conv_bn_relu", "linear_relu")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours and torch's times of a row, both in one mode; None where there is none."""
+
+    row: dict[str, Any]
+    mode: str  # torch's: "eager", "graphed" or "compiled"
+    ours: dict[str, Any] | None  # the better memory format's, as is the rival's
+    torchs: dict[str, Any] | None
+    floor: float | None  # seconds; None for networks
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as torch; 0 where we have no time, NaN where torch has none."""
+        if self.torchs is None:
+            return math.nan
+        return self.torchs["median"] / self.ours["median"] if self.ours is not None else 0.0
+
+    @property
+    def words(self) -> tuple[str, str, str, str]:
+        return self.row["name"], self.row["pass"], self.row["arithmetic"], self.mode
+
+
+def floor_of(row: dict[str, Any], ceilings: dict[str, Any]) -> float | None:
+    """The least seconds that a row's bytes and operations take, at the rates measured in the same run."""
+    if not row["bytes"] or not ceilings:
+        return None
+    return max(row["bytes"] / ceilings["copy"], row["flops"] / ceilings["product"].get(row["arithmetic"], math.inf))
+
+
+def comparisons(result: Result) -> list[Comparison]:
+    found = []
+    for row in result["rows"]:
+        modes = ["compiled"] if row["against"] == "compiled" else ["eager", "graphed"] if row["op"] == "model" else ["eager"]
+        for mode in modes:
+            ours = {"compiled": "graphed" if row["op"] == "model" else "eager"}.get(mode, mode)
+            found.append(
+                Comparison(row, mode, _best(row, "ours", ours), _best(row, "torch", mode), floor_of(row, result["ceilings"]))
+            )
+    return found
+
+
+def _best(row: dict[str, Any], side: str, mode: str) -> dict[str, Any] | None:
+    times = [t for t in row["times"] if (t["side"], t["mode"]) == (side, mode)]
+    return min(times, key=lambda t: t["median"], default=None)
+
+
+def remarks(row: dict[str, Any]) -> Iterator[str]:
+    """What a reader of a row must know."""
+    for layout, checked in row["checked"].items():
+        if checked["wrong"]:
+            yield f"WRONG in {layout}: {checked['wrong']}"
+        if checked["strides"]:
+            yield f"{layout}: {checked['strides']}"
+    for contender, why in row["failed"].items():
+        yield f"{contender}: {why}"
+
+
+class Target(NamedTuple):
+    """What is to be reached: `least` by all values of the comparisons that it is about."""
+
+    words: str
+    least: float
+    about: Callable[[Comparison], bool]
+    values: Callable[[Comparison], Sequence[float]] = lambda comparison: [comparison.ratio]
+
+
+def _is(
+    op: Sequence[str] | None = None, what: str | None = None, mode: str = "eager", **also: str
+) -> Callable[[Comparison], bool]:
+    """Comparisons of these operators, or of all, in a pass and against a mode of torch."""
+
+    def about(c: Comparison) -> bool:
+        return (
+            (c.row["op"] in op if op else c.row["op"] != "model")
+            and what in (None, c.row["pass"])
+            and c.mode == mode
+            and all(c.row[key] == value for key, value in also.items())
+        )
+
+    return about
+
+
+def _large(comparison: Comparison) -> bool:
+    memory_bound = _is(("relu", "max_pool2d", "bilinear", "batch_norm"))
+    return memory_bound(comparison) and comparison.row["largest"] > LARGE and comparison.floor is not None
+
+
+def _shares(comparison: Comparison) -> list[float]:
+    """Of the floor, in each memory format; 0 where ours has no time."""
+    ours = {t["layout"]: t["median"] for t in comparison.row["times"] if t["side"] == "ours"}
+    assert comparison.floor is not None
+    return [comparison.floor / ours[layout] if layout in ours else 0.0 for layout in comparison.row["checked"]]
+
+
+_ALEXNET = {"name": "AlexNet b128", "arithmetic": "bf16"}
+TARGETS = (
+    Target("of the copy bandwidth above 64 MB: ReLU, pools, bilinear, batch norm, both formats", 0.85, _large, _shares),
+    Target("x torch: max-pool backward", 2.0, _is(("max_pool2d",), "backward")),
+    Target("x torch: bilinear backward", 2.0, _is(("bilinear",), "backward")),
+    Target("x torch: batch norm's training, forward and backward", 1.3, _is(("batch_norm",), "training")),
+    Target("x torch: every operator", 0.95, _is()),
+    Target("x torch, layer by layer: batch norm (and addition) and ReLU, joined", 1.4, _is(("bn_relu", "bn_add_relu"))),
+    Target("x torch.compile: joined layers", 1.0, _is(FUSED, mode="compiled")),
+    Target("x torch: LeNet b128 training, both as CUDA graphs", 1.5, _is(("model",), "training", "graphed", name="LeNet b128")),
+    Target("x torch: LeNet b128 training, eager", 1.0, _is(("model",), "training", name="LeNet b128")),
+    Target("x torch: AlexNet b128 training, bf16, eager", 1.25, _is(("model",), "training", **_ALEXNET)),
+    Target("x torch: AlexNet b128 inference, bf16, eager", 1.4, _is(("model",), "inference", **_ALEXNET)),
+    Target("x torch.compile(max-autotune): AlexNet b128, bf16", 1.05, _is(("model",), None, "compiled", **_ALEXNET)),
+)
+
+
+def geomean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+
+
+def lines_of(result: Result) -> Iterator[str]:
+    """The table, with what it sums up to."""
+    environment, ceilings = result["environment"], result["ceilings"]
+    yield "  ".join(f"{key} {value}" for key, value in environment.items() if not isinstance(value, dict))
+    if ceilings:
+        products = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {name}" for name, rate in ceilings["product"].items())
+        yield f"measured here: {ceilings['copy'] / 1e12:.2f} TB/s in a copy; {products} in a matrix product"
+    yield "us: of one call in the better memory format, n contiguous, c channels_last; floor%: what of that no one can avoid"
+    found = comparisons(result)
+    width = max((len(c.row["name"]) for c in found), default=4)
+    yield ""
+    yield line_of(("", "", "", "against"), width, "ours us", "+-%", "floor%", "torch us", "+-%", "ratio")
+    noted: set[int] = set()
+    for c in found:
+        share = f"{100 * c.floor / c.ours['median']:.0f}" if c.ours and c.floor is not None else ""
+        ratio = "WRONG" if any(r["wrong"] for r in c.row["checked"].values()) else f"{c.ratio:.2f}" if c.torchs else ""
+        yield line_of(c.words, width, *_cells(c.ours), share, *_cells(c.torchs), ratio)
+        if id(c.row) not in noted:
+            yield from (f"    {remark}" for remark in remarks(c.row))
+        noted.add(id(c.row))
+    yield ""
+    yield from summary(found)
+    yield ""
+    yield from (target_line(target, found) for target in TARGETS)
+    for failure in result["failed"]:
+        yield f"FAILED {failure['item']}: {failure['why']}"
+    if result["left"]:
+        yield f"{len(result['left'])} measurements were not made: time was up"
+
+
+def line_of(words: Sequence[str], width: int, *cells: str) -> str:
+    name, what, arithmetic, mode = words
+    left = f"{name:{width}} {what:9} {arithmetic:4} {mode:8}"
+    return left + "".join(f"{cell:>{9 if i % 3 != 1 else 6}}" for i, cell in enumerate(cells))
+
+
+def _cells(time: dict[str, Any] | None) -> tuple[str, str]:
+    """Microseconds with the memory format's letter, and half the distance of the quartiles in percent."""
+    if time is None:
+        return "-", ""
+    spread = 50 * (time["high"] - time["low"]) / time["median"]
+    return f"{1e6 * time['median']:.1f}{LETTERS[time['layout']]}", f"{spread:.0f}"
+
+
+def summary(found: Sequence[Comparison]) -> Iterator[str]:
+    """For each operator, pass and mode: how many, the geometric mean of the ratios, and the worst."""
+    groups: dict[tuple[str, str, str], list[Comparison]] = {}
+    for c in found:
+        for key in ((c.row["op"], c.row["pass"], c.mode), ("all operators", "", c.mode)):
+            if key[0] != "all operators" or c.row["op"] != "model":
+                groups.setdefault(key, []).append(c)
+    yield f"{'':20} {'':9} {'against':8} {'timed':>7} {'geomean':>8} {'worst':>6}"
+    for (op, what, mode), members in sorted(groups.items()):
+        timed = [c for c in members if c.ratio > 0]
+        if timed:
+            worst = min(timed, key=lambda c: c.ratio)
+            mean, count = geomean([c.ratio for c in timed]), f"{len(timed)}/{len(members)}"
+            where = f"{worst.row['name']} {worst.row['pass']} {worst.row['arithmetic']}"
+            yield f"{op:20} {what:9} {mode:8} {count:>7} {mean:8.2f} {worst.ratio:6.2f}  {where}"
+
+
+def target_line(target: Target, found: Sequence[Comparison]) -> str:
+    """Whether a target is reached, and by the worst of how many."""
+    values = [(value, c.words) for c in found if target.about(c) for value in target.values(c) if value == value]
+    if not values:
+        return f"not measured    >= {target.least:4.2f} {target.words}"
+    worst, words = min(values)
+    below = sum(value < target.least for value, _ in values)
+    verdict = f"FAIL {worst:5.2f}" if below else f"pass {worst:5.2f}"
+    where = f"; {below} of {len(values)} below, the worst {' '.join(words[:3])}" if below else f"; {len(values)} measured"
+    return f"{verdict:15} >= {target.least:4.2f} {target.words}{where}"
+
+
+def plots_of(result: Result, folder: Path) -> list[Path]:
+    """Draw ratios, shares of the floor and networks; the files that were written.
+
+    Raises:
+        ImportError: there is no matplotlib.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    gpu, found = result["environment"]["gpu"], comparisons(result)
+    eager = [c for c in found if c.mode == "eager" and c.row["op"] != "model" and c.ours and c.torchs]
+    networks = [c for c in found if c.row["op"] == "model" and c.ours and c.torchs]
+    shares = [(c, 100 * c.floor / c.ours["median"]) for c in eager if c.floor is not None and c.ours]
+    drawn = [
+        _dots([(c, c.ratio) for c in eager], f"How many times as fast as the better of torch's two formats, {gpu}", 1.0),
+        _dots(shares, f"Per cent of what {gpu} can do at best", 100.0),
+        _dots([(c, c.ratio) for c in networks], f"Networks: how many times as fast as torch, {gpu}", 1.0, modes=True),
+    ]
+    paths = []
+    for name, figure in zip(("ratios", "floors", "networks"), drawn, strict=True):
+        if figure is not None:
+            paths.append(folder / f"{name}.png")
+            figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
+    return paths
+
+
+def _dots(values: Sequence[tuple[Comparison, float]], title: str, line: float, modes: bool = False) -> Any:
+    """A line for each case and pass, a dot for each arithmetic; None without values."""
+    from matplotlib.figure import Figure
+
+    if not values:
+        return None
+    keys = list(dict.fromkeys(f"{c.row['name']}  {c.row['pass']}{f', {c.mode}' if modes else ''}" for c, _ in values))
+    figure = Figure(figsize=(9, 1 + 0.18 * len(keys)))
+    axes = figure.add_subplot(xscale="log")
+    for arithmetic in dict.fromkeys(c.row["arithmetic"] for c, _ in values):
+        dots = [(c, value) for c, value in values if c.row["arithmetic"] == arithmetic]
+        at = [keys.index(f"{c.row['name']}  {c.row['pass']}{f', {c.mode}' if modes else ''}") for c, _ in dots]
+        axes.plot([value for _, value in dots], at, "o", markersize=4, label=arithmetic)
+    axes.axvline(line, color="black", linewidth=1)
+    axes.set_yticks(range(len(keys)), keys, fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def read(path: Path) -> Result:
+    """A result from its file.
+
+    Raises:
+        OSError, ValueError: there is none, or it is none of the yardstick's.
+    """
+    result = json.loads(path.read_text())
+    if not isinstance(result, dict) or not {"environment", "ceilings", "rows"} <= result.keys():
+        raise ValueError(f"{path} is not a result of python -m bench")
+    return result

@@ -1,0 +1,61 @@
+"""The yardstick's registry for pytest-benchmark, to compare commits with its tools: `pytest bench --benchmark-only`.
+
+`-k quick` runs what `python -m bench --quick` does. The clock is the GPU's: events on it, and before each round the GPU sleeps
+until the call waits in its queue.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from bench.registry import CASES, QUICK, SIDES
+from bench.rows import LAYOUTS, Contender, Instance, calls_of, check, exact_results, instances_of
+from bench.timing import Call, Machine, using
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to time on")
+
+ASLEEP = 1 << 23  # cycles, some milliseconds: longer than it takes to put one call into the GPU's queue
+
+
+class Moment:
+    """When the GPU gets here; two differ by seconds."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def __sub__(self, start: "Moment") -> float:
+        self.event.synchronize()
+        return start.event.elapsed_time(self.event) / 1e3
+
+
+def parameters() -> Iterator[Any]:
+    for name, case in CASES.items():
+        layouts = LAYOUTS if all(len(shape) == 4 for shape in case.inputs) else ("contiguous",)
+        for arithmetic, side, layout, what in itertools.product(case.arithmetics, SIDES, layouts, case.works):
+            quick = ["quick"] if arithmetic in QUICK.get(name, ()) else []
+            label = "-".join([name, what, arithmetic, side, layout, *quick])
+            yield pytest.param(name, arithmetic, Contender(side, "eager", layout), what, id=label)
+
+
+@pytest.mark.benchmark(timer=Moment)
+@pytest.mark.parametrize(("name", "arithmetic", "contender", "what"), list(parameters()))
+def test_case(name: str, arithmetic: str, contender: Contender, what: str, benchmark: Any) -> None:
+    case, machine = CASES[name], Machine.gpu()
+    with using(arithmetic) as dtype:
+        if contender.side == "ours":
+            ours, torchs = (Instance(case, side, dtype, contender.layout, machine.device).results() for side in SIDES)
+            assert not check(ours, torchs, exact_results(case, dtype, machine.device))["wrong"]
+        sets = machine.sets(case.works[what].bytes(dtype.itemsize))
+        calls = itertools.cycle(calls_of(instances_of(case, contender, dtype, machine.device, sets), contender, what))
+
+        def asleep() -> tuple[tuple[Call], dict[str, Any]]:
+            torch.cuda.synchronize()
+            torch.cuda._sleep(ASLEEP)
+            return (next(calls),), {}
+
+        run: Callable[[Call], object] = lambda call: call()  # noqa: E731
+        benchmark.pedantic(run, setup=asleep, rounds=50, warmup_rounds=sets + 1)
