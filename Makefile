@@ -5,12 +5,13 @@ TRITON ?=
 MINUTES ?= 10
 OPS ?=
 SEED ?= 0
+BENCH ?= --quick
 
 BIN := .venv/bin
 BUILT := .venv/built
 SANITIZED = $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_bounds.py -k test_exact_allocations
 
-.PHONY: help demo notes test test-long mutants fuzz precision lint types compile-report gpu sanitize clean
+.PHONY: help demo notes test test-long mutants fuzz precision lint types compile-report gpu bench sanitize clean
 
 help:
 	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
@@ -24,6 +25,8 @@ help:
 	@echo 'make compile-report   compiles every kernel for four GPUs without one: registers, spills, shared memory;'
 	@echo '                      TRITON=3.6.0 make compile-report for another version of Triton'
 	@echo 'make gpu              tests and demo on the GPU of this machine, with the torch and Triton of $$PYTHON as they are'
+	@echo 'make bench            times operators and networks against torch on the GPU, with $$PYTHON, in less than 8 minutes;'
+	@echo '                      BENCH= for all of it, or the arguments of python -m bench, whose --help says what there is'
 	@echo 'make sanitize         every operator under compute-sanitizer: memcheck, racecheck, initcheck; on a GPU, with $$PYTHON'
 	@echo 'make clean            removes what the others made'
 	@echo
@@ -74,6 +77,9 @@ gpu:
 	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest -q \
 		$$($(PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 8 --dist worksteal')
 	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) examples/train_digits.py
+
+bench:
+	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) -m bench $(BENCH)
 
 # Without caching each tensor is an allocation of its own, whose end memcheck knows. The first run compiles the kernels.
 sanitize:
