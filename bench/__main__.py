@@ -9,7 +9,7 @@
 
 What is timed was first compared with float64 on the same numbers; what is WRONG is not timed. The rival is torch in the better
 of its two memory formats, with cuDNN's benchmark on and the same flags for float32; torch.compile too for joined layers and
-networks. The JSON goes to bench/results/, as it comes: `--resume` goes on with one.
+networks. Our networks are torch's after `trinn.convert(network, fuse=True)`. The JSON goes to bench/results/, as it comes: `--resume` goes on with one.
 """
 
 import os

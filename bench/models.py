@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.registry import PRODUCTS, SIDES
+import trinn
+from bench.registry import PRODUCTS
 from bench.rows import LAYOUTS, Contender, Errors, cast, cudnn_benchmark, errors_of, timed, words_of
 from bench.timing import Call, Machine, using
 from trinn.models import AlexNet, LeNet
@@ -20,75 +21,64 @@ class ResNet(nn.Module):
     """The residual network of He et al., arXiv:1512.03385, of bottlenecks with the stride in their 3x3 convolution.
 
     Args:
-        nn: a namespace with torch.nn's classes and the joined layers', one of SIDES.
-        blocks: in each of the four stages; (3, 4, 6, 3) makes ResNet-50.
+        blocks: in each of the stages; (3, 4, 6, 3) makes ResNet-50.
     """
 
-    def __init__(self, nn: Any, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, num_classes: int = 1000) -> None:
+    def __init__(self, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, num_classes: int = 1000) -> None:
         super().__init__()
-        self.stem = _conv_bn_relu(nn, 3, width, 7, 2)
-        self.pool = nn.MaxPool2d(3, 2, 1)
-        channels, stages = width, []
+        stem = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        self.stem = nn.Sequential(*stem)
+        channels, bottlenecks = width, []
         for stage, count in enumerate(blocks):
             for number in range(count):
-                stages.append(_Bottleneck(nn, channels, width << stage, 2 if stage and not number else 1))
+                bottlenecks.append(_Bottleneck(channels, width << stage, 2 if stage and not number else 1))
                 channels = 4 * (width << stage)
-        self.blocks = torch.nn.Sequential(*stages)
+        self.blocks = nn.Sequential(*bottlenecks)
         self.average = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(channels, num_classes)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.linear(self.average(self.blocks(self.pool(self.stem(input)))).flatten(1))
+        return self.linear(self.average(self.blocks(self.stem(input))).flatten(1))
 
 
 class _Bottleneck(nn.Module):
-    """relu(bn(1x1(...3x3(1x1(x)))) + x), with a convolution on the way of x where its shape changes."""
+    """relu(x + three convolutions of x), with a convolution on the way of x where its shape changes."""
 
-    def __init__(self, nn: Any, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.narrow = _conv_bn_relu(nn, channels, width, 1)
-        self.middle = _conv_bn_relu(nn, width, width, 3, stride)
-        self.wide = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.tail = nn.BNAddReLU2d(nn.BatchNorm2d(4 * width), nn.ReLU())
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
         self.shortcut = None
         if stride > 1 or channels != 4 * width:
             conv = nn.Conv2d(channels, 4 * width, 1, stride, bias=False)
-            self.shortcut = torch.nn.Sequential(conv, nn.BatchNorm2d(4 * width))
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(4 * width))
 
     def forward(self, input: Tensor) -> Tensor:
-        residual = self.shortcut(input) if self.shortcut is not None else input
-        return self.tail(self.wide(self.middle(self.narrow(input))), residual)
-
-
-def _conv_bn_relu(nn: Any, channels: int, filters: int, taps: int, stride: int = 1) -> nn.Module:
-    conv = nn.Conv2d(channels, filters, taps, stride, taps // 2, bias=False)
-    return nn.ConvBNReLU2d(conv, nn.BatchNorm2d(filters), nn.ReLU())
+        y = self.relu(self.bn1(self.conv1(input)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += input if self.shortcut is None else self.shortcut(input)
+        return self.relu(y)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network and its batch."""
+    """A network of torch.nn's layers, and its batch."""
 
-    make: Callable[[Any], nn.Module]
+    make: Callable[[], nn.Module]
     batch: int
     image: tuple[int, int, int]
     classes: int = 1000
     arithmetics: tuple[str, ...] = PRODUCTS
 
 
-def _lenet(nn: Any) -> nn.Module:
-    return LeNet(nn=nn)
-
-
-def _alexnet(nn: Any) -> nn.Module:
-    return AlexNet(nn=nn)
-
-
 MODELS = {
-    "LeNet b128": Model(_lenet, 128, (1, 32, 32), 10),
-    "LeNet b1024": Model(_lenet, 1024, (1, 32, 32), 10),
-    "AlexNet b128": Model(_alexnet, 128, (3, 224, 224)),
-    "AlexNet b256": Model(_alexnet, 256, (3, 224, 224)),
+    "LeNet b128": Model(partial(LeNet, nn=nn), 128, (1, 32, 32), 10),
+    "LeNet b1024": Model(partial(LeNet, nn=nn), 1024, (1, 32, 32), 10),
+    "AlexNet b128": Model(partial(AlexNet, nn=nn), 128, (3, 224, 224)),
+    "AlexNet b256": Model(partial(AlexNet, nn=nn), 256, (3, 224, 224)),
     "ResNet-50 b64": Model(ResNet, 64, (3, 224, 224)),
 }
 QUICK = {"LeNet b128": ("tf32", "bf16"), "AlexNet b128": ("bf16",), "ResNet-50 b64": ("bf16",)}
@@ -96,14 +86,16 @@ PASSES = ("training", "inference")
 
 
 class Run:
-    """One side of a network with a batch, from weights that are the same for both sides."""
+    """One side of a network with a batch: torch's, or that after `trinn.convert(network, fuse=True)`."""
 
     def __init__(self, model: Model, side: str, dtype: torch.dtype, layout: str, device: str, exact: bool = False) -> None:
         torch.manual_seed(0)
         with torch.device(device):
-            network = model.make(SIDES[side])
+            network = model.make()
             images = torch.randn(model.batch, *model.image)
             self.labels = torch.randint(model.classes, (model.batch,))
+        if side == "ours":
+            trinn.convert(network, fuse=True)
         self.network = cast(network, dtype).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
         self.images = images.to(dtype).contiguous(memory_format=LAYOUTS[layout])
         if exact:

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,8 @@ from bench.registry import CASES, Case, Work
 from bench.rows import Contender, Instance
 from bench.timing import Machine, Spread, interleaved
 from bench.workers import worked_off
+from trinn.layers import convert, fused, joining
+from trinn.models import LeNet
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMATS = ("contiguous", "channels_last")
@@ -272,8 +275,8 @@ def test_nan_is_wrong() -> None:
 
 
 SMALL_MODELS = {
-    "LeNet": models.Model(models._lenet, 2, (1, 32, 32), 10),
-    "ResNet": models.Model(lambda nn: models.ResNet(nn, (1, 1), 2, 5), 2, (3, 24, 24), 5),
+    "LeNet": models.Model(lambda: LeNet(nn=nn), 2, (1, 32, 32), 10),
+    "ResNet": models.Model(lambda: models.ResNet((1, 1), 2, 5), 2, (3, 24, 24), 5),
 }
 
 
@@ -291,9 +294,25 @@ def test_rows_of_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_resnet_50_is_it() -> None:
     with torch.device("meta"):
-        ours, torchs = (models.ResNet(side) for side in registry.SIDES.values())
-    assert sum(p.numel() for p in ours.parameters()) == 25_557_032  # torchvision's
-    assert list(ours.state_dict()) == list(torchs.state_dict())
+        network = models.ResNet()
+    assert sum(p.numel() for p in network.parameters()) == 25_557_032  # torchvision's
+    assert network(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+
+
+def test_our_networks_are_converted_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All batch norms of ResNet-50: with a ReLU, in a shortcut without one, and at the end of a block with an addition."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: calls.update([name]) or function(*args)
+
+    kinds = {kinds: counted(" ".join(k.__name__ for k in kinds if k), f) for kinds, f in joining.JOINED.items()}
+    monkeypatch.setattr(joining, "JOINED", kinds)
+    monkeypatch.setattr(joining, "bn_add_relu", counted("tail", fused.bn_add_relu))
+    run = models.Run(models.MODELS["ResNet-50 b64"], "ours", torch.bfloat16, "channels_last", "meta")
+    run.step("training", "eager", Here(SetClock()))()
+    assert calls == {"Conv2d BatchNorm2d ReLU": 1 + 2 * 16, "Conv2d BatchNorm2d": 4, "tail": 16}
+    assert not [module for module in run.network.modules() if type(module) in convert.OURS]
 
 
 CHILD = """
