@@ -1,6 +1,6 @@
 """The yardstick: times our operators and networks against torch's on this GPU.
 
-    python -m bench                       all of it, some 25 minutes: ours against torch in both memory formats
+    python -m bench                       all of it, ours against torch in both memory formats, for 28 minutes at most
     python -m bench --quick               the most telling of it, in less than 8 minutes
     python -m bench 'AlexNet conv' ResNet --arithmetics bf16
     python -m bench --compile-only        compiles what would be timed, for an H100 or H200, without a GPU
@@ -9,7 +9,8 @@
 
 What is timed was first compared with float64 on the same numbers; what is WRONG is not timed. The rival is torch in the better
 of its two memory formats, with cuDNN's benchmark on and the same flags for float32; torch.compile too for joined layers and
-networks. Our networks are torch's after `trinn.convert(network, fuse=True)`. The JSON goes to bench/results/, as it comes: `--resume` goes on with one.
+networks. Our networks are torch's after `trinn.convert(network, fuse=True)`. The JSON goes to bench/results/, as it comes, and
+plots beside it where there is matplotlib; `--resume` goes on with one.
 """
 
 import os
@@ -175,8 +176,19 @@ def run(args: argparse.Namespace, command: Sequence[str], environment: dict[str,
     print()
     show(result)
     print(f"\n{path}, after {time.monotonic() - start:.0f} s")
-    wrong = any(checked["wrong"] for row in result["rows"] for checked in row["checked"].values())
-    return 1 if wrong or result["failed"] or result["left"] else 0
+    try:
+        print(*report.plots_of(result, path.with_suffix("")), sep="\n")
+    except ImportError as error:
+        print(f"{error}: `python -m bench plot` draws the plots elsewhere")
+    return 0 if is_whole(result) else 1
+
+
+def is_whole(result: report.Result) -> bool:
+    """Whether all was measured, nothing of ours was wrong and nothing of ours failed."""
+    rows = result["rows"]
+    wrong = any(checked["wrong"] for row in rows for checked in row["checked"].values())
+    failed = any(contender.startswith("ours") for row in rows for contender in row["failed"])
+    return not (wrong or failed or result["failed"] or result["left"])
 
 
 def show(result: report.Result) -> None:

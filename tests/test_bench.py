@@ -466,6 +466,18 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "512x7 bf16 eager" not in capsys.readouterr().out.split("\n\n")[0]
 
 
+def test_a_run_that_is_whole() -> None:
+    """A contender of torch's that fails is no fault of ours."""
+    row = _row("one", 1e-3, 1e-3)
+    assert yardstick.is_whole(_result([row, row | {"failed": {"torch compiled contiguous": "why"}}]))
+    wrong: dict[str, Any] = {"contiguous": {"errors": {}, "wrong": "output is off", "strides": None}}
+    others: tuple[dict[str, Any], ...] = {"failed": {"ours eager contiguous": "why"}}, {"checked": wrong}
+    for other in others:
+        assert not yardstick.is_whole(_result([row, row | other]))
+    for key in ("failed", "left"):
+        assert not yardstick.is_whole(_result([row]) | {key: [["case"]]})
+
+
 def test_an_error_is_that_of_its_case(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def rows_of(case: Case, *args: Any) -> Iterator[dict[str, Any]]:
         yield {"name": case.name}
