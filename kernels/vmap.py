@@ -86,7 +86,8 @@ def _rule(name: str) -> Callable[..., Any]:
     groups = next((place for place, p in enumerate(parameters) if p.name == "groups"), None)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any, **options: Any) -> tuple[Any, Any]:
-        given = list(args)
+        left_out = len(parameters) - len(args) - len(options)
+        given, in_dims = [*args, *left_out * [None]], (*in_dims, *left_out * [None])  # None is their default
         mapped = [place for place in tensors if in_dims[place] is not None]
         for place in written:
             if place not in mapped:

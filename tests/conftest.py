@@ -33,6 +33,14 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def precision_flags() -> Iterator[None]:
+    """What torch allows float32 to be computed in is after a test what it was before."""
+    conv, matmul = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = conv, matmul
+
+
 @pytest.fixture
 def rowwise_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's matrix products with every row summed alike. NumPy's may sum a row otherwise at another place."""

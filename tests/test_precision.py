@@ -14,13 +14,6 @@ CUDA = torch.device("cuda", 0)
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 
 
-@pytest.fixture(autouse=True)
-def flags() -> Iterator[None]:
-    conv, matmul = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    yield
-    torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = conv, matmul
-
-
 @pytest.fixture
 def hopper() -> Iterator[None]:
     with launch.observed(lambda *_: None, "sm_90"):
