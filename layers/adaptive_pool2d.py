@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
-from trinn.layers.window import Pair, batched
+from trinn.layers.window import Pair, batched, integer
 
 torch.fx.wrap("adaptive_avg_pool2d")  # nodes of a graph that torch.fx traces
 torch.fx.wrap("adaptive_max_pool2d")
@@ -164,12 +164,12 @@ def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: 
 
 def _checked(input: Tensor, output_size: OutputSize, operator: str) -> tuple[Tensor, Pair, bool]:
     """`input` with a batch axis, the size of the result, and whether there was no such axis."""
-    sizes = (output_size, output_size) if isinstance(output_size, (int, torch.SymInt)) else output_size
-    if not isinstance(sizes, Sequence) or not all(s is None or isinstance(s, (int, torch.SymInt)) for s in sizes):
-        raise TypeError(f"{operator}: output_size must be an int or 2 of int or None, but got {output_size!r}")
+    expected = f"{operator}: output_size must be an int or 2 of int or None"
+    given = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
+    sizes = tuple(s if s is None and given is output_size else integer(s, expected) for s in given)
     if len(sizes) != 2:
         raise RuntimeError(f"{operator}: output_size must be 2, but got {output_size!r}")
-    if input.dim() < 3 and sizes is output_size:
+    if input.dim() < 3 and given is output_size:
         raise ValueError(f"{operator}: Input dimension should be at least 3, but got size {list(input.shape)}")
     if input.dim() not in (3, 4):
         raise RuntimeError(f"{operator}(): Expected 3D or 4D tensor, but got: {list(input.shape)}")

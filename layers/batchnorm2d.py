@@ -1,5 +1,6 @@
 """Batch normalisation: `batch_norm`, `BatchNorm1d` and `BatchNorm2d`."""
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -234,7 +235,7 @@ def _check_options(
             raise ValueError("running_mean and running_var must either both be None or neither be None")
     elif eps < 0.0:
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
-    if not isinstance(momentum, (int, float, torch.SymFloat)):
+    if not isinstance(momentum, (Real, torch.SymFloat)):
         raise TypeError(f"batch_norm: momentum must be a float, not {type(momentum).__name__}")
 
 

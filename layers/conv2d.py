@@ -13,7 +13,7 @@ from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, added, autocast, product_rule
 from trinn.layers.pad2d import pad2d
 from trinn.layers.reduce import ChannelSum
-from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, pair, remembered
+from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, integer, pair, remembered
 
 torch.fx.wrap("conv2d")  # nodes of a graph that torch.fx traces
 torch.fx.wrap("pad2d")
@@ -150,6 +150,7 @@ def conv2d_operands(
     x, weight, bias = autocast(x, weight, bias)
     stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
     padding = padding if isinstance(padding, str) else pair(padding, "padding", "conv2d")
+    groups = integer(groups, "conv2d: groups must be an int")
     check_operands(x, weight, bias, "conv2d")
     shape = bias.shape if bias is not None else None
     size, near = _sizes(x.shape, weight.shape, shape, stride, padding, dilation, groups)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trinn.layers.conv2d import Conv2dDgrad, check_geometry, check_operands
 from trinn.layers.function import autocast
-from trinn.layers.window import IntOrPair, Pair, batched, pair, remembered, transposed_windows
+from trinn.layers.window import IntOrPair, Pair, batched, integer, pair, remembered, transposed_windows
 
 torch.fx.wrap("conv_transpose2d")  # a node of a graph that torch.fx traces
 
@@ -44,6 +44,7 @@ def conv_transpose2d(
     x, unbatched = batched(input, "conv_transpose2d")
     stride, dilation = pair(stride, "stride", "conv_transpose2d"), pair(dilation, "dilation", "conv_transpose2d")
     near, extra = pair(padding, "padding", "conv_transpose2d"), pair(output_padding, "output_padding", "conv_transpose2d")
+    groups = integer(groups, "conv_transpose2d: groups must be an int")
     check_operands(x, weight, bias, "conv_transpose2d")
     shape = bias.shape if bias is not None else None
     size = _size(x.shape, weight.shape, shape, stride, near, extra, dilation, groups)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
-from trinn.layers.window import IntOrPair, Pair, batched, pair, remembered, windows
+from trinn.layers.window import IntOrPair, Pair, batched, integer, pair, remembered, windows
 
 torch.fx.wrap("max_pool2d")  # nodes of a graph that torch.fx traces
 torch.fx.wrap("avg_pool2d")
@@ -193,6 +193,8 @@ def avg_pool2d(
         raise NotImplementedError(f"avg_pool2d is not implemented for {input.dtype}")
     x, unbatched = _image(input, "avg_pool2d")
     kernel, stride, padding = _window(kernel_size, stride, padding, "avg_pool2d")
+    if divisor_override is not None:
+        divisor_override = integer(divisor_override, "avg_pool2d: divisor_override must be an int")
     if divisor_override == 0:
         raise RuntimeError("avg_pool2d: divisor must be not zero")
     size = _output_size(x.shape, kernel, stride, padding, (1, 1), ceil_mode, "avg_pool2d")
@@ -229,7 +231,7 @@ def _image(input: Tensor, operator: str) -> tuple[Tensor, bool]:
 def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple[Pair, Pair, Pair]:
     """Kernel, stride and padding as pairs that torch accepts."""
     kernel = pair(kernel_size, "kernel_size", operator)
-    stride = kernel if stride is None or stride == [] or stride == () else pair(stride, "stride", operator)
+    stride = kernel if stride is None or isinstance(stride, (list, tuple)) and not stride else pair(stride, "stride", operator)
     padding = pair(padding, "padding", operator)
     if min(kernel) <= 0:
         raise RuntimeError(f"{operator}: kernel size should be greater than zero, but got {kernel}")

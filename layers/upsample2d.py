@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.layers.adaptive_pool2d import adaptive_avg_pool2d
 from trinn.layers.function import FLOATS, Function
-from trinn.layers.window import Pair
+from trinn.layers.window import Pair, integer
 
 torch.fx.wrap("interpolate")  # a node of a graph that torch.fx traces
 
@@ -93,30 +94,34 @@ def interpolate(
         raise NotImplementedError(f"interpolate: mode must be one of {', '.join(MODES)}, but got {mode!r}")
     if mode != "bilinear" and align_corners is not None:
         raise ValueError(f"align_corners option can only be set with the interpolating modes: bilinear, but got mode={mode!r}")
+    if size is not None and scale_factor is not None:
+        raise ValueError("only one of size or scale_factor should be defined")
+    if size is None and scale_factor is None:
+        raise ValueError("either size or scale_factor should be defined")
+    sizes, factors = _of_each_axis(size, "output size", input), _of_each_axis(scale_factor, "scale_factor", input)
+    if recompute_scale_factor and size is not None:
+        raise ValueError("recompute_scale_factor is not meaningful with an explicit size.")
     if antialias and (mode != "bilinear" or input.dim() != 4):
         raise ValueError(
             "Anti-alias option is restricted to bilinear modes and requires a 4-D tensor as input, but got "
             f"mode={mode!r} and {input.dim()} axes"
         )
-    if size is not None and scale_factor is not None:
-        raise ValueError("only one of size or scale_factor should be defined")
-    if recompute_scale_factor and size is not None:
-        raise ValueError("recompute_scale_factor is not meaningful with an explicit size.")
     if input.dim() != 4:
         raise NotImplementedError(f"Got {input.dim()}D input, but interpolate needs 4D input (N, C, H, W)")
-    factors = None
-    if size is not None:
-        out = _both(size, "output size", input)
-    elif scale_factor is not None:
-        factors = _both(scale_factor, "scale_factor", input)
-        if torch.compiler.is_compiling():
-            # torch.compile cannot hand sizes made of symbolic floats to a Function: compile for these factors.
-            from torch.fx.experimental.symbolic_shapes import guard_scalar
+    if not all(isinstance(factor, (Real, torch.SymInt, torch.SymFloat)) for factor in factors):
+        raise TypeError(f"expected scale_factor to be one of float or Tuple[float, float], but got {scale_factor!r}")
+    if factors and torch.compiler.is_compiling():
+        # torch.compile cannot hand sizes made of symbolic floats to a Function: compile for these factors.
+        from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-            factors = guard_scalar(factors[0]), guard_scalar(factors[1])
+        factors = guard_scalar(factors[0]), guard_scalar(factors[1])
+    by_factor = bool(factors) and not recompute_scale_factor and mode != "area"
+    if by_factor and not all(map(math.isfinite, factors)):
+        raise RuntimeError(f"interpolate: scale_factor must be finite, but got {scale_factor}")
+    if factors:
         out = tuple(math.floor(n * factor) for n, factor in zip(input.shape[2:], factors, strict=True))
     else:
-        raise ValueError("either size or scale_factor should be defined")
+        out = tuple(integer(n, "expected size to be one of int or Tuple[int, int]") for n in sizes)
     if mode == "area":
         return adaptive_avg_pool2d(input, out)
     if input.dtype not in (*FLOATS, torch.uint8):
@@ -131,24 +136,23 @@ def interpolate(
     kind = mode
     if mode == "bilinear":
         kind = "antialiased" if antialias else "aligned" if align_corners else "bilinear"
-    given = factors if factors is not None and not recompute_scale_factor else (None, None)
+    given = factors if by_factor else (None, None)
     scales = tuple(_scale(n, p, f, mode, bool(align_corners)) for n, p, f in zip(input.shape[2:], out, given, strict=True))
     return ResizeForward.call(input, kind, out, scales)
 
 
-def _both(value: Any, name: str, input: Tensor) -> tuple[Any, Any]:
-    """A value for each of the two axes."""
-    values = tuple(value) if isinstance(value, (Sequence, torch.Size)) else (value, value)
-    if len(values) != 2:
+def _of_each_axis(value: Any, name: str, input: Tensor) -> tuple[Any, ...]:
+    """A value for each axis of pixels, or nothing for None."""
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)):
+        return (value,) * (input.dim() - 2)
+    if len(value) != input.dim() - 2:
         raise ValueError(
             f"Input and {name} must have the same number of spatial dimensions, but got input with spatial dimensions of "
             f"{list(input.shape[2:])} and {name} of {value}"
         )
-    if name == "output size" and not all(isinstance(v, (int, torch.SymInt)) for v in values):
-        raise TypeError(
-            f"expected size to be one of int or Tuple[int, int], but got size with types {[type(v) for v in values]}"
-        )
-    return values[0], values[1]
+    return tuple(value)
 
 
 def _scale(size: int, out: int, factor: float | None, mode: str, align_corners: bool) -> float:

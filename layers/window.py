@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any, TypeVar, cast
 
 import torch
@@ -32,6 +33,19 @@ def remembered(function: Function) -> Function:
     return cast(Function, call)
 
 
+def integer(value: Any, expected: str) -> int:
+    """An integer, which NumPy or a tensor may have made, as Python's.
+
+    Raises:
+        TypeError: anything else, or a bool, with the words for what was expected.
+    """
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return cast(int, value)
+    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor) and value.is_floating_point():
+        raise TypeError(f"{expected}, but got {value!r}")
+    return index(value)
+
+
 def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
     """A number for both axes, or one for each.
 
@@ -44,8 +58,7 @@ def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and max(value) < limit:
         return value
     values = tuple(value) if isinstance(value, Sequence) or isinstance(value, torch.Size) else (value,)
-    if not all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in values):
-        raise TypeError(f"{operator}: {name} must be an int or a tuple of 2 ints, but got {value!r}")
+    values = tuple(integer(v, f"{operator}: {name} must be an int or a tuple of 2 ints") for v in values)
     if any(v >= limit for v in values):
         raise RuntimeError(f"{operator}: {name} must be less than 2^29, but got {value!r}")
     if len(values) == 1:

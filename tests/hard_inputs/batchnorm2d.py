@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy
 import torch
 import torch.nn.functional as F
 
@@ -52,7 +53,7 @@ def _(nn: Any) -> Any:
 @like_torch(53, "momentum None is the cumulative average; 0, negative and above 1 are taken", ulps=2)
 def _(nn: Any) -> Any:
     means = []
-    for momentum in (None, 0.0, -0.5, 1.0, 1.5):
+    for momentum in (None, 0.0, -0.5, 1.0, 1.5, numpy.float32(0.5)):
         module = nn.BatchNorm2d(1, momentum=momentum)
         for mean in (1.0, 2.0, 6.0):
             module(torch.tensor([mean - 1, mean + 1]).reshape(2, 1, 1, 1))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -250,6 +251,53 @@ def _(nn: Any) -> Any:
         outcome(nn.max_pool2d, x, (1, 2, 3)),
         outcome(nn.conv2d, x, w, stride="2"),
     ]
+
+
+@like_torch(104, "sizes that NumPy computed, or a tensor")
+def _(nn: Any) -> Any:
+    x, w, w_t = integers(1, 4, 6, 6), integers(6, 4, 3, 3), integers(4, 6, 3, 3)
+    return [
+        (
+            nn.conv2d(x, w, stride=two, padding=(two, 1), dilation=[two, 1]),
+            nn.conv2d(x, integers(4, 2, 3, 3), groups=two),
+            nn.conv_transpose2d(x, w_t, stride=(two, 3), output_padding=(0, two)),
+            nn.max_pool2d(x, two, two, dilation=(1, two)),
+            nn.avg_pool2d(x, (two, 3), divisor_override=two),
+            nn.adaptive_avg_pool2d(x, (two, None)),
+            nn.adaptive_max_pool2d(x, (3, two)),
+            nn.interpolate(x, two),
+            nn.interpolate(x, (two, 3), mode="area"),
+        )
+        for two in (numpy.int64(2), numpy.int32(2), torch.tensor(2))
+    ] + [nn.interpolate(x, scale_factor=factor) for factor in (numpy.float64(1.5), numpy.float32(1.5), numpy.int64(2))]
+
+
+@like_torch(104, "sizes that are no integers, factors that are no numbers")
+def _(nn: Any) -> Any:
+    x, w = integers(1, 4, 6, 6), integers(4, 2, 3, 3)
+    return (
+        [
+            (
+                outcome(nn.conv2d, x, w, groups=wrong),
+                outcome(nn.conv2d, x, w, stride=wrong, groups=2),
+                outcome(nn.conv_transpose2d, x, w, padding=wrong, groups=wrong),
+                outcome(nn.max_pool2d, x, 2, wrong),
+                outcome(nn.avg_pool2d, x, (wrong, 2)),
+                outcome(nn.avg_pool2d, x, 2, divisor_override=wrong),
+                outcome(nn.adaptive_avg_pool2d, x, wrong),
+                outcome(nn.adaptive_max_pool2d, x, (wrong, 2)),
+                outcome(nn.interpolate, x, wrong),
+                outcome(nn.interpolate, x, (wrong, 2)),
+            )
+            for wrong in (True, 2.0, "2", numpy.float64(2), torch.tensor(2.0))
+        ]
+        + [
+            outcome(nn.interpolate, x, scale_factor=factor, recompute_scale_factor=again)
+            for factor in (float("nan"), float("inf"), (1.0, -float("inf")))
+            for again in (None, False, True)
+        ]
+        + [outcome(nn.interpolate, x, scale_factor=factor) for factor in (torch.tensor(2.0), "2", (1.0, "2"))]
+    )
 
 
 @like_torch(105, "gradients switched off, and a module that trains in place")

@@ -107,6 +107,10 @@ def _(nn: Any) -> Any:
             refusal(nn.interpolate, x, size=(3, 4, 5), **options),
             refusal(nn.interpolate, x, scale_factor=(3.0, 4.0, 5.0), **options),
             refusal(nn.interpolate, x, size=3, recompute_scale_factor=True, **options),
+            refusal(nn.interpolate, x[0], size=(3, 4), **options),
+            refusal(nn.interpolate, x[0], scale_factor=(2.0, 2.0), **options),
+            refusal(nn.interpolate, x[0], **options),
+            refusal(nn.interpolate, x[0, 0], size=(3, 4), **options),
         ]
         for options in (BILINEAR, ALIGNED, NEAREST, EXACT, ANTIALIASED)
     ]
