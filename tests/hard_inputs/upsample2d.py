@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 import trinn.layers as tnn
 from tests.check import check, randn
-from tests.hard_inputs import FLOATS, INF, NAN, TORCH, grads, holds, integers, like_torch, refusal
+from tests.hard_inputs import FLOATS, INF, NAN, TORCH, grads, holds, integers, like_torch, plane, refusal
+from trinn.layers.pad2d import pad2d
 
 BILINEAR: dict[str, Any] = {"mode": "bilinear"}
 ALIGNED: dict[str, Any] = {"mode": "bilinear", "align_corners": True}
@@ -160,6 +161,32 @@ def _() -> None:
     for options, dtype, size in cases:  # one after the other, ones would add up to 2048 or 256
         (dx,) = grads(tnn.interpolate, torch.ones(1, 1, 1, 1, dtype=dtype), size=size, upstream=1.0, **options)[1:]
         assert dx == size * size
+
+
+@holds(88, "16-bit gradients of every operator whose pixels are read more than once are summed in float32")
+def _() -> None:
+    # One after the other in 16 bits, ones would be lost next to the large gradient that comes first, in either direction.
+    for dtype, large in ((torch.float16, 2048.0), (torch.bfloat16, 256.0)):
+        pixel, peak = torch.ones(1, 1, 1, 1, dtype=dtype), plane([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype)
+        for function, x in (
+            (lambda x: tnn.max_pool2d(x, 3, 1, 1), peak),
+            (lambda x: tnn.avg_pool2d(x, 3, 1, 1, divisor_override=1), peak),
+            (lambda x: tnn.adaptive_max_pool2d(x, 3), pixel),
+            (lambda x: tnn.adaptive_avg_pool2d(x, 3), pixel),
+            (lambda x: tnn.interpolate(x, 3, mode="bilinear"), pixel),
+            (lambda x: tnn.interpolate(x, 3, mode="bilinear", align_corners=True), pixel),
+            (lambda x: tnn.interpolate(x, 3, mode="bilinear", antialias=True), pixel),
+            (lambda x: tnn.interpolate(x, 3, mode="nearest"), pixel),
+            (lambda x: tnn.interpolate(x, 3, mode="nearest-exact"), pixel),
+            (lambda x: tnn.interpolate(x, 3, mode="area"), pixel),
+            (lambda x: pad2d(x, (1, 1, 1, 1), "replicate"), pixel),
+        ):
+            leaf = x.clone().requires_grad_()
+            dy = torch.ones(1, 1, 3, 3, dtype=dtype)
+            dy[0, 0, 0, 0] = dy[0, 0, 2, 2] = large
+            dy[0, 0, 1, 1] = 2
+            (dx,) = torch.autograd.grad(function(leaf), leaf, dy)
+            assert dx[0, 0, x.shape[2] // 2, x.shape[3] // 2] == 2 * large + 8
 
 
 @holds(89, "coordinates in float32 for 16 bits, in float64 for float64")
