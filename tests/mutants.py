@@ -1,7 +1,7 @@
 """Kernels broken on purpose, one place at a time, that `make test` must notice: `make mutants`.
 
 Each mutant is a line of the sources replaced in a scratch copy. The tests of its operator run there first; only if they pass
-does the rest of the suite. A mutant is caught when a test fails, or hangs, that passes in an untouched copy.
+does the rest of the suite. A mutant is caught when a test fails that passes in an untouched copy, or hangs, or ends its process.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from tests import evidence
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 1200  # seconds
-HANGS = "a test hangs"
+HANGS, CRASHES = "a test hangs", "a test crashes"
 
 
 class Mutant(NamedTuple):
@@ -198,7 +199,7 @@ def run(mutant: Mutant) -> Outcome:
     with copy_of_the_tree() as copy:
         (copy / mutant.file).write_text(mutated(mutant))
         caught = first_failure(copy, *(f"tests/test_{name}.py" for name in mutant.tests.split())) or first_failure(copy)
-    if caught not in (None, HANGS) and fails_anyway(caught):
+    if caught not in (None, HANGS, CRASHES) and fails_anyway(caught):
         raise RuntimeError(f"{mutant.name}: {caught} fails in an untouched copy too")
     return Outcome(mutant, caught, time.monotonic() - start)
 
@@ -227,6 +228,8 @@ def first_failure(folder: Path, *tests: str) -> str | None:
         return HANGS
     if done.returncode == 0:
         return None
+    if -done.returncode in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS):  # what was written outside of a tensor
+        return CRASHES
     failed = re.search(r"^(?:FAILED|ERROR) tests/(.*?)(?: - |$)", done.stdout, re.MULTILINE)
     if failed is None:
         raise RuntimeError(f"pytest ends with {done.returncode}:\n{done.stdout[-2000:]}")
