@@ -246,6 +246,21 @@ def test_mean_far_from_zero(mean: float, memory_format: torch.memory_format) -> 
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_of_16_bits_are_in_float32(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    """The pixels are rounded; mean, variance and sums of them are as exact as those of float32, and stay float32."""
+    x = (randn(9, 2, 23, 31) + 20).to(dtype).contiguous(memory_format=memory_format)
+    dy, exact = randn(*x.shape, seed=1).to(dtype), x.double()
+    mean, var = ops.batchnorm2d_statistics(x)
+    sums = ops.batchnorm2d_sums(x, dy, mean, var, 0.0)
+    z = (exact - exact.mean((0, 2, 3), keepdim=True)) / exact.var((0, 2, 3), correction=0, keepdim=True).sqrt()
+    expected = exact.mean((0, 2, 3)), exact.var((0, 2, 3), correction=0), (dy * z).sum((0, 2, 3)), dy.double().sum((0, 2, 3))
+    for got, value in zip((mean, var, *sums), expected, strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), value, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_variance_between_tiles(memory_format: torch.memory_format) -> None:
     """The first tile says nothing of the others: all of the variance lies between the tiles, or between the parts."""
     x = randn(16, 2, 23, 31)

@@ -79,6 +79,20 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("pool", [tnn.max_pool2d, tnn.adaptive_max_pool2d])
+def test_indices_on_request_alone(pool: Callable[..., Any]) -> None:
+    """A max pooling keeps a byte an output for its backward pass; int64 indices are made where they are asked for."""
+    x = randn(2, 3, 6, 8).requires_grad_()
+    for asked in (False, True):
+        kept: list[torch.Tensor] = []
+        with Kernels() as kernels, torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
+            result = pool(x, 2, return_indices=asked)
+        y = result[0] if asked else result
+        assert [t.dtype for t in kept] == [torch.uint8] and kept[0].shape == y.shape
+        assert sum(name.endswith("_indices") for name in kernels.names) == asked
+        assert not asked or result[1].dtype == torch.int64
+
+
 X, W, B = (2, 4, 5, 5), (4, 4, 3, 3), (4,)
 GRADIENTS = {
     "conv2d": (tnn.conv2d, (X, W, B), ("conv2d_dgrad", "conv2d_wgrad", "channel_sum")),
