@@ -85,7 +85,12 @@ def test_indices_on_request_alone(pool: Callable[..., Any]) -> None:
     x = randn(2, 3, 6, 8).requires_grad_()
     for asked in (False, True):
         kept: list[torch.Tensor] = []
-        with Kernels() as kernels, torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor)  # noqa: B023
+            return tensor
+
+        with Kernels() as kernels, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             result = pool(x, 2, return_indices=asked)
         y = result[0] if asked else result
         assert [t.dtype for t in kept] == [torch.uint8] and kept[0].shape == y.shape
