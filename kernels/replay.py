@@ -159,22 +159,24 @@ class _Makes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func in _MAKE:
             self.tensors.append(result)
-        elif not func.is_view:
+        elif not (func.is_view and _memory(result) == _memory(args[0])):  # in inference mode `contiguous` is called a view
             self.only = False
         return result
 
 
 def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Tensor]) -> tuple[Any, Notes | str]:
     """What a launcher returns, and notes of what it did; SEEN where another call with the same key may be told better."""
+    if not all(map(on_gpu, given)):  # a launcher refuses them, or finds nothing to do
+        return launcher(*args), NEVER
     if len(set(map(id, given))) < len(given):  # on which of the two was a kernel started?
         return launcher(*args), SEEN
     with _Makes() as makes, launch.noted() as launches:
         result = launcher(*args)
     results = result if isinstance(result, tuple) else () if result is None else (result,)
     tensors = [*given, *makes.tensors]
-    storages = [t.untyped_storage()._cdata for t in tensors]
+    storages = [_memory(t) for t in tensors]
     numbers = {storage: number for number, storage in enumerate(storages)}
-    numbered = [numbers.get(t.untyped_storage()._cdata, -1) for t in results]
+    numbered = [numbers.get(_memory(t), -1) for t in results]
     if not makes.only or any(n < len(given) or _form(t) != _form(tensors[n]) for n, t in zip(numbered, results, strict=True)):
         return result, NEVER
 
@@ -184,7 +186,7 @@ def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Ten
         pointers = []
         for place, value in enumerate(values):
             if isinstance(value, Tensor):
-                storage = value.untyped_storage()._cdata
+                storage = _memory(value)
                 number = next((n for n, t in enumerate(given) if t is value), numbers[storage])
                 if value is not tensors[number] and storages.count(storage) > 1:  # a view of one of several
                     return result, SEEN
@@ -194,6 +196,10 @@ def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Ten
         starts.append(Start(*handle, tuple(values), tuple(pointers)))
     returned = tuple(numbered) if isinstance(result, tuple) else numbered[0] if numbered else None
     return result, Notes(given[0].device, tuple(map(_form, makes.tensors)), tuple(starts), returned)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _form(tensor: Tensor) -> Made:

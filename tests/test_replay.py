@@ -8,7 +8,13 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+import torch
+
+from tests.check import randn
 from tests.test_install import ROOT
+from trinn import kernels
+from trinn.kernels import replay
 
 
 def run(*command: str) -> str:
@@ -23,6 +29,22 @@ def test_launches_are_the_launchers() -> None:
     replayed = re.match(r"(\d+) of (\d+)", run("tests.replays", "0", "400"))
     assert replayed is not None
     assert int(replayed[1]) > int(replayed[2])
+
+
+def test_copies_are_never_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that copies, on the quiet in inference mode, runs every time."""
+    monkeypatch.setattr(replay, "on_gpu", lambda tensor: True)
+    strided = randn(6)[::2]
+    given = [randn(1, 3, 2, 2), strided, strided.square()]
+    for inference in (True, False):
+        with torch.inference_mode(inference):
+            _, notes = replay.written(kernels.batchnorm2d_forward, (*given, None, None, 1e-5), given)
+        assert notes == replay.NEVER
+
+
+def test_tensors_off_the_gpu_are_never_noted() -> None:
+    empty = torch.empty(0)
+    assert replay.written(kernels.relu_forward, (empty,), [empty])[1] == replay.NEVER
 
 
 @functools.cache
