@@ -96,11 +96,13 @@ def observed(observe: Callable[..., None], architecture: str) -> Iterator[None]:
 @contextlib.contextmanager
 def noted() -> Iterator[list[Launch]]:
     """The launches within, by this thread."""
-    _notes.launches = []
+    before = getattr(_notes, "launches", None)
+    launches: list[Launch] = []
+    _notes.launches = launches
     try:
-        yield _notes.launches
+        yield launches
     finally:
-        del _notes.launches
+        _notes.launches = before
 
 
 def architecture(device: torch.device) -> str:

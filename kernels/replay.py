@@ -6,7 +6,8 @@ sizes, strides, device of each tensor, and how it is aligned; all other argument
 in. So of a key that comes back the launches are written down: which tensors were made, which kernels were started on which
 places in them. From then on they are started from these notes.
 
-`REPLAYS` says where that is known to be right; elsewhere, and while someone listens to Triton's launches, launchers run.
+`REPLAYS` says where that is known to be right; elsewhere, and while someone listens to Triton's launches, launchers run. What
+is set in `triton.knobs` after a call was noted does not reach it.
 """
 
 import functools
@@ -28,7 +29,7 @@ REPLAYS = (
 )
 MOST = 4096  # keys; a program whose shapes never repeat starts over
 
-_hooks = triton.knobs.runtime
+_runtime = triton.knobs.runtime
 _current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)  # what Triton asks too
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -68,6 +69,13 @@ class Notes(NamedTuple):
 
 SEEN, NEVER = "seen once", "does what notes cannot tell"
 Known = dict[Any, Notes | str]
+_all_known: list[Known] = []
+
+
+def forget() -> None:
+    """Forget all notes: for who changes what a launcher does, as tests do."""
+    for known in _all_known:
+        known.clear()
 
 
 def replayed(launcher: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,10 +83,11 @@ def replayed(launcher: Callable[..., Any]) -> Callable[..., Any]:
     if not REPLAYS:
         return launcher
     known: Known = {}
+    _all_known.append(known)
 
     @functools.wraps(launcher)
     def call(*args: Any) -> Any:
-        if launch.is_observed() or _hooks.launch_enter_hook.calls or _hooks.launch_exit_hook.calls:
+        if launch.is_observed() or _is_hooked():
             return launcher(*args)
         tensors, key = _key(args)
         notes = known.get(key)
@@ -100,8 +109,17 @@ def replayed(launcher: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _is_hooked() -> bool:
+    """Whether someone listens to Triton's launches."""
+    before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
+
+
 def directly(launcher: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator; a call that torch's dispatcher would only hand on to the launcher does not go through it."""
+    """The operator; a call that torch's dispatcher would only hand on to the launcher does not go through it.
+
+    A TorchFunctionMode, which sees calls before the dispatcher does, sees those of the functions in torch.nn alone.
+    """
     if not REPLAYS:
         return operator
 
@@ -159,8 +177,11 @@ class _Makes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func in _MAKE:
             self.tensors.append(result)
-        elif not (func.is_view and _memory(result) == _memory(args[0])):  # in inference mode `contiguous` is called a view
+        elif not func.is_view:
             self.only = False
+        else:  # which in inference mode also `contiguous` is called
+            views = result if isinstance(result, (tuple, list)) else (result,)
+            self.only &= {_memory(args[0])}.issuperset(map(_memory, views))
         return result
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests import evidence
-from trinn.kernels import tuning
+from trinn.kernels import replay, tuning
 from trinn.kernels.launch import INTERPRETED
 
 
@@ -39,6 +39,12 @@ def precision_flags() -> Iterator[None]:
     conv, matmul = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     yield
     torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = conv, matmul
+
+
+@pytest.fixture(autouse=True)
+def launchers_run() -> None:
+    """What a test changes about them, no launch of an earlier one stands for."""
+    replay.forget()
 
 
 @pytest.fixture

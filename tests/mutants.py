@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant("alignment left out of the key", "kernels/replay.py", "arg.stride(), arg.data_ptr() % 16, arg", "arg.stride(), arg", "replay"),
     Mutant("strides left out of the key", "kernels/replay.py", "arg.shape, arg.stride(), ", "arg.shape, ", "replay"),
     Mutant("precision left out of the key", "kernels/replay.py", "float32 = float32 or arg.dtype is torch.float32", "float32 = False", "replay"),
-    Mutant("notes though someone listens", "kernels/replay.py", "_hooks.launch_enter_hook.calls or ", "", "replay"),
+    Mutant("notes though someone listens", "kernels/replay.py", "getattr(before, \"calls\", before) or ", "", "replay"),
     # linear
     Mutant("bias added by every part", "kernels/linear.py", "(n < N) & (split == 0)", "(n < N)", "linear"),
     Mutant("the last of a part's products lost", "kernels/linear.py", "last = tl.minimum(first + k_per_split, K)", "last = tl.minimum(first + k_per_split - 1, K)", "linear"),

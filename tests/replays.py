@@ -98,6 +98,10 @@ def main() -> int:
     still_gpu.compile_nothing(LAUNCHES.add)
     compiled = torch.compile(lambda *t: tnn.relu(tnn.conv2d(*t)), fullgraph=True, backend="aot_eager")
     compiled(*(torch.ones(shape, requires_grad=True) for shape in ((1, 2, 3, 3), (4, 2, 3, 3), (4,)))).sum().backward()
+    with torch.inference_mode():  # where torch calls a copy a view
+        for _ in range(4):
+            strided = torch.randn(10)[::2]
+            tnn.batch_norm(torch.randn(2, 5, 3, 3), strided, strided.square())
     replayed = 0
     replay_one = replay._replay
 
