@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
-from trinn.layers.window import IntOrPair, Pair, batched, integer, pair, remembered, windows
+from trinn.layers.window import IntOrPair, Pair, batched, check_flag, integer, pair, remembered, windows
 
 torch.fx.wrap("max_pool2d")  # nodes of a graph that torch.fx traces
 torch.fx.wrap("avg_pool2d")
@@ -193,6 +193,8 @@ def avg_pool2d(
         raise NotImplementedError(f"avg_pool2d is not implemented for {input.dtype}")
     x, unbatched = _image(input, "avg_pool2d")
     kernel, stride, padding = _window(kernel_size, stride, padding, "avg_pool2d")
+    check_flag(ceil_mode, "ceil_mode", "avg_pool2d")
+    check_flag(count_include_pad, "count_include_pad", "avg_pool2d")
     if divisor_override is not None:
         divisor_override = integer(divisor_override, "avg_pool2d: divisor_override must be an int")
     if divisor_override == 0:
@@ -213,6 +215,7 @@ def max_pool2d_windows(
     """(P, Q), kernel, stride, padding and dilation of a max pooling of (N, C, H, W), which raises what `max_pool2d` does."""
     kernel, stride, padding = _window(kernel_size, stride, padding, "max_pool2d")
     dilation = pair(dilation, "dilation", "max_pool2d")
+    check_flag(ceil_mode, "ceil_mode", "max_pool2d")
     if min(dilation) <= 0:
         raise RuntimeError(f"max_pool2d: dilation must be greater than zero, but got {dilation}")
     size = _output_size(shape, kernel, stride, padding, dilation, ceil_mode, "max_pool2d")

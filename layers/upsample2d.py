@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.layers.adaptive_pool2d import adaptive_avg_pool2d
 from trinn.layers.function import FLOATS, Function
-from trinn.layers.window import Pair, integer
+from trinn.layers.window import Pair, check_flag, integer
 
 torch.fx.wrap("interpolate")  # a node of a graph that torch.fx traces
 
@@ -96,6 +96,8 @@ def interpolate(
         raise ValueError(f"align_corners option can only be set with the interpolating modes: bilinear, but got mode={mode!r}")
     if size is not None and scale_factor is not None:
         raise ValueError("only one of size or scale_factor should be defined")
+    if align_corners is not None:
+        check_flag(align_corners, "align_corners", "interpolate")
     if size is None and scale_factor is None:
         raise ValueError("either size or scale_factor should be defined")
     sizes, factors = _of_each_axis(size, "output size", input), _of_each_axis(scale_factor, "scale_factor", input)

@@ -46,6 +46,12 @@ def integer(value: Any, expected: str) -> int:
     return index(value)
 
 
+def check_flag(value: Any, name: str, operator: str) -> None:
+    """Raise what torch raises for an option that is no bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{operator}(): argument '{name}' must be bool, not {type(value).__name__}")
+
+
 def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
     """A number for both axes, or one for each.
 

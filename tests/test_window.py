@@ -1,4 +1,4 @@
-"""The output-size formulas are torch's, for every geometry."""
+"""The output-size formulas are torch's, for every geometry; and options are what torch takes."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import trinn.layers as tnn
 from trinn.layers import conv_output_size, conv_transpose_output_size
 
 SIZE, TAPS, NUMBER = st.integers(1, 12), st.integers(1, 5), st.integers(1, 4)
@@ -93,3 +94,20 @@ def test_refusals_of_a_transposed_one() -> None:
         conv_transpose_output_size(4, 2, stride=2, output_padding=2)
     with pytest.raises(TypeError, match="size must be an int"):
         conv_transpose_output_size(4.0, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "more"),
+    [
+        ("max_pool2d", "ceil_mode", {"kernel_size": 2}),
+        ("avg_pool2d", "ceil_mode", {"kernel_size": 2}),
+        ("avg_pool2d", "count_include_pad", {"kernel_size": 2}),
+        ("interpolate", "align_corners", {"size": 3, "mode": "bilinear"}),
+    ],
+)
+def test_an_option_is_a_bool(name: str, option: str, more: dict[str, Any]) -> None:
+    """torch takes no number for one."""
+    x = torch.zeros(1, 2, 6, 6)
+    for library in (F, tnn):
+        with pytest.raises(TypeError, match=option if library is tnn else ""):
+            getattr(library, name)(x, **more | {option: 1})
