@@ -112,8 +112,10 @@ def convolution() -> None:
     show("Conv2d(1, 1, kernel_size=3, padding=1), of 8 x 8", comp_conv2d(conv2d, X).shape)
     conv2d = nn.Conv2d(in_channels=1, out_channels=1, kernel_size=(5, 3), padding=(2, 1)).to(DEVICE)
     show("Conv2d(1, 1, kernel_size=(5, 3), padding=(2, 1))", comp_conv2d(conv2d, X).shape)
-    conv2d = nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, groups=4, bias=False).to(DEVICE)
-    show("Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, ...)", conv2d(torch.rand(1, 4, 8, 8).to(DEVICE)).shape)
+    conv2d = nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2).to(DEVICE)
+    show("Conv2d(4, 8, 3, stride=2, padding=2, dilation=2)", conv2d(torch.rand(1, 4, 8, 8).to(DEVICE)).shape)
+    conv2d = nn.Conv2d(4, 8, 3, groups=4, bias=False).to(DEVICE)
+    show("Conv2d(4, 8, 3, groups=4, bias=False), weight", conv2d.weight.shape)
 
 
 def output_sizes() -> None:
@@ -146,6 +148,8 @@ def bilinear_upsampling() -> None:
     show("f(x, y) = (1 - y) f(x, y1) + y f(x, y2), by hand", by_hand)
     show("interpolate(corners, size=(4, 4), mode='bilinear', align_corners=True)", up)
     show("the same up to rounding", bool((up[0, 0] - by_hand).abs().max() < 1e-6))
+    layer = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+    show("Upsample(scale_factor=2, mode='bilinear', align_corners=True) does it too", torch.equal(layer(corners), up))
 
 
 def transposed_convolution() -> None:
@@ -224,6 +228,8 @@ def initialisers() -> None:
         scheme(w, **arguments.get(name, {}))
         figures = " ".join(f"{float(figure):8.4f}" for figure in (w.mean(), w.std(correction=0), w.min(), w.max()))
         print(f"    {f'{name}_(weight{given})':30} {text(size):16} {figures}")
+    print()
+    show("calculate_gain('relu'), by which kaiming_* widens", round(init.calculate_gain("relu"), 4))
 
 
 def using_them() -> None:

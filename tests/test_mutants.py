@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.mutants import MUTANTS, ROOT, Mutant, mutated
+from tests.mutants import MUTANTS, ROOT, Mutant, mutated, recorded
 
 
 @pytest.mark.parametrize("mutant", [pytest.param(mutant, id=mutant.name) for mutant in MUTANTS])
@@ -17,3 +17,8 @@ def test_mutant_fits(mutant: Mutant) -> None:
 
 def test_there_are_enough() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 25
+
+
+def test_each_is_on_record() -> None:
+    """docs/evidence.md says of every one by which test it was caught: `python -m tests.mutants --only NAME --record`."""
+    assert [mutant.name for mutant in MUTANTS] == list(recorded())
