@@ -20,9 +20,11 @@ from torch import Tensor
 
 import trinn.layers as tnn
 from bench import shapes
+from tests.check import DEVICE
 from tests.every import EVERY
 from trinn import kernels
 from trinn.kernels import launch, tuning
+from trinn.layers.pad2d import pad2d
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSES: dict[str, shapes.Passes] = {
@@ -234,32 +236,53 @@ def test_operators_on_untouched_memory() -> None:
     assert {line.rpartition(":")[0] for line in lines} >= set(EVERY)
 
 
+def unpooled(values: Tensor, indices: Tensor) -> Tensor:
+    return tnn.max_unpool2d(values, indices, 2)
+
+
+# Of images of 2 x 16 x 16; sums of small integers, so that no order of adding shows.
+REAL: dict[str, Callable[[Tensor], Any]] = {
+    "relu": tnn.relu,
+    "max_pool2d": lambda x: tnn.max_pool2d(x, 3, 2, 1),
+    "avg_pool2d": lambda x: tnn.avg_pool2d(x, 2),
+    "adaptive_avg_pool2d": lambda x: tnn.adaptive_avg_pool2d(x, (3, 5)),
+    "adaptive_max_pool2d": lambda x: tnn.adaptive_max_pool2d(x, (3, 5)),
+    "max_unpool2d": lambda x: unpooled(*tnn.MaxPool2d(2, return_indices=True)(x)),
+    "bilinear": lambda x: tnn.interpolate(x, size=(12, 20), mode="bilinear"),
+    "antialias": lambda x: tnn.interpolate(x, size=(12, 8), mode="bilinear", antialias=True),
+    "nearest": lambda x: tnn.interpolate(x, size=(12, 20), mode="nearest"),
+    "pad2d": lambda x: pad2d(x, (1, 2, 3, 0), "reflect"),
+    "batch_norm": lambda x: tnn.batch_norm(x, *x.detach()[-1, :2, 0, :2].square()),
+    "linear": lambda x: tnn.linear(x.flatten(1), x.new_ones(3, 512)),
+    "conv2d": lambda x: tnn.conv2d(x, x.new_ones(2, 2, 3, 3), stride=2, padding=1),
+    "conv2d, depthwise": lambda x: tnn.conv2d(x, x.new_ones(2, 1, 3, 3), stride=2, padding=1, groups=2),
+    "conv_transpose2d": lambda x: tnn.conv_transpose2d(x, x.new_ones(2, 1, 2, 2)),
+}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with room for tensors of more than 2^31 elements")
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: tnn.relu(x),
-        lambda x: tnn.max_pool2d(x, 3, 2, 1),
-        lambda x: tnn.avg_pool2d(x, 2),
-        lambda x: tnn.adaptive_avg_pool2d(x, (3, 5)),
-        lambda x: tnn.interpolate(x, size=(12, 20), mode="bilinear"),
-        lambda x: tnn.conv2d(x, torch.ones(2, 2, 3, 3, dtype=x.dtype, device=x.device), stride=2, padding=1),
-        lambda x: tnn.conv_transpose2d(x, torch.ones(2, 1, 2, 2, dtype=x.dtype, device=x.device)),
-    ],
-    ids=["relu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "bilinear", "conv2d", "conv_transpose2d"],
-)
-def test_real_tensors(function: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in REAL.items()])
+def test_real_tensors(function: Callable[[Tensor], Any]) -> None:
     """The last image of 2^31 elements is treated as it is alone, forward and backward."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     images = 2**31 // 512 + 1
     if torch.cuda.mem_get_info()[0] < 6 * 2 * images * 512:
         pytest.skip("less free memory than six such tensors take")
-    x = torch.zeros(images, 2, 16, 16, dtype=torch.float16, device="cuda")
-    x[-1] = torch.arange(512, device="cuda").reshape(2, 16, 16) % 7 - 3
+    check_last_image(function, torch.zeros(images, 2, 16, 16, dtype=torch.float16, device="cuda"))
+
+
+@pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in REAL.items()])
+def test_few_real_tensors(function: Callable[[Tensor], Any]) -> None:
+    """The same on three images, so that test_real_tensors asks what can be answered."""
+    check_last_image(function, torch.zeros(3, 2, 16, 16, dtype=torch.float16, device=DEVICE))
+
+
+def check_last_image(function: Callable[[Tensor], Any], x: Tensor) -> None:
+    x[-1] = torch.arange(512, device=x.device).reshape(2, 16, 16) % 7 - 3
     x.requires_grad_()
     alone = x[-1:].detach().clone().requires_grad_()
     y, expected = function(x), function(alone)
-    dy = (torch.arange(expected.numel(), device="cuda") % 5 - 2).to(x.dtype).reshape(expected.shape)
+    dy = (torch.arange(expected.numel(), device=x.device) % 5 - 2).to(x.dtype).reshape(expected.shape)
     upstream = torch.zeros_like(y)
     upstream[-1] = dy[0]
     assert torch.equal(y.detach()[-1:], expected.detach())
