@@ -27,27 +27,27 @@ def agree(ours: Any, torchs: Any) -> None:
         assert ours() == expected
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.tuples(SIZE, SIZE), st.tuples(TAPS, TAPS), PAIR, PADDING | st.sampled_from(["valid", "same", "full"]), PAIR)
 def test_convolution(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
-    x, w = torch.zeros(1, 1, *size), torch.zeros(1, 1, *kernel)
+    x, w = torch.zeros(1, 1, *size).double(), torch.zeros(1, 1, *kernel).double()  # float32 refuses less on a CPU
     agree(
         lambda: conv_output_size(size, kernel, stride, padding, dilation),
         lambda: F.conv2d(x, w, None, stride, padding, dilation),
     )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.tuples(SIZE, SIZE), st.tuples(TAPS, TAPS), PAIR, PADDING, PADDING, PAIR)
 def test_transposed(size: Any, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any) -> None:
-    x, w = torch.zeros(1, 1, *size), torch.zeros(1, 1, *kernel)
+    x, w = torch.zeros(1, 1, *size).double(), torch.zeros(1, 1, *kernel).double()  # float32 refuses less on a CPU
     agree(
         lambda: conv_transpose_output_size(size, kernel, stride, padding, output_padding, dilation),
         lambda: F.conv_transpose2d(x, w, None, stride, padding, output_padding, 1, dilation),
     )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(SIZE, TAPS, PAIR, st.integers(0, 2))
 def test_pooling(size: int, kernel: int, stride: Any, padding: int) -> None:
     assume(padding <= kernel // 2)
