@@ -27,6 +27,7 @@ SHARED = {
         "op",
         "precision",
         "reduce",
+        "relayout",
         "replay",
         "statistics2d",
         "tuning",
