@@ -19,8 +19,11 @@ from torch import Tensor
 from trinn.kernels import tuning
 from trinn.kernels.indexing import cdiv, offset_of
 from trinn.kernels.launch import INTERPRETED, device_function, empty, index_type, launch, memory_order
+from trinn.kernels.precision import widened
 
 _PLANES = 3  # bfloat16 has 8 bits of a float32's 24
+_LARGEST = tl.constexpr(torch.finfo(torch.bfloat16).max)
+_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 class Tile(NamedTuple):
@@ -32,22 +35,24 @@ class Tile(NamedTuple):
 
 @device_function
 def _bfloat16(value):
-    """A float32 rounded to bfloat16, its bits below 2^-133 too: to nearest, but towards zero where that would be infinite.
-
-    On its bits: the interpreter's own conversion truncates.
-    """
+    """A float32 rounded to the nearest bfloat16, subnormal ones too: on its bits in the interpreter, which would truncate."""
+    if not _INTERPRETED:
+        return value.to(tl.bfloat16)
     bits = value.to(tl.uint32, bitcast=True)
-    rounds = (bits & 0x7FFFFFFF) < 0x7F7F8000
-    bits += tl.where(rounds, 0x7FFF + ((bits >> 16) & 1), 0).to(tl.uint32)
+    bits += tl.where(tl.abs(value) < float("inf"), 0x7FFF + ((bits >> 16) & 1), 0).to(tl.uint32)
     bits |= tl.where(value != value, 0x400000, 0).to(tl.uint32)  # a NaN may have no other of the bits that stay
     return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @device_function
-def _remainder(value, rounded):
-    """What rounding left of a value, exactly; of what is not finite, nothing."""
-    bits = rounded.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
-    return tl.where((bits & 0x7F800000) != 0x7F800000, value - bits.to(tl.float32, bitcast=True), 0.0)
+def _split(value):
+    """The three planes of a value."""
+    within = tl.minimum(tl.maximum(value, -_LARGEST), _LARGEST)
+    first = _bfloat16(tl.where(tl.abs(value) < float("inf"), within, value))
+    rest = value - widened(first)
+    rest = tl.where(rest == rest, rest, 0.0)  # of what is not finite, NaN is left
+    second = _bfloat16(rest)
+    return first, second, _bfloat16(rest - widened(second))
 
 
 @triton.jit
@@ -55,9 +60,13 @@ def _relayout_kernel(
     x, out,
     x_strides, out_strides,
     sizes, there, plane,
-    PLANES: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    PLANES: tl.constexpr, X_LANES: tl.constexpr, X_ROWS: tl.constexpr, OUT_LANES: tl.constexpr,
+    INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the copy, zero in the lanes that are not `there`; or of its planes, which lie `plane` elements apart."""
+    """A tile of the copy, zero in the lanes that are not `there`; or of its planes, which lie `plane` elements apart.
+
+    X_LANES lanes or X_ROWS rows of x may move at once, and OUT_LANES lanes of the copy: Triton alone sees that of 16 only.
+    """
     lanes, rows, outer_sizes = sizes
     x_lane, x_row, x_outer = x_strides
     out_lane, out_row, out_outer = out_strides
@@ -66,17 +75,16 @@ def _relayout_kernel(
     lane = ((program % across).to(INDEX) * TILE.lanes + tl.arange(0, TILE.lanes))[:, None]
     row = ((program // across % down).to(INDEX) * TILE.rows + tl.arange(0, TILE.rows))[None, :]
     outer = (program // across // down).to(INDEX)
-    at_x = offset_of(outer, outer_sizes, x_outer) + lane * x_lane + row * x_row
-    at_out = offset_of(outer, outer_sizes, out_outer) + lane * out_lane + row * out_row
-    value = tl.load(x + at_x, mask=(lane < there) & (row < rows), other=0.0)
-    exists = (lane < lanes) & (row < rows)
-    if PLANES == 1:
-        tl.store(out + at_out, value, mask=exists)
-    else:
-        for i in tl.static_range(PLANES):
-            rounded = _bfloat16(value)
-            value = _remainder(value, rounded)
-            tl.store(out + (at_out + i * plane), rounded, mask=exists)
+    at = tl.multiple_of(offset_of(outer, outer_sizes, x_outer) + lane * x_lane + row * x_row, [X_LANES, X_ROWS])
+    exists = tl.max_constancy((lane < there) & (row < rows), [X_LANES, X_ROWS])
+    value = tl.load(x + at, mask=exists, other=0.0)
+    parts = (value,)
+    if PLANES > 1:
+        parts = _split(value)
+    at = tl.multiple_of(offset_of(outer, outer_sizes, out_outer) + lane * out_lane + row * out_row, [OUT_LANES, 1])
+    exists = tl.max_constancy((lane < lanes) & (row < rows), [OUT_LANES, 1])
+    for i in tl.static_range(PLANES):
+        tl.store(out + tl.multiple_of(at + i * plane, [OUT_LANES, 1]), parts[i], mask=exists)
 
 
 def channels_last(x: Tensor, channels: int | None = None) -> Tensor:
@@ -144,39 +152,54 @@ def _lies(x: Tensor, strides: tuple[int, ...]) -> bool:
 
 def _copy(x: Tensor, out: Tensor, planes: int = 1) -> None:
     """Fill `out`, whose channels are those of `x`, or are more, or are those of its planes."""
-    channels, lanes = x.shape[1], out.shape[1] // planes
-    if out.shape[1] == channels:
+    if out.shape == x.shape:
         sizes, (out_strides, x_strides) = memory_order(out, x)
         there = sizes[0]
     else:
-        rest, (out_rest, x_rest) = memory_order(out[:, 0], x[:, 0])
-        sizes, out_strides, x_strides = (lanes, *rest), (out.stride(1), *out_rest), (x.stride(1), *x_rest)
-        there = channels
-    # The rows of a tile: the axis after the first, or one that is denser in x than both.
-    row = min((a for a in range(1, len(sizes)) if x_strides[a]), key=lambda a: x_strides[a], default=0)
+        there, (rest, (out_rest, x_rest)) = x.shape[1], memory_order(out[:, 0], x[:, 0])
+        sizes = out.shape[1] // planes, *rest
+        out_strides, x_strides = (out.stride(1), *out_rest), (x.stride(1), *x_rest)
     if len(sizes) == 1:
-        sizes, out_strides, x_strides, row = (*sizes, 1), (*out_strides, 0), (*x_strides, 0), 1
-    elif row == 0 or 0 < x_strides[0] <= x_strides[row]:
-        row = 1
-    tile = _tile(sizes[0], sizes[row], x)
-    programs = triton.cdiv(sizes[0], tile.lanes) * triton.cdiv(sizes[row], tile.rows)
-    programs *= math.prod(size for axis, size in enumerate(sizes) if axis not in (0, row))
-
-    def walked(axes: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
-        return axes[0], axes[row], tuple(n for axis, n in enumerate(axes) if axis not in (0, row))
-
+        sizes, out_strides, x_strides = (*sizes, 1), (*out_strides, 0), (*x_strides, 0)
+    densest = min((a for a in range(len(sizes)) if x_strides[a]), key=lambda a: x_strides[a], default=0)
+    row = densest or 1
+    order = 0, row, *(a for a in range(1, len(sizes)) if a != row)
+    sizes, out_strides, x_strides = (tuple(t[a] for a in order) for t in (sizes, out_strides, x_strides))
+    tile = _tile(sizes[0], sizes[1], x)
+    x_run = _run(x, (there, *sizes[1:]), x_strides)
+    programs = triton.cdiv(sizes[0], tile.lanes) * triton.cdiv(sizes[1], tile.rows) * math.prod(sizes[2:])
     launch(
         _relayout_kernel, programs, x, out,
-        walked(x_strides), walked(out_strides),
-        walked(sizes), there, lanes,
-        PLANES=planes, INDEX=index_type(x, out), TILE=tile, device=x.device,
+        _nested(x_strides), _nested(out_strides),
+        _nested(sizes), there, sizes[0],
+        PLANES=planes, X_LANES=x_run.lanes, X_ROWS=x_run.rows, OUT_LANES=_run(out, sizes, out_strides).lanes,
+        INDEX=index_type(x, out), TILE=tile, device=x.device,
     )  # fmt: skip
 
 
+def _nested(axes: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+    return axes[0], axes[1], axes[2:]
+
+
 def _tile(lanes: int, rows: int, x: Tensor) -> Tile:
-    """As square as the axes allow."""
-    room = tuning.elementwise_block(x.numel()) if INTERPRETED else 4096
+    """As square as the axes allow; on a GPU rows and lanes of 64, or fewer so that a small tensor fills it."""
+    if INTERPRETED:
+        room = tuning.elementwise_block(x.numel())
+    else:
+        room = 4096 if x.numel() >= 4096 * tuning.wanted_programs else 1024
     tile = [triton.next_power_of_2(lanes), triton.next_power_of_2(rows)]
     while tile[0] * tile[1] > room:
         tile[tile[1] >= tile[0]] //= 2
     return Tile(*tile)
+
+
+def _run(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> Tile:
+    """How many lanes or rows of a tile lie side by side, all there or all not, from an address that is a multiple of as many.
+
+    16 bytes at most, which is what one instruction moves; 1 x 1 if neither lie so.
+    """
+    if 1 not in strides[:2]:
+        return Tile(1, 1)
+    axis = strides.index(1)
+    run = math.gcd(16 // tensor.element_size(), sizes[axis], *strides[:axis], *strides[axis + 1 :])
+    return Tile(1, run) if axis else Tile(run, 1)
