@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.conv2d_tma import gather_boxes, plan_gather, wgrad_lines
 from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
 from trinn.kernels.epilogue import finished, largest, store_statistics
 from trinn.kernels.indexing import Axis, Window, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
@@ -270,6 +271,8 @@ def conv2d_wgrad(
         return dw.zero_()
     if is_depthwise(dw, groups):
         return depthwise2d_wgrad(x, dy, dw, stride, padding, dilation)
+    if wgrad_lines(x, dy, dw, stride, padding, dilation, groups):
+        return dw
     filters, channels = dw.shape[0] // groups, dw.shape[1]
     columns = channels * size[0] * size[1]
     scattered = _scattered(x, channels) or _scattered(dy, filters)
@@ -309,6 +312,8 @@ def gather_gemm(
     scale, bias = (v.contiguous() if v is not None else None for v in (scale, bias))
     if is_depthwise(weight, groups):
         return depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
+    if codes is None and (plan := plan_gather(source, weight, result, stride, padding, dilation, groups, adjoint)):
+        return gather_boxes(plan, weight, scale, bias, padding, dilation, groups, adjoint, relu, parts)
     images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
     height, width = result.shape[2:]
     w_k, w_c, w_r, w_s = weight.stride()

@@ -76,6 +76,12 @@ def cdiv(a, b):
 
 
 @device_function
+def floor_div(a, b):
+    """a / b, rounded down, for b > 0 and any a."""
+    return a // b - (a % b < 0)
+
+
+@device_function
 def split_pixel(pixel, height, width):
     """(image, row, column) of a pixel counted through images, rows and columns."""
     row = pixel // width
@@ -136,6 +142,26 @@ def small_from_big(big, AXIS: tl.constexpr):
     small = (shifted - tap * AXIS.dilation) // AXIS.stride
     hits = cdiv(AXIS.taps - tap, AXIS.tap_step)
     return small, tap, tl.where(shifted % AXIS.gcd == 0, hits, 0)
+
+
+@device_function
+def hitting_taps(start, reach, size, taps, STEP: tl.constexpr):
+    """(first, how many) of the taps that see an axis at all, where the i-th sees start + i * STEP to `reach` behind that."""
+    if STEP > 0:
+        first, last = -floor_div(start + reach, STEP), floor_div(size - 1 - start, STEP)
+    else:
+        first, last = -floor_div(size - 1 - start, -STEP), floor_div(start + reach, -STEP)
+    first = tl.maximum(first, 0)
+    return first, tl.maximum(tl.minimum(last, taps - 1) - first + 1, 0)
+
+
+@device_function
+def smalls_that_hit(first_tap, last_tap, small_size, big_size, AXIS: tl.constexpr):
+    """(first, how many) of the `small` pixels for which one of these taps lies on the axis of `big` pixels."""
+    first = -floor_div(last_tap * AXIS.dilation - AXIS.padding, AXIS.stride)
+    last = floor_div(big_size - 1 + AXIS.padding - first_tap * AXIS.dilation, AXIS.stride)
+    first = tl.maximum(first, 0)
+    return first, tl.maximum(tl.minimum(last, small_size - 1) - first + 1, 0)
 
 
 @device_function

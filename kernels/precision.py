@@ -49,6 +49,18 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
+# Of two float32, each the sum of three bfloat16 planes, the products that float32 notices, but for that of the first planes.
+CROSS_PAIRS = 5
+
+
+@device_function
+def pair_of(number, PAIRS: tl.constexpr):
+    """The planes that one of CROSS_PAIRS products is of: 0 1, 1 0, 0 2, 2 0, 1 1; of a single product, the first ones."""
+    if PAIRS == 1:
+        return 0, 0
+    return (0b01_10_00_01_00 >> 2 * number) & 3, (0b01_00_10_00_01 >> 2 * number) & 3
+
+
 @device_function
 def widened(value):
     """A bfloat16 value as float32, any other as it is: NumPy, under the interpreter, has no bfloat16 to compare.

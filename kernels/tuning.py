@@ -63,7 +63,7 @@ def element_tiles(image: Tensor, channels_last: bool | None = None) -> tuple[int
 class Product(NamedTuple):
     """(m, k) @ (k, n), for which a tile is chosen, and the kernel that computes it."""
 
-    kernel: str  # "linear", "conv2d" for its fprop and dgrad, or "wgrad"
+    kernel: str  # "linear", "conv2d" for its fprop and dgrad, or "wgrad"; of conv2d_tma.py "tma conv2d" and "tma wgrad"
     m: int
     n: int
     k: int
@@ -103,6 +103,8 @@ def guessed_tile(product: Product, architecture: str) -> Tile:
     each of its elements.
     """
     kernel, m, n, k, dtype, _, scattered = product
+    if kernel.startswith("tma "):
+        return _guessed_tma_tile(product, architecture)
     if architecture == "interpreter":
         return _interpreted_tile(m, n, k)
     most_m, most_n, most_k = {2: (128, 128, 64), 4: (64, 128, 32), 8: (64, 32, 16)}[dtype.itemsize]
@@ -121,6 +123,28 @@ def guessed_tile(product: Product, architecture: str) -> Tile:
         warps=8 if held >= 12288 else 4,
         stages=2 if architecture.startswith("gfx") or dtype == torch.float64 else 3,
     )
+
+
+def _guessed_tma_tile(product: Product, architecture: str) -> Tile:
+    """For wgmma, which has 64 rows for each four warps: as large as registers allow, since shared memory is filled from L2.
+
+    Where the sum is short, smaller, so that two programs share a multiprocessor and one loads while the other stores. wgrad's
+    columns are taps times channels, and no power of two.
+    """
+    kernel, m, n, k, dtype, precision, _ = product
+    if architecture == "interpreter":
+        return Tile(_clamp(m, 16, 64), _clamp(n, 16, 64), 16, warps=1, stages=1)
+    itemsize = 2 if precision == "bf16x6" else dtype.itemsize
+    block_m, block_k = _clamp(m, 64, 128), 128 // itemsize  # lines of 128 bytes
+    if kernel == "tma wgrad":
+        block_n = n if n <= 320 else 256
+    else:
+        block_n = _clamp(n, 64, 256 if k > 8 * block_k else 128)
+        while block_n > 64 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < wanted_programs // 2:
+            block_n //= 2
+    stage = (block_m + block_n) * block_k * itemsize
+    warps = 8 if block_m * block_n >= 128 * 128 else 4
+    return Tile(block_m, block_n, block_k, warps, stages=max(2, min(4 if k > 8 * block_k else 3, (220 << 10) // stage)))
 
 
 def splits(tiles: int, depth: int, block: int) -> int:

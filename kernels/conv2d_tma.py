@@ -1,0 +1,554 @@
+"""2-D convolution on Hopper's copy engine (TMA) and its matrix instructions (wgmma): the passes of conv2d.py, in boxes.
+
+A host-side descriptor of an image lets one instruction copy a box of pixels and channels from global to shared memory, and
+write zeros for what lies outside the image, which is what padding asks for. wgmma multiplies what lies in shared memory. So
+there are no addresses to compute, no masks, and no operand passes through registers:
+
+    fprop, dgrad   acc[channels, pixels] += w[channels, depth] @ box[pixels, depth]^T   for each tap, BLOCK_K of depth at a time
+    wgrad          acc[filters, channels] += dy[line, filters]^T @ x[line, channels]    for each line of pixels
+
+The box stands on the right of the product and the filters on the left, since Triton keeps a box of several rows in shared
+memory only as a right operand. dgrad reads the same filters, transposed by wgmma; no copy is made.
+
+A box is (images, rows, columns) of the result, whichever shape of so many pixels wastes the least: 64 pixels of 7 x 7 images
+are one pixel of 64 images. Taps that fall outside the image for all of a box are skipped; dilated convolutions of small images
+spend most of their time on those. A stride along the columns becomes a factor of the channels, as in a view
+(N, H, W / stride, stride * C); rows that are strided have boxes of one row.
+
+wgrad sums over pixels, so that a line of pixels is its depth; along the images there is one for every batch, at any stride,
+padding and dilation. One program does several taps of a row with one copy of dy.
+
+TF32's matrix instruction sums along what lies side by side in memory, and nothing else: its dgrad takes filters, and its
+wgrad both operands, from copies in that order, which relayout.py makes. It makes channels_last copies of contiguous images too.
+
+conv2d.py has a kernel for all convolutions that are not done here, on any device.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from trinn.kernels.epilogue import finished, store_statistics
+from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, hitting_taps, small_from_big, smalls_that_hit
+from trinn.kernels.launch import architecture, device_function, index_type, launch
+from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
+from trinn.kernels.reduce import partials_of, sum_partials
+from trinn.kernels.relayout import channels_last, images_last, planes
+from trinn.kernels.statistics2d import Parts
+from trinn.kernels.tuning import Product, Tile, gemm_tile, splits
+
+# Whether the interpreter takes this path, too: for tests of it.
+interpreted = False
+
+# Channels on either side, for which the tensor cores would mostly multiply zeros.
+FEWEST = 32
+
+_ROUNDED = {"round_f32_to_tf32": True} if "round_f32_to_tf32" in TensorDescriptor.__dataclass_fields__ else {}
+
+
+class Box(NamedTuple):
+    """Pixels that one program computes, of so many images, rows and columns."""
+
+    images: int
+    rows: int
+    columns: int
+
+    @property
+    def pixels(self) -> int:
+        return self.images * self.rows * self.columns
+
+
+@device_function
+def _summed(
+    acc, source, weight,
+    n, top, left, first_h, hits_h, first_w, hits_w, first_r, first_s,
+    source_channel, source_pitch, weight_row, weight_channel, tap_pitch, depth, planes,
+    H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr,
+    PAIRS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """acc (BLOCK_M, pixels) and the products of a box with its filters, for each tap that hits and all of `depth`.
+
+    PAIRS of planes, of those that precision.py's `pair_of` names, are multiplied for each.
+    """
+    blocks = cdiv(depth, BLOCK_K)
+    for step in range(hits_h * hits_w * blocks * PAIRS):
+        c, rest = step % blocks * BLOCK_K, step // blocks
+        plane, other = pair_of(rest % PAIRS, PAIRS)
+        rest = rest // PAIRS
+        i, j = first_h + rest // hits_w, first_w + rest % hits_w
+        if ADJOINT:
+            row, col = top - i * H.tap_back, left - j * W.tap_back
+            tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
+        else:
+            row, col = top + i * H.dilation, left + j * W.dilation
+            tap = i * W.taps + j
+        at = floor_div(col, SPAN)
+        channel = (col - at * SPAN) * source_pitch + plane * planes[0] + source_channel + c
+        box = source.load([n, row, at, channel])
+        box = tl.reshape(box, (acc.shape[1], BLOCK_K))
+        at = weight_channel + tap * tap_pitch + other * planes[1]
+        if TRANSPOSED:
+            filters = weight.load([weight_row + c, at]).T
+        else:
+            filters = weight.load([weight_row, at + c])
+        acc = dot(filters, box.T, acc, PRECISION)
+    return acc
+
+
+@triton.jit
+def _gather_kernel(
+    source, weight, scale, bias, result, means, variances, counts,
+    result_strides,
+    channels_in, channels_out, source_pitch, tap_pitch, planes, images, source_height, source_width,
+    result_height, result_width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
+    H: tl.constexpr, W: tl.constexpr, BOX: tl.constexpr, SPAN: tl.constexpr, ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr,
+    CROSS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One BOX of pixels of the result and BLOCK_M of its channels, in one group and one phase.
+
+    `source` is a descriptor of (N, H, W / SPAN, SPAN * source_pitch), `weight` of (filters, taps * tap_pitch) or, TRANSPOSED,
+    with the depth down its rows. `channels_...` count those of a group. ADJOINT is dgrad, as in conv2d.py.
+    """
+    y_n, y_c, y_h, y_w = result_strides
+    program = tl.program_id(0)
+    channel_tiles = cdiv(channels_out, BLOCK_M)
+    channel_tile, program = program % channel_tiles, program // channel_tiles
+    pixel_tiles = column_tiles * row_tiles * image_tiles
+    pixel_tile, program = program % pixel_tiles, program // pixel_tiles
+    phase, group = program % (phases_h * phases_w), program // (phases_h * phases_w)
+    col0 = pixel_tile % column_tiles * BOX.columns
+    row0 = pixel_tile // column_tiles % row_tiles * BOX.rows
+    n0 = pixel_tile // (column_tiles * row_tiles) * BOX.images
+
+    if ADJOINT:
+        first_row, first_col = phase // phases_w, phase % phases_w
+        top, first_r, taps_h = small_from_big(first_row, H)
+        left, first_s, taps_w = small_from_big(first_col, W)
+        top, left = top + row0, left + col0
+        first_h, hits_h = hitting_taps(top, BOX.rows - 1, source_height, taps_h, -H.tap_back)
+        first_w, hits_w = hitting_taps(left, BOX.columns - 1, source_width, taps_w, -W.tap_back)
+    else:
+        first_row, first_col, first_r, first_s = 0, 0, 0, 0
+        top, left = big_from_small(row0, 0, H), big_from_small(col0, 0, W)
+        first_h, hits_h = hitting_taps(top, (BOX.rows - 1) * H.stride, source_height, H.taps, H.dilation)
+        first_w, hits_w = hitting_taps(left, (BOX.columns - 1) * W.stride, source_width, W.taps, W.dilation)
+
+    weight_row = group * channels_in if TRANSPOSED else group * channels_out + channel_tile * BLOCK_M
+    weight_channel = channel_tile * BLOCK_M if TRANSPOSED else 0
+    acc = tl.full((BLOCK_M, BOX.pixels), 0.0, tl.float32)
+    if CROSS:  # what is small comes first; where the first planes are not finite, they alone say what the sum is
+        acc = _summed(
+            acc, source, weight,
+            n0, top, left, first_h, hits_h, first_w, hits_w, first_r, first_s,
+            group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, channels_in, planes,
+            H, W, SPAN, ADJOINT, TRANSPOSED, CROSS, PRECISION, BLOCK_K,
+        )  # fmt: skip
+        acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
+    acc = _summed(
+        acc, source, weight,
+        n0, top, left, first_h, hits_h, first_w, hits_w, first_r, first_s,
+        group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, channels_in, planes,
+        H, W, SPAN, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
+    )  # fmt: skip
+
+    at = tl.arange(0, BOX.pixels)
+    n = n0 + at // (BOX.rows * BOX.columns)
+    row, col = row0 + at // BOX.columns % BOX.rows, col0 + at % BOX.columns
+    if ADJOINT:
+        row, col = first_row + row * H.stride, first_col + col * W.stride
+    drawn = (n < images) & (row < result_height) & (col < result_width)
+    channel = channel_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    exists = channel < channels_out
+    channel += group * channels_out
+    value = finished(acc.T, scale, bias, channel, exists, RELU).to(result.dtype.element_ty)  # (pixels, BLOCK_M)
+    if means is not None:
+        at = channel * pixel_tiles + pixel_tile
+        store_statistics(value, drawn, exists, means + at, variances + at)
+        count = tl.sum(drawn.to(tl.int32), axis=0).to(counts.dtype.element_ty)
+        tl.store(counts + pixel_tile, count, mask=(channel_tile == 0) & (group == 0))
+    at = (n.to(INDEX) * y_n + row.to(INDEX) * y_h + col.to(INDEX) * y_w)[:, None] + (channel.to(INDEX) * y_c)[None, :]
+    tl.store(result + at, value, mask=drawn[:, None] & exists[None, :])
+
+
+@device_function
+def _lines_summed(
+    accs, x, dy,
+    first, last, first_p, count_p, first_q, count_q, r, s,
+    x_channel, x_pitch, dy_channel, planes,
+    H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
+    PAIRS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """accs, one (BLOCK_M, BLOCK_N) for each tap from s on, and the products of lines of dy with those of x, first to last."""
+    BLOCK_M: tl.constexpr = accs[0].shape[0]
+    BLOCK_N: tl.constexpr = accs[0].shape[1]
+    for step in range(first * PAIRS, last * PAIRS):
+        plane, other = pair_of(step % PAIRS, PAIRS)
+        rest = step // PAIRS
+        q, rest = rest % count_q, rest // count_q
+        p, n = first_p + rest % count_p, rest // count_p
+        if OF_IMAGES:
+            n, q = n * BLOCK_K, first_q + q
+        else:
+            q = first_q + q * BLOCK_K
+        k = dy_channel + plane * planes[1]
+        if IMAGES_LAST:
+            a = tl.reshape(dy.load([p, q, k, n]), (BLOCK_M, BLOCK_K))
+        elif OF_IMAGES:
+            a = tl.reshape(dy.load([p, q, n, k]), (BLOCK_K, BLOCK_M)).T
+        else:
+            a = tl.reshape(dy.load([n, p, q, k]), (BLOCK_K, BLOCK_M)).T
+        row = big_from_small(p, r, H)
+        sums = ()
+        for i in tl.static_range(len(accs)):
+            col = big_from_small(q, s + i, W)
+            at = floor_div(col, SPAN)
+            c = (col - at * SPAN) * x_pitch + x_channel + other * planes[0]
+            if IMAGES_LAST:
+                b = tl.reshape(x.load([row, col, c, n]), (BLOCK_N, BLOCK_K)).T
+            elif OF_IMAGES:
+                b = tl.reshape(x.load([row, col, n, c]), (BLOCK_K, BLOCK_N))
+            else:
+                b = tl.reshape(x.load([n, row, at, c]), (BLOCK_K, BLOCK_N))
+            sums = sums + (dot(a, b, accs[i], PRECISION),)
+        accs = sums
+    return accs
+
+
+@triton.jit
+def _wgrad_kernel(
+    x, dy, partials,
+    dw_strides, dw_split,
+    filters, channels, x_pitch, planes, line_tiles, height, width, out_height, out_width, parts,
+    H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
+    CROSS: tl.constexpr, TAPS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps of a row, in one group, summed over one part of the lines.
+
+    A line is BLOCK_K images at one place, OF_IMAGES, or as many columns of an image. Lines of dy for which all of these taps
+    fall outside x are left out.
+    """
+    dw_k, dw_c, dw_r, dw_s = dw_strides
+    program = tl.program_id(0)
+    filter_tiles, channel_tiles = cdiv(filters, BLOCK_M), cdiv(channels, BLOCK_N)
+    filter_tile, program = program % filter_tiles, program // filter_tiles
+    channel_tile, program = program % channel_tiles, program // channel_tiles
+    s, program = program % (W.taps // TAPS) * TAPS, program // (W.taps // TAPS)
+    r, program = program % H.taps, program // H.taps
+    part, group = program % parts, program // parts
+
+    first_p, count_p = smalls_that_hit(r, r, out_height, height, H)
+    first_q, count_q = smalls_that_hit(s, s + TAPS - 1, out_width, width, W)
+    lines = tl.full((), line_tiles, tl.int64) * count_p
+    lines *= count_q if OF_IMAGES else cdiv(count_q, BLOCK_K)
+    first, last = (part * lines // parts).to(tl.int32), ((part + 1) * lines // parts).to(tl.int32)
+    count_q = count_q if OF_IMAGES else cdiv(count_q, BLOCK_K)
+
+    accs = ()
+    for _ in tl.static_range(TAPS):
+        accs = accs + (tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32),)
+    x_channel, dy_channel = group * channels + channel_tile * BLOCK_N, group * filters + filter_tile * BLOCK_M
+    if CROSS:
+        accs = _lines_summed(
+            accs, x, dy,
+            first, last, first_p, count_p, first_q, count_q, r, s,
+            x_channel, x_pitch, dy_channel, planes,
+            H, W, SPAN, OF_IMAGES, IMAGES_LAST, CROSS, PRECISION, BLOCK_K,
+        )  # fmt: skip
+        finite = ()
+        for i in tl.static_range(TAPS):
+            finite = finite + (tl.where(tl.abs(accs[i]) < float("inf"), accs[i], 0.0),)
+        accs = finite
+    accs = _lines_summed(
+        accs, x, dy,
+        first, last, first_p, count_p, first_q, count_q, r, s,
+        x_channel, x_pitch, dy_channel, planes,
+        H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, PRECISION, BLOCK_K,
+    )  # fmt: skip
+
+    k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    owned = (k < filters)[:, None] & (c < channels)[None, :]
+    at = ((group * filters + k).to(INDEX) * dw_k)[:, None] + (c * dw_c)[None, :]
+    partials += part.to(INDEX) * dw_split
+    for i in tl.static_range(TAPS):
+        tl.store(partials + at + r * dw_r + (s + i) * dw_s, accs[i].to(partials.dtype.element_ty), mask=owned)
+
+
+class Along(NamedTuple):
+    """One axis of a pass that gathers: the sizes of its result and its source, and whether it is the adjoint."""
+
+    size: int
+    source: int
+    axis: Axis
+    adjoint: bool
+    one: bool = False  # a box has a single pixel along it
+
+    def work(self, block: int) -> int:
+        """How many taps boxes of so many pixels multiply along the whole axis."""
+        taps, stride, padding, dilation = self.axis
+        if not self.adjoint:
+            starts = range(-padding, self.size * stride - padding, block * stride)
+            return sum(_hits(start, (block - 1) * stride, self.source, dilation, taps) for start in starts)
+        total = 0
+        for phase in range(min(stride, self.size)):
+            shifted = phase + padding
+            tap = shifted % stride // self.axis.gcd * self.axis.inverse % self.axis.tap_step
+            hits = -(-(taps - tap) // self.axis.tap_step) if shifted % self.axis.gcd == 0 else 0
+            first = (shifted - tap * dilation) // stride
+            starts = range(first, first + -(-self.size // stride), block)
+            total += sum(max(1, _hits(start, block - 1, self.source, -self.axis.tap_back, hits)) for start in starts)
+        return total
+
+
+def _hits(start: int, reach: int, size: int, step: int, taps: int) -> int:
+    """As indexing.py's hitting_taps."""
+    low, high = -start - reach, size - 1 - start
+    first, last = (-(-low // step), high // step) if step > 0 else (-(high // -step), -low // -step)
+    return max(0, min(last, taps - 1) - max(first, 0) + 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def best_box(pixels: int, images: int, rows: Along, columns: Along) -> Box:
+    """The box of so many pixels, a power of two, with which the fewest are multiplied; of several, that with long rows."""
+    powers = [1 << i for i in range(pixels.bit_length())]
+    works_h = {high: rows.work(high) for high in (powers[:1] if rows.one else powers)}
+    works_w = {wide: columns.work(wide) for wide in (powers[:1] if columns.one else powers)}
+    boxes = [Box(pixels // (h * w), h, w) for h in works_h for w in works_w if h * w <= pixels]
+    return min(boxes, key=lambda b: (-(-images // b.images) * works_h[b.rows] * works_w[b.columns], -b.columns, -b.rows))
+
+
+class Gather(NamedTuple):
+    """How fprop or dgrad is done in boxes: images as (N, C, H, W) that a descriptor can be made of, and the tile."""
+
+    source: Tensor  # as it comes, or a view of it; a copy is made when the kernel is started
+    result: Tensor
+    box: Box
+    tile: Tile
+    stride: Sequence[int]
+
+    @property
+    def pixel_tiles(self) -> int:
+        images, _, height, width = self.result.shape
+        return triton.cdiv(images, self.box.images) * triton.cdiv(height, self.box.rows) * triton.cdiv(width, self.box.columns)
+
+
+def plan_gather(
+    source: Tensor, weight: Tensor, result: Tensor,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool,
+) -> Gather | None:  # fmt: skip
+    """How conv2d.py's gather_gemm does this in boxes; None if it does not."""
+    channels_in, channels_out = source.shape[1] // groups, result.shape[1] // groups
+    if not _is_hopper(source) or min(source.numel(), weight.numel(), result.numel()) == 0:
+        return None
+    unit = _alignment(source)
+    # Columns of the filters' matrix are the channels of the source, but where it is transposed.
+    if channels_in % unit or channels_out % (unit if adjoint else 1) or min(channels_in, channels_out) < FEWEST:
+        return None
+    in_planes = _in_planes(source)
+    if adjoint and groups > 1 and source.dtype == torch.float32 and not in_planes:
+        return None
+    taps = weight.shape[2] * weight.shape[3]
+    if taps == 1 and tuple(padding) == (0, 0) and not adjoint and max(stride) > 1:
+        source = source[:, :, :: stride[0], :: stride[1]][:, :, : result.shape[2], : result.shape[3]]
+        stride = (1, 1)
+    if taps == 1 and tuple(padding) == (0, 0) and max(stride) == 1 and source.shape[2:] == result.shape[2:]:
+        flat = _flat(source), _flat(result)
+        if flat[0] is not None and flat[1] is not None:
+            source, result = flat  # type: ignore[assignment]
+    images, _, height, width = result.shape
+    pixels = images * height * width // (min(stride[0], height) * min(stride[1], width) if adjoint else 1)
+    hit = taps // (stride[0] * stride[1] if adjoint else 1) or 1
+    precision = "bf16x6" if in_planes else conv_precision(source.dtype, source.device)
+    product = Product("tma conv2d", channels_out, max(pixels, 1), hit * channels_in, source.dtype, precision)
+    tile = gemm_tile(product, source.device)
+    block = min(tile.k, channels_in & -channels_in)
+    if block < min(
+        tile.k, 2 * unit
+    ):  # its channels are no multiple of 16; they end inside a block, where the filters have zeros
+        if groups > 1 or in_planes or (stride[1] > 1 and not adjoint):
+            return None
+        block = tile.k
+    axes = [Axis(*of) for of in zip(weight.shape[2:], stride, padding, dilation, strict=True)]
+    strided = [step > 1 and not adjoint for step in stride]
+    rows = Along(height, source.shape[2], axes[0], adjoint, strided[0])
+    columns = Along(width, source.shape[3], axes[1], adjoint, strided[1] and source.shape[3] % stride[1] != 0)
+    return Gather(source, result, best_box(tile.n, images, rows, columns), tile._replace(k=block), stride)
+
+
+def gather_boxes(
+    plan: Gather, weight: Tensor, scale: Tensor | None, bias: Tensor | None,
+    padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool, relu: bool, parts: Parts | None,
+) -> None:  # fmt: skip
+    """Fill the result of a plan; the arguments are those of conv2d.py's gather_gemm."""
+    source, result, box, tile, stride = plan
+    channels_in, channels_out, taps = source.shape[1] // groups, result.shape[1] // groups, weight.shape[2:]
+    images, _, height, width = result.shape
+    plane_pitches = source.shape[1], weight.shape[1]
+    in_planes = _in_planes(source)
+    if in_planes:
+        source, weight = planes(source), planes(weight)
+    elif not _is_readable(source):
+        source = channels_last(source)
+    transposed = adjoint and source.dtype.itemsize == 2
+    if adjoint and not transposed:
+        weight = weight.transpose(0, 1)
+    if not transposed and weight.shape[1] % tile.k and taps.numel() > 1:
+        weight = channels_last(weight, triton.cdiv(weight.shape[1], tile.k) * tile.k)
+    elif not in_planes:
+        weight = channels_last(weight)
+
+    phases_h, phases_w = (min(stride[0], height), min(stride[1], width)) if adjoint else (1, 1)
+    rows, columns = (triton.cdiv(size, step if adjoint else 1) for size, step in zip((height, width), stride, strict=True))
+    image_tiles, row_tiles, column_tiles = map(triton.cdiv, (images, rows, columns), box)
+    span = stride[1] if box.columns > 1 and not adjoint else 1
+    x_n, _, x_h, x_w = _strides(source)
+    matrix = weight.shape[0], weight.shape[1] * taps.numel()
+    means, variances, counts = parts if parts is not None else (None, None, None)
+    launch(
+        _gather_kernel,
+        image_tiles * row_tiles * column_tiles * triton.cdiv(channels_out, tile.m) * phases_h * phases_w * groups,
+        _described(
+            source, (source.shape[0], source.shape[2], source.shape[3] // span, (span - 1) * x_w + source.shape[1]),
+            (x_n, x_h, span * x_w, 1), (*box, tile.k),
+        ),
+        _described(weight, matrix, (matrix[1], 1), (tile.k, tile.m) if transposed else (tile.m, tile.k)),
+        scale, bias, result, means, variances, counts,
+        result.stride(),
+        channels_in, channels_out, x_w, weight.shape[1], plane_pitches, images, source.shape[2], source.shape[3],
+        height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
+        H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
+        BOX=box, SPAN=span, ADJOINT=adjoint, TRANSPOSED=transposed, CROSS=CROSS_PAIRS if in_planes else 0, RELU=relu,
+        PRECISION=_precision(source), INDEX=index_type(result),
+        BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
+    )  # fmt: skip
+
+
+def wgrad_lines(
+    x: Tensor, dy: Tensor, dw: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
+    """Fill the result of conv2d_wgrad, or return False if this is not done in lines."""
+    filters, channels, taps = dw.shape[0] // groups, dw.shape[1], dw.shape[2:]
+    if not _is_hopper(x) or channels % _alignment(x) or filters % _alignment(x) or min(filters, channels) < FEWEST:
+        return False
+    if taps.numel() == 1 and tuple(padding) == (0, 0):
+        x = x[:, :, :: stride[0], :: stride[1]][:, :, : dy.shape[2], : dy.shape[3]]
+        stride = (1, 1)
+        flat = _flat(x), _flat(dy)
+        if flat[0] is not None and flat[1] is not None:
+            x, dy = flat  # type: ignore[assignment]
+    images, _, height, width = dy.shape
+    in_planes, precision = _in_planes(x), "bf16x6" if _in_planes(x) else conv_precision(x.dtype, x.device)
+    tile = gemm_tile(Product("tma wgrad", filters, channels * taps[1], images * height * width, x.dtype, precision), x.device)
+    images_last_only = x.dtype == torch.float32 and not in_planes
+    along_columns = not images_last_only and x.shape[3] % stride[1] == 0
+    line, of_images = best_line(tile.k, images, width if along_columns else 0)
+    if line == 0:
+        return False
+
+    plane_pitches = x.shape[1], dy.shape[1]
+    if in_planes:
+        x, dy = planes(x), planes(dy)
+    elif images_last_only:
+        x, dy = images_last(x), images_last(dy)
+    else:
+        x, dy = (image if _is_readable(image) else channels_last(image) for image in (x, dy))
+    span = 1 if of_images else stride[1]
+    block_n = min(1 << tile.n.bit_length() - 1, triton.next_power_of_2(channels))
+    at_once = max(n for n in range(1, taps[1] + 1) if taps[1] % n == 0 and (n == 1 or n * block_n <= tile.n))
+    tiles = triton.cdiv(filters, tile.m) * triton.cdiv(channels, block_n) * (taps.numel() // at_once) * groups
+    parts = splits(tiles, images * height * width, line)
+    partials = partials_of(dw, parts)
+    x_pitch = _strides(x)[3]
+    launch(
+        _wgrad_kernel, tiles * parts,
+        _line(x, line, block_n, of_images, images_last_only, span), _line(dy, line, tile.m, of_images, images_last_only, 1),
+        partials,
+        dw.stride(), dw.numel(),
+        filters, channels, x_pitch, plane_pitches, triton.cdiv(images, line) if of_images else images,
+        x.shape[2], x.shape[3], height, width, parts,
+        H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
+        SPAN=span, OF_IMAGES=of_images, IMAGES_LAST=images_last_only, CROSS=CROSS_PAIRS if in_planes else 0, TAPS=at_once,
+        PRECISION=_precision(x), INDEX=index_type(partials, dw),
+        BLOCK_M=tile.m, BLOCK_N=block_n, BLOCK_K=line, warps=tile.warps, stages=tile.stages, device=x.device,
+    )  # fmt: skip
+    sum_partials(partials, dw)
+    return True
+
+
+def best_line(most: int, images: int, columns: int) -> tuple[int, bool]:
+    """The length of the lines of pixels that wgrad sums over, and whether they run along the images; 0 if all waste too much.
+
+    Short ones keep the matrix units waiting.
+    """
+    lengths = [n for n in (most, most // 2, most // 4) if n >= 16 or n == most]
+    lines = [(size / (-(-size // n) * n) * (0.7 + 0.3 * n / most), of_images, n)
+             for of_images, size in ((True, images), (False, columns)) for n in lengths if size]  # fmt: skip
+    share, of_images, length = max(lines, default=(0.0, True, 0))
+    return (length, of_images) if share > 0.3 else (0, True)
+
+
+def _line(image: Tensor, length: int, channels: int, of_images: bool, images_last_only: bool, span: int) -> TensorDescriptor:
+    """A descriptor of boxes of `length` pixels in a line, with so many channels."""
+    n, c, h, w = image.shape
+    s_n, s_c, s_h, s_w = _strides(image)
+    if images_last_only:
+        return _described(image, (h, w, c, n), (s_h, s_w, s_c, s_n), (1, 1, channels, length))
+    if of_images:
+        return _described(image, (h, w, n, c), (s_h, s_w, s_n, 1), (1, 1, length, channels))
+    return _described(image, (n, h, w // span, (span - 1) * s_w + c), (s_n, s_h, span * s_w, 1), (1, 1, length, channels))
+
+
+def _described(tensor: Tensor, shape: Sequence[int], strides: Sequence[int], block: Sequence[int]) -> TensorDescriptor:
+    """For float32, one that rounds to TF32 on the way where Triton can; elsewhere the matrix unit cuts off what TF32 lacks."""
+    return TensorDescriptor(
+        tensor, list(shape), list(strides), list(block), **(_ROUNDED if tensor.dtype == torch.float32 else {})
+    )
+
+
+def _is_hopper(tensor: Tensor) -> bool:
+    name = architecture(tensor.device)
+    return tensor.dtype.itemsize <= 4 and (name == "sm_90" or name == "interpreter" and interpreted)
+
+
+def _in_planes(image: Tensor) -> bool:
+    """Whether float32 is multiplied exactly, as three bfloat16 planes."""
+    return image.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"
+
+
+def _alignment(image: Tensor) -> int:
+    """Of how many elements a number of channels must be a multiple: the copy engine counts 16 bytes."""
+    return 8 if _in_planes(image) else 16 // image.dtype.itemsize
+
+
+def _precision(image: Tensor) -> str:
+    return "tf32" if image.dtype == torch.float32 else "ieee"
+
+
+def _is_readable(image: Tensor) -> bool:
+    """Whether boxes can be copied from where it lies: channels side by side, all else at multiples of 16 bytes."""
+    n, c, h, w = _strides(image)
+    size = image.dtype.itemsize
+    return c == 1 and image.data_ptr() % 16 == 0 and all(s > 0 and s * size % 16 == 0 for s in (n, h, w))
+
+
+def _strides(image: Tensor) -> list[int]:
+    """Its strides; of an axis of one element, which may have any, the least that a descriptor takes."""
+    unit = 16 // image.dtype.itemsize
+    least = [1 if axis == 1 else triton.cdiv(image.shape[1], unit) * unit for axis in range(4)]
+    return [s if size > 1 else few for size, s, few in zip(image.shape, image.stride(), least, strict=True)]
+
+
+def _flat(image: Tensor) -> Tensor | None:
+    """All pixels of a channels_last image as one row, if they lie side by side."""
+    n, c, h, w = image.shape
+    s_n, s_c, s_h, s_w = _strides(image)
+    side_by_side = (c == 1 or s_c == 1) and (h == 1 or s_h == w * s_w) and (n == 1 or s_n == h * w * s_w)
+    return image.as_strided((1, c, 1, n * h * w), (s_w, 1, s_w, s_w)) if side_by_side else None
