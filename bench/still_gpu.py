@@ -6,37 +6,50 @@ os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.backends.nvidia import driver
 
 from bench.machine_code import Driver
 from trinn.kernels import launch, replay
 
+Seen = Callable[[int, Any, tuple[Any, ...]], None]  # programs, function, arguments
 
-class Launcher:
-    """Starts nothing."""
 
-    def __init__(self, *_: Any) -> None:
-        pass
+class TensorMap(NamedTuple):
+    """What a tensor descriptor is encoded from, in place of what it is encoded to."""
 
-    def __call__(self, *_: Any) -> None:
-        pass
+    address: int
+    swizzle: int
+    element_size: int
+    element_type: int
+    block: Any
+    sizes: Any
+    strides: Any
+    padding: int
 
 
 class StillDriver(Driver):
-    """Compiles for a GPU, loads and starts nothing."""
+    """Compiles for a GPU, loads and starts nothing. Launches are Triton's as far as its Python goes."""
 
-    launcher_cls = Launcher
+    launcher_cls = driver.CudaLauncher
     utils = SimpleNamespace(
-        load_binary=lambda *_: (None, 1, 32, 0, 1024), get_device_properties=lambda _: {"max_shared_mem": 227 << 10}
+        load_binary=lambda name, *_: (name, name, 32, 0, 1024),
+        get_device_properties=lambda _: {"max_shared_mem": 227 << 10},
+        launch=lambda *_: None,
+        build_signature_metadata=tuple,
+        fill_tma_descriptor=TensorMap,
+        fill_tma_descriptor_tiled=TensorMap,  # its name from 3.7 on
     )
 
 
 def stand_in(architecture: str = "sm_90") -> None:
     """From now on, in this process, CPU tensors are that GPU's, and kernels are compiled for it."""
     triton.runtime.driver.set_active(StillDriver(architecture))
+    driver.PyKernelArg = SimpleNamespace
+    driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StillDriver.utils  # a `launch` for each signature
     launch.GPU, launch.current_device = "cpu", lambda: None  # type: ignore[assignment,return-value]
     replay._current_stream, replay.on_gpu = lambda device: 0, torch._C.TensorBase.is_cpu.__get__  # type: ignore[attr-defined]
     properties: Any = SimpleNamespace(major=int(architecture[3:-1]), minor=int(architecture[-1]))
@@ -44,14 +57,35 @@ def stand_in(architecture: str = "sm_90") -> None:
     torch.cuda.get_device_name = lambda _=None: "a still GPU"  # type: ignore[assignment]
 
 
-def compile_nothing(seen: Callable[[int, Any, tuple[Any, ...]], None]) -> None:
-    """From now on a kernel's function is what Triton would have compiled it by; `seen` gets programs, function, arguments."""
+def watch(seen: Seen) -> None:
+    """From now on `seen` is told of each launch, in the form in which Triton's Python hands it on."""
+    one_by_one = hasattr(driver, "_BASE_ARGS_FORMAT_LEN")  # before 3.7: arguments, after scratch memory and metadata
 
-    def run(g0: int, g1: int, g2: int, stream: int, function: Any, metadata: Any, *rest: Any) -> None:
-        assert (g1, g2, stream, metadata) == (1, 1, 0, ()), "of another form than Triton's"
-        seen(g0, function, rest[3:])
+    def started(g0: int, g1: int, g2: int, stream: int, function: Any, *rest: Any) -> None:
+        scratch, metadata, args = (rest[2:4], rest[4], rest[8:]) if one_by_one else (rest[6:8], rest[2], rest[10])
+        assert (g1, g2, stream, scratch, type(metadata)) == (1, 1, 0, (None, None), tuple), "of another form than Triton's"
+        seen(g0, function, tuple(args))
 
-    def do_compile(self: Any, key: Any, _signature: Any, device: Any, *_: Any) -> Any:
+    StillDriver.utils.launch = started
+
+
+def compile_nothing(seen: Seen) -> None:
+    """From now on a kernel's function is what Triton would have compiled it by, and `seen` is told of each launch."""
+
+    def counted(programs: int, function: Any, args: tuple[Any, ...]) -> None:
+        sizes_and_strides = sum(2 * len(arg.sizes) for arg in args if isinstance(arg, TensorMap))
+        assert len(args) == len(function[1]) + sizes_and_strides
+        seen(programs, function, args)
+
+    watch(counted)
+    scratch = [f"{kind}_scratch_{what}" for kind in ("global", "profile") for what in ("size", "align")]
+    of_maps = ["swizzle", "elem_size", "elem_type", "fp4_padded"]
+    compiled = dict.fromkeys([*scratch, "launch_cooperative_grid", "launch_pdl", *of_maps], 0)  # what a compiler would tell
+
+    def do_compile(self: Any, key: Any, signature: dict[str, Any], device: Any, *_: Any) -> Any:
+        described = [kind for kind in signature.values() if isinstance(kind, str) and kind.startswith("tensordesc")]
+        metadata = SimpleNamespace(tensordesc_meta=[compiled | {"block_size": kind} for kind in described], **compiled)
+        run = driver.CudaLauncher(SimpleNamespace(fn=self, signature=signature), metadata)
         function = self.__name__, tuple(self.arg_names), key
         kernel = SimpleNamespace(run=run, function=function, packed_metadata=(), launch_metadata=lambda *_: None)
         self.device_caches[device][0][key] = kernel
