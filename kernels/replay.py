@@ -6,18 +6,26 @@ sizes, strides, device of each tensor, and how it is aligned; all other argument
 in. So of a key that comes back the launches are written down: which tensors were made, which kernels were started on which
 places in them. From then on they are started from these notes.
 
+A tensor descriptor is a place, too. Triton encodes it for the GPU at every launch, as a tensor map, which takes as long as the
+rest of a start from notes. But all of the map except the address follows from the key, and training comes back to the same
+addresses in every step: for each descriptor its last maps are kept, by address.
+
 `REPLAYS` says where that is known to be right; elsewhere, and while someone listens to Triton's launches, launchers run. What
 is set in `triton.knobs` after a call was noted does not reach it.
 """
 
+import copy
 import functools
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from trinn.kernels import launch, tuning
 
@@ -28,6 +36,7 @@ REPLAYS = (
     and tuple(map(int, triton.__version__.split(".")[:2])) in ((3, 6), (3, 7))
 )
 MOST = 4096  # keys; a program whose shapes never repeat starts over
+MOST_MAPS = 128  # of a descriptor; where more layers are of one shape, maps are encoded anew
 
 _runtime = triton.knobs.runtime
 _current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)  # what Triton asks too
@@ -47,6 +56,10 @@ class Made(NamedTuple):
     dtype: torch.dtype
 
 
+Expand = Callable[[Any], list[Any]]  # a descriptor to its map, its sizes and its strides
+Encode = Callable[[int], Any]  # an address to the map of a descriptor of what is there
+
+
 class Start(NamedTuple):
     """A kernel that a launcher starts."""
 
@@ -54,8 +67,9 @@ class Start(NamedTuple):
     programs: int
     function: int
     metadata: Any
-    args: tuple[Any, ...]  # of all its parameters
+    args: tuple[Any, ...]  # of all its parameters, descriptors expanded
     pointers: tuple[tuple[int, int, int], ...]  # (which argument, which tensor, how many bytes from its first element)
+    maps: tuple[tuple[int, int, int, Encode], ...]  # (the same, and what is made of that address)
 
 
 class Notes(NamedTuple):
@@ -201,22 +215,79 @@ def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Ten
     if not makes.only or any(n < len(given) or _form(t) != _form(tensors[n]) for n, t in zip(numbered, results, strict=True)):
         return result, NEVER
 
+    def place(tensor: Tensor) -> tuple[int, int] | None:
+        """Which tensor it is or views, and how many bytes from its first element; None for a view of one of several."""
+        storage = _memory(tensor)
+        number = next((n for n, t in enumerate(given) if t is tensor), numbers[storage])
+        if tensor is not tensors[number] and storages.count(storage) > 1:
+            return None
+        return number, tensor.data_ptr() - tensors[number].data_ptr()
+
     starts = []
-    for kernel, compiled, programs, positional, constants in launches:
-        values = [*positional, *(constants[name] for name in kernel.arg_names[len(positional) :])]
-        pointers = []
-        for place, value in enumerate(values):
-            if isinstance(value, Tensor):
-                storage = _memory(value)
-                number = next((n for n, t in enumerate(given) if t is value), numbers[storage])
-                if value is not tensors[number] and storages.count(storage) > 1:  # a view of one of several
-                    return result, SEEN
-                pointers.append((place, number, value.data_ptr() - tensors[number].data_ptr()))
-                values[place] = 0
-        handle = compiled.run, programs, compiled.function, compiled.packed_metadata
-        starts.append(Start(*handle, tuple(values), tuple(pointers)))
+    for one in launches:
+        noted = _noted(one, place)
+        if noted is None:
+            return result, SEEN
+        starts.append(noted)
     returned = tuple(numbered) if isinstance(result, tuple) else numbered[0] if numbered else None
     return result, Notes(given[0].device, tuple(map(_form, makes.tensors)), tuple(starts), returned)
+
+
+def _noted(one: launch.Launch, place: Callable[[Tensor], tuple[int, int] | None]) -> Start | None:
+    """How the kernel is started again; None where a tensor has no one place."""
+    kernel, compiled, programs, positional, constants = one
+    values = [*positional, *(constants[name] for name in kernel.arg_names[len(positional) :])]
+    run: Any = compiled.run
+    expansions: Iterator[Expand] = iter(())
+    if any(isinstance(value, TensorDescriptor) for value in values):
+        run, expansions = _unwrapped(run)
+    args: list[Any] = []
+    pointers: list[tuple[int, int, int]] = []
+    maps: list[tuple[int, int, int, Encode]] = []
+    for value in values:
+        tensor = value.base if isinstance(value, TensorDescriptor) else value
+        if not isinstance(tensor, Tensor):
+            args.append(value)
+            continue
+        found = place(tensor)
+        if found is None:
+            return None
+        if tensor is value:
+            pointers.append((len(args), *found))
+            args.append(0)
+        else:
+            expand = next(expansions)
+            maps.append((len(args), *found, _encoder(value, expand)))
+            args += 0, *expand(value)[1:]
+    return Start(run, programs, compiled.function, compiled.packed_metadata, tuple(args), tuple(pointers), tuple(maps))
+
+
+def _unwrapped(run: Any) -> tuple[Any, Iterator[Expand]]:
+    """Triton's start of a kernel that has descriptors, taken apart: a start that takes them expanded, and what expands each."""
+    wrapper = inspect.getclosurevars(run.launch)
+    unwrapped = copy.copy(run)
+    unwrapped.launch = wrapper.nonlocals["launcher"]
+    expand: Callable[..., list[Any]] = wrapper.globals["make_tensordesc_arg"]
+    return unwrapped, (functools.partial(expand, metadata=metadata) for metadata in wrapper.nonlocals["tensordesc_meta"])
+
+
+class _At(NamedTuple):
+    """The tensor at an address, as far as the expansion of a descriptor asks."""
+
+    address: int
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def _encoder(descriptor: TensorDescriptor, expand: Expand) -> Encode:
+    form = {name: value for name, value in vars(descriptor).items() if name != "base"}
+
+    @functools.lru_cache(MOST_MAPS)
+    def encode(address: int) -> Any:
+        return expand(SimpleNamespace(base=_At(address), **form))[0]
+
+    return encode
 
 
 def _memory(tensor: Tensor) -> int:
@@ -239,8 +310,10 @@ def _replay(notes: Notes, tensors: list[Tensor]) -> Any:
 
 def start(starts: Iterable[Start], addresses: list[int], stream: int) -> None:
     """Start kernels on tensors at these addresses."""
-    for run, programs, function, metadata, args, pointers in starts:
+    for run, programs, function, metadata, args, pointers, maps in starts:
         placed = list(args)
         for place, tensor, offset in pointers:
             placed[place] = addresses[tensor] + offset
+        for place, tensor, offset, encode in maps:
+            placed[place] = encode(addresses[tensor] + offset)
         run(programs, 1, 1, stream, function, metadata, None, None, None, *placed)

@@ -40,10 +40,11 @@ class Launches:
         return tensor
 
     def add(self, programs: int, function: Any, args: tuple[Any, ...]) -> None:
-        assert len(args) == len(function[1])
         self.seen.append((programs, function, tuple(map(self._plain, args))))
 
     def _plain(self, arg: Any) -> Any:
+        if isinstance(arg, still_gpu.TensorMap):
+            return self._plain(arg.address), *arg[1:]
         if not isinstance(arg, Tensor) and not (isinstance(arg, int) and arg > 2**32):
             return arg
         address = arg.data_ptr() if isinstance(arg, Tensor) else arg
@@ -57,7 +58,7 @@ LAUNCHES = Launches()
 
 def shifted(tensor: Tensor, by: int) -> Tensor:
     """The same tensor that many elements into an allocation."""
-    room = torch.empty(tensor.numel() + by, dtype=tensor.dtype)
+    room = torch.empty(tensor.numel() + by, dtype=tensor.dtype, device=tensor.device)
     return room[by:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
@@ -78,8 +79,12 @@ def drawn(rng: random.Random) -> tuple[str, Every]:
     return name, EVERY.get(name) or free[name]
 
 
-def known(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *args, **options: LAUNCHES.know(make(*args, **options))
+def know_what_is_made() -> None:
+    def known(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **options: LAUNCHES.know(make(*args, **options))
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        setattr(torch, name, known(getattr(torch, name)))
 
 
 def called(case: Every, tensors: list[Tensor], others: tuple[Tensor, ...]) -> tuple[Any, list[Any]]:
@@ -111,8 +116,7 @@ def main() -> int:
         return replay_one(*args)
 
     replay._replay = counted  # type: ignore[assignment]
-    for name in ("empty", "empty_like", "empty_strided"):
-        setattr(torch, name, known(getattr(torch, name)))
+    know_what_is_made()
     hook = triton.knobs.runtime.launch_enter_hook
     for _ in range(calls):
         name, case = drawn(rng)

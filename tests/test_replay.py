@@ -16,6 +16,8 @@ from tests.test_install import ROOT
 from trinn import kernels
 from trinn.kernels import replay
 
+HOPPER = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
+
 
 def run(*command: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
@@ -29,6 +31,16 @@ def test_launches_are_the_launchers() -> None:
     replayed = re.match(r"(\d+) of (\d+)", run("tests.replays", "0", "400"))
     assert replayed is not None
     assert int(replayed[1]) > int(replayed[2])
+
+
+def test_launches_with_descriptors_are_the_launchers() -> None:
+    """Of a tensor that is given, of one that is made, and of views of both."""
+    run("tests.descriptors")
+
+
+@pytest.mark.skipif(not HOPPER, reason="needs a GPU from Hopper on")
+def test_launches_with_descriptors_compute() -> None:
+    run("tests.descriptors", "cuda")
 
 
 def test_copies_are_never_noted(monkeypatch: pytest.MonkeyPatch) -> None:

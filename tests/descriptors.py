@@ -1,0 +1,114 @@
+"""A kernel with tensor descriptors, started from notes and by its launcher: the same launches, and no map encoded twice.
+
+On a GPU that stands still, in a process of its own: `python -m tests.descriptors`; `python -m tests.descriptors cuda` runs the
+kernel on a GPU, from Hopper on, and compares what it computes.
+"""
+
+import dataclasses
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from bench import still_gpu  # before trinn
+
+from tests.replays import LAUNCHES, know_what_is_made, shifted  # isort: skip
+from trinn.kernels import replay
+from trinn.kernels.launch import launch
+
+ORDER = (0, 0, 0, 1, 2, 0, 1, 2, 0)  # of the inputs: noted at the second call; then other addresses, and the first ones again
+BLOCK = 16
+COLUMNS = 64
+ROUNDS = any(field.name == "round_f32_to_tf32" for field in dataclasses.fields(TensorDescriptor))  # from Triton 3.7 on
+
+
+@triton.jit
+def _pairs_kernel(x, bias, later, y, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * BLOCK
+    pairs = x.load([row, 0]) + later.load([row, 0]) + tl.load(bias)
+    y.store([0, row, 0], pairs[None])
+
+
+def smoothed(x: Tensor, bias: Tensor) -> Tensor:
+    """Of rows in threes, the first, twice the second and the third, by way of the sums of neighbours, each with a bias."""
+    pairs, y = (torch.empty((x.shape[0] - fewer, COLUMNS), dtype=x.dtype, device=x.device) for fewer in (1, 2))
+    rounds = {"round_f32_to_tf32": True} if ROUNDS and x.dtype is torch.float32 else {}
+    for source, target in ((x, pairs), (pairs, y)):
+        launch(
+            _pairs_kernel,
+            triton.cdiv(target.shape[0], BLOCK),
+            TensorDescriptor.from_tensor(source, [BLOCK, COLUMNS], **rounds),
+            bias,
+            TensorDescriptor.from_tensor(source[1:], [BLOCK, COLUMNS], padding="nan"),
+            TensorDescriptor.from_tensor(target[None], [1, BLOCK, COLUMNS]),
+            BLOCK=BLOCK,
+            device=x.device,
+        )
+    return y
+
+
+def inputs(dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
+    """Three tensors of one form, of small integers, whose sums are exact, and a bias; the last starts within its allocation."""
+    draw = torch.Generator().manual_seed(0)
+    first, second, third = torch.randint(-8, 8, (3, 50, COLUMNS), generator=draw).to(device, dtype)
+    return [first.clone(), second.clone(), shifted(third, COLUMNS)], torch.ones(1, dtype=dtype, device=device)
+
+
+def on_a_gpu(dtype: torch.dtype) -> None:
+    tensors, bias = inputs(dtype, "cuda")
+    noted = replay.replayed(smoothed)
+    for number in ORDER:
+        x = tensors[number]
+        assert torch.equal(noted(x, bias), x[:-2] + 2 * x[1:-1] + x[2:] + 3), f"{dtype}, input {number}"
+
+
+ENCODED: list[int] = []  # of the maps, where they point
+
+
+def encode(address: int, *form: Any) -> still_gpu.TensorMap:
+    ENCODED.append(address)
+    return still_gpu.TensorMap(address, *form)
+
+
+def on_a_still_gpu(dtype: torch.dtype) -> None:
+    tensors, bias = inputs(dtype, "cpu")
+    noted = replay.replayed(smoothed)
+
+    def launches(launcher: Callable[..., Any], x: Tensor) -> list[Any]:
+        LAUNCHES.clear()
+        ENCODED.clear()
+        for tensor in (x, bias):
+            LAUNCHES.know(tensor)
+        launcher(x, bias)
+        return LAUNCHES.seen
+
+    by_notes: list[int] = []
+    for call, number in enumerate(ORDER):
+        found = launches(noted, tensors[number])
+        by_notes += ENCODED if call >= 2 else []
+        assert found == launches(smoothed, tensors[number]), f"{dtype}, call {call}"
+    assert [by_notes.count(x.data_ptr()) for x in tensors] == [1, 1, 1], "an address is encoded once"
+    kept = [weakref.ref(tensors.pop()) for _ in ORDER[:3]]
+    assert not any(x() is not None for x in kept), "notes keep tensors"
+
+
+def main() -> int:
+    check = on_a_gpu if sys.argv[1:] == ["cuda"] else on_a_still_gpu
+    if check is on_a_still_gpu:
+        still_gpu.stand_in()
+        still_gpu.watch(LAUNCHES.add)
+        still_gpu.StillDriver.utils.fill_tma_descriptor = still_gpu.StillDriver.utils.fill_tma_descriptor_tiled = encode
+        know_what_is_made()
+    for dtype in (torch.float16, torch.float32):
+        check(dtype)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
