@@ -39,7 +39,7 @@ def _bfloat16(value):
     if not _INTERPRETED:
         return value.to(tl.bfloat16)
     bits = value.to(tl.uint32, bitcast=True)
-    bits += tl.where(tl.abs(value) < float("inf"), 0x7FFF + ((bits >> 16) & 1), 0).to(tl.uint32)
+    bits += tl.where(value == value, 0x7FFF + ((bits >> 16) & 1), 0).to(tl.uint32)
     bits |= tl.where(value != value, 0x400000, 0).to(tl.uint32)  # a NaN may have no other of the bits that stay
     return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
