@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trinn import kernels
+from trinn.kernels import relayout
 
 # name: the dtype, and what torch's flag for float32 says
 ARITHMETIC = {
@@ -162,6 +163,19 @@ def pad(x: Shape, border: int) -> Passes:
     return passes
 
 
+def relaid(*shape: int, channels: int | None = None) -> Passes:
+    """Copies in another order, of a tensor in either."""
+    n, c, *size = shape
+
+    def passes(new: New) -> None:
+        for order in (False, True):
+            relayout.channels_last(new(*shape, channels_last=order), channels)
+            relayout.images_last(new(*shape, channels_last=order))
+            relayout.planes(new(n, channels or c, *size, channels_last=order, dtype=torch.float32))
+
+    return passes
+
+
 # In every arithmetic and memory format.
 EVERYWHERE: dict[str, Passes] = {
     "ResNet 3x3": conv((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
@@ -195,6 +209,10 @@ USUALLY: dict[str, Passes] = {
     "half the size": resize((32, 64, 56, 56), (28, 28)),
     "one bin": adaptive_pool((32, 512, 7, 7), (1, 1)),
     "border of itself": pad((32, 64, 56, 56), 1),
+    "ResNet 3x3 relaid": relaid(32, 128, 28, 28),
+    "ResNet 7 x 7 relaid": relaid(64, 512, 7, 7),
+    "AlexNet conv1 relaid": relaid(128, 3, 224, 224, channels=8),
+    "filters relaid": relaid(512, 512, 3, 3),
     "one image": conv((1, 512, 7, 7), (512, 512, 3, 3), padding=1),
     # Triton makes a constant of a size of one.
     "one element, conv": conv((1, 1, 1, 1), (1, 1, 1, 1)),
@@ -206,6 +224,7 @@ USUALLY: dict[str, Passes] = {
     "one channel, batch norm": batchnorm(64, 1, 56, 56),
     "one column, resized": resize((1, 1, 2, 1), (3, 2)),
     "one element, bins": adaptive_pool((1, 1, 1, 1), (1, 1)),
+    "one element, relaid": relaid(1, 1, 1, 1, channels=8),
     "one element, unpooled": unpool((1, 1, 1, 1), (1, 1)),
     "one column, bordered": pad((1, 1, 2, 2), 1),
     "past int32, conv": conv((2**14, 64, 56, 56), (64, 64, 3, 3), padding=1),
@@ -215,6 +234,7 @@ USUALLY: dict[str, Passes] = {
     "past int32, bins": adaptive_pool((2**14, 64, 56, 56), (7, 7)),
     "past int32, resized": resize((2**14, 64, 28, 28), (56, 56)),
     "past int32, unpooled": unpool((2**14, 64, 28, 28), (56, 56)),
+    "past int32, relaid": relaid(2**14, 64, 56, 56),
     "past int32, ReLU": relu(2**31),
 }
 # What networks compute: whose compiled code is on record.
