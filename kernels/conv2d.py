@@ -312,8 +312,11 @@ def gather_gemm(
     scale, bias = (v.contiguous() if v is not None else None for v in (scale, bias))
     if is_depthwise(weight, groups):
         return depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
-    if codes is None and (plan := plan_gather(source, weight, result, stride, padding, dilation, groups, adjoint)):
-        return gather_boxes(plan, weight, scale, bias, padding, dilation, groups, adjoint, relu, parts)
+    boxes = codes is None and plan_gather(
+        source, weight, result.shape, is_channels_last(result), stride, padding, dilation, groups, adjoint
+    )
+    if boxes:
+        return gather_boxes(boxes, weight, scale, bias, result, padding, dilation, groups, adjoint, relu, parts)
     images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
     height, width = result.shape[2:]
     w_k, w_c, w_r, w_s = weight.stride()
@@ -327,7 +330,7 @@ def gather_gemm(
         weight_strides, filters = (w_k, w_c, w_r, w_s), channels_out
     pixels = images * phase_height * phase_width * window.taps
     phases = phases_h * phases_w
-    tile = gather_tile(source, weight, pixels, channels_out, stride, groups, adjoint)
+    tile = _gather_tile(source, weight, pixels, channels_out, stride, groups, adjoint)
     means, variances, counts = parts if parts is not None else (None, None, None)
     launch(
         _gather_gemm_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
@@ -344,7 +347,17 @@ def gather_gemm(
     )  # fmt: skip
 
 
-def gather_tile(
+def pixel_tiles(
+    x: Tensor, w: Tensor, y: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> int:
+    """Into how many tiles of pixels gather_gemm cuts the result of fprop: so many `parts` it needs."""
+    if boxes := plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, adjoint=False):
+        return boxes.pixel_tiles
+    pixels = y.numel() // y.shape[1]
+    return triton.cdiv(pixels, _gather_tile(x, w, pixels, y.shape[1] // groups, stride, groups, adjoint=False).m)
+
+
+def _gather_tile(
     source: Tensor, weight: Tensor, pixels: int, channels_out: int, stride: Sequence[int], groups: int, adjoint: bool
 ) -> Tile:
     """The tile of fprop or dgrad; `channels_out` are those of a group."""

@@ -10,10 +10,10 @@ Their gradients are those of the parts. Arguments are those of conv2d_fprop.
 from collections.abc import Sequence
 
 import torch
-import triton
 from torch import Tensor
 
-from trinn.kernels.conv2d import empty_fprop, gather_gemm, gather_tile
+from trinn.kernels.conv2d import empty_fprop, gather_gemm, pixel_tiles
+from trinn.kernels.conv2d_tma import plan_gather
 from trinn.kernels.depthwise2d import is_depthwise
 from trinn.kernels.indexing import Window
 from trinn.kernels.launch import empty, is_channels_last
@@ -66,7 +66,8 @@ def conv2d_relu_max_pool2d(
     """The largest value of each window of relu(conv2d(x, w, b)).
 
     One kernel where windows lie side by side and have 2, 4, 8 or 16 pixels: then a tile of the convolution is made of whole
-    windows. Windows that overlap would have pixels computed several times; for them a pooling follows as a kernel of its own.
+    windows. Windows that overlap would have pixels computed several times; for them a pooling follows as a kernel of its own,
+    and so it does where Hopper convolves in boxes.
 
     Args:
         size: (P, Q), of the convolution.
@@ -79,7 +80,10 @@ def conv2d_relu_max_pool2d(
         tuple(window_stride) == tuple(window) and tuple(pooled) == (size[0] // window[0], size[1] // window[1])
         and max(*window_padding, 0) == 0 and max(window_dilation) == 1 and window[0] * window[1] in (2, 4, 8, 16)
     )  # fmt: skip
-    if not side_by_side or is_depthwise(w, groups):
+    in_boxes = plan_gather(
+        x, w, (x.shape[0], w.shape[0], *size), is_channels_last(x, w), stride, padding, dilation, groups, adjoint=False
+    )
+    if not side_by_side or is_depthwise(w, groups) or in_boxes:
         y = conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)
         return max_pool2d_forward(y, pooled, window, window_stride, window_padding, window_dilation)
     y, codes = _empty_max_pool2d(
@@ -103,8 +107,6 @@ def conv2d_statistics(
     if y.numel() == 0 or is_depthwise(w, groups):
         gather_gemm(x, w, b, y, stride, padding, dilation, groups)
         return y, *batchnorm2d_statistics(y)
-    pixels = y.numel() // y.shape[1]
-    tile = gather_tile(x, w, pixels, y.shape[1] // groups, stride, groups, adjoint=False)
-    parts = empty_parts(mean, triton.cdiv(pixels, tile.m))
+    parts = empty_parts(mean, pixel_tiles(x, w, y, stride, padding, dilation, groups))
     gather_gemm(x, w, b, y, stride, padding, dilation, groups, parts=parts)
     return y, *batchnorm2d_merge(*parts)

@@ -25,6 +25,7 @@ conv2d.py has a kernel for all convolutions that are not done here, on any devic
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -326,53 +327,51 @@ def best_box(pixels: int, images: int, rows: Along, columns: Along) -> Box:
 
 
 class Gather(NamedTuple):
-    """How fprop or dgrad is done in boxes: images as (N, C, H, W) that a descriptor can be made of, and the tile."""
+    """How fprop or dgrad is done in boxes."""
 
-    source: Tensor  # as it comes, or a view of it; a copy is made when the kernel is started
-    result: Tensor
+    source: Tensor  # as it comes or a view of it; a copy is made when the kernel is started
+    size: tuple[int, int, int]  # images, rows and columns of the result
+    flat: bool  # whether those are one row of all its pixels
+    stride: Sequence[int]
     box: Box
     tile: Tile
-    stride: Sequence[int]
 
     @property
     def pixel_tiles(self) -> int:
-        images, _, height, width = self.result.shape
-        return triton.cdiv(images, self.box.images) * triton.cdiv(height, self.box.rows) * triton.cdiv(width, self.box.columns)
+        return math.prod(triton.cdiv(size, block) for size, block in zip(self.size, self.box, strict=True))
 
 
 def plan_gather(
-    source: Tensor, weight: Tensor, result: Tensor,
+    source: Tensor, weight: Tensor, shape: Sequence[int], channels_last: bool,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool,
 ) -> Gather | None:  # fmt: skip
-    """How conv2d.py's gather_gemm does this in boxes; None if it does not."""
-    channels_in, channels_out = source.shape[1] // groups, result.shape[1] // groups
-    if not _is_hopper(source) or min(source.numel(), weight.numel(), result.numel()) == 0:
+    """How conv2d.py's gather_gemm does this in boxes, for a result of this shape and memory format; None if it does not."""
+    channels_in, channels_out = source.shape[1] // groups, shape[1] // groups
+    if not _is_hopper(source) or 0 in (*source.shape, *weight.shape, *shape):
         return None
-    unit = _alignment(source)
+    unit, in_planes = _alignment(source), _in_planes(source)
     # Columns of the filters' matrix are the channels of the source, but where it is transposed.
     if channels_in % unit or channels_out % (unit if adjoint else 1) or min(channels_in, channels_out) < FEWEST:
         return None
-    in_planes = _in_planes(source)
     if adjoint and groups > 1 and source.dtype == torch.float32 and not in_planes:
         return None
+    images, _, height, width = shape
     taps = weight.shape[2] * weight.shape[3]
-    if taps == 1 and tuple(padding) == (0, 0) and not adjoint and max(stride) > 1:
-        source = source[:, :, :: stride[0], :: stride[1]][:, :, : result.shape[2], : result.shape[3]]
-        stride = (1, 1)
-    if taps == 1 and tuple(padding) == (0, 0) and max(stride) == 1 and source.shape[2:] == result.shape[2:]:
-        flat = _flat(source), _flat(result)
-        if flat[0] is not None and flat[1] is not None:
-            source, result = flat  # type: ignore[assignment]
-    images, _, height, width = result.shape
-    pixels = images * height * width // (min(stride[0], height) * min(stride[1], width) if adjoint else 1)
-    hit = taps // (stride[0] * stride[1] if adjoint else 1) or 1
+    if taps == 1 and tuple(padding) == (0, 0) and not adjoint:
+        source, stride = source[:, :, :: stride[0], :: stride[1]][:, :, :height, :width], (1, 1)
+    flat = None
+    if taps == 1 and tuple(padding) == (0, 0) and tuple(stride) == (1, 1) and channels_last and source.shape[2:] == shape[2:]:
+        flat = _flat(source)
+    if flat is not None:
+        source, images, height, width = flat, 1, 1, images * height * width
+
+    phases = min(stride[0], height) * min(stride[1], width) if adjoint else 1
+    depth = channels_in * max(1, taps // (stride[0] * stride[1] if adjoint else 1))
     precision = "bf16x6" if in_planes else conv_precision(source.dtype, source.device)
-    product = Product("tma conv2d", channels_out, max(pixels, 1), hit * channels_in, source.dtype, precision)
-    tile = gemm_tile(product, source.device)
+    pixels = max(1, images * height * width // phases)
+    tile = gemm_tile(Product("tma conv2d", channels_out, pixels, depth, source.dtype, precision), source.device)
     block = min(tile.k, channels_in & -channels_in)
-    if block < min(
-        tile.k, 2 * unit
-    ):  # its channels are no multiple of 16; they end inside a block, where the filters have zeros
+    if block < min(tile.k, 2 * unit):  # its channels end inside a block, where the filters have zeros
         if groups > 1 or in_planes or (stride[1] > 1 and not adjoint):
             return None
         block = tile.k
@@ -380,17 +379,19 @@ def plan_gather(
     strided = [step > 1 and not adjoint for step in stride]
     rows = Along(height, source.shape[2], axes[0], adjoint, strided[0])
     columns = Along(width, source.shape[3], axes[1], adjoint, strided[1] and source.shape[3] % stride[1] != 0)
-    return Gather(source, result, best_box(tile.n, images, rows, columns), tile._replace(k=block), stride)
+    box = best_box(tile.n, images, rows, columns)
+    return Gather(source, (images, height, width), flat is not None, stride, box, tile._replace(k=block))
 
 
 def gather_boxes(
-    plan: Gather, weight: Tensor, scale: Tensor | None, bias: Tensor | None,
+    plan: Gather, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
     padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool, relu: bool, parts: Parts | None,
 ) -> None:  # fmt: skip
-    """Fill the result of a plan; the arguments are those of conv2d.py's gather_gemm."""
-    source, result, box, tile, stride = plan
+    """Fill a result by its plan; the other arguments are those of conv2d.py's gather_gemm."""
+    source, (images, height, width), flat, stride, box, tile = plan
+    if flat:
+        result = _flat(result)  # type: ignore[assignment]
     channels_in, channels_out, taps = source.shape[1] // groups, result.shape[1] // groups, weight.shape[2:]
-    images, _, height, width = result.shape
     plane_pitches = source.shape[1], weight.shape[1]
     in_planes = _in_planes(source)
     if in_planes:

@@ -1,0 +1,279 @@
+"""Convolution in boxes of pixels: all passes against torch, descriptors interpreted, or real ones on a Hopper GPU."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+import trinn.layers as tnn
+from tests.cases import Conv, named
+from tests.check import DEVICE, check, randn
+from trinn import kernels
+from trinn.kernels import conv2d_tma, launch
+from trinn.kernels.conv2d_tma import Along, Box, best_box, best_line
+from trinn.kernels.indexing import Axis, hitting_taps, smalls_that_hit
+
+HOPPER = launch.INTERPRETED or launch.architecture(torch.device(DEVICE)) == "sm_90"
+pytestmark = pytest.mark.skipif(not HOPPER, reason="this GPU has no copy engine of Hopper's kind")
+
+# What float32 may be multiplied as, by torch's flag; the second means bfloat16 planes.
+ARITHMETIC = {
+    "bf16": (torch.bfloat16, "tf32"),
+    "fp16": (torch.float16, "tf32"),
+    "tf32": (torch.float32, "tf32"),
+    "fp32": (torch.float32, "ieee"),
+}
+
+CASES = {
+    "3x3": Conv((2, 16, 5, 6), (24, 16, 3, 3), {"padding": 1}),
+    "3x3 of more images than a box has": Conv((17, 16, 3, 3), (16, 16, 3, 3), {"padding": 1}),
+    "channels past a block, no multiple of it": Conv((2, 48, 3, 4), (40, 48, 1, 3), {"padding": 1}),
+    "channels no multiple of 16: filters padded": Conv((2, 24, 4, 5), (16, 24, 3, 3), {"padding": 1}),
+    "1x1: all pixels are one row": Conv((2, 32, 6, 5), (24, 32, 1, 1)),
+    "1x1, padded": Conv((2, 16, 4, 5), (16, 16, 1, 1), {"padding": (1, 2)}),
+    "1x1, stride 2: a view of every other pixel": Conv((2, 16, 6, 7), (16, 16, 1, 1), {"stride": 2}),
+    "stride 2, even width: pairs of columns": Conv((3, 16, 5, 6), (16, 16, 3, 3), {"stride": 2, "padding": 1}),
+    "stride 2, odd width: boxes of one column": Conv((18, 16, 3, 5), (16, 16, 3, 3), {"stride": 2, "padding": 1}),
+    "stride 3 along the rows, dilation along the columns": Conv(
+        (2, 16, 7, 5), (16, 16, 2, 3), {"stride": (3, 1), "padding": (2, 0), "dilation": (1, 2)}
+    ),
+    "stride 3 along the columns": Conv((2, 16, 3, 12), (16, 16, 1, 5), {"stride": (1, 3), "padding": (0, 2)}),
+    "stride and dilation share a factor": Conv(
+        (2, 16, 7, 6), (16, 16, 3, 2), {"stride": 2, "dilation": (2, 4), "padding": (2, 3)}
+    ),
+    "dilation 6: most taps see no pixel": Conv((2, 16, 7, 7), (16, 16, 3, 3), {"padding": 6, "dilation": 6}),
+    "padding wider than the kernel": Conv((1, 16, 4, 4), (16, 16, 2, 3), {"padding": (4, 5), "stride": 2}),
+    "k4 s2 p1: four phases": Conv((2, 16, 6, 4), (16, 16, 4, 4), {"stride": 2, "padding": 1}),
+    "k2 s2: phases of one tap": Conv((2, 16, 6, 8), (16, 16, 2, 2), {"stride": 2}),
+    "same, even kernel: one more row at the far edge": Conv((2, 16, 4, 5), (16, 16, 4, 2), {"padding": "same"}),
+    "groups": Conv((2, 32, 3, 4), (32, 16, 3, 3), {"groups": 2, "padding": 1}),
+    "one-pixel images": Conv((3, 16, 1, 1), (16, 16, 3, 3), {"padding": 1}),
+    "one output pixel": Conv((2, 16, 5, 4), (16, 16, 5, 4)),
+    "unbatched, no bias": Conv((16, 5, 6), (16, 16, 3, 3), bias=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Boxes wherever they can be; the names of the kernels that are started."""
+    names: list[str] = []
+
+    def noted(kernel: Any, *args: Any, **options: Any) -> None:
+        names.append(kernel.__name__)
+        launch.launch(kernel, *args, **options)
+
+    monkeypatch.setattr(conv2d_tma, "launch", noted)
+    monkeypatch.setattr(conv2d_tma, "interpreted", True)
+    monkeypatch.setattr(conv2d_tma, "FEWEST", 8)
+    yield names
+
+
+def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    x, w = randn(*case.x, dtype=dtype), randn(*case.w, dtype=dtype, seed=1)
+    if layout == "channels_last":
+        w = w.contiguous(memory_format=torch.channels_last)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+    return x, w, randn(case.w[0], dtype=dtype, seed=2) if case.bias else None
+
+
+def allowed(arithmetic: str) -> torch.dtype:
+    dtype, torch.backends.cudnn.conv.fp32_precision = ARITHMETIC[arithmetic]
+    return dtype
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", named(CASES))
+def test_equals_torch(case: Conv, layout: str, started: list[str]) -> None:
+    check(tnn.conv2d, F.conv2d, *operands(case, allowed("bf16"), layout), **case.options)
+    assert started.count("_gather_kernel") == 2, "fprop and dgrad"
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("arithmetic", ["tf32", "fp32"])
+@pytest.mark.parametrize("case", named(CASES))
+def test_float32(case: Conv, arithmetic: str, started: list[str]) -> None:
+    check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), "channels_last"), **case.options)
+    assert "_gather_kernel" in started
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("images", [16, 19])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_lines_of_images(arithmetic: str, layout: str, images: int, stride: int, started: list[str]) -> None:
+    """wgrad along the images, several taps at once, with a last line that is cut off."""
+    case = Conv((images, 16, 3, 4), (24, 16, 2, 3), {"stride": stride, "padding": 1}, bias=False)
+    check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), layout), **case.options)
+    assert started.count("_wgrad_kernel") == 1
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": 1}, {"dilation": 5, "padding": 5}])
+def test_lines_of_columns(arithmetic: str, options: dict[str, Any], started: list[str]) -> None:
+    """wgrad along the columns, for a few large images."""
+    case = Conv((2, 16, 2, 28), (24, 16, 2, 3), options, bias=False)
+    check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), "channels_last"), **case.options)
+    assert started.count("_wgrad_kernel") == 1
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
+def test_transposed(arithmetic: str, started: list[str]) -> None:
+    x, w, b = (randn(*size, dtype=allowed(arithmetic)) for size in ((16, 16, 2, 3), (16, 16, 4, 4), (16,)))
+    check(tnn.conv_transpose2d, F.conv_transpose2d, x, w, b, stride=2, padding=1, output_padding=1)
+    assert started.count("_gather_kernel") == 2 and started.count("_wgrad_kernel") == 1
+
+
+def test_where_it_lies(started: list[str]) -> None:
+    """Some channels, or every other image, of a channels_last tensor are read in place; from odd addresses they are copied."""
+    w = randn(16, 16, 3, 3, dtype=torch.bfloat16, seed=1)
+    large = randn(4, 48, 3, 3, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    for x in (large[:, 16:32], large[::2, 8:24], large[:, 1:17], large[:1, :16].expand(3, 16, 3, 3), large[:, :16].mT):
+        check(tnn.conv2d, F.conv2d, x, w, None, padding=1)
+    assert started.count("_gather_kernel") == 10
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
+@pytest.mark.parametrize("case", ["3x3", "1x1: all pixels are one row", "stride 2, even width: pairs of columns"])
+def test_joined(case: str, arithmetic: str, started: list[str]) -> None:
+    """A scale and a shift, ReLU, and statistics in the kernel's last lines."""
+    x, w, shift = operands(CASES[case], allowed(arithmetic), "channels_last")
+    scale, options = randn(w.shape[0], dtype=x.dtype, seed=3), CASES[case].options
+    y = F.conv2d(x, w, **options)
+    stride, padding = (options.get(name, default) for name, default in (("stride", 1), ("padding", 0)))
+    geometry = y.shape[2:], (stride, stride), (padding, padding), (1, 1), 1
+
+    def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None]).relu().detach()
+
+    check(lambda x, w, scale, shift: kernels.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
+    y, mean, var = kernels.conv2d_statistics(x, w, shift, *geometry)
+    assert started.count("_gather_kernel") == 2
+    exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    for got, expected in zip((var, mean), exact, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_pooled(started: list[str]) -> None:
+    """What is convolved in boxes is pooled by a kernel of its own."""
+    x, w, b = operands(CASES["3x3"], allowed("bf16"), "channels_last")
+    y, _ = kernels.conv2d_relu_max_pool2d(x, w, b, (5, 6), (1, 1), (1, 1), (1, 1), 1, (2, 3), (2, 2), (2, 2), (0, 0), (1, 1))
+    assert torch.equal(y, F.max_pool2d(tnn.conv2d(x, w, b, padding=1).relu(), 2)) and "_gather_kernel" in started
+
+
+def test_planes_are_as_exact_as_float32() -> None:
+    """A long sum of numbers of all sizes: three planes lose nothing that float32 keeps."""
+    allowed("fp32")
+    x, w = randn(2, 512, 2, 3), randn(16, 512, 1, 1, seed=1)
+    scale = 10.0 ** randn(1, 512, 1, 1, seed=2)
+    check(tnn.conv2d, F.conv2d, x * scale, w / scale, None)
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite(value: float, arithmetic: str) -> None:
+    """One pixel reaches the outputs that see it and no other, with the sign of its filter."""
+    x, w, _ = operands(Conv((2, 16, 7, 8), (16, 16, 3, 3)), allowed(arithmetic), "channels_last")
+    x[1, 3, 2, 5] = value
+    y, expected = tnn.conv2d(x, w, padding=1), F.conv2d(x.double().cpu(), w.double().cpu(), padding=1)
+    assert torch.equal(y.isnan().cpu(), expected.isnan()) and torch.equal(y.isinf().cpu(), expected.isinf())
+    assert torch.equal(y[y.isinf()].double().cpu(), expected[expected.isinf()])
+
+
+def test_same_bits() -> None:
+    x, w, _ = operands(Conv((19, 16, 5, 4), (24, 16, 3, 3)), torch.float32, "contiguous")
+    dy = randn(19, 24, 5, 4, seed=3)
+    args = (3, 3), (1, 1), (1, 1), (1, 1), 1
+    assert torch.equal(kernels.conv2d_wgrad(x, dy, *args), kernels.conv2d_wgrad(x, dy, *args))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Conv((2, 12, 5, 5), (16, 12, 3, 3)),  # 24 bytes a pixel
+        Conv((2, 16, 5, 5), (6, 16, 3, 3)),  # few filters
+        Conv((2, 48, 5, 5), (48, 24, 3, 3), {"groups": 2}),  # a block of channels would reach into the next group
+    ],
+)
+def test_left_to_pointers(case: Conv, started: list[str]) -> None:
+    check(tnn.conv2d, F.conv2d, *operands(case, torch.bfloat16, "channels_last"), **case.options)
+    assert not started
+
+
+@triton.jit
+def _hits_kernel(found, SIZE: tl.constexpr, AXIS: tl.constexpr, REACH: tl.constexpr, BLOCK: tl.constexpr):
+    start = tl.arange(0, BLOCK) - BLOCK // 2
+    first, count = hitting_taps(start, REACH, SIZE, AXIS.taps, AXIS.dilation)
+    tl.store(found + tl.arange(0, BLOCK), first * 100 + count)
+    first, count = hitting_taps(start, REACH, SIZE, AXIS.taps, -AXIS.dilation)
+    tl.store(found + BLOCK + tl.arange(0, BLOCK), first * 100 + count)
+    tap = tl.arange(0, BLOCK)
+    first, count = smalls_that_hit(tap, tap + REACH, SIZE, SIZE, AXIS)
+    tl.store(found + 2 * BLOCK + tl.arange(0, BLOCK), first * 100 + count)
+
+
+@pytest.mark.parametrize("reach", [0, 3])
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize("axis", [Axis(3, 1, 1, 1), Axis(5, 2, 3, 2), Axis(2, 3, 0, 4)])
+def test_taps_and_pixels_that_hit(axis: Axis, size: int, reach: int) -> None:
+    """Against brute force: of the taps, those that see the image; of the pixels, those that a tap moves into it."""
+    block = 32
+    found = torch.empty(3, block, dtype=torch.int32, device=DEVICE)
+    launch.launch(_hits_kernel, 1, found, SIZE=size, AXIS=axis, REACH=reach, BLOCK=block, device=found.device)
+    for i, (forwards, backwards, pixels) in enumerate(found.T.tolist()):
+        for code, step in ((forwards, axis.dilation), (backwards, -axis.dilation)):
+            seen = [t for t in range(axis.taps) if -reach <= i - block // 2 + t * step < size]
+            assert list(range(code // 100, code // 100 + code % 100)) == seen if code % 100 else not seen
+        moved = [p * axis.stride - axis.padding + t * axis.dilation for t in range(i, i + reach + 1) for p in range(size)]
+        hit = [number % size for number, big in enumerate(moved) if 0 <= big < size]
+        first, count = pixels // 100, pixels % 100
+        assert (first, first + count - 1) == (min(hit), max(hit)) if hit else count == 0 or reach and axis.stride > 1
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_work_of_a_box(adjoint: bool) -> None:
+    """What the choice of a box counts is what the kernel does: taps by tiles along an axis."""
+    for taps, stride, padding, dilation in itertools.product((1, 3), (1, 2), (0, 1), (1, 3)):
+        axis = Axis(taps, stride, padding, dilation)
+        for block in (1, 4):
+            if adjoint:
+                seen = sum(
+                    max(1, sum(any(_hits(p, t, axis, 9) for p in tile) for t in range(taps)))
+                    for phase in range(stride)
+                    for tile in _tiles(range(phase, 12, stride), -(-12 // stride), block, stride)
+                )  # fmt: skip
+            else:
+                tiles = [range(first, first + block) for first in range(0, 12, block)]
+                reach = [(min(tile) * stride - padding, max(tile) * stride - padding) for tile in tiles]
+                seen = sum(low + t * dilation < 9 and high + t * dilation >= 0 for low, high in reach for t in range(taps))
+            assert Along(12, 9, axis, adjoint).work(block) == seen, (axis, block)
+
+
+def _hits(big: int, tap: int, axis: Axis, size: int) -> bool:
+    small, rest = divmod(big + axis.padding - tap * axis.dilation, axis.stride)
+    return rest == 0 and 0 <= small < size
+
+
+def _tiles(pixels: range, count: int, block: int, step: int) -> Iterator[range]:
+    """Blocks of a phase's pixels, the last of them past the edge."""
+    for first in range(0, count, block):
+        start = pixels.start + first * step
+        yield range(start, start + block * step, step)
+
+
+def test_boxes_waste_little() -> None:
+    """64 images of 7 x 7 are done pixel by pixel, large ones in rows; a box that cannot be wide is high."""
+    plain = Axis(3, 1, 1, 1)
+    assert best_box(64, 64, Along(7, 7, plain, False), Along(7, 7, plain, False)) == Box(64, 1, 1)
+    assert best_box(128, 1, Along(256, 256, plain, False), Along(256, 256, plain, False)) == Box(1, 1, 128)
+    assert best_box(64, 1, Along(64, 64, plain, False), Along(64, 64, plain, False, one=True)) == Box(1, 64, 1)
+    assert best_line(64, 64, 56) == (64, True)
+    assert best_line(64, 2, 128) == (64, False)
+    assert best_line(64, 2, 0) == (0, True)
