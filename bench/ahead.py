@@ -4,7 +4,6 @@ The modules of both memory formats run on meta tensors, forward and backward, ea
 would launch is compiled. On the machine that measures, the launchers' own stubs are compiled as well.
 """
 
-import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from bench import models, registry
 from bench.machine_code import Code, Driver
 from bench.rows import LAYOUTS, Instance
 from bench.timing import Machine, using
-from bench.tune import patched
+from bench.tune import compile_launcher, patched
 from trinn import kernels
 from trinn.kernels import launch, tuning
 
@@ -75,19 +74,11 @@ _jobs: list[Job] = []  # what the processes that compile have in common
 
 
 def _compiled(number: int) -> str | None:
-    code = code_of(_jobs[number])
+    job = _jobs[number]
+    code = code_of(job)
     if isinstance(code, Code):
-        _stub(_jobs[number])
-    return fault_of(_jobs[number], code)
-
-
-def _stub(job: Job) -> None:
-    """Compile the function in C by which Triton 3.6 starts a kernel of that signature; newer ones have one for all."""
-    with contextlib.suppress(Exception):  # there is no libcuda to link it with, or it has no such function
-        from triton.backends.nvidia.driver import CudaLauncher
-
-        binary = job.kernel.warmup(*job.args, grid=(1,), **job.constants)
-        CudaLauncher(binary.src, binary.metadata)
+        compile_launcher(job.kernel.warmup(*job.args, grid=(1,), **job.constants))
+    return fault_of(job, code)
 
 
 def compiled(jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:

@@ -14,6 +14,7 @@ cannot hold what is needed twice, and the multiplications of all taps, padding i
 input twice, since the statistics of all of it come before the first result; one that fits into the chip may beat that.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -27,6 +28,7 @@ Shape = tuple[int, ...]
 
 PRODUCTS = ("bf16", "fp16", "tf32", "fp32")  # arithmetic of bench/shapes.py
 ELEMENTWISE = ("bf16", "fp16", "fp32")  # no products, which is all that TF32 changes
+CONVS = ("conv2d", "depthwise conv2d", "conv_transpose2d")
 SPLIT = ("dgrad", "wgrad")  # parts of a backward pass: left out by --quick
 
 
@@ -86,7 +88,7 @@ def _product(x: int, w: int, b: int, y: int, macs: int, first: bool) -> dict[str
     forward, dgrad = Work(x + w + b + y, 2 * macs), Work(y + w + x, 2 * macs)
     wgrad = Work(x + y + w + b, 2 * macs)
     if first:
-        return {"forward": forward, "backward": wgrad}
+        return {"forward": forward, "backward": wgrad, "wgrad": wgrad}
     return {"forward": forward, "backward": Work(y + 2 * x + 2 * w + b, 4 * macs), "dgrad": dgrad, "wgrad": wgrad}
 
 
@@ -400,6 +402,12 @@ _TABLE = (
     bilinear("bilinear 64x256", (8, 64, 256, 256)),
 )
 CASES: dict[str, Case] = {case.name: case for case in _TABLE}
+
+
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of these regular expressions is in a name, or there is none."""
+    return not patterns or any(re.search(pattern, name) for pattern in patterns)
+
 
 # What --quick measures, the most telling first: in all arithmetics, or in bf16 and float32, or in bf16 alone.
 _EVERY = ("AlexNet conv2 b128", "ResNet stage 2 3x3 128-128", "ResNet stage 1 1x1 64-256")

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.registry import SIDES, Case
 from bench.timing import LEAST, ROUNDS, Call, Machine, interleaved, using
+from bench.workers import words
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -245,8 +246,3 @@ def timed(
             failed[" ".join(contender)] = words(error)
     times = interleaved(ready, machine.clock, ahead, rounds, least) if ready else {}
     return {"times": [c._asdict() | spread._asdict() for c, spread in times.items()], "failed": failed}
-
-
-def words(error: BaseException) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

@@ -112,6 +112,11 @@ class Machine:
         """How many sets of so many bytes to rotate, so that a call finds nothing of the last one in the cache."""
         return max(2, min(MOST_SETS, -(-2 * self.cache // max(bytes, 1)) + 1))
 
+    def wait(self) -> None:
+        """Wait for the GPU, or raise where nothing more can be done on it."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
     def graphed(self, step: Call) -> Call:
         """A step as one launch, of the CUDA graph that it becomes."""
         stream = torch.cuda.Stream()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bench import __main__ as yardstick
-from bench import models, registry, report, rows, timing
+from bench import models, registry, report, rows, runs, timing
 from bench.registry import CASES, Case, Work
 from bench.rows import Contender, Instance
 from bench.timing import Machine, Spread, interleaved
@@ -202,7 +202,7 @@ def test_nothing_reads_a_clock_of_the_cpu() -> None:
         ), path
         readers[path.stem] = {a for a in attributes if a.startswith("time.") and "time" in imported}
     assert not set().union(*(readers[stem] for stem in ("timing", "rows", "models", "registry", "test_registry", "report")))
-    assert readers["__main__"] | readers["workers"] == {"time.monotonic"}
+    assert set().union(*(readers[stem] for stem in ("__main__", "runs", "workers", "tune"))) == {"time.monotonic"}
 
 
 def test_inputs_are_rotated_past_the_cache() -> None:
@@ -317,7 +317,7 @@ def test_our_networks_are_converted_and_joined(monkeypatch: pytest.MonkeyPatch) 
 
 CHILD = """
 import json, os, sys, time
-for item in json.loads(sys.argv[-1]):
+for item in map(json.loads, sys.stdin):
     print(json.dumps({"at": item}), flush=True)
     if item == "crashes": print("so it goes", file=sys.stderr); os._exit(9)
     if item == "hangs": time.sleep(60)
@@ -394,14 +394,51 @@ def test_targets() -> None:
     compiled = _row("joined", 1e-3, 1.1e-3, op="bn_relu", against="compiled", mode="compiled", largest=0)
     result = _result([_row("one", 1e-3, 2.5e-3), _row("small", 9.0, 9.0, largest=10**6), wrong, compiled])
     verdicts = {t.words: report.target_line(t, report.comparisons(result)) for t in report.TARGETS}
-    bandwidth, pool, bilinear, _, every, _, joined, *networks = verdicts.values()
+    bandwidth, pool, bilinear, _, every, *others = verdicts.values()
+    convs, (_, joined, *networks) = others[:10], others[10:]
     assert bandwidth.startswith("FAIL  0.80") and "1 of 2 below" in bandwidth  # channels_last; the small one is not asked
     assert pool.startswith("FAIL  0.00") and bilinear.startswith("not measured")
     assert every.startswith("FAIL  0.00") and "1 of 3 below, the worst wrong backward bf16" in every
     half = _row("half", 1e-3, 1e-3)
     half["times"] = half["times"][1:]  # ours in contiguous memory was wrong
     assert report.target_line(report.TARGETS[0], report.comparisons(_result([half]))).startswith("FAIL  0.00")
-    assert joined.startswith("pass  1.10") and all(line.startswith("not measured") for line in networks)
+    assert joined.startswith("pass  1.10") and all(line.startswith("not measured") for line in (*convs, *networks))
+
+
+def test_targets_of_convolutions() -> None:
+    """Means where a mean is asked for, and else the worst; shares of the matrix product's rate; contiguous tensors alone."""
+
+    def conv(name: str, what: str, torchs: float, op: str = "conv2d", ours: float = 1e-3, **more: Any) -> dict[str, Any]:
+        return _row(name, ours, torchs, op=op, **{"bytes": 10**6, "flops": 3 * 10**11, "pass": what} | more)
+
+    found = [
+        conv("ResNet stage 2 3x3 128-128", "forward", 1.6e-3),
+        conv("AlexNet conv3", "forward", 0.9e-3),
+        conv("ResNet stage 1 3x3 64-64", "dgrad", 0.8e-3),
+        conv("DeepLab 3x3 dilation 24", "wgrad", 2.5e-3),
+        conv("DCGAN", "forward", 1.4e-3, "conv_transpose2d"),
+        conv("depthwise", "wgrad", 1.1e-3, "depthwise conv2d"),
+        conv("AlexNet conv3", "forward", 0.99e-3, arithmetic="fp32"),
+        conv("ResNet stem", "forward", 9.0, arithmetic="fp16"),
+    ]
+    found[1]["times"] = [t | {"median": 2e-3} if t["layout"] == "contiguous" and t["side"] == "torch" else t
+                         for t in found[1]["times"]]  # fmt: skip
+    lines = [report.target_line(target, report.comparisons(_result(found))) for target in report.TARGETS[5:15]]
+    assert [line.split(" x ")[0].split(" of the ")[0].split() for line in lines] == [
+        ["pass", "1.34", ">=", "1.15"],
+        ["FAIL", "0.80", ">=", "1.10"],
+        ["pass", "2.50", ">=", "1.10"],
+        ["FAIL", "0.80", ">=", "0.90"],
+        ["pass", "2.50", ">=", "2.00"],
+        ["pass", "1.40", ">=", "1.30"],
+        ["FAIL", "1.10", ">=", "1.20"],
+        ["FAIL", "0.60", ">=", "0.65"],
+        ["FAIL", "0.80", ">=", "1.30"],
+        ["FAIL", "0.99", ">=", "1.00"],
+    ]
+    assert lines[0].endswith("; 1 of 2 below, the worst 1.12 AlexNet conv3 forward bf16")
+    assert ", geometric mean 1.33" in lines[3] and "; 1 of 1 below" in lines[7] and "; 2 of 6 below" in lines[8]
+    assert report.geomean([0.0, 2.0]) == 0.0
 
 
 def test_plots(tmp_path: Path) -> None:
@@ -427,7 +464,7 @@ FAKE = f"""
 import json, sys
 sys.path.insert(0, {str(ROOT)!r})
 if "--measure" in sys.argv:
-    for item in json.loads(sys.argv[-1]):
+    for item in map(json.loads, sys.stdin):
         print(json.dumps({{"at": item}}), flush=True)
         kind, name, arithmetic, against = item
         if kind == "ceilings":
@@ -469,13 +506,13 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_that_is_whole() -> None:
     """A contender of torch's that fails is no fault of ours."""
     row = _row("one", 1e-3, 1e-3)
-    assert yardstick.is_whole(_result([row, row | {"failed": {"torch compiled contiguous": "why"}}]))
+    assert runs.is_whole(_result([row, row | {"failed": {"torch compiled contiguous": "why"}}]))
     wrong: dict[str, Any] = {"contiguous": {"errors": {}, "wrong": "output is off", "strides": None}}
     others: tuple[dict[str, Any], ...] = {"failed": {"ours eager contiguous": "why"}}, {"checked": wrong}
     for other in others:
-        assert not yardstick.is_whole(_result([row, row | other]))
+        assert not runs.is_whole(_result([row, row | other]))
     for key in ("failed", "left"):
-        assert not yardstick.is_whole(_result([row]) | {key: [["case"]]})
+        assert not runs.is_whole(_result([row]) | {key: [["case"]]})
 
 
 def test_an_error_is_that_of_its_case(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -483,9 +520,9 @@ def test_an_error_is_that_of_its_case(monkeypatch: pytest.MonkeyPatch, capsys: p
         yield {"name": case.name}
         raise ValueError("no\nsuch thing")
 
-    monkeypatch.setattr(yardstick, "rows_of", rows_of)
+    monkeypatch.setattr(runs, "rows_of", rows_of)
     items = [["case", "ResNet ReLU 256x56", "bf16", "eager"], ["case", "ResNet stem", "bf16", "eager"]]
-    yardstick.measure(items, Here(SetClock()), quick=True)
+    runs.measure(items, Here(SetClock()), quick=True)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         line

@@ -1,32 +1,40 @@
 """Tiles that were measured: how candidates are chosen, measured by processes that may crash, kept, and found again."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from bench import tune
+from bench import every_tile, registry, tune
+from bench.every_tile import Judge
 from bench.machine_code import SHARED_MEMORY
-from bench.tune import Case
-from trinn.kernels import tuning
+from bench.tune import Place, Timer
+from tests.test_bench import Here, SetClock
+from trinn import kernels
+from trinn.kernels import conv2d, tuning
 from trinn.kernels.tuning import Product, Tile
 
 PRODUCT = Product("linear", 100, 1000, 4096, torch.float16, "ieee")
-CASE = Case("AlexNet linear", "fp16", False)
-TILES = [Tile(16 << i, 64, 32, 4, 3) for i in range(4)]
+TMA = Product("tma conv2d", 256, 50176, 1152, torch.bfloat16, "ieee")
+TILES = [Tile(16 << i, 64, 32, 4, 3) for i in range(5)]
+SMALL_CONV = registry.CASES["LeNet conv2 b128"].small()
 
-# Crashes at its second tile, hangs at its third, and says of the fourth that it computes something else.
+# Its first tile cannot be compiled. It crashes at its second, hangs at its third, and says of the fourth that it is wrong.
 CHILD = """
 import json, os, sys, time
-(case, number), tiles = map(json.loads, sys.argv[1:])
-for tile in tiles:
+compiles = "--compile-only" in sys.argv
+for tile in map(json.loads, sys.stdin):
     print(json.dumps({"at": tile}), flush=True)
-    if tile[0] == 32: os._exit(9)
-    if tile[0] == 64: time.sleep(60)
-    print(json.dumps({"of": tile, "result": None if tile[0] == 128 else 12.5}), flush=True)
+    if tile[0] == 32 and not compiles: os._exit(9)
+    if tile[0] == 64 and not compiles: time.sleep(60)
+    found = {16: "no room"}.get(tile[0]) if compiles else {128: "computes something else"}.get(tile[0], 12.5)
+    print(json.dumps({"of": tile, "result": found}), flush=True)
 """
 
 
@@ -40,14 +48,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_crashes_and_hangs_are_struck_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "PATIENCE", 1)
-    found = dict(tune.measured(CASE, 0, TILES, [sys.executable, "-c", CHILD]))
-    assert found == {TILES[0]: 12.5, TILES[1]: None, TILES[2]: None, TILES[3]: None}
+    monkeypatch.setattr(tune, "PATIENCE", 2.0)
+    found = tune.settled(list(map(list, TILES)), [sys.executable, "-c", CHILD], math.inf)
+    assert {tile[0]: what for tile, what in found} == {
+        16: "no room",
+        32: "crashed, exit status 9: ",
+        64: "took more than 2 s",
+        128: "computes something else",
+        256: 12.5,
+    }
 
 
 def test_a_process_that_cannot_start_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="not even begun, exit status 1:\nnonsense"):
-        list(tune.measured(CASE, 0, TILES, [sys.executable, "-c", "raise SystemExit('nonsense')"]))
+        list(tune.settled([[16]], [sys.executable, "-c", "raise SystemExit('nonsense')"], math.inf))
 
 
 def test_winners_are_kept_and_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,12 +70,32 @@ def test_winners_are_kept_and_found_again(folder: Path, monkeypatch: pytest.Monk
     tune.record("NVIDIA H200", {other.like: TILES[0]})
     tune.record("NVIDIA H200", {PRODUCT.like: TILES[1]})
     tuning.measured_tiles.cache_clear()
+    assert tune.path_of("NVIDIA H200") == folder / "nvidia_h200.json"
     assert guess != tuning.gemm_tile(PRODUCT, device) == TILES[1]
     assert tuning.gemm_tile(PRODUCT._replace(m=65, k=2049), device) == TILES[1]  # the same powers of two
     assert tuning.gemm_tile(other, device) == TILES[0]
     assert tuning.gemm_tile(PRODUCT._replace(m=129), device) not in TILES
+    tune.record("NVIDIA H200", {PRODUCT.like: None})  # measured again: the guess is as fast
+    tuning.measured_tiles.cache_clear()
+    assert tuning.gemm_tile(PRODUCT, device) == guess and tuning.gemm_tile(other, device) == TILES[0]
     monkeypatch.setattr(tuning, "gpu", lambda device: "NVIDIA A100")
-    assert tuning.gemm_tile(PRODUCT, device) == guess
+    assert tuning.gemm_tile(other, device) not in TILES
+
+
+def test_winners() -> None:
+    """The guess is kept unless another tile is clearly faster, or the guess has no time."""
+    guess = tuning.guessed_tile(TMA, "sm_90")
+    others = [tile for tile in tune.candidates(TMA, 4, "sm_90") if tile != guess]
+
+    def winner(*times: Any) -> Tile | None:
+        named = dict(zip(map(tune.named, [guess, *others]), times, strict=False))
+        return tune.winners([TMA, PRODUCT], {TMA.like: named}, "sm_90")[TMA.like]
+
+    assert winner(10.0, 9.8, 11.0) is None and winner(10.0, 9.6, 9.5) == others[1]
+    assert winner("crashed", 12.0) == others[0] and winner(10.0, "computes something else", 9.0) == others[1]
+    assert PRODUCT.like not in tune.winners([PRODUCT], {PRODUCT.like: {tune.named(guess): "crashed"}}, "sm_90")
+    (line,) = tune.lines_of([TMA, PRODUCT], {TMA.like: {tune.named(guess): 10.0, tune.named(others[0]): 8.0}}, "sm_90")
+    assert line.split()[-9:] == ["guess", "10.0", "us", "best", "8.0", "us", *tune.named(others[0]).split()]
 
 
 def test_tiles_of_another_triton_are_not_taken(folder: Path) -> None:
@@ -79,23 +113,118 @@ def test_shipped_tiles_can_be_read() -> None:
 
 
 def test_candidates_fit() -> None:
-    for product in (PRODUCT, PRODUCT._replace(m=3, n=10, k=84), PRODUCT._replace(dtype=torch.float32, precision="tf32x3")):
-        found = tune.candidates(product, 24)
+    for product in (
+        PRODUCT, PRODUCT._replace(m=3, n=10, k=84), PRODUCT._replace(dtype=torch.float32, precision="tf32x3"),
+        TMA, TMA._replace(m=32), TMA._replace(kernel="tma wgrad", dtype=torch.float32, precision="tf32"),
+    ):  # fmt: skip
+        found = tune.candidates(product, 24, "sm_90")
         assert 12 < len(found) == len(set(found)) <= 24
         assert found[0] == tuning.guessed_tile(product, "sm_90")
         for tile in found[1:]:
             assert tile.stages * tile.k * (tile.m + tile.n) * product.dtype.itemsize <= SHARED_MEMORY["sm_90"]
-            assert tile.m <= max(16, 2 * product.m) and tile.n <= max(16, 2 * product.n)
+            assert tile.m * tile.n <= 128 * 32 * tile.warps
+            if product.kernel.startswith("tma "):  # 64 rows are what wgmma multiplies
+                assert tile.m % 64 == 0 and 64 <= tile.n <= 256 and tile.m <= max(64, product.m)
+            else:
+                assert tile.m <= max(16, 2 * product.m) and tile.n <= max(16, 2 * product.n)
+
+
+def test_float32_in_planes_lies_in_shared_memory_as_bfloat16() -> None:
+    planes = TMA._replace(dtype=torch.float32, precision="bf16x6")
+    assert tune.candidates(planes, 99, "sm_90")[1:] == tune.candidates(TMA, 99, "sm_90")[1:]
+    assert len(tune.candidates(planes._replace(precision="tf32"), 999, "sm_90")) < len(tune.candidates(planes, 999, "sm_90"))
 
 
 def test_products_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # conftest's small tiles
-    found = tune.products("^LeNet (conv2|linear3), fp16, channels_last$")
-    assert [(case.name, number, product.kernel) for case, number, product in found.values()] == [
-        ("LeNet conv2", 0, "conv2d"),
-        ("LeNet conv2", 1, "conv2d"),
-        ("LeNet conv2", 2, "wgrad"),
-        ("LeNet linear3", 0, "linear"),
-        ("LeNet linear3", 2, "linear"),
-        ("LeNet linear3", 3, "linear"),
+    places = tune.places((), ["^LeNet (conv2|linear1) b128$"], ["fp16"])
+    found = tune.products(places, "sm_90")
+    assert [(place.name, place.layout, place.number, product.kernel) for place, product in found.items()] == [
+        ("LeNet conv2 b128", "channels_last", 0, "conv2d"),
+        ("LeNet conv2 b128", "channels_last", 1, "conv2d"),
+        ("LeNet conv2 b128", "channels_last", 2, "wgrad"),
+        ("LeNet linear1 b128", "channels_last", 0, "linear"),
+        ("LeNet linear1 b128", "channels_last", 1, "linear"),  # the third is of the same kind
     ]
+
+
+def test_a_call_has_the_product_that_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two tiles that a launcher asks for, the last is that of the kernel it starts."""
+
+    def launcher(x: Tensor) -> Tensor:
+        for product in (TMA, PRODUCT):
+            tuning.gemm_tile(product, x.device)
+        return x
+
+    monkeypatch.setattr(kernels, "relu_forward", launcher)
+    with tune.recorded(lambda product, _: TILES[0]) as calls:
+        kernels.ops.relu_forward(torch.ones(1, requires_grad=True))
+        kernels.ops.channel_sum(torch.ones(1, 1, 1, 1))
+    ((product, run),) = calls
+    assert product == PRODUCT and run.func is launcher and not run.args[0].requires_grad
+    assert kernels.ops.relu_forward is not launcher
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_timing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed is the call that computes the product, with the tile; not where the result is another."""
+    monkeypatch.setitem(registry.CASES, SMALL_CONV.name, SMALL_CONV)
+    ran: list[Any] = []
+    clock = SetClock(lambda call: ran.append((call.func.__name__, tuning.guessed_tile(PRODUCT, ""))) or 2e-3)  # type: ignore[func-returns-value]
+    timer, place = Timer(Here(clock), "interpreter"), Place("fp32", SMALL_CONV.name, "contiguous", number)
+    tiles = [Tile(16, 16, 16, 4, 2), Tile(32, 16, 16, 4, 2)]
+    assert timer([*place, list(tiles[0])]) == pytest.approx(2000) and timer([*place, list(tiles[1])]) == pytest.approx(2000)
+    names = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
+    assert set(ran) == {(names[number], tile) for tile in tiles} and len(timer.calls) == 2
+    timer.expected = [t + 0.1 for t in timer.expected]
+    assert timer([*place, list(tiles[0])]) == "computes something else"
+
+
+CONFIG = ["fp32", "conv2d float32 ieee scattered", [32, 16, 16, 4, 2]]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
+    monkeypatch.setattr(every_tile, "SMALL", {SMALL_CONV.name: SMALL_CONV})
+    every_tile._kinds_of.cache_clear()
+    return Judge(Here(SetClock()), "interpreter")
+
+
+def test_a_tile_that_is_right(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of each pass of the kernel that it is for, and of no other kernel."""
+    used: list[tuple[str, Tile]] = []
+
+    def noted(product: Product, device: torch.device) -> Tile:
+        tile = tuning.gemm_tile(product, device)
+        if device.type != "meta":
+            used.append((product.kernel, tile))
+        return tile
+
+    monkeypatch.setattr(conv2d, "gemm_tile", noted)
+    assert judge(CONFIG) is None
+    forced = Tile(32, 16, 16, 4, 2)
+    assert [kernel for kernel, tile in used if tile == forced] == ["conv2d"] * 4
+    assert [kernel for kernel, tile in used if tile != forced] == ["wgrad"] * 2
+
+
+def test_tiles_that_are_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one gradient alone; and in what comes out the second time."""
+    right = kernels.conv2d_dgrad
+    monkeypatch.setattr(kernels, "conv2d_dgrad", lambda *args: right(*args) * 1.001)
+    assert judge(CONFIG).startswith(f"WRONG, {SMALL_CONV.name}: input 0 is off by ")  # type: ignore[union-attr]
+    times = iter(range(9))
+    monkeypatch.setattr(kernels, "conv2d_dgrad", lambda *args: right(*args) * (1 + 2**-23 * next(times)))
+    assert judge(CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: other bits when timed than when checked"
+
+
+def test_a_tile_whose_kernel_runs_nowhere_is_not_right(judge: Judge) -> None:
+    with pytest.raises(LookupError, match="runs in no small case"):
+        judge(["fp32", "tma conv2d float32 bf16x6", [64, 64, 32, 4, 3]])
+
+
+def test_small_cases_reach_every_kind_of_product() -> None:
+    """Those that the registry's convolutions have on Hopper."""
+    for arithmetic in tune.ARITHMETICS:
+        wanted = tune.products(tune.places(registry.CONVS, (), [arithmetic]), "sm_90").values()
+        reached = set().union(*(every_tile._kinds_of(name, arithmetic, "sm_90") for name in every_tile.SMALL))
+        assert set(map(tune.kind, wanted)) <= reached, arithmetic

@@ -1,0 +1,153 @@
+"""Every tile that tuning may hand out to a convolution, compared with float64 on small images: what is wrong is never timed.
+
+What Triton makes of a kernel depends on the tile: a pipeline of so many stages, an accumulator shared by so many warps. So
+that one tile computes the right numbers says little of the next. Each runs on all shapes below that its kernel takes: with
+edges inside tiles, several images, strides, dilation, groups, transposed; every result and gradient by the rule of
+bench/rows.py, and twice, with the same bits. `python -m bench conv --tune` starts this, in processes that may crash.
+"""
+
+import os
+import sys
+
+if "--compile-only" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+
+import argparse
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from bench.registry import Case, conv, conv_transpose
+from bench.rows import Instance, check, cudnn_benchmark, exact_results, other_bits
+from bench.timing import Machine, using
+from bench.tune import Item, calls_of, compiling, kind, recorded
+from bench.workers import do_in_turn, do_side_by_side
+from trinn.kernels import tuning
+from trinn.kernels.tuning import Product, Tile
+
+LAYOUT = "channels_last"  # what lies otherwise is read by kernels for scattered elements, which few channels get too
+
+# More channels, filters, pixels and taps than a tile has; few of them multiples of it.
+SMALL = {
+    case.name: case
+    for case in (
+        conv("3x3 dilation 2", (3, 72, 11, 33), 200, 3, padding=2, dilation=2, bias=True),
+        conv("3x3, 2 groups, 33 images", (33, 128, 5, 7), 160, 3, padding=1, groups=2),
+        conv("1x1", (3, 128, 7, 33), 264, 1),
+        conv_transpose("transposed 4x4 stride 2", (2, 128, 9, 18), 72, 4, 2, 1),
+        conv("5x5, 24 channels", (3, 24, 9, 33), 40, 5, padding=2),
+        conv("7x7 stride 2, 3 channels", (2, 3, 35, 65), 72, 7, 2, 3),
+        conv("3x3, groups of 4", (2, 32, 9, 33), 32, 3, padding=1, groups=8),
+    )
+}
+
+
+class Config(NamedTuple):
+    """A kernel with an arithmetic, as `kind` names them, and a tile."""
+
+    arithmetic: str
+    kind: str
+    tile: Tile
+
+
+@functools.cache
+def _kinds_of(name: str, arithmetic: str, architecture: str) -> set[str]:
+    return {kind(call.product) for call in calls_of(SMALL[name], arithmetic, LAYOUT, "meta", architecture)}
+
+
+def cases_of(config: Config, architecture: str) -> list[Case]:
+    """Those with a product of that kind."""
+    return [case for name, case in SMALL.items() if config.kind in _kinds_of(name, config.arithmetic, architecture)]
+
+
+def results_of(config: Config, cases: Sequence[Case], device: str) -> Iterator[tuple[Case, dict[str, Tensor]]]:
+    """Those of the cases, with the tile wherever that kernel runs.
+
+    Raises:
+        LookupError: it runs in none.
+    """
+    guess, ran = tuning.guessed_tile, False
+
+    def rule(product: Product, architecture: str) -> Tile:
+        return config.tile if kind(product) == config.kind else guess(product, architecture)
+
+    for case in cases:
+        with using(config.arithmetic) as dtype, recorded(rule) as calls:
+            found = Instance(case, "ours", dtype, LAYOUT, device).results()
+        if config.kind in {kind(call.product) for call in calls}:  # with another tile it may be left to another kernel
+            ran = True
+            yield case, found
+    if not ran:
+        raise LookupError("runs in no small case")
+
+
+def compiled(item: Item, architecture: str) -> str | None:
+    """Compile what a configuration launches; what is wrong with it, if something is."""
+    config = _config(item)
+    cases = cases_of(config, architecture)
+    with compiling(architecture) as faults:
+        for _ in results_of(config, cases, "meta"):
+            pass
+    return faults[0] if faults else None
+
+
+class Judge:
+    """Says what is wrong with a configuration, if something is. What it judges by is not on the GPU, where it could be hit."""
+
+    def __init__(self, machine: Machine, architecture: str) -> None:
+        self.machine, self.architecture = machine, architecture
+        self.known: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
+
+    def __call__(self, item: Item) -> str | None:
+        config = _config(item)
+        for (case, got), (_, again) in zip(*(self._results(config) for _ in range(2)), strict=True):
+            expected, exact = self._right(case, config.arithmetic)
+            if wrong := check(got, expected, exact)["wrong"] or other_bits(again, got):
+                return f"WRONG, {case.name}: {wrong}"
+        return None
+
+    def _results(self, config: Config) -> Iterator[tuple[Case, dict[str, Tensor]]]:
+        for case, found in results_of(config, cases_of(config, self.architecture), self.machine.device):
+            yield case, _on_cpu(found)
+
+    def _right(self, case: Case, arithmetic: str) -> list[dict[str, Tensor]]:
+        """The results of torch, and the exact ones."""
+        if (case.name, arithmetic) not in self.known:
+            with using(arithmetic) as dtype, cudnn_benchmark(False):
+                torchs = Instance(case, "torch", dtype, LAYOUT, self.machine.device).results()
+                exact = exact_results(case, dtype, self.machine.device)
+            self.known[case.name, arithmetic] = [_on_cpu(torchs), _on_cpu(exact)]
+        return self.known[case.name, arithmetic]
+
+
+def _on_cpu(results: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in results.items()}
+
+
+def _config(item: Item) -> Config:
+    arithmetic, kind, tile = item
+    return Config(arithmetic, kind, Tile(*tile))
+
+
+def work(args: argparse.Namespace, machine: Callable[[], Machine] = Machine.gpu) -> None:
+    """What a process does that gets items."""
+    if args.compile_only:
+        do_side_by_side(functools.partial(compiled, architecture=args.architecture))
+    else:
+        judge = Judge(machine(), args.architecture)
+        do_in_turn(judge, judge.machine.wait)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", action="store_true", required=True, help="which are read from the input, as JSON")
+    parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("--architecture", required=True)
+    work(parser.parse_args())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
