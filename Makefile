@@ -26,7 +26,8 @@ help:
 	@echo '                      TRITON=3.6.0 make compile-report for another version of Triton'
 	@echo 'make gpu              tests and demo on the GPU of this machine, with the torch and Triton of $$PYTHON as they are'
 	@echo 'make bench            times operators and networks against torch on the GPU, with $$PYTHON, in less than 8 minutes;'
-	@echo '                      BENCH= for all of it, or the arguments of python -m bench, whose --help says what there is'
+	@echo '                      BENCH= for all of it, or the arguments of python -m bench, whose --help says what there is;'
+	@echo '                      BENCH="conv --tune" checks, tunes and times convolutions, in less than 25 minutes'
 	@echo 'make sanitize         every operator under compute-sanitizer: memcheck, racecheck, initcheck; on a GPU, with $$PYTHON'
 	@echo 'make clean            removes what the others made'
 	@echo

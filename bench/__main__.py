@@ -4,6 +4,7 @@
     python -m bench --quick               the most telling of it, in less than 8 minutes
     python -m bench 'AlexNet conv' ResNet --arithmetics bf16
     python -m bench --compile-only        compiles what would be timed, for an H100 or H200, without a GPU
+    python -m bench conv --tune           convolutions: checks their tiles, finds the fastest, and times all against torch
     python -m bench report RESULT.json    the table of an earlier run
     python -m bench plot RESULT.json      its plots, beside it or in --out
 
@@ -28,7 +29,7 @@ from typing import Any
 
 import torch
 
-from bench import models, registry, report, runs, workers
+from bench import conv, models, registry, report, runs, workers
 from bench.runs import Item
 from bench.timing import Machine
 
@@ -96,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] in (["report"], ["plot"]):
         return read_again(arguments[0], arguments[1:])
+    if arguments[:1] == ["conv"]:
+        return conv.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,0 +1,190 @@
+"""`python -m bench conv` without a GPU: its steps in the interpreter on a small convolution, its limits, what it compiles."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import conv, registry, report, tune
+from trinn.kernels import tuning
+from trinn.kernels.tuning import Tile
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "AlexNet conv3 b128"
+ENVIRONMENT = {"gpu": "NVIDIA H200", "architecture": "interpreter", "date": "2026-01-02T03:04:05"}
+
+# What the processes of the three steps do, on the CPU: of tiles with 5 stages they say that they cannot be compiled. Of
+# wgrad, those with 3 are wrong; all with 4 crash. Large ones are fast.
+CHILD = f"""
+import json, os, sys
+if "--compile-only" in sys.argv:
+    if "--items" in sys.argv:
+        for item in map(json.loads, sys.stdin):
+            print(json.dumps({{"at": item}}), flush=True)
+            print(json.dumps({{"of": item, "result": "no room" if item[-1][4] == 5 else None}}), flush=True)
+    sys.exit()
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, {str(ROOT)!r})
+from argparse import Namespace
+from bench import every_tile, registry, runs, tune, workers
+from tests.test_bench import Here, SetClock
+from trinn.kernels import conv2d, reduce, tuning
+
+small = registry.CASES[{NAME!r}].small()
+registry.CASES[small.name], every_tile.SMALL = small, {{small.name: small}}
+
+def gemm_tile(product, device):
+    global stages
+    stages = tuning.gemm_tile(product, device).stages
+    if stages == 4: os._exit(9)
+    return tuning.gemm_tile(product, device)
+
+def seconds(call):
+    tile = tuning.guessed_tile(None, "")
+    return 1.0 / (tile.n * tile.k * tile.warps)
+
+conv2d.gemm_tile = gemm_tile
+conv2d.sum_partials = lambda partials, dw: reduce.sum_partials(partials, dw).mul_(1.01 if stages == 3 else 1)
+Here.copy_rate = Here.product_rate = lambda self, *_: 1e12
+args = Namespace(compile_only=False, architecture="interpreter")
+if sys.argv[1] == "check": every_tile.work(args, lambda: Here(SetClock()))
+if sys.argv[1] == "tune": tune.work(args, lambda: Here(SetClock(seconds)))
+if sys.argv[1] == "sweep": runs.measure(workers.given(), Here(SetClock()), False)
+"""
+KINDS = ("conv2d float32 ieee scattered", "wgrad float32 ieee scattered")
+
+
+def commands(child: str) -> dict[str, list[str]]:
+    return {step: [sys.executable, "-c", child, step, *["--items"] * (step != "sweep")] for step in conv.STEPS}
+
+
+@pytest.fixture
+def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+    """What is asked for: one small convolution, and some tiles for each of its products."""
+    monkeypatch.setitem(registry.CASES, NAME, registry.CASES[NAME].small())
+    monkeypatch.setattr(tuning, "TILES", tmp_path / "tiles")
+    tune.candidates.cache_clear()
+    yield Namespace(names=[f"^{NAME}$"], arithmetics=["fp32"], candidates=6, minutes=5.0, out=tmp_path)
+    tune.candidates.cache_clear()
+
+
+def test_all_steps(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong or crashes is struck off, and not timed; the fastest of the others is kept; then all is measured."""
+    assert conv.run(args, conv.STEPS, commands(CHILD), ENVIRONMENT) == 0
+    result = report.read(args.out / "nvidia-h200" / "conv.json")
+    verdicts = {kind: result["verdicts"][kind] for kind in KINDS}
+    assert result["verdicts"] == verdicts
+    for kind, tiles in verdicts.items():
+        assert [tile for tile, fault in tiles.items() if fault == "no room"] == ["16x16x16 w4 s5"]
+        assert [tile for tile, fault in tiles.items() if (fault or "").startswith("crashed")] == ["16x16x16 w4 s4"]
+        wrong = [tile for tile, fault in tiles.items() if (fault or "").startswith(f"WRONG, {NAME}: weight is off by")]
+        assert wrong == (["16x16x16 w4 s3"] if kind == KINDS[1] else [])
+    timed = {tile for times in result["times"].values() for tile in times}
+    assert timed == {"16x16x16 w1 s1", "16x16x16 w4 s2", "16x16x16 w4 s3", "16x16x32 w4 s2", "16x32x16 w4 s2"}
+    for like, times in result["times"].items():
+        right = {tile for tile, fault in verdicts[like.rsplit(" ", 3)[0]].items() if fault is None}
+        assert set(times) <= right and all(isinstance(us, float) for us in times.values())
+
+    kept = json.loads(tune.path_of("NVIDIA H200").read_text())["tiles"]
+    fastest = {"conv2d": Tile(16, 16, 32, 4, 2), "wgrad": Tile(16, 32, 16, 4, 2)}
+    assert {(like.split()[0], Tile(*tile)) for like, tile in kept.items()} == set(fastest.items()) and len(kept) == 3
+    assert [row["pass"] for row in result["rows"]] == ["forward", "backward", "dgrad", "wgrad"]
+    assert all(len(row["times"]) == 4 and row["name"] == NAME for row in result["rows"]) and not result["left"]
+    out = capsys.readouterr().out
+    assert "pass  1.00      >= 1.00 x torch: every convolution, float32 without TF32; 4 measured" in out
+
+    assert conv.run(args, conv.STEPS, commands("raise SystemExit('nothing is left to do')"), ENVIRONMENT) == 0
+    assert "check: 12 tiles, 0 of them to be checked" in capsys.readouterr().out
+
+
+# Says of all tiles that they are right, and takes no time to measure them.
+QUICK_CHILD = """
+import json, sys
+for item in map(json.loads, sys.stdin):
+    print(json.dumps({"at": item}), flush=True)
+    found = None if "--compile-only" in sys.argv or sys.argv[1] == "check" else 10.0
+    print(json.dumps({"of": item, "result": found}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("step", ["check", "tune"])
+def test_a_step_stops_when_its_time_is_up_and_goes_on(
+    step: str, args: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if step == "tune":
+        assert conv.run(args, ["check"], commands(QUICK_CHILD), ENVIRONMENT) == 0
+    now = itertools.count(step=10 * 60)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: next(now))  # each look at the clock takes ten minutes
+        args.minutes = 10 * 60
+        assert conv.run(args, [step], commands(QUICK_CHILD), ENVIRONMENT) == 1
+    path = args.out / "nvidia-h200" / "conv.json"
+
+    def done() -> dict[str, dict[str, Any]]:
+        return report.read(path)["verdicts" if step == "check" else "times"]
+
+    half = done()
+    many = sum(map(len, half.values()))
+    of = 12 if step == "check" else 18
+    assert 0 < many < of and f"{step}: {of - many} left" in capsys.readouterr().out
+    args.minutes = 1.0
+    assert conv.run(args, [step], commands(QUICK_CHILD.replace("10.0", "20.0")), ENVIRONMENT) == 0
+    assert sum(map(len, done().values())) == of
+    for key, found in half.items():
+        assert done()[key].items() >= found.items()  # not done again
+
+
+def test_other_kernels_are_checked_anew(args: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of tiles holds for the kernels of then; and times hold for the tiles of then."""
+    steps = conv.Steps(args, {}, {"environment": ENVIRONMENT, "of": {}, "verdicts": {}}, args.out)
+    before = conv.sources(), conv.sources("NVIDIA H200")
+    tune.record("NVIDIA H200", {"a product": Tile(16, 16, 16, 4, 2)})
+    assert conv.sources() == before[0] and conv.sources("NVIDIA H200") != before[1]
+    steps._begin("check", before[0], verdicts={})
+    steps.result["verdicts"]["conv2d"] = {}
+    steps._begin("check", before[0], verdicts={})
+    assert steps.result["verdicts"]
+    monkeypatch.setattr(conv, "triton", Namespace(__version__="1.0.0"))
+    steps._begin("check", conv.sources(), verdicts={})
+    assert not steps.result["verdicts"]
+
+
+def test_a_guess_that_is_wrong_fails(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """And another tile is handed out in its place, however slow."""
+    wrong = QUICK_CHILD.replace("found = None if", "found = 'WRONG' if item[-1][3] == 1 else None if")
+    assert conv.run(args, ["check", "tune"], commands(wrong), ENVIRONMENT) == 1
+    out = capsys.readouterr().out
+    assert (
+        out.count("A guess is struck off: ") == 2
+        and "A guess is struck off: conv2d float32 ieee scattered 16x16x16 w1 s1" in out
+    )
+    assert len(json.loads(tune.path_of("NVIDIA H200").read_text())["tiles"]) == 3
+
+
+def test_tuning_needs_what_was_checked(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert conv.run(args, ["tune"], commands("raise SystemExit('is not called')"), ENVIRONMENT) == 1
+    assert "and 3 products without a tile that was checked and is right" in capsys.readouterr().out
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(conv.torch.cuda, "is_available", lambda: False)
+    assert conv.main(["--tune"]) == 1
+    assert capsys.readouterr() == ("", "There is no GPU here to time on; --compile-only needs none.\n")
+
+
+def test_compile_only() -> None:
+    """The guesses of one convolution with their small cases, its candidates, and itself."""
+    command = [sys.executable, "-m", "bench", "conv", "--tune", "--compile-only", "--arithmetics", "bf16", "--candidates", "1"]
+    done = subprocess.run([*command, "--", "^LeNet conv1 b128$"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check, candidates, case = done.stdout.splitlines()
+    assert check.startswith("2 candidates compiled in ") and check.endswith(" s, 0 cannot be")
+    assert candidates.startswith("2 candidates compiled in ") and candidates.endswith(" s, 0 cannot be")
+    assert " of 1 cases and 0 networks compiled for sm_90 in " in case and case.endswith(", 0 faults")
