@@ -18,6 +18,9 @@ spend most of their time on those. A stride along the columns becomes a factor o
 wgrad sums over pixels, so that a line of pixels is its depth; along the images there is one for every batch, at any stride,
 padding and dilation. One program does several taps of a row with one copy of dy.
 
+Narrow groups become wide ones, a block of 16 or fewer of them at once, by filters with zeros; what wgrad computes for channels
+of other groups is not stored.
+
 TF32's matrix instruction sums along what lies side by side in memory, and nothing else: its dgrad takes filters, and its
 wgrad both operands, from copies in that order, which relayout.py makes. It makes channels_last copies of contiguous images too.
 
@@ -26,7 +29,7 @@ conv2d.py has a kernel for all convolutions that are not done here, on any devic
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,7 +43,7 @@ from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, hittin
 from trinn.kernels.launch import architecture, device_function, index_type, launch
 from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.relayout import channels_last, images_last, planes
+from trinn.kernels.relayout import channels_last, images_last, planes, spread
 from trinn.kernels.statistics2d import Parts
 from trinn.kernels.tuning import Product, Tile, gemm_tile, splits
 
@@ -49,6 +52,9 @@ interpreted = False
 
 # Channels on either side, for which the tensor cores would mostly multiply zeros.
 FEWEST = 32
+
+# Groups with fewer channels become one of so many or more, with zeros among its filters, but no more than that of them at once.
+WIDE, MOST_AT_ONCE = 64, 16
 
 _ROUNDED = {"round_f32_to_tf32": True} if "round_f32_to_tf32" in TensorDescriptor.__dataclass_fields__ else {}
 
@@ -70,8 +76,8 @@ def _summed(
     acc, source, weight,
     n, top, left, first_h, hits_h, first_w, hits_w, first_r, first_s,
     source_channel, source_pitch, weight_row, weight_channel, tap_pitch, depth, planes,
-    H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr,
-    PAIRS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr, ADJOINT: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PAIRS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """acc (BLOCK_M, pixels) and the products of a box with its filters, for each tap that hits and all of `depth`.
 
@@ -89,16 +95,19 @@ def _summed(
         else:
             row, col = top + i * H.dilation, left + j * W.dilation
             tap = i * W.taps + j
-        at = floor_div(col, SPAN)
-        channel = (col - at * SPAN) * source_pitch + plane * planes[0] + source_channel + c
-        box = source.load([n, row, at, channel])
-        box = tl.reshape(box, (acc.shape[1], BLOCK_K))
+        channel = plane * planes[0] + source_channel + c
+        if PLANAR:
+            box = tl.reshape(source.load([n, channel, left]), (BLOCK_K, acc.shape[1]))
+        else:
+            at = floor_div(col, SPAN)
+            box = source.load([n, row, at, (col - at * SPAN) * source_pitch + channel])
+            box = tl.reshape(box, (acc.shape[1], BLOCK_K)).T
         at = weight_channel + tap * tap_pitch + other * planes[1]
         if TRANSPOSED:
             filters = weight.load([weight_row + c, at]).T
         else:
             filters = weight.load([weight_row, at + c])
-        acc = dot(filters, box.T, acc, PRECISION)
+        acc = dot(filters, box, acc, PRECISION)
     return acc
 
 
@@ -108,14 +117,15 @@ def _gather_kernel(
     result_strides,
     channels_in, channels_out, source_pitch, tap_pitch, planes, images, source_height, source_width,
     result_height, result_width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
-    H: tl.constexpr, W: tl.constexpr, BOX: tl.constexpr, SPAN: tl.constexpr, ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr,
-    CROSS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, BOX: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr,
+    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One BOX of pixels of the result and BLOCK_M of its channels, in one group and one phase.
 
-    `source` is a descriptor of (N, H, W / SPAN, SPAN * source_pitch), `weight` of (filters, taps * tap_pitch) or, TRANSPOSED,
-    with the depth down its rows. `channels_...` count those of a group. ADJOINT is dgrad, as in conv2d.py.
+    `source` is a descriptor of (N, H, W / SPAN, SPAN * source_pitch), or PLANAR of (N, C, pixels). `weight` is one of (filters,
+    taps * tap_pitch); where it is TRANSPOSED, the depth runs down its rows. `channels_...` count those of a group. ADJOINT is
+    dgrad, as in conv2d.py.
     """
     y_n, y_c, y_h, y_w = result_strides
     program = tl.program_id(0)
@@ -149,14 +159,14 @@ def _gather_kernel(
             acc, source, weight,
             n0, top, left, first_h, hits_h, first_w, hits_w, first_r, first_s,
             group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, channels_in, planes,
-            H, W, SPAN, ADJOINT, TRANSPOSED, CROSS, PRECISION, BLOCK_K,
+            H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, CROSS, PRECISION, BLOCK_K,
         )  # fmt: skip
         acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
     acc = _summed(
         acc, source, weight,
         n0, top, left, first_h, hits_h, first_w, hits_w, first_r, first_s,
         group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, channels_in, planes,
-        H, W, SPAN, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
+        H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
     )  # fmt: skip
 
     at = tl.arange(0, BOX.pixels)
@@ -226,12 +236,15 @@ def _lines_summed(
 def _wgrad_kernel(
     x, dy, partials,
     dw_strides, dw_split,
-    filters, channels, x_pitch, planes, line_tiles, height, width, out_height, out_width, parts,
+    filters, channels, narrow_filters, narrow_channels, x_pitch, planes,
+    line_tiles, height, width, out_height, out_width, parts,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
     CROSS: tl.constexpr, TAPS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps of a row, in one group, summed over one part of the lines.
+
+    Where several narrow groups are one, a filter keeps what it has with the channels of its own.
 
     A line is BLOCK_K images at one place, OF_IMAGES, or as many columns of an image. Lines of dy for which all of these taps
     fall outside x are left out.
@@ -276,7 +289,10 @@ def _wgrad_kernel(
 
     k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    owned = (k < filters)[:, None] & (c < channels)[None, :]
+    owned = (
+        (k < filters)[:, None] & (c < channels)[None, :] & ((k // narrow_filters)[:, None] == (c // narrow_channels)[None, :])
+    )
+    c = c % narrow_channels
     at = ((group * filters + k).to(INDEX) * dw_k)[:, None] + (c * dw_c)[None, :]
     partials += part.to(INDEX) * dw_split
     for i in tl.static_range(TAPS):
@@ -331,8 +347,9 @@ class Gather(NamedTuple):
 
     source: Tensor  # as it comes or a view of it; a copy is made when the kernel is started
     size: tuple[int, int, int]  # images, rows and columns of the result
-    flat: bool  # whether those are one row of all its pixels
+    seen: Callable[[Tensor], Tensor | None] | None  # as _flat or _planar sees it, and then the source too
     stride: Sequence[int]
+    at_once: int  # groups that became one
     box: Box
     tile: Tile
 
@@ -346,6 +363,8 @@ def plan_gather(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool,
 ) -> Gather | None:  # fmt: skip
     """How conv2d.py's gather_gemm does this in boxes, for a result of this shape and memory format; None if it does not."""
+    at_once = groups_at_once(source.shape[1] // groups, shape[1] // groups, groups)
+    groups //= at_once
     channels_in, channels_out = source.shape[1] // groups, shape[1] // groups
     if not _is_hopper(source) or 0 in (*source.shape, *weight.shape, *shape):
         return None
@@ -359,11 +378,12 @@ def plan_gather(
     taps = weight.shape[2] * weight.shape[3]
     if taps == 1 and tuple(padding) == (0, 0) and not adjoint:
         source, stride = source[:, :, :: stride[0], :: stride[1]][:, :, :height, :width], (1, 1)
-    flat = None
-    if taps == 1 and tuple(padding) == (0, 0) and tuple(stride) == (1, 1) and channels_last and source.shape[2:] == shape[2:]:
-        flat = _flat(source)
-    if flat is not None:
-        source, images, height, width = flat, 1, 1, images * height * width
+    seen = None
+    if taps == 1 and tuple(padding) == (0, 0) and tuple(stride) == (1, 1) and source.shape[2:] == shape[2:]:
+        if channels_last and (image := _flat(source)) is not None:
+            seen, source, images, height, width = _flat, image, 1, 1, images * height * width
+        elif not channels_last and source.dtype.itemsize == 2 and (image := _planar(source)) is not None:
+            seen, source, height, width = _planar, image, 1, height * width
 
     phases = min(stride[0], height) * min(stride[1], width) if adjoint else 1
     depth = channels_in * max(1, taps // (stride[0] * stride[1] if adjoint else 1))
@@ -379,8 +399,8 @@ def plan_gather(
     strided = [step > 1 and not adjoint for step in stride]
     rows = Along(height, source.shape[2], axes[0], adjoint, strided[0])
     columns = Along(width, source.shape[3], axes[1], adjoint, strided[1] and source.shape[3] % stride[1] != 0)
-    box = best_box(tile.n, images, rows, columns)
-    return Gather(source, (images, height, width), flat is not None, stride, box, tile._replace(k=block))
+    box = Box(1, 1, tile.n) if seen is _planar else best_box(tile.n, images, rows, columns)
+    return Gather(source, (images, height, width), seen, stride, at_once, box, tile._replace(k=block))
 
 
 def gather_boxes(
@@ -388,15 +408,17 @@ def gather_boxes(
     padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool, relu: bool, parts: Parts | None,
 ) -> None:  # fmt: skip
     """Fill a result by its plan; the other arguments are those of conv2d.py's gather_gemm."""
-    source, (images, height, width), flat, stride, box, tile = plan
-    if flat:
-        result = _flat(result)  # type: ignore[assignment]
+    source, (images, height, width), seen, stride, at_once, box, tile = plan
+    if at_once > 1:
+        weight, groups = spread(weight, at_once, groups), groups // at_once
+    if seen is not None:
+        result = seen(result)  # type: ignore[assignment]
     channels_in, channels_out, taps = source.shape[1] // groups, result.shape[1] // groups, weight.shape[2:]
     plane_pitches = source.shape[1], weight.shape[1]
     in_planes = _in_planes(source)
     if in_planes:
         source, weight = planes(source), planes(weight)
-    elif not _is_readable(source):
+    elif seen is not _planar and not _is_readable(source):
         source = channels_last(source)
     transposed = adjoint and source.dtype.itemsize == 2
     if adjoint and not transposed:
@@ -410,24 +432,25 @@ def gather_boxes(
     rows, columns = (triton.cdiv(size, step if adjoint else 1) for size, step in zip((height, width), stride, strict=True))
     image_tiles, row_tiles, column_tiles = map(triton.cdiv, (images, rows, columns), box)
     span = stride[1] if box.columns > 1 and not adjoint else 1
-    x_n, _, x_h, x_w = _strides(source)
+    x_n, x_c, x_h, x_w = _strides(source)
+    if seen is _planar:
+        boxes = _described(source, (images, source.shape[1], width), (x_n, x_c, 1), (1, tile.k, box.columns))
+    else:
+        size = source.shape[0], source.shape[2], source.shape[3] // span, (span - 1) * x_w + source.shape[1]
+        boxes = _described(source, size, (x_n, x_h, span * x_w, 1), (*box, tile.k))
     matrix = weight.shape[0], weight.shape[1] * taps.numel()
     means, variances, counts = parts if parts is not None else (None, None, None)
     launch(
         _gather_kernel,
         image_tiles * row_tiles * column_tiles * triton.cdiv(channels_out, tile.m) * phases_h * phases_w * groups,
-        _described(
-            source, (source.shape[0], source.shape[2], source.shape[3] // span, (span - 1) * x_w + source.shape[1]),
-            (x_n, x_h, span * x_w, 1), (*box, tile.k),
-        ),
-        _described(weight, matrix, (matrix[1], 1), (tile.k, tile.m) if transposed else (tile.m, tile.k)),
+        boxes, _described(weight, matrix, (matrix[1], 1), (tile.k, tile.m) if transposed else (tile.m, tile.k)),
         scale, bias, result, means, variances, counts,
         result.stride(),
         channels_in, channels_out, x_w, weight.shape[1], plane_pitches, images, source.shape[2], source.shape[3],
         height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
         H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
-        BOX=box, SPAN=span, ADJOINT=adjoint, TRANSPOSED=transposed, CROSS=CROSS_PAIRS if in_planes else 0, RELU=relu,
-        PRECISION=_precision(source), INDEX=index_type(result),
+        BOX=box, SPAN=span, PLANAR=seen is _planar, ADJOINT=adjoint, TRANSPOSED=transposed,
+        CROSS=CROSS_PAIRS if in_planes else 0, RELU=relu, PRECISION=_precision(source), INDEX=index_type(result),
         BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
     )  # fmt: skip
 
@@ -436,20 +459,25 @@ def wgrad_lines(
     x: Tensor, dy: Tensor, dw: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> bool:
     """Fill the result of conv2d_wgrad, or return False if this is not done in lines."""
-    filters, channels, taps = dw.shape[0] // groups, dw.shape[1], dw.shape[2:]
+    narrow = dw.shape[0] // groups, dw.shape[1]
+    at_once = groups_at_once(narrow[1], narrow[0], groups)
+    groups //= at_once
+    filters, channels, taps = at_once * narrow[0], at_once * narrow[1], dw.shape[2:]
     if not _is_hopper(x) or channels % _alignment(x) or filters % _alignment(x) or min(filters, channels) < FEWEST:
         return False
     if taps.numel() == 1 and tuple(padding) == (0, 0):
         x = x[:, :, :: stride[0], :: stride[1]][:, :, : dy.shape[2], : dy.shape[3]]
         stride = (1, 1)
-        flat = _flat(x), _flat(dy)
-        if flat[0] is not None and flat[1] is not None:
-            x, dy = flat  # type: ignore[assignment]
+        for seen in (_flat, _planar):
+            if (image := seen(x)) is not None and (gradient := seen(dy)) is not None:
+                # Pixels and images change places, which both are summed over: a line of images is then one of pixels.
+                x, dy = (t.transpose(0, 3) for t in (image, gradient))
+                break
     images, _, height, width = dy.shape
     in_planes, precision = _in_planes(x), "bf16x6" if _in_planes(x) else conv_precision(x.dtype, x.device)
     tile = gemm_tile(Product("tma wgrad", filters, channels * taps[1], images * height * width, x.dtype, precision), x.device)
-    images_last_only = x.dtype == torch.float32 and not in_planes
-    along_columns = not images_last_only and x.shape[3] % stride[1] == 0
+    inward = not in_planes and (x.dtype == torch.float32 or (_is_readable(x, 0) and _is_readable(dy, 0)))
+    along_columns = not inward and x.shape[3] % stride[1] == 0
     line, of_images = best_line(tile.k, images, width if along_columns else 0)
     if line == 0:
         return False
@@ -457,31 +485,38 @@ def wgrad_lines(
     plane_pitches = x.shape[1], dy.shape[1]
     if in_planes:
         x, dy = planes(x), planes(dy)
-    elif images_last_only:
-        x, dy = images_last(x), images_last(dy)
+    elif inward:
+        x, dy = (image if _is_readable(image, 0) else images_last(image) for image in (x, dy))
     else:
         x, dy = (image if _is_readable(image) else channels_last(image) for image in (x, dy))
     span = 1 if of_images else stride[1]
     block_n = min(1 << tile.n.bit_length() - 1, triton.next_power_of_2(channels))
-    at_once = max(n for n in range(1, taps[1] + 1) if taps[1] % n == 0 and (n == 1 or n * block_n <= tile.n))
-    tiles = triton.cdiv(filters, tile.m) * triton.cdiv(channels, block_n) * (taps.numel() // at_once) * groups
+    taps_at_once = max(n for n in range(1, taps[1] + 1) if taps[1] % n == 0 and (n == 1 or n * block_n <= tile.n))
+    tiles = triton.cdiv(filters, tile.m) * triton.cdiv(channels, block_n) * (taps.numel() // taps_at_once) * groups
     parts = splits(tiles, images * height * width, line)
     partials = partials_of(dw, parts)
     x_pitch = _strides(x)[3]
     launch(
         _wgrad_kernel, tiles * parts,
-        _line(x, line, block_n, of_images, images_last_only, span), _line(dy, line, tile.m, of_images, images_last_only, 1),
+        _line(x, line, block_n, of_images, inward, span), _line(dy, line, tile.m, of_images, inward, 1),
         partials,
         dw.stride(), dw.numel(),
-        filters, channels, x_pitch, plane_pitches, triton.cdiv(images, line) if of_images else images,
+        filters, channels, *narrow, x_pitch, plane_pitches, triton.cdiv(images, line) if of_images else images,
         x.shape[2], x.shape[3], height, width, parts,
         H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
-        SPAN=span, OF_IMAGES=of_images, IMAGES_LAST=images_last_only, CROSS=CROSS_PAIRS if in_planes else 0, TAPS=at_once,
+        SPAN=span, OF_IMAGES=of_images, IMAGES_LAST=inward, CROSS=CROSS_PAIRS if in_planes else 0, TAPS=taps_at_once,
         PRECISION=_precision(x), INDEX=index_type(partials, dw),
         BLOCK_M=tile.m, BLOCK_N=block_n, BLOCK_K=line, warps=tile.warps, stages=tile.stages, device=x.device,
     )  # fmt: skip
     sum_partials(partials, dw)
     return True
+
+
+def groups_at_once(channels_in: int, channels_out: int, groups: int) -> int:
+    """How many neighbouring groups become one: enough for the tensor cores to multiply more than padding, or else one."""
+    few = min(channels_in, channels_out)
+    enough = (n for n in range(1, min(groups, MOST_AT_ONCE) + 1) if groups % n == 0 and n * few >= WIDE)
+    return next(enough, 1)
 
 
 def best_line(most: int, images: int, columns: int) -> tuple[int, bool]:
@@ -496,11 +531,11 @@ def best_line(most: int, images: int, columns: int) -> tuple[int, bool]:
     return (length, of_images) if share > 0.3 else (0, True)
 
 
-def _line(image: Tensor, length: int, channels: int, of_images: bool, images_last_only: bool, span: int) -> TensorDescriptor:
+def _line(image: Tensor, length: int, channels: int, of_images: bool, inward: bool, span: int) -> TensorDescriptor:
     """A descriptor of boxes of `length` pixels in a line, with so many channels."""
     n, c, h, w = image.shape
-    s_n, s_c, s_h, s_w = _strides(image)
-    if images_last_only:
+    s_n, s_c, s_h, s_w = _strides(image, 0 if inward else 1)
+    if inward:
         return _described(image, (h, w, c, n), (s_h, s_w, s_c, s_n), (1, 1, channels, length))
     if of_images:
         return _described(image, (h, w, n, c), (s_h, s_w, s_n, 1), (1, 1, length, channels))
@@ -533,18 +568,19 @@ def _precision(image: Tensor) -> str:
     return "tf32" if image.dtype == torch.float32 else "ieee"
 
 
-def _is_readable(image: Tensor) -> bool:
-    """Whether boxes can be copied from where it lies: channels side by side, all else at multiples of 16 bytes."""
-    n, c, h, w = _strides(image)
-    size = image.dtype.itemsize
-    return c == 1 and image.data_ptr() % 16 == 0 and all(s > 0 and s * size % 16 == 0 for s in (n, h, w))
+def _is_readable(image: Tensor, innermost: int = 1) -> bool:
+    """Whether boxes can be copied from where it lies: one axis side by side, all else at multiples of 16 bytes."""
+    strides = _strides(image, innermost)
+    others = [s * image.dtype.itemsize for axis, s in enumerate(strides) if axis != innermost]
+    return strides[innermost] == 1 and image.data_ptr() % 16 == 0 and all(s > 0 and s % 16 == 0 for s in others)
 
 
-def _strides(image: Tensor) -> list[int]:
+def _strides(image: Tensor, innermost: int = 1) -> list[int]:
     """Its strides; of an axis of one element, which may have any, the least that a descriptor takes."""
     unit = 16 // image.dtype.itemsize
-    least = [1 if axis == 1 else triton.cdiv(image.shape[1], unit) * unit for axis in range(4)]
-    return [s if size > 1 else few for size, s, few in zip(image.shape, image.stride(), least, strict=True)]
+    least = triton.cdiv(image.shape[innermost], unit) * unit
+    sizes = enumerate(zip(image.shape, image.stride(), strict=True))
+    return [s if size > 1 else 1 if axis == innermost else least for axis, (size, s) in sizes]
 
 
 def _flat(image: Tensor) -> Tensor | None:
@@ -553,3 +589,12 @@ def _flat(image: Tensor) -> Tensor | None:
     s_n, s_c, s_h, s_w = _strides(image)
     side_by_side = (c == 1 or s_c == 1) and (h == 1 or s_h == w * s_w) and (n == 1 or s_n == h * w * s_w)
     return image.as_strided((1, c, 1, n * h * w), (s_w, 1, s_w, s_w)) if side_by_side else None
+
+
+def _planar(image: Tensor) -> Tensor | None:
+    """Each image of a contiguous one as a row of pixels, if the copy engine can take them as they lie."""
+    n, c, h, w = image.shape
+    s_n, s_c, s_h, s_w = image.stride()
+    rows = (w == 1 or s_w == 1) and (h == 1 or s_h == w)
+    aligned = image.data_ptr() % 16 == 0 and all(s * image.dtype.itemsize % 16 == 0 and s > 0 for s in (s_n, s_c))
+    return image.as_strided((n, c, 1, h * w), (s_n, s_c, s_c, 1)) if rows and aligned else None

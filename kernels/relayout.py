@@ -3,6 +3,7 @@
     channels_last   channels innermost, padded with zeros to a number of them
     images_last     images innermost
     planes          float32 as three bfloat16 whose sum it is, channels innermost
+    spread          filters of several narrow groups as those of one, channels innermost
 
 A tile spans the axis that lies densest in the source and the one that lies densest in the copy, so that both the loads and
 the stores run along memory. Where these are the same axis it spans that one and the next.
@@ -203,3 +204,43 @@ def _run(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> Ti
     axis = strides.index(1)
     run = math.gcd(16 // tensor.element_size(), sizes[axis], *strides[:axis], *strides[axis + 1 :])
     return Tile(1, run) if axis else Tile(run, 1)
+
+
+@triton.jit
+def _spread_kernel(
+    w, out,
+    w_strides,
+    elements, taps_w, filters, channels, taps, channels_at_once, at_once,
+    INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK elements of the filters of wide groups, (K, R, S, channels_at_once) in memory."""
+    w_k, w_c, w_r, w_s = w_strides
+    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    wide, rest = element % channels_at_once, element // channels_at_once
+    tap, k = rest % taps, rest // taps
+    c = wide - k // filters % at_once * channels
+    at = k * w_k + c * w_c + tap // taps_w * w_r + tap % taps_w * w_s
+    value = tl.load(w + at, mask=(element < elements) & (c >= 0) & (c < channels), other=0.0)
+    tl.store(out + element, value, mask=element < elements)
+
+
+def spread(w: Tensor, at_once: int, groups: int) -> Tensor:
+    """The filters of a convolution of `groups` as those of one with groups / at_once: zero for channels of other groups.
+
+    Args:
+        w: (K, C / groups, R, S), any strides and dtype.
+        at_once: how many neighbouring groups become one.
+
+    Returns:
+        (K, at_once * C / groups, R, S), dense channels_last.
+    """
+    k, c, r, s = w.shape
+    out = empty(w, (k, r, s, at_once * c)).permute(0, 3, 1, 2)
+    block = tuning.elementwise_block(out.numel())
+    launch(
+        _spread_kernel, triton.cdiv(out.numel(), block), w, out,
+        w.stride(),
+        out.numel(), s, k // groups, c, r * s, at_once * c, at_once,
+        INDEX=index_type(w, out), BLOCK=block, device=w.device,
+    )  # fmt: skip
+    return out

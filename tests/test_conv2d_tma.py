@@ -36,6 +36,7 @@ CASES = {
     "channels past a block, no multiple of it": Conv((2, 48, 3, 4), (40, 48, 1, 3), {"padding": 1}),
     "channels no multiple of 16: filters padded": Conv((2, 24, 4, 5), (16, 24, 3, 3), {"padding": 1}),
     "1x1: all pixels are one row": Conv((2, 32, 6, 5), (24, 32, 1, 1)),
+    "1x1 of planes that start at multiples of 16 bytes: contiguous ones stay": Conv((2, 32, 4, 6), (24, 32, 1, 1)),
     "1x1, padded": Conv((2, 16, 4, 5), (16, 16, 1, 1), {"padding": (1, 2)}),
     "1x1, stride 2: a view of every other pixel": Conv((2, 16, 6, 7), (16, 16, 1, 1), {"stride": 2}),
     "stride 2, even width: pairs of columns": Conv((3, 16, 5, 6), (16, 16, 3, 3), {"stride": 2, "padding": 1}),
@@ -53,6 +54,10 @@ CASES = {
     "k2 s2: phases of one tap": Conv((2, 16, 6, 8), (16, 16, 2, 2), {"stride": 2}),
     "same, even kernel: one more row at the far edge": Conv((2, 16, 4, 5), (16, 16, 4, 2), {"padding": "same"}),
     "groups": Conv((2, 32, 3, 4), (32, 16, 3, 3), {"groups": 2, "padding": 1}),
+    "narrow groups: four at once": Conv((2, 32, 4, 5), (32, 4, 3, 3), {"groups": 8, "padding": 1}),
+    "narrow groups, other numbers of filters, stride 2": Conv(
+        (3, 16, 4, 4), (48, 8, 3, 3), {"groups": 2, "padding": 1, "stride": 2}
+    ),
     "one-pixel images": Conv((3, 16, 1, 1), (16, 16, 3, 3), {"padding": 1}),
     "one output pixel": Conv((2, 16, 5, 4), (16, 16, 5, 4)),
     "unbatched, no bias": Conv((16, 5, 6), (16, 16, 3, 3), bias=False),
@@ -71,6 +76,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(conv2d_tma, "launch", noted)
     monkeypatch.setattr(conv2d_tma, "interpreted", True)
     monkeypatch.setattr(conv2d_tma, "FEWEST", 8)
+    monkeypatch.setattr(conv2d_tma, "WIDE", 16)
     yield names
 
 
@@ -112,6 +118,29 @@ def test_lines_of_images(arithmetic: str, layout: str, images: int, stride: int,
     """wgrad along the images, several taps at once, with a last line that is cut off."""
     case = Conv((images, 16, 3, 4), (24, 16, 2, 3), {"stride": stride, "padding": 1}, bias=False)
     check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), layout), **case.options)
+    assert started.count("_wgrad_kernel") == 1
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_lines_of_all_pixels(arithmetic: str, layout: str, started: list[str]) -> None:
+    """wgrad of 1x1 filters, of whatever images: pixels and images change places, and contiguous ones are read as they lie."""
+    x, dy, _ = operands(Conv((3, 16, 4, 8), (3, 32, 4, 8), bias=False), allowed(arithmetic), "contiguous")
+    if layout == "channels_last":
+        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+
+    def torchs(x: Tensor, dy: Tensor) -> Tensor:
+        return torch.nn.grad.conv2d_weight(x, (32, 16, 1, 1), dy).detach()
+
+    check(lambda x, dy: kernels.conv2d_wgrad(x, dy, (1, 1), (1, 1), (0, 0), (1, 1), 1), torchs, x, dy)
+    assert started == ["_wgrad_kernel"]
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
+def test_lines_of_narrow_groups(arithmetic: str, started: list[str]) -> None:
+    """What one group's channels have to do with another's filters is computed, and not stored."""
+    case = Conv((17, 16, 3, 3), (32, 4, 1, 3), {"groups": 4, "padding": (0, 1)}, bias=False)
+    check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), "channels_last"), **case.options)
     assert started.count("_wgrad_kernel") == 1
 
 
