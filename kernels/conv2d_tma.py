@@ -27,7 +27,6 @@ wgrad both operands, from copies in that order, which relayout.py makes. It make
 conv2d.py has a kernel for all convolutions that are not done here, on any device.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -38,6 +37,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from trinn.kernels.boxes import Along, Box, best_box, best_line, described, flat, is_readable, planar, strides_of
 from trinn.kernels.epilogue import finished, store_statistics
 from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, hitting_taps, small_from_big, smalls_that_hit
 from trinn.kernels.launch import architecture, device_function, index_type, launch
@@ -55,20 +55,6 @@ FEWEST = 32
 
 # Groups with fewer channels become one of so many or more, with zeros among its filters, but no more than that of them at once.
 WIDE, MOST_AT_ONCE = 64, 16
-
-_ROUNDED = {"round_f32_to_tf32": True} if "round_f32_to_tf32" in TensorDescriptor.__dataclass_fields__ else {}
-
-
-class Box(NamedTuple):
-    """Pixels that one program computes, of so many images, rows and columns."""
-
-    images: int
-    rows: int
-    columns: int
-
-    @property
-    def pixels(self) -> int:
-        return self.images * self.rows * self.columns
 
 
 @device_function
@@ -180,7 +166,7 @@ def _gather_kernel(
     channel += group * channels_out
     value = finished(acc.T, scale, bias, channel, exists, RELU).to(result.dtype.element_ty)  # (pixels, BLOCK_M)
     if means is not None:
-        at = channel * pixel_tiles + pixel_tile
+        at = channel.to(INDEX) * pixel_tiles + pixel_tile
         store_statistics(value, drawn, exists, means + at, variances + at)
         count = tl.sum(drawn.to(tl.int32), axis=0).to(counts.dtype.element_ty)
         tl.store(counts + pixel_tile, count, mask=(channel_tile == 0) & (group == 0))
@@ -299,55 +285,12 @@ def _wgrad_kernel(
         tl.store(partials + at + r * dw_r + (s + i) * dw_s, accs[i].to(partials.dtype.element_ty), mask=owned)
 
 
-class Along(NamedTuple):
-    """One axis of a pass that gathers: the sizes of its result and its source, and whether it is the adjoint."""
-
-    size: int
-    source: int
-    axis: Axis
-    adjoint: bool
-    one: bool = False  # a box has a single pixel along it
-
-    def work(self, block: int) -> int:
-        """How many taps boxes of so many pixels multiply along the whole axis."""
-        taps, stride, padding, dilation = self.axis
-        if not self.adjoint:
-            starts = range(-padding, self.size * stride - padding, block * stride)
-            return sum(_hits(start, (block - 1) * stride, self.source, dilation, taps) for start in starts)
-        total = 0
-        for phase in range(min(stride, self.size)):
-            shifted = phase + padding
-            tap = shifted % stride // self.axis.gcd * self.axis.inverse % self.axis.tap_step
-            hits = -(-(taps - tap) // self.axis.tap_step) if shifted % self.axis.gcd == 0 else 0
-            first = (shifted - tap * dilation) // stride
-            starts = range(first, first + -(-self.size // stride), block)
-            total += sum(max(1, _hits(start, block - 1, self.source, -self.axis.tap_back, hits)) for start in starts)
-        return total
-
-
-def _hits(start: int, reach: int, size: int, step: int, taps: int) -> int:
-    """As indexing.py's hitting_taps."""
-    low, high = -start - reach, size - 1 - start
-    first, last = (-(-low // step), high // step) if step > 0 else (-(high // -step), -low // -step)
-    return max(0, min(last, taps - 1) - max(first, 0) + 1)
-
-
-@functools.lru_cache(maxsize=4096)
-def best_box(pixels: int, images: int, rows: Along, columns: Along) -> Box:
-    """The box of so many pixels, a power of two, with which the fewest are multiplied; of several, that with long rows."""
-    powers = [1 << i for i in range(pixels.bit_length())]
-    works_h = {high: rows.work(high) for high in (powers[:1] if rows.one else powers)}
-    works_w = {wide: columns.work(wide) for wide in (powers[:1] if columns.one else powers)}
-    boxes = [Box(pixels // (h * w), h, w) for h in works_h for w in works_w if h * w <= pixels]
-    return min(boxes, key=lambda b: (-(-images // b.images) * works_h[b.rows] * works_w[b.columns], -b.columns, -b.rows))
-
-
 class Gather(NamedTuple):
     """How fprop or dgrad is done in boxes."""
 
     source: Tensor  # as it comes or a view of it; a copy is made when the kernel is started
     size: tuple[int, int, int]  # images, rows and columns of the result
-    seen: Callable[[Tensor], Tensor | None] | None  # as _flat or _planar sees it, and then the source too
+    seen: Callable[[Tensor], Tensor | None] | None  # as flat or planar sees it, and then the source too
     stride: Sequence[int]
     at_once: int  # groups that became one
     box: Box
@@ -380,10 +323,10 @@ def plan_gather(
         source, stride = source[:, :, :: stride[0], :: stride[1]][:, :, :height, :width], (1, 1)
     seen = None
     if taps == 1 and tuple(padding) == (0, 0) and tuple(stride) == (1, 1) and source.shape[2:] == shape[2:]:
-        if channels_last and (image := _flat(source)) is not None:
-            seen, source, images, height, width = _flat, image, 1, 1, images * height * width
-        elif not channels_last and source.dtype.itemsize == 2 and (image := _planar(source)) is not None:
-            seen, source, height, width = _planar, image, 1, height * width
+        if channels_last and (image := flat(source)) is not None:
+            seen, source, images, height, width = flat, image, 1, 1, images * height * width
+        elif not channels_last and source.dtype.itemsize == 2 and (image := planar(source)) is not None:
+            seen, source, height, width = planar, image, 1, height * width
 
     phases = min(stride[0], height) * min(stride[1], width) if adjoint else 1
     depth = channels_in * max(1, taps // (stride[0] * stride[1] if adjoint else 1))
@@ -399,7 +342,7 @@ def plan_gather(
     strided = [step > 1 and not adjoint for step in stride]
     rows = Along(height, source.shape[2], axes[0], adjoint, strided[0])
     columns = Along(width, source.shape[3], axes[1], adjoint, strided[1] and source.shape[3] % stride[1] != 0)
-    box = Box(1, 1, tile.n) if seen is _planar else best_box(tile.n, images, rows, columns)
+    box = Box(1, 1, tile.n) if seen is planar else best_box(tile.n, images, rows, columns)
     return Gather(source, (images, height, width), seen, stride, at_once, box, tile._replace(k=block))
 
 
@@ -418,7 +361,7 @@ def gather_boxes(
     in_planes = _in_planes(source)
     if in_planes:
         source, weight = planes(source), planes(weight)
-    elif seen is not _planar and not _is_readable(source):
+    elif seen is not planar and not is_readable(source):
         source = channels_last(source)
     transposed = adjoint and source.dtype.itemsize == 2
     if adjoint and not transposed:
@@ -432,25 +375,25 @@ def gather_boxes(
     rows, columns = (triton.cdiv(size, step if adjoint else 1) for size, step in zip((height, width), stride, strict=True))
     image_tiles, row_tiles, column_tiles = map(triton.cdiv, (images, rows, columns), box)
     span = stride[1] if box.columns > 1 and not adjoint else 1
-    x_n, x_c, x_h, x_w = _strides(source)
-    if seen is _planar:
-        boxes = _described(source, (images, source.shape[1], width), (x_n, x_c, 1), (1, tile.k, box.columns))
+    x_n, x_c, x_h, x_w = strides_of(source)
+    if seen is planar:
+        boxes = described(source, (images, source.shape[1], width), (x_n, x_c, 1), (1, tile.k, box.columns))
     else:
         size = source.shape[0], source.shape[2], source.shape[3] // span, (span - 1) * x_w + source.shape[1]
-        boxes = _described(source, size, (x_n, x_h, span * x_w, 1), (*box, tile.k))
+        boxes = described(source, size, (x_n, x_h, span * x_w, 1), (*box, tile.k))
     matrix = weight.shape[0], weight.shape[1] * taps.numel()
     means, variances, counts = parts if parts is not None else (None, None, None)
     launch(
         _gather_kernel,
         image_tiles * row_tiles * column_tiles * triton.cdiv(channels_out, tile.m) * phases_h * phases_w * groups,
-        boxes, _described(weight, matrix, (matrix[1], 1), (tile.k, tile.m) if transposed else (tile.m, tile.k)),
+        boxes, described(weight, matrix, (matrix[1], 1), (tile.k, tile.m) if transposed else (tile.m, tile.k)),
         scale, bias, result, means, variances, counts,
         result.stride(),
         channels_in, channels_out, x_w, weight.shape[1], plane_pitches, images, source.shape[2], source.shape[3],
         height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
         H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
-        BOX=box, SPAN=span, PLANAR=seen is _planar, ADJOINT=adjoint, TRANSPOSED=transposed,
-        CROSS=CROSS_PAIRS if in_planes else 0, RELU=relu, PRECISION=_precision(source), INDEX=index_type(result),
+        BOX=box, SPAN=span, PLANAR=seen is planar, ADJOINT=adjoint, TRANSPOSED=transposed,
+        CROSS=CROSS_PAIRS if in_planes else 0, RELU=relu, PRECISION=_precision(source), INDEX=index_type(result, *(parts or ())),
         BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
     )  # fmt: skip
 
@@ -468,7 +411,7 @@ def wgrad_lines(
     if taps.numel() == 1 and tuple(padding) == (0, 0):
         x = x[:, :, :: stride[0], :: stride[1]][:, :, : dy.shape[2], : dy.shape[3]]
         stride = (1, 1)
-        for seen in (_flat, _planar):
+        for seen in (flat, planar):
             if (image := seen(x)) is not None and (gradient := seen(dy)) is not None:
                 # Pixels and images change places, which both are summed over: a line of images is then one of pixels.
                 x, dy = (t.transpose(0, 3) for t in (image, gradient))
@@ -476,7 +419,7 @@ def wgrad_lines(
     images, _, height, width = dy.shape
     in_planes, precision = _in_planes(x), "bf16x6" if _in_planes(x) else conv_precision(x.dtype, x.device)
     tile = gemm_tile(Product("tma wgrad", filters, channels * taps[1], images * height * width, x.dtype, precision), x.device)
-    inward = not in_planes and (x.dtype == torch.float32 or (_is_readable(x, 0) and _is_readable(dy, 0)))
+    inward = not in_planes and (x.dtype == torch.float32 or (is_readable(x, 0) and is_readable(dy, 0)))
     along_columns = not inward and x.shape[3] % stride[1] == 0
     line, of_images = best_line(tile.k, images, width if along_columns else 0)
     if line == 0:
@@ -486,16 +429,16 @@ def wgrad_lines(
     if in_planes:
         x, dy = planes(x), planes(dy)
     elif inward:
-        x, dy = (image if _is_readable(image, 0) else images_last(image) for image in (x, dy))
+        x, dy = (image if is_readable(image, 0) else images_last(image) for image in (x, dy))
     else:
-        x, dy = (image if _is_readable(image) else channels_last(image) for image in (x, dy))
+        x, dy = (image if is_readable(image) else channels_last(image) for image in (x, dy))
     span = 1 if of_images else stride[1]
     block_n = min(1 << tile.n.bit_length() - 1, triton.next_power_of_2(channels))
     taps_at_once = max(n for n in range(1, taps[1] + 1) if taps[1] % n == 0 and (n == 1 or n * block_n <= tile.n))
     tiles = triton.cdiv(filters, tile.m) * triton.cdiv(channels, block_n) * (taps.numel() // taps_at_once) * groups
     parts = splits(tiles, images * height * width, line)
     partials = partials_of(dw, parts)
-    x_pitch = _strides(x)[3]
+    x_pitch = strides_of(x)[3]
     launch(
         _wgrad_kernel, tiles * parts,
         _line(x, line, block_n, of_images, inward, span), _line(dy, line, tile.m, of_images, inward, 1),
@@ -519,34 +462,15 @@ def groups_at_once(channels_in: int, channels_out: int, groups: int) -> int:
     return next(enough, 1)
 
 
-def best_line(most: int, images: int, columns: int) -> tuple[int, bool]:
-    """The length of the lines of pixels that wgrad sums over, and whether they run along the images; 0 if all waste too much.
-
-    Short ones keep the matrix units waiting.
-    """
-    lengths = [n for n in (most, most // 2, most // 4) if n >= 16 or n == most]
-    lines = [(size / (-(-size // n) * n) * (0.7 + 0.3 * n / most), of_images, n)
-             for of_images, size in ((True, images), (False, columns)) for n in lengths if size]  # fmt: skip
-    share, of_images, length = max(lines, default=(0.0, True, 0))
-    return (length, of_images) if share > 0.3 else (0, True)
-
-
 def _line(image: Tensor, length: int, channels: int, of_images: bool, inward: bool, span: int) -> TensorDescriptor:
     """A descriptor of boxes of `length` pixels in a line, with so many channels."""
     n, c, h, w = image.shape
-    s_n, s_c, s_h, s_w = _strides(image, 0 if inward else 1)
+    s_n, s_c, s_h, s_w = strides_of(image, 0 if inward else 1)
     if inward:
-        return _described(image, (h, w, c, n), (s_h, s_w, s_c, s_n), (1, 1, channels, length))
+        return described(image, (h, w, c, n), (s_h, s_w, s_c, s_n), (1, 1, channels, length))
     if of_images:
-        return _described(image, (h, w, n, c), (s_h, s_w, s_n, 1), (1, 1, length, channels))
-    return _described(image, (n, h, w // span, (span - 1) * s_w + c), (s_n, s_h, span * s_w, 1), (1, 1, length, channels))
-
-
-def _described(tensor: Tensor, shape: Sequence[int], strides: Sequence[int], block: Sequence[int]) -> TensorDescriptor:
-    """For float32, one that rounds to TF32 on the way where Triton can; elsewhere the matrix unit cuts off what TF32 lacks."""
-    return TensorDescriptor(
-        tensor, list(shape), list(strides), list(block), **(_ROUNDED if tensor.dtype == torch.float32 else {})
-    )
+        return described(image, (h, w, n, c), (s_h, s_w, s_n, 1), (1, 1, length, channels))
+    return described(image, (n, h, w // span, (span - 1) * s_w + c), (s_n, s_h, span * s_w, 1), (1, 1, length, channels))
 
 
 def _is_hopper(tensor: Tensor) -> bool:
@@ -566,35 +490,3 @@ def _alignment(image: Tensor) -> int:
 
 def _precision(image: Tensor) -> str:
     return "tf32" if image.dtype == torch.float32 else "ieee"
-
-
-def _is_readable(image: Tensor, innermost: int = 1) -> bool:
-    """Whether boxes can be copied from where it lies: one axis side by side, all else at multiples of 16 bytes."""
-    strides = _strides(image, innermost)
-    others = [s * image.dtype.itemsize for axis, s in enumerate(strides) if axis != innermost]
-    return strides[innermost] == 1 and image.data_ptr() % 16 == 0 and all(s > 0 and s % 16 == 0 for s in others)
-
-
-def _strides(image: Tensor, innermost: int = 1) -> list[int]:
-    """Its strides; of an axis of one element, which may have any, the least that a descriptor takes."""
-    unit = 16 // image.dtype.itemsize
-    least = triton.cdiv(image.shape[innermost], unit) * unit
-    sizes = enumerate(zip(image.shape, image.stride(), strict=True))
-    return [s if size > 1 else 1 if axis == innermost else least for axis, (size, s) in sizes]
-
-
-def _flat(image: Tensor) -> Tensor | None:
-    """All pixels of a channels_last image as one row, if they lie side by side."""
-    n, c, h, w = image.shape
-    s_n, s_c, s_h, s_w = _strides(image)
-    side_by_side = (c == 1 or s_c == 1) and (h == 1 or s_h == w * s_w) and (n == 1 or s_n == h * w * s_w)
-    return image.as_strided((1, c, 1, n * h * w), (s_w, 1, s_w, s_w)) if side_by_side else None
-
-
-def _planar(image: Tensor) -> Tensor | None:
-    """Each image of a contiguous one as a row of pixels, if the copy engine can take them as they lie."""
-    n, c, h, w = image.shape
-    s_n, s_c, s_h, s_w = image.stride()
-    rows = (w == 1 or s_w == 1) and (h == 1 or s_h == w)
-    aligned = image.data_ptr() % 16 == 0 and all(s * image.dtype.itemsize % 16 == 0 and s > 0 for s in (s_n, s_c))
-    return image.as_strided((n, c, 1, h * w), (s_n, s_c, s_c, 1)) if rows and aligned else None

@@ -16,7 +16,7 @@ from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
 from trinn import kernels
 from trinn.kernels import conv2d_tma, launch
-from trinn.kernels.conv2d_tma import Along, Box, best_box, best_line
+from trinn.kernels.boxes import Along, Box, best_box, best_line
 from trinn.kernels.indexing import Axis, hitting_taps, smalls_that_hit
 
 HOPPER = launch.INTERPRETED or launch.architecture(torch.device(DEVICE)) == "sm_90"

@@ -21,6 +21,7 @@ SEES: dict[str, set[str]] = {
 # The files of a folder that its operators share.
 SHARED = {
     "kernels": {
+        "boxes",
         "epilogue",
         "indexing",
         "launch",
