@@ -290,7 +290,7 @@ class Gather(NamedTuple):
 
     source: Tensor  # as it comes or a view of it; a copy is made when the kernel is started
     size: tuple[int, int, int]  # images, rows and columns of the result
-    seen: Callable[[Tensor], Tensor | None] | None  # as flat or planar sees it, and then the source too
+    seen: Callable[[Tensor], Tensor | None] | None  # flat or planar: as that sees the source, the result is seen too
     stride: Sequence[int]
     at_once: int  # groups that became one
     box: Box
@@ -342,7 +342,7 @@ def plan_gather(
     strided = [step > 1 and not adjoint for step in stride]
     rows = Along(height, source.shape[2], axes[0], adjoint, strided[0])
     columns = Along(width, source.shape[3], axes[1], adjoint, strided[1] and source.shape[3] % stride[1] != 0)
-    box = Box(1, 1, tile.n) if seen is planar else best_box(tile.n, images, rows, columns)
+    box = Box(1, 1, tile.n) if seen is not None else best_box(tile.n, images, rows, columns)
     return Gather(source, (images, height, width), seen, stride, at_once, box, tile._replace(k=block))
 
 
@@ -354,8 +354,10 @@ def gather_boxes(
     source, (images, height, width), seen, stride, at_once, box, tile = plan
     if at_once > 1:
         weight, groups = spread(weight, at_once, groups), groups // at_once
-    if seen is not None:
-        result = seen(result)  # type: ignore[assignment]
+    if seen is flat:
+        result = result.permute(0, 2, 3, 1).view(1, 1, -1, result.shape[1]).permute(0, 3, 1, 2)
+    elif seen is planar:
+        result = result.view(*result.shape[:2], 1, -1)
     channels_in, channels_out, taps = source.shape[1] // groups, result.shape[1] // groups, weight.shape[2:]
     plane_pitches = source.shape[1], weight.shape[1]
     in_planes = _in_planes(source)
@@ -412,7 +414,7 @@ def wgrad_lines(
     if taps.numel() == 1 and tuple(padding) == (0, 0):
         x = x[:, :, :: stride[0], :: stride[1]][:, :, : dy.shape[2], : dy.shape[3]]
         stride = (1, 1)
-        for seen in (flat, planar):
+        for seen in (flat, planar) if x.shape[2:] == dy.shape[2:] else ():
             if (image := seen(x)) is not None and (gradient := seen(dy)) is not None:
                 # Pixels and images change places, which both are summed over: a line of images is then one of pixels.
                 x, dy = (t.transpose(0, 3) for t in (image, gradient))

@@ -169,6 +169,27 @@ def test_where_it_lies(started: list[str]) -> None:
     assert started.count("_gather_kernel") == 10
 
 
+def test_results_seen_as_rows(started: list[str]) -> None:
+    """1x1 filters, 20 of them: results of one column, and of planes at odd addresses, unlike the source."""
+    column = randn(2, 16, 3, 1, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    top = randn(2, 16, 8, 5, dtype=torch.bfloat16)[:, :, :3]
+    for x in (column, top):
+        check(tnn.conv2d, F.conv2d, x, randn(20, 16, 1, 1, dtype=torch.bfloat16, seed=1), None)
+    assert started.count("_gather_kernel") == 2, "dgrad of 20 filters is left to pointers"
+
+
+def test_windows_past_the_far_edge(started: list[str]) -> None:
+    """Launchers take results that reach further than the image: what lies there is zero."""
+    x, dy = (randn(18, 16, n, n, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last) for n in (2, 3))
+    geometry = (1, 1), (0, 0), (1, 1), 1
+    wide, w = F.pad(x, (0, 1, 0, 1)), randn(16, 16, 1, 1, dtype=torch.bfloat16)
+    assert torch.equal(kernels.conv2d_wgrad(x, dy, (1, 1), *geometry), kernels.conv2d_wgrad(wide, dy, (1, 1), *geometry))
+    assert torch.equal(
+        kernels.conv2d_fprop(x, w, None, (3, 3), *geometry), kernels.conv2d_fprop(wide, w, None, (3, 3), *geometry)
+    )
+    assert started == ["_wgrad_kernel", "_wgrad_kernel", "_gather_kernel", "_gather_kernel"]
+
+
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
 @pytest.mark.parametrize("case", ["3x3", "1x1: all pixels are one row", "stride 2, even width: pairs of columns"])
 def test_joined(case: str, arithmetic: str, started: list[str]) -> None:
