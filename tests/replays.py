@@ -64,7 +64,8 @@ def shifted(tensor: Tensor, by: int) -> Tensor:
 
 def drawn(rng: random.Random) -> tuple[str, Every]:
     """An operator at a size, of which some repeat."""
-    n, c, k, size, taps = rng.choice((1, 2)), *rng.choices((1, 3, 8, 16, 17), k=2), rng.choice((5, 8, 64)), rng.choice((1, 3))
+    n, c, k = rng.choice((1, 2, 32)), *rng.choices((1, 3, 8, 16, 17, 32, 64), k=2)
+    size, taps = rng.choice((5, 8) if n > 2 else (5, 8, 64)), rng.choice((1, 3))
     stride, bias = rng.choice((1, 2)), rng.random() < 0.7
     x, w = (n, c, size, size), (k, c, taps, taps)
     free = {
