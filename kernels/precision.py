@@ -3,7 +3,9 @@
 16-bit inputs multiply exactly into a float32 accumulator, float64 stays float64. float32 follows torch's flags, in their
 old form (`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`, `set_float32_matmul_precision`) and
 their new one (`fp32_precision`): TF32 where the user allows it, else a product of float32 accuracy. Where there are TF32
-tensor cores that is three TF32 products (`tf32x3`), elsewhere plain float32 multiplication (`ieee`).
+tensor cores that is three TF32 products (`tf32x3`), elsewhere plain float32 multiplication (`ieee`). Hopper's convolutions in
+boxes take six bfloat16 products instead: relayout.py's `planes` splits each float32 into three numbers of 8 bits, whose products
+are exact and which its matrix units read from shared memory in any order.
 """
 
 import torch
