@@ -64,13 +64,18 @@ def _hits(start: int, reach: int, size: int, step: int, taps: int) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def best_box(pixels: int, images: int, rows: Along, columns: Along) -> Box:
-    """The box of so many pixels, a power of two, with which the fewest are multiplied; of several, that with long rows."""
+def best_box(pixels: int, images: int, rows: Along, columns: Along, slack: float = 0.0) -> Box:
+    """The box of so many pixels, a power of two, with which the fewest are multiplied; of several, that with long rows.
+
+    And of those, too, with which at most that share more are, the `slack`.
+    """
     powers = [1 << i for i in range(pixels.bit_length())]
     works_h = {high: rows.work(high) for high in (powers[:1] if rows.one else powers)}
     works_w = {wide: columns.work(wide) for wide in (powers[:1] if columns.one else powers)}
     boxes = [Box(pixels // (h * w), h, w) for h in works_h for w in works_w if h * w <= pixels]
-    return min(boxes, key=lambda b: (-(-images // b.images) * works_h[b.rows] * works_w[b.columns], -b.columns, -b.rows))
+    works = [-(-images // b.images) * works_h[b.rows] * works_w[b.columns] for b in boxes]
+    good = [box for box, work in zip(boxes, works, strict=True) if work <= (1 + slack) * min(works)]
+    return max(good, key=lambda b: (b.columns, b.rows))
 
 
 def best_line(most: int, images: int, columns: int) -> tuple[int, bool]:

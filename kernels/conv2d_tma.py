@@ -16,7 +16,9 @@ spend most of their time on those. A stride along the columns becomes a factor o
 (N, H, W / stride, stride * C); rows that are strided have boxes of one row.
 
 wgrad sums over pixels, so that a line of pixels is its depth; along the images there is one for every batch, at any stride,
-padding and dilation. One program does several taps of a row with one copy of dy.
+padding and dilation. One program does several taps of a row with one copy of dy, or of a column where rows have one tap.
+
+Images of few channels, which a copy engine does not take, are done by way of what first2d.py makes of them.
 
 Narrow groups become wide ones, a block of 16 or fewer of them at once, by filters with zeros; what wgrad computes for channels
 of other groups is not stored.
@@ -39,6 +41,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from trinn.kernels.boxes import Along, Box, best_box, best_line, described, flat, is_readable, planar, strides_of
 from trinn.kernels.epilogue import finished, store_statistics
+from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
 from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, hitting_taps, small_from_big, smalls_that_hit
 from trinn.kernels.launch import architecture, device_function, index_type, launch
 from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
@@ -180,9 +183,12 @@ def _lines_summed(
     first, last, first_p, count_p, first_q, count_q, r, s,
     x_channel, x_pitch, dy_channel, planes,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
-    PAIRS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    PAIRS: tl.constexpr, DOWN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """accs, one (BLOCK_M, BLOCK_N) for each tap from s on, and the products of lines of dy with those of x, first to last."""
+    """accs, one (BLOCK_M, BLOCK_N) for each tap from (r, s) on, and the products of lines of dy with those of x, first to last.
+
+    The taps are those of a row or, DOWN, of a column.
+    """
     BLOCK_M: tl.constexpr = accs[0].shape[0]
     BLOCK_N: tl.constexpr = accs[0].shape[1]
     for step in range(first * PAIRS, last * PAIRS):
@@ -201,10 +207,9 @@ def _lines_summed(
             a = tl.reshape(dy.load([p, q, n, k]), (BLOCK_K, BLOCK_M)).T
         else:
             a = tl.reshape(dy.load([n, p, q, k]), (BLOCK_K, BLOCK_M)).T
-        row = big_from_small(p, r, H)
         sums = ()
         for i in tl.static_range(len(accs)):
-            col = big_from_small(q, s + i, W)
+            row, col = big_from_small(p, r + i * DOWN, H), big_from_small(q, s + i * (1 - DOWN), W)
             at = floor_div(col, SPAN)
             c = (col - at * SPAN) * x_pitch + x_channel + other * planes[0]
             if IMAGES_LAST:
@@ -225,12 +230,14 @@ def _wgrad_kernel(
     filters, channels, narrow_filters, narrow_channels, x_pitch, planes,
     line_tiles, height, width, out_height, out_width, parts,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
-    CROSS: tl.constexpr, TAPS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    CROSS: tl.constexpr, TAPS: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps of a row, in one group, summed over one part of the lines.
+    """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps, in one group, summed over one part of the lines.
 
-    Where several narrow groups are one, a filter keeps what it has with the channels of its own.
+    The taps are those of a row, or of a column where rows have one. Where several narrow groups are one, a filter keeps what
+    it has with the channels of its own. With a PITCH, x is what windows see of a copy by first2d.py: its channels are those of
+    (S, PITCH), of which dw has `narrow_channels`.
 
     A line is BLOCK_K images at one place, OF_IMAGES, or as many columns of an image. Lines of dy for which all of these taps
     fall outside x are left out.
@@ -240,12 +247,15 @@ def _wgrad_kernel(
     filter_tiles, channel_tiles = cdiv(filters, BLOCK_M), cdiv(channels, BLOCK_N)
     filter_tile, program = program % filter_tiles, program // filter_tiles
     channel_tile, program = program % channel_tiles, program // channel_tiles
-    s, program = program % (W.taps // TAPS) * TAPS, program // (W.taps // TAPS)
-    r, program = program % H.taps, program // H.taps
+    DOWN: tl.constexpr = 1 if W.taps == 1 else 0
+    TAPS_H: tl.constexpr = TAPS if DOWN else 1
+    TAPS_W: tl.constexpr = 1 if DOWN else TAPS
+    s, program = program % (W.taps // TAPS_W) * TAPS_W, program // (W.taps // TAPS_W)
+    r, program = program % cdiv(H.taps, TAPS_H) * TAPS_H, program // cdiv(H.taps, TAPS_H)
     part, group = program % parts, program // parts
 
-    first_p, count_p = smalls_that_hit(r, r, out_height, height, H)
-    first_q, count_q = smalls_that_hit(s, s + TAPS - 1, out_width, width, W)
+    first_p, count_p = smalls_that_hit(r, r + TAPS_H - 1, out_height, height, H)
+    first_q, count_q = smalls_that_hit(s, s + TAPS_W - 1, out_width, width, W)
     lines = tl.full((), line_tiles, tl.int64) * count_p
     lines *= count_q if OF_IMAGES else cdiv(count_q, BLOCK_K)
     first, last = (part * lines // parts).to(tl.int32), ((part + 1) * lines // parts).to(tl.int32)
@@ -260,7 +270,7 @@ def _wgrad_kernel(
             accs, x, dy,
             first, last, first_p, count_p, first_q, count_q, r, s,
             x_channel, x_pitch, dy_channel, planes,
-            H, W, SPAN, OF_IMAGES, IMAGES_LAST, CROSS, PRECISION, BLOCK_K,
+            H, W, SPAN, OF_IMAGES, IMAGES_LAST, CROSS, DOWN, PRECISION, BLOCK_K,
         )  # fmt: skip
         finite = ()
         for i in tl.static_range(TAPS):
@@ -270,19 +280,26 @@ def _wgrad_kernel(
         accs, x, dy,
         first, last, first_p, count_p, first_q, count_q, r, s,
         x_channel, x_pitch, dy_channel, planes,
-        H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, PRECISION, BLOCK_K,
+        H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, DOWN, PRECISION, BLOCK_K,
     )  # fmt: skip
 
     k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    owned = (
-        (k < filters)[:, None] & (c < channels)[None, :] & ((k // narrow_filters)[:, None] == (c // narrow_channels)[None, :])
-    )
-    c = c % narrow_channels
-    at = ((group * filters + k).to(INDEX) * dw_k)[:, None] + (c * dw_c)[None, :]
+    owned = (k < filters)[:, None] & (c < channels)[None, :]
+    if PITCH:
+        s, c = c // PITCH, c % PITCH
+        owned &= (c < narrow_channels)[None, :]
+    else:
+        owned &= (k // narrow_filters)[:, None] == (c // narrow_channels)[None, :]
+        c = c % narrow_channels
+    at = ((group * filters + k).to(INDEX) * dw_k)[:, None] + (c * dw_c + s * dw_s)[None, :]
     partials += part.to(INDEX) * dw_split
     for i in tl.static_range(TAPS):
-        tl.store(partials + at + r * dw_r + (s + i) * dw_s, accs[i].to(partials.dtype.element_ty), mask=owned)
+        value = accs[i].to(partials.dtype.element_ty)
+        if DOWN:
+            tl.store(partials + at + (r + i) * dw_r, value, mask=owned & (r + i < H.taps))
+        else:
+            tl.store(partials + at + r * dw_r + i * dw_s, value, mask=owned)
 
 
 class Gather(NamedTuple):
@@ -295,6 +312,7 @@ class Gather(NamedTuple):
     at_once: int  # groups that became one
     box: Box
     tile: Tile
+    fold: Fold | None = None  # how the copy of an image of few channels is made
 
     @property
     def pixel_tiles(self) -> int:
@@ -312,6 +330,8 @@ def plan_gather(
     if not _is_hopper(source) or 0 in (*source.shape, *weight.shape, *shape):
         return None
     unit, in_planes = _alignment(source), _in_planes(source)
+    if not adjoint and (fold := _fold_of(source, weight.shape, shape[2:], stride, padding, dilation, groups)):
+        return _plan_first(source, weight, shape, stride, padding, dilation, fold)
     # Columns of the filters' matrix are the channels of the source, but where it is transposed.
     if channels_in % unit or channels_out % (unit if adjoint else 1) or min(channels_in, channels_out) < FEWEST:
         return None
@@ -346,12 +366,41 @@ def plan_gather(
     return Gather(source, (images, height, width), seen, stride, at_once, box, tile._replace(k=block))
 
 
+def _plan_first(
+    x: Tensor, w: Tensor, shape: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], fold: Fold,
+) -> Gather:  # fmt: skip
+    """The same for few channels, as R x 1 taps of what windows see."""
+    (images, filters, height, width), taps = shape, w.shape[2]
+    precision = conv_precision(x.dtype, x.device)
+    tile = gemm_tile(Product("tma conv2d", filters, images * height * width, taps * fold.depth, x.dtype, precision), x.device)
+    block = fold.block(tile.k)
+    rows = Along(height, fold.rows, Axis(taps, stride[0], padding[0], dilation[0]), False, stride[0] > 1)
+    columns = Along(width, width, Axis(1, 1, 0, 1), False)
+    box = best_box(tile.n, images, rows, columns, slack=0.1)  # windows overlap: what is read side by side is in L2
+    tile = tile._replace(k=block, stages=tile.stages * tile.k // block)
+    return Gather(x, (images, height, width), None, (stride[0], 1), 1, box, tile, fold)
+
+
+def _fold_of(
+    x: Tensor, w: Sequence[int], size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Fold | None:  # fmt: skip
+    """How first2d.py copies an image of few channels for not few filters, whose sizes are `w`; None if it does not."""
+    if groups > 1 or w[1] >= FEWEST or w[0] < FEWEST or _in_planes(x):
+        return None
+    return fold_of(x, w, size, stride, padding, dilation, _alignment(x))
+
+
 def gather_boxes(
     plan: Gather, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
     padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool, relu: bool, parts: Parts | None,
 ) -> None:  # fmt: skip
     """Fill a result by its plan; the other arguments are those of conv2d.py's gather_gemm."""
-    source, (images, height, width), seen, stride, at_once, box, tile = plan
+    source, (images, height, width), seen, stride, at_once, box, tile, fold = plan
+    if fold:
+        source, weight = windows(folded(source, fold), fold), folded_filters(weight, fold, tile.k)
+        padding, dilation = (padding[0], 0), (dilation[0], 1)
     if at_once > 1:
         weight, groups = spread(weight, at_once, groups), groups // at_once
     if seen is flat:
@@ -408,10 +457,14 @@ def wgrad_lines(
     narrow = dw.shape[0] // groups, dw.shape[1]
     at_once = groups_at_once(narrow[1], narrow[0], groups)
     groups //= at_once
-    filters, channels, taps = at_once * narrow[0], at_once * narrow[1], dw.shape[2:]
-    if not _is_hopper(x) or channels % _alignment(x) or filters % _alignment(x) or min(filters, channels) < FEWEST:
+    filters, channels, taps_h, taps_w = at_once * narrow[0], at_once * narrow[1], *dw.shape[2:]
+    if not _is_hopper(x) or filters % _alignment(x):
         return False
-    if taps.numel() == 1 and tuple(padding) == (0, 0):
+    if fold := _fold_of(x, dw.shape, dy.shape[2:], stride, padding, dilation, groups):
+        channels, taps_w, stride, padding, dilation = fold.depth, 1, (stride[0], 1), (padding[0], 0), (dilation[0], 1)
+    elif channels % _alignment(x) or min(filters, channels) < FEWEST:
+        return False
+    if taps_h * taps_w == 1 and tuple(padding) == (0, 0) and not fold:
         x = x[:, :, :: stride[0], :: stride[1]][:, :, : dy.shape[2], : dy.shape[3]]
         stride = (1, 1)
         for seen in (flat, planar) if x.shape[2:] == dy.shape[2:] else ():
@@ -421,14 +474,19 @@ def wgrad_lines(
                 break
     images, _, height, width = dy.shape
     in_planes, precision = _in_planes(x), "bf16x6" if _in_planes(x) else conv_precision(x.dtype, x.device)
-    tile = gemm_tile(Product("tma wgrad", filters, channels * taps[1], images * height * width, x.dtype, precision), x.device)
-    inward = not in_planes and (x.dtype == torch.float32 or (is_readable(x, 0) and is_readable(dy, 0)))
-    along_columns = not inward and x.shape[3] % stride[1] == 0
+    padded = max(16, triton.next_power_of_2(channels))
+    beside = (padded if fold else channels) * (taps_h if taps_w == 1 else taps_w)
+    tile = gemm_tile(Product("tma wgrad", filters, beside, images * height * width, x.dtype, precision), x.device)
+    inward = not in_planes and (x.dtype == torch.float32 or (not fold and is_readable(x, 0) and is_readable(dy, 0)))
+    along_columns = not inward and (fold is not None or x.shape[3] % stride[1] == 0)
     line, of_images = best_line(tile.k, images, width if along_columns else 0)
     if line == 0:
         return False
 
     plane_pitches = x.shape[1], dy.shape[1]
+    if fold:
+        copy = folded(x, fold)
+        x = windows(images_last(copy) if inward else copy, fold)
     if in_planes:
         x, dy = planes(x), planes(dy)
     elif inward:
@@ -436,9 +494,17 @@ def wgrad_lines(
     else:
         x, dy = (image if is_readable(image) else channels_last(image) for image in (x, dy))
     span = 1 if of_images else stride[1]
-    block_n = min(1 << tile.n.bit_length() - 1, triton.next_power_of_2(channels))
-    taps_at_once = max(n for n in range(1, taps[1] + 1) if taps[1] % n == 0 and (n == 1 or n * block_n <= tile.n))
-    tiles = triton.cdiv(filters, tile.m) * triton.cdiv(channels, block_n) * (taps.numel() // taps_at_once) * groups
+    block_n = min(1 << tile.n.bit_length() - 1, padded)
+    most = max(1, tile.n // block_n)
+    if taps_w == 1:  # in as few turns, of which the last may have fewer
+        taps_at_once = triton.cdiv(taps_h, triton.cdiv(taps_h, most))
+        turns = triton.cdiv(taps_h, taps_at_once)
+    else:
+        taps_at_once = max(n for n in range(1, most + 1) if taps_w % n == 0)
+        turns = taps_h * taps_w // taps_at_once
+    # Eight warps would share the columns of 64 filters, and read dy twice.
+    warps = min(tile.warps, 4) if fold and tile.m == 64 and taps_at_once * block_n <= 256 else tile.warps
+    tiles = triton.cdiv(filters, tile.m) * triton.cdiv(channels, block_n) * turns * groups
     parts = splits(tiles, images * height * width, line)
     partials = partials_of(dw, parts)
     x_pitch = strides_of(x)[3]
@@ -449,10 +515,10 @@ def wgrad_lines(
         dw.stride(), dw.numel(),
         filters, channels, *narrow, x_pitch, plane_pitches, triton.cdiv(images, line) if of_images else images,
         x.shape[2], x.shape[3], height, width, parts,
-        H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
+        H=Axis(taps_h, stride[0], padding[0], dilation[0]), W=Axis(taps_w, stride[1], padding[1], dilation[1]),
         SPAN=span, OF_IMAGES=of_images, IMAGES_LAST=inward, CROSS=CROSS_PAIRS if in_planes else 0, TAPS=taps_at_once,
-        PRECISION=_precision(x), INDEX=index_type(partials, dw),
-        BLOCK_M=tile.m, BLOCK_N=block_n, BLOCK_K=line, warps=tile.warps, stages=tile.stages, device=x.device,
+        PITCH=fold.pitch if fold else 0, PRECISION=_precision(x), INDEX=index_type(partials, dw),
+        BLOCK_M=tile.m, BLOCK_N=block_n, BLOCK_K=line, warps=warps, stages=tile.stages, device=x.device,
     )  # fmt: skip
     sum_partials(partials, dw)
     return True

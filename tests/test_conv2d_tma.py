@@ -153,6 +153,14 @@ def test_lines_of_columns(arithmetic: str, options: dict[str, Any], started: lis
     assert started.count("_wgrad_kernel") == 1
 
 
+@pytest.mark.parametrize("taps", [3, 5])
+def test_columns_of_taps(taps: int, started: list[str]) -> None:
+    """wgrad does them at once where rows have one tap; the last turn may have fewer."""
+    case = Conv((16, 24, 5, 3), (16, 24, taps, 1), {"stride": (2, 1), "padding": (1, 0)}, bias=False)
+    check(tnn.conv2d, F.conv2d, *operands(case, torch.bfloat16, "channels_last"), **case.options)
+    assert started.count("_wgrad_kernel") == 1
+
+
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
 def test_transposed(arithmetic: str, started: list[str]) -> None:
     x, w, b = (randn(*size, dtype=allowed(arithmetic)) for size in ((16, 16, 2, 3), (16, 16, 4, 4), (16,)))

@@ -1,0 +1,224 @@
+"""First layers: images of few channels that are convolved in boxes, from a copy whose windows overlap."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import trinn.layers as tnn
+from tests.cases import Conv, named
+from tests.check import DEVICE, check, randn
+from trinn import kernels
+from trinn.kernels import conv2d_tma, first2d, launch, tuning
+from trinn.kernels.boxes import Along, Box, best_box
+from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
+from trinn.kernels.indexing import Axis
+
+HOPPER = launch.INTERPRETED or launch.architecture(torch.device(DEVICE)) == "sm_90"
+pytestmark = pytest.mark.skipif(not HOPPER, reason="this GPU has no copy engine of Hopper's kind")
+
+LAST = torch.channels_last
+ARITHMETIC = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
+CASES = {
+    "3 channels, 7x7, stride 2": Conv((2, 3, 15, 20), (16, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "3 channels, 11x11, stride 4, ends before the edge": Conv((2, 3, 17, 33), (8, 3, 11, 11), {"stride": 4, "padding": 2}),
+    "3 channels, 3x3": Conv((2, 3, 5, 8), (8, 3, 3, 3), {"padding": 1}),
+    "4 channels, 5x5": Conv((2, 4, 6, 7), (8, 4, 5, 5), {"padding": 2}),
+    "1 channel, 7x7, stride 2": Conv((2, 1, 11, 14), (8, 1, 7, 7), {"stride": 2, "padding": 3}),
+    "1 channel, 3x3": Conv((2, 1, 4, 7), (8, 1, 3, 3)),
+    "5 channels, stride 3": Conv((2, 5, 9, 19), (8, 5, 4, 5), {"stride": 3, "padding": (1, 2)}),
+    "stride along the rows": Conv((2, 3, 7, 8), (8, 3, 3, 3), {"stride": (2, 1), "padding": 1}),
+    "stride along the columns": Conv((2, 3, 4, 21), (8, 3, 3, 2), {"stride": (1, 4), "padding": (0, 1)}),
+    "stride larger than the kernel": Conv((2, 3, 9, 25), (8, 3, 2, 2), {"stride": 4}),
+    "dilation along the columns of taps": Conv((2, 3, 9, 12), (8, 3, 3, 3), {"stride": 2, "padding": 2, "dilation": (2, 1)}),
+    "padding wider than the kernel": Conv((2, 2, 3, 4), (8, 2, 2, 3), {"padding": (4, 5), "stride": 2}),
+    "same, even kernel: one more column at the far edge": Conv((2, 3, 5, 7), (8, 3, 2, 4), {"padding": "same"}),
+    "a column of taps": Conv((2, 3, 6, 11), (8, 3, 5, 1), {"stride": 2, "padding": (2, 0)}),
+    "a row of taps": Conv((2, 3, 3, 9), (8, 3, 1, 5), {"padding": (0, 2)}),
+    "lines of images": Conv((19, 3, 5, 6), (24, 3, 5, 3), {"stride": 2, "padding": 1}),
+    "unbatched, no bias": Conv((3, 5, 8), (8, 3, 3, 3), bias=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Copies wherever they can be; the names of the kernels that are started."""
+    names: list[str] = []
+
+    def noted(kernel: Any, *args: Any, **options: Any) -> None:
+        names.append(kernel.__name__)
+        launch.launch(kernel, *args, **options)
+
+    monkeypatch.setattr(conv2d_tma, "launch", noted)
+    monkeypatch.setattr(first2d, "launch", noted)
+    monkeypatch.setattr(conv2d_tma, "interpreted", True)
+    monkeypatch.setattr(conv2d_tma, "FEWEST", 8)
+    monkeypatch.setattr(first2d, "STARTED", -(2**40))
+    yield names
+
+
+def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    x, w = randn(*case.x, dtype=dtype), randn(*case.w, dtype=dtype, seed=1)
+    if layout == "channels_last":
+        w = w.contiguous(memory_format=LAST)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=LAST)
+    return x, w, randn(case.w[0], dtype=dtype, seed=2) if case.bias else None
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+@pytest.mark.parametrize("name", CASES)
+def test_equals_torch(name: str, arithmetic: str, started: list[str]) -> None:
+    """The image and the filters are copied for fprop, and for wgrad the image again; dgrad is left to pointers."""
+    check(tnn.conv2d, F.conv2d, *operands(CASES[name], ARITHMETIC[arithmetic], "channels_last"), **CASES[name].options)
+    in_lines = int(arithmetic != "tf32" or name == "lines of images")  # TF32 has no others
+    assert started.count("_gather_kernel") == 1 and started.count("_wgrad_kernel") == in_lines
+    assert started.count("_fold_kernel") == 2 + in_lines
+
+
+@pytest.mark.parametrize("name", ["3 channels, 7x7, stride 2", "3 channels, 3x3", "lines of images"])
+def test_contiguous(name: str, started: list[str]) -> None:
+    check(tnn.conv2d, F.conv2d, *operands(CASES[name], torch.bfloat16, "contiguous"), **CASES[name].options)
+    assert started.count("_fold_kernel") == 3
+
+
+def test_where_it_lies(started: list[str]) -> None:
+    """Any strides, any address: some channels of more, every other row or image, one image for all, columns outermost."""
+    w = randn(8, 3, 3, 3, dtype=torch.bfloat16, seed=1)
+    large = randn(4, 8, 6, 9, dtype=torch.bfloat16)
+    for x in (large[:, 1:4], large[::2, 5:, 1::2], large[:1, :3].expand(3, 3, 6, 9), large[:, :3].mT, large[:, :3, :, 1::2]):
+        check(tnn.conv2d, F.conv2d, x, w, None, padding=1)
+    assert started.count("_gather_kernel") == 5
+
+
+@pytest.mark.parametrize("case", ["3 channels, 7x7, stride 2", "lines of images"])
+def test_tiles_of_a_gpu(case: str, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 32 and 64 of the depth, past its end; copies in several tiles along either axis."""
+    monkeypatch.setattr(tuning, "only_tile", tuning.Tile(64, 64, 64, 4, 3))
+    monkeypatch.setattr(tuning, "interpreted_block", 8)
+    check(tnn.conv2d, F.conv2d, *operands(CASES[case], torch.float16, "channels_last"), **CASES[case].options)
+    assert "_gather_kernel" in started
+
+
+@pytest.mark.parametrize("case", ["3 channels, 7x7, stride 2", "3 channels, 3x3"])
+def test_joined(case: str, started: list[str]) -> None:
+    """A scale and a shift, ReLU, and statistics in the kernel's last lines."""
+    x, w, shift = operands(CASES[case], torch.bfloat16, "channels_last")
+    scale, options = randn(w.shape[0], dtype=x.dtype, seed=3), CASES[case].options
+    y = F.conv2d(x, w, **options)
+    stride, padding = (options.get(name, default) for name, default in (("stride", 1), ("padding", 0)))
+    geometry = y.shape[2:], (stride, stride), (padding, padding), (1, 1), 1
+
+    def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None]).relu().detach()
+
+    check(lambda x, w, scale, shift: kernels.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
+    y, mean, var = kernels.conv2d_statistics(x, w, shift, *geometry)
+    assert started.count("_gather_kernel") == 2
+    exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    for got, expected in zip((var, mean), exact, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("arithmetic", ["bf16", "tf32"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_not_finite(value: float, arithmetic: str) -> None:
+    """A pixel or a filter reaches the outputs that see it and no other: none is multiplied by a zero that fills up."""
+    for which, place in (0, (1, 2, 4, 5)), (0, (0, 0, 0, 0)), (0, (0, 1, 8, 11)), (1, (2, 1, 0, 2)), (1, (7, 2, 2, 2)):
+        x, w, _ = operands(Conv((2, 3, 9, 12), (8, 3, 3, 3)), ARITHMETIC[arithmetic], "channels_last")
+        (x, w)[which][place] = value
+        y, expected = tnn.conv2d(x, w, stride=2), F.conv2d(x.double().cpu(), w.double().cpu(), stride=2)
+        assert torch.equal(y.isnan().cpu(), expected.isnan()) and torch.equal(y.isinf().cpu(), expected.isinf())
+        assert torch.equal(y[y.isinf()].double().cpu(), expected[expected.isinf()])
+
+
+def test_same_bits() -> None:
+    x, _, _ = operands(CASES["lines of images"], torch.float32, "contiguous")
+    dy = randn(19, 24, 2, 3, seed=3)
+    args = (5, 3), (2, 2), (1, 1), (1, 1), 1
+    assert torch.equal(kernels.conv2d_wgrad(x, dy, *args), kernels.conv2d_wgrad(x, dy, *args))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Conv((2, 3, 5, 5), (16, 3, 3, 3), {"dilation": (1, 2)}),  # what a window sees does not lie side by side
+        Conv((2, 3, 5, 5), (6, 3, 3, 3)),  # few filters
+        Conv((2, 4, 5, 5), (16, 2, 3, 3), {"groups": 2}),
+        Conv((2, 3, 5, 5), (16, 3, 1, 1)),  # windows of one pixel
+    ],
+)
+def test_left_to_pointers(case: Conv, started: list[str]) -> None:
+    check(tnn.conv2d, F.conv2d, *operands(case, torch.bfloat16, "channels_last"), **case.options)
+    assert not started
+
+
+def test_float32_is_left_to_pointers(started: list[str]) -> None:
+    x, w, b = operands(CASES["3 channels, 3x3"], torch.float32, "channels_last")
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    check(tnn.conv2d, F.conv2d, x, w, b, padding=1)
+    assert not started
+
+
+def test_where_a_copy_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the first layers of large networks; not for what would multiply zeros, nor for little work."""
+    monkeypatch.setattr(first2d, "STARTED", 2**23)
+
+    def pays(images: int, channels: int, taps: int, stride: int, unit: int = 8, filters: int = 64) -> bool:
+        x, size = torch.empty(images, channels, 224, 224, device="meta"), [(224 - taps) // stride + 1] * 2
+        return fold_of(x, (filters, channels, taps, taps), size, (stride, stride), (0, 0), (1, 1), unit) is not None
+
+    assert pays(64, 3, 7, 2) and pays(128, 3, 11, 4) and pays(64, 3, 3, 1) and pays(64, 3, 3, 2)
+    assert pays(64, 4, 7, 2, unit=4) and pays(64, 3, 16, 16, filters=768)
+    assert not (pays(64, 1, 3, 1) or pays(64, 1, 5, 1) or pays(64, 3, 1, 1) or pays(1, 3, 7, 2))
+
+
+def test_blocks_and_boxes() -> None:
+    """Lines of 64 bytes or more with few zeros behind them; columns side by side where that wastes little."""
+    for depth, block in ((28, 32), (44, 64), (12, 16), (72, 32), (64, 64), (8, 16)):
+        assert Fold(1, 1, 1, 0, depth, 1, 1).block(64) == block
+    assert Fold(4, 1, 1, 0, 11, 4, 1).block(32) == 16 and Fold(4, 1, 1, 0, 7, 2, 1).block(16) == 16
+    rows, columns = Along(55, 224, Axis(11, 4, 2, 1), False, one=True), Along(55, 55, Axis(1, 1, 0, 1), False)
+    assert best_box(128, 128, rows, columns) == Box(128, 1, 1)
+    assert best_box(128, 128, rows, columns, slack=0.1) == Box(16, 1, 8)
+
+
+FOLDS = {
+    "3 channels in 4": (3, Fold(4, 5, 14, 3, 7, 2, 4)),
+    "3 channels in 8, no zeros at the near edge": (3, Fold(8, 6, 9, 0, 3, 1, 7)),
+    "1 channel in 2, rows cut off": (1, Fold(2, 3, 16, 2, 4, 4, 4)),
+    "all columns are zeros": (2, Fold(8, 6, 4, 9, 2, 1, 3)),
+}
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=LAST),
+    "every other column of the transposed": lambda x: x.repeat_interleave(2, 2).mT.contiguous().mT[:, :, ::2],
+}
+
+
+@pytest.mark.parametrize("layout", named(LAYOUTS))
+@pytest.mark.parametrize("fold", named(FOLDS))
+def test_copies(fold: tuple[int, Fold], layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit what torch pads and unfolds, in one tile and in several; memory that was not written is NaN here."""
+    channels, (pitch, rows, columns, near, taps, stride, count) = fold[0], fold[1]
+    for block in (16384, 2):
+        monkeypatch.setattr(tuning, "interpreted_block", block)
+        for dtype in (torch.bfloat16, torch.float32):
+            x = layout(randn(3, channels, 6, 8, dtype=dtype))
+            copy = folded(x, fold[1])
+            expected = F.pad(x, (near, columns, 0, 0, 0, pitch - channels))[:, :, :rows, :columns]
+            assert torch.equal(copy, expected) and copy.is_contiguous(memory_format=LAST)
+            seen = expected.unfold(3, taps, stride)[:, :, :, :count].permute(0, 4, 1, 2, 3)
+            assert torch.equal(windows(copy, fold[1]), seen.flatten(1, 2))
+            w = layout(randn(5, channels, 2, taps, dtype=dtype))
+            for block in (16, 64):
+                depth = math.ceil(taps * pitch / block) * block
+                expected = F.pad(w, (0, depth // pitch - taps, 0, 0, 0, pitch - channels)).permute(0, 3, 1, 2)
+                assert torch.equal(folded_filters(w, fold[1], block), expected.reshape(5, depth, 2, 1))
