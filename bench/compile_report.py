@@ -2,7 +2,8 @@
 
 The real launchers run on meta tensors of the shapes below, and what they launch is compiled with the tile it has on each
 architecture; a row is a launch that compiles like no other. Fails on spilled registers, on more shared memory than there
-is, and on a kernel or a tile that no shape reaches.
+is, and on a kernel or a tile that no shape reaches. Fails as well where Hopper's matrix units would have to wait for more than
+what its copy engine brings: machine_code.py says how that shows.
 
 On sm_90 the launches of what networks compute are held to the row that bench/compiled/ has of them: registers, spills, shared
 memory, how many of the instructions that read and write global memory move 16 bytes, and how many instructions the program has
@@ -15,6 +16,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
 
 import argparse
 import itertools
+import json
 import math
 import multiprocessing
 import re
@@ -26,14 +28,17 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bench.machine_code import SHARED_MEMORY, Code, Driver, Program, Row, held, read_amdgcn, read_cubin, read_sass
-from bench.shapes import ARITHMETIC, HELD, cases
-from trinn.kernels import launch, tuning
+from bench.machine_code import SHARED_MEMORY, Code, Driver, Program, Row, count, held, read_amdgcn, read_cubin, read_sass, waits
+from bench.shapes import ARITHMETIC, HELD, Case, Passes, boxes_of, cases, convolutions, wgrad
+from trinn.kernels import conv2d_tma, launch, tuning
 
 # To run one more program side by side, ptxas leaves registers unused and puts one or two values aside. That is its choice.
 # Where it had no register left, or puts more aside, the tile is too large.
 PUT_ASIDE = 32  # bytes a thread
+
+SIZES = [2**i for i in range(13)]
 
 
 class Job(NamedTuple):
@@ -51,7 +56,14 @@ class Job(NamedTuple):
     def elements(self) -> float:
         """How many elements of its tile a thread computes."""
         blocks = {n: v for n, v in self.constants.items() if n.startswith("BLOCK") and n != "BLOCK_K"}
-        return math.prod([*blocks.values(), *self.constants.get("TILE", ())]) / (32 * self.constants["num_warps"])
+        sizes = [*blocks.values(), *self.constants.get("TILE", ()), *self.constants.get("BOX", ())]
+        taps = self.constants.get("TAPS", 1) if self.by_copies else 1
+        return taps * math.prod(sizes) / (32 * self.constants["num_warps"])
+
+    @property
+    def by_copies(self) -> bool:
+        """Whether the copy engine brings what it multiplies."""
+        return bool(box_traits(self.args, self.constants))
 
     @property
     def words(self) -> tuple[str, str, str]:
@@ -60,28 +72,102 @@ class Job(NamedTuple):
         blocks = [value for name, value in self.constants.items() if name.startswith("BLOCK")]
         blocks += self.constants.get("TILE", ())
         warps, stages = self.constants["num_warps"], self.constants["num_stages"]
-        return kernel, self.case, f"{'x'.join(map(str, blocks))} w{warps} s{stages}"
+        box = f" box {'x'.join(map(str, self.constants['BOX']))}" if "BOX" in self.constants else ""
+        taps = f" taps {self.constants['TAPS']}" if self.by_copies and "TAPS" in self.constants else ""
+        return kernel, self.case, f"{'x'.join(map(str, blocks))} w{warps} s{stages}{box}{taps}"
 
 
 def jobs_of(architecture: str, pattern: str) -> list[Job]:
-    """The launches of the cases whose label the pattern fits; of those that compile to the same, the first."""
+    """The launches of the cases whose label the pattern fits; of those that compile to the same, the first.
+
+    On sm_90 also the convolutions in boxes that have a tile, or a way to feed it, that none before has.
+    """
     triton.runtime.driver.set_active(Driver(architecture))
     jobs: dict[Any, Job] = {}
-    for name, arithmetic, channels_last, passes in cases():
+    is_hopper, seen = architecture == "sm_90", set[str]()
+
+    def add(case: Case, tile: tuning.Tile | None = None, all_of_it: bool = True) -> None:
+        name, arithmetic, channels_last, passes = case
         label = f"{name}, {arithmetic}{', channels_last' if channels_last else ''}"
         if not re.search(pattern, label):
-            continue
-        dtype, precision = ARITHMETIC[arithmetic]
-        held = architecture == "sm_90" and arithmetic in ("fp16", "tf32") and name in HELD
-        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = precision
+            return
+        is_held = is_hopper and arithmetic in ("fp16", "tf32") and name in HELD
+        remember = remembering(jobs, architecture, label, ARITHMETIC[arithmetic][0], is_held)
 
-        def new(*shape: int, dtype: torch.dtype = dtype, channels_last: bool = channels_last) -> Tensor:
-            order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
-            return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
+        def observe(kernel: Any, args: Any, constants: dict[str, Any]) -> None:
+            traits = {f"{arithmetic} {trait}" for trait in box_traits(args, constants)}
+            if all_of_it or traits - seen:
+                remember(kernel, args, constants)
+            seen.update(traits)
 
-        with launch.observed(remembering(jobs, architecture, label, dtype, held), architecture):
-            passes(new)
+        launched(passes, arithmetic, channels_last, architecture, observe, tile)
+
+    for case in cases(architecture):
+        add(case)
+    for case, tile in measured_cases() if is_hopper else ():
+        add(case, tile)
+    for name, passes in convolutions() if is_hopper else ():
+        for arithmetic, channels_last in (("fp16", True), ("fp16", False), ("tf32", False), ("fp32", True)):
+            add((name, arithmetic, channels_last, passes), all_of_it=False)
     return list(jobs.values())
+
+
+def box_traits(args: Sequence[Any], constants: dict[str, Any]) -> list[str]:
+    """What may decide how a convolution in boxes compiles: its tile, and how that is fed; of other launches, nothing."""
+    if not any(isinstance(arg, TensorDescriptor) for arg in args):
+        return []
+    if "BOX" in constants:
+        result, means = args[4:6]
+        planar, relu = (" " + name if constants[name.upper()] else "" for name in ("planar", "relu"))
+        stored = f"{' channels first' if result.stride(1) != 1 else ''}{' with statistics' if means is not None else ''}"
+        long = " ".join(axis for axis, size in constants["BOX"]._asdict().items() if size > 1)
+        name = "dgrad" if constants["ADJOINT"] else "fprop"
+        return [_box_tile(constants) + planar + stored, f"{name}{planar}{relu} of {long}, every {constants['SPAN']}"]
+    lines = "images inward" if constants["IMAGES_LAST"] else "images" if constants["OF_IMAGES"] else "columns"
+    channels = "few" if constants["PITCH"] else "all"
+    return [_box_tile(constants), f"wgrad of {constants['BLOCK_K']} {lines}, every {constants['SPAN']}, {channels} channels"]
+
+
+def _box_tile(constants: dict[str, Any]) -> str:
+    """What decides how many registers a launch of conv2d_tma.py needs, and how much shared memory."""
+    m, warps, stages = constants["BLOCK_M"], constants["num_warps"], constants["num_stages"]
+    if "BOX" in constants:
+        name, sizes = "dgrad" if constants["ADJOINT"] else "fprop", f"{m}x{math.prod(constants['BOX'])}x{constants['BLOCK_K']}"
+    else:
+        name, sizes = "wgrad", f"{m}x{constants['BLOCK_N']}, {constants['TAPS']} taps,"
+    return f"{name} by {sizes} w{warps} s{stages}"
+
+
+def launched(
+    passes: Passes, arithmetic: str, channels_last: bool, architecture: str, observe: Callable[[Any, Any, Any], None],
+    tile: tuning.Tile | None = None,
+) -> None:  # fmt: skip
+    """Show each launch of some passes, with this tile or those that tuning.py gives."""
+    dtype, precision = ARITHMETIC[arithmetic]
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = precision
+
+    def new(*shape: int, dtype: torch.dtype = dtype, channels_last: bool = channels_last) -> Tensor:
+        order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
+
+    tuning.only_tile = tile
+    with launch.observed(observe, architecture):
+        passes(new)
+    tuning.only_tile = None
+
+
+def measured_cases() -> list[tuple[Case, tuning.Tile]]:
+    """Convolutions in boxes, with the tiles that were measured on GPUs."""
+    arithmetics = {"bfloat16 ieee": "bf16", "float16 ieee": "fp16", "float32 tf32": "tf32", "float32 bf16x6": "fp32"}
+    found: list[tuple[Case, tuning.Tile]] = []
+    for path in sorted(tuning.TILES.glob("*.json")):
+        gpu = json.loads(path.read_text())["gpu"]
+        for kind, tile in sorted({(like.rsplit(" ", 3)[0], tile) for like, tile in tuning.measured_tiles(gpu).items()}):
+            if kind.startswith("tma "):
+                _, kernel, arithmetic = kind.split(" ", 2)
+                of_kind = boxes_of(kernel, tile.m, tile.n).items()
+                found += [((f"{gpu}, {name}", arithmetics[arithmetic], True, passes), tile) for name, passes in of_kind]
+    return found
 
 
 def remembering(
@@ -111,8 +197,13 @@ def code_of(job: Job) -> Code | str:
     except Exception as error:  # whatever a compiler may raise
         return f"does not compile: {error}"
     read = read_amdgcn(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else read_cubin(binary.asm["cubin"], binary.asm["ptx"])
-    program = read_sass(binary.asm["cubin"]) if job.held else None
-    return read._replace(shared=binary.metadata.shared, program=program)
+    read = read._replace(shared=binary.metadata.shared)
+    if job.held or job.by_copies:
+        instructions = read_sass(binary.asm["cubin"])
+        read = read._replace(program=count(instructions))
+    if job.by_copies:
+        read = read._replace(waits=waits(binary.asm["ttgir"], job.constants["num_stages"], instructions))
+    return read
 
 
 def fault_of(job: Job, code: Code | str) -> str | None:
@@ -120,11 +211,11 @@ def fault_of(job: Job, code: Code | str) -> str | None:
     if isinstance(code, str):
         return code
     most_registers = min(255, 65536 // (32 * job.constants["num_warps"]))
-    if code.spilled > PUT_ASIDE or (code.spilled and code.registers >= most_registers):
+    if code.spilled > PUT_ASIDE or (code.spilled and (job.by_copies or code.registers >= most_registers)):
         return f"spills {code.spilled} bytes a thread"
     if code.shared > SHARED_MEMORY[job.architecture]:
         return f"needs {code.shared} bytes of shared memory, of {SHARED_MEMORY[job.architecture]}"
-    return None
+    return "; ".join(code.waits) or None
 
 
 def row_of(job: Job, code: Code) -> Row:
@@ -146,24 +237,49 @@ def named(rows: Iterator[tuple[Job, Row]]) -> dict[str, Row]:
 
 def unreached(jobs: Sequence[Job]) -> Iterator[str]:
     """Kernels that no job launches, and tiles of tuning.py that none has."""
+    architectures = list(dict.fromkeys(job.architecture for job in jobs))
     modules = [module for name, module in sys.modules.items() if name.startswith("trinn.kernels.")]
     there = {id(value): value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")}
     for kernel in set(there) - {id(job.kernel) for job in jobs}:
-        yield f"{there[kernel].__module__}.{there[kernel].__name__} is launched by no case"
-    sizes = [2**i for i in range(13)]
-    for architecture in dict.fromkeys(job.architecture for job in jobs):
+        if there[kernel].__module__ != conv2d_tma.__name__ or "sm_90" in architectures:
+            yield f"{there[kernel].__module__}.{there[kernel].__name__} is launched by no case"
+    for architecture in architectures:
         ours = [job for job in jobs if job.architecture == architecture]
         for dtype in (torch.float16, torch.float32, torch.float64):  # bfloat16 has float16's
             names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
             reached = {tuple(job.constants.get(name) for name in names) for job in ours if job.dtype == dtype}
-            for m, n, k in itertools.product(sizes, repeat=3):
+            for m, n, k in itertools.product(SIZES, repeat=3):
                 for name, scattered in (("linear", False), ("conv2d", False), ("wgrad", True)):
                     tile = tuning.guessed_tile(tuning.Product(name, m, n, k, dtype, "ieee", scattered), architecture)
                     if tile not in reached:
                         reached.add(tile)
                         yield f"{tile} of {dtype} on {architecture} is launched by no case"
-        for block in {tuning.elementwise_block(size) for size in sizes} - {job.constants.get("BLOCK") for job in ours}:
+        for block in {tuning.elementwise_block(size) for size in SIZES} - {job.constants.get("BLOCK") for job in ours}:
             yield f"an elementwise block of {block} on {architecture} is launched by no case"
+    if "sm_90" in architectures:
+        ours = [job for job in jobs if job.architecture == "sm_90" and job.by_copies]
+        for arithmetic in ("fp16", "tf32", "fp32"):
+            yield from (f"{tile} of {arithmetic} in boxes is launched by no case" for tile in boxes_unreached(ours, arithmetic))
+
+
+def boxes_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
+    """Tiles of conv2d_tma.py that no job has: what tuning.py gives to products of all sizes, and what wgrad makes of it."""
+    (dtype, precision), of_planes = ARITHMETIC[arithmetic], arithmetic == "fp32"
+    ours = [job.constants for job in jobs if job.dtype == dtype and bool(job.constants["CROSS"]) == of_planes]
+    wanted: set[str] = set()
+    for m, n, k in itertools.product(SIZES, repeat=3):
+        product = tuning.Product("tma conv2d", m, n, k, dtype, "bf16x6" if of_planes else precision)
+        tile = tuning.guessed_tile(product, "sm_90")
+        sizes = {"BLOCK_M": tile.m, "BOX": (tile.n,), "BLOCK_K": tile.k, "num_warps": tile.warps, "num_stages": tile.stages}
+        wanted |= {_box_tile(sizes | {"ADJOINT": adjoint}) for adjoint in (False, True)}
+
+    def observe(kernel: Any, args: Any, constants: dict[str, Any]) -> None:
+        if "BLOCK_N" in constants and box_traits(args, constants):
+            wanted.add(_box_tile(constants))
+
+    for pixels, m, c, taps in itertools.product((8, 24), (64, 128), range(32, 328, 8), range(1, 12)):
+        launched(wgrad((64, c, 1, pixels + taps - 1), (m, c, 1, taps)), arithmetic, True, "sm_90", observe)
+    yield from sorted(wanted - set(map(_box_tile, ours)))
 
 
 _jobs: list[Job] = []  # what the processes that compile have in common

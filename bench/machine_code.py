@@ -1,11 +1,12 @@
 """What compiled programs say of themselves, and whether it is worse than what bench/compiled/ holds them to."""
 
+import itertools
 import json
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,23 @@ class Program(NamedTuple):
     stores: int
 
 
+class Instruction(NamedTuple):
+    """Of machine code: its name with what it is qualified by, and its operands as they are written."""
+
+    address: int
+    name: str
+    operands: str
+
+
+class Loop(NamedTuple):
+    """A loop that multiplies matrices, in the last form of a program that still has layouts: Triton's TTGIR."""
+
+    operations: Counter[str]  # how many of each name
+    in_registers: int  # products of which an operand is there
+    ahead: int  # copies of the copy engine (TMA) that begin on the way to it
+    pending: int  # products that may still run when it goes on, at least
+
+
 class Code(NamedTuple):
     """What a launch compiled to."""
 
@@ -35,6 +53,7 @@ class Code(NamedTuple):
     tensor_core: int  # instructions in the program text
     load: int  # bits of the widest load from global memory
     program: Program | None = None
+    waits: tuple[str, ...] = ()  # what Hopper's matrix units wait for, that should not
 
 
 class Row(NamedTuple):
@@ -77,15 +96,97 @@ def read_cubin(cubin: bytes, ptx: str) -> Code:
     return Code(number["REG"], number["STACK"] + number["LOCAL"], 0, len(tensor_core), max(loads, default=0))
 
 
-def read_sass(cubin: bytes) -> Program:
-    """The machine code of an NVIDIA binary. Instructions that only fill the end of a program do not count."""
-    text = _dumped(cubin, "-sass")
-    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", text, re.MULTILINE)
-    counts = Counter(name for name in names if name != "NOP")
+def read_sass(cubin: bytes) -> list[Instruction]:
+    """The machine code of an NVIDIA binary. Instructions that only fill the end of a program are left out."""
+    line = r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*) *([^;]*);"
+    found = re.findall(line, _dumped(cubin, "-sass"), re.MULTILINE)
+    return [Instruction(int(at, 16), name, operands.strip()) for at, name, operands in found if name != "NOP"]
+
+
+def count(instructions: Sequence[Instruction]) -> Program:
+    """How many there are of each kind."""
+    counts = Counter(instruction.name for instruction in instructions)
     loads = {name: count for name, count in counts.items() if re.match(r"LDG(STS)?\b", name)}
     stores = {name: count for name, count in counts.items() if re.match(r"STG\b", name)}
     wide = [sum(count for name, count in kind.items() if ".128" in name) for kind in (loads, stores)]
     return Program(counts.total(), wide[0], sum(loads.values()), wide[1], sum(stores.values()))
+
+
+def read_loops(ttgir: str) -> list[Loop]:
+    """The innermost loops that multiply."""
+    loops, passed = [], 0
+    lines = ttgir.splitlines()
+    for first, line in enumerate(lines):
+        if not re.search(r"\bscf\.for\b", line):
+            continue
+        end = line[: len(line) - len(line.lstrip())] + "}"
+        body = list(itertools.takewhile(lambda line, end=end: not line.startswith(end), lines[first + 1 :]))  # type: ignore[misc]
+        products = [line for line in body if re.search(r"\b(?:tt\.dot|ttng\.warp_group_dot)\b", line)]
+        if products and not any("scf.for" in line for line in body):
+            ahead = _operations(lines[passed:first])["ttng.async_tma_copy_global_to_local"]
+            in_registers = sum(line.count("!ttg.memdesc<") != 2 for line in products)
+            pending = [int(n) for n in re.findall(r"\bpendings = (\d+)", "\n".join(body))]
+            loops.append(Loop(_operations(body), in_registers, ahead, min(pending, default=0)))
+            passed = first + len(body)
+    return loops
+
+
+def _operations(lines: Sequence[str]) -> Counter[str]:
+    return Counter(found[1] for line in lines if (found := re.match(r"\s*(?:%.*? = )?(\w+\.\w+)", line)))
+
+
+# What a loop fed by the copy engine does besides arithmetic of addresses.
+FED = {
+    *(f"ttg.memdesc_{view}" for view in ("index", "trans", "reshape")),
+    *(f"ttng.{name}" for name in ("async_tma_copy_global_to_local", "barrier_expect", "wait_barrier")),
+    *(f"ttng.warp_group_dot{wait}" for wait in ("", "_wait")),
+}
+
+
+def waits(ttgir: str, stages: int, instructions: Sequence[Instruction]) -> tuple[str, ...]:
+    """What Hopper's matrix units wait for, besides the copy engine, in a program that has both."""
+    return tuple(dict.fromkeys([*unfed(read_loops(ttgir), stages), *stalled(instructions)]))
+
+
+def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
+    """Where loops do not multiply what the copy engine put into shared memory, as it lies there, several turns ahead.
+
+    A copy is ahead by as many turns as there are stages but one, and a product may still run while the next begins.
+    """
+    if not loops:
+        yield "no loop multiplies"
+    for loop in loops:
+        copies = loop.operations["ttng.async_tma_copy_global_to_local"]
+        strange = [name for name in loop.operations if name.startswith(("tt.", "ttg.", "ttng.")) and name not in FED]
+        if strange:
+            yield f"a loop that multiplies has {', '.join(sorted(strange))}"
+        if loop.in_registers:
+            yield "an operand of a product passes through registers"
+        if copies == 0 or loop.ahead != copies * (stages - 1):
+            yield f"{loop.ahead} copies are ahead of a loop of {copies}, in {stages} stages"
+        if loop.pending == 0:
+            yield "a loop waits for its own products"
+
+
+def stalled(instructions: Sequence[Instruction]) -> Iterator[str]:
+    """What ptxas put between products: it may move operands, or have each wgmma end before the next begins."""
+    branches = [(int(i.operands.split()[-1], 16), i.address) for i in instructions if i.name == "BRA"]
+    products = [i.address for i in instructions if i.name.startswith("HGMMA.")]
+    around = [[(last - first, first, last) for first, last in branches if first <= product < last] for product in products]
+    loops = {min(spans) for spans in around if spans}
+    if not loops:
+        yield "no loop has wgmma"
+    for _, first, last in sorted(loops):
+        body = [i for i in instructions if first <= i.address <= last]
+        strange = {i.name for i in body if re.match(r"(?:LD|LDG|LDGSTS|LDL|LDS|LDSM|ST|STG|STL|STS|STSM|HMMA)\b", i.name)}
+        if strange:
+            yield f"a loop with wgmma has {', '.join(sorted(strange))}"
+        if not any(i.name.startswith("UTMALDG.") for i in body):
+            yield "a loop with wgmma has no UTMALDG"
+        if any(i.name.startswith("HGMMA.") and not re.match(r"\w+, gdesc\[", i.operands) for i in body):
+            yield "wgmma has an operand in registers"
+        if any(i.name == "WARPGROUP.DEPBAR.LE" and i.operands.endswith(" 0x0") for i in body):
+            yield "ptxas has wgmma wait for one another"
 
 
 def read_amdgcn(text: str) -> Code:

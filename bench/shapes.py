@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,21 +22,42 @@ ARITHMETIC = {
 Shape = Sequence[int]
 New = Callable[..., Tensor]  # an empty tensor of that shape, in the dtype and memory format to compile for
 Passes = Callable[[New], object]  # launches the passes of an operator
+Case = tuple[str, str, bool, Passes]  # the name, the arithmetic, whether channels_last
 
 
 def conv(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
     """The passes of a convolution, which are also those of its transpose."""
-    size = [(n + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 for n, taps in zip(x[2:], w[2:], strict=True)]
-    geometry = (stride, stride), (padding, padding), (dilation, dilation), groups
+    size, geometry = _geometry(x, w, stride, padding, dilation, groups)
 
     def passes(new: New) -> None:
-        image, filters, dy = new(*x), new(*w), new(x[0], w[0], *size)
-        kernels.conv2d_fprop(image, filters, new(w[0]), size, *geometry)
-        kernels.conv2d_dgrad(dy, filters, None, x[2:], *geometry)
-        kernels.conv2d_wgrad(image, dy, w[2:], *geometry)
-        kernels.channel_sum(dy)
+        gather(x, w, stride, padding, dilation, groups)(new)
+        wgrad(x, w, stride, padding, dilation, groups)(new)
+        kernels.channel_sum(new(x[0], w[0], *size))
 
     return passes
+
+
+def gather(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
+    """Its forward pass and the gradient of its input."""
+    size, geometry = _geometry(x, w, stride, padding, dilation, groups)
+
+    def passes(new: New) -> None:
+        kernels.conv2d_fprop(new(*x), new(*w), new(w[0]), size, *geometry)
+        kernels.conv2d_dgrad(new(x[0], w[0], *size), new(*w), None, x[2:], *geometry)
+
+    return passes
+
+
+def wgrad(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
+    """The gradient of its filters."""
+    size, geometry = _geometry(x, w, stride, padding, dilation, groups)
+    return lambda new: kernels.conv2d_wgrad(new(*x), new(x[0], w[0], *size), w[2:], *geometry)
+
+
+def _geometry(x: Shape, w: Shape, stride: int, padding: int, dilation: int, groups: int) -> tuple[list[int], Any]:
+    """The size of the result, and what launchers are told of the windows."""
+    size = [(n + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 for n, taps in zip(x[2:], w[2:], strict=True)]
+    return size, ((stride, stride), (padding, padding), (dilation, dilation), groups)
 
 
 def conv_and_more(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups: int = 1) -> Passes:
@@ -70,8 +92,8 @@ def product(m: int, n: int, k: int) -> Passes:
 
 
 def scattered_product(m: int, n: int, k: int) -> Passes:
-    """The same of single elements."""
-    return lambda new: kernels.conv2d_wgrad(new(1, n, 4, k // 4), new(1, m, 4, k // 4), (1, 1), (1, 1), (0, 0), (1, 1), 1)
+    """Nearly the same of single elements, so few or so many that no other kernel takes them."""
+    return wgrad((1, n - 1, 4, k // 4), (m - 1, n - 1, 1, 1))
 
 
 def relu(*shape: int) -> Passes:
@@ -248,9 +270,65 @@ TILES |= {
 }
 BLOCKS = {f"ReLU of {2**i}": relu(2**i) for i in range(4, 11)}
 
+# What Hopper, which convolves others in boxes, leaves to the kernels for every convolution.
+NOT_BOXES = {
+    "odd 3 x 3": conv((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
+    "odd 3 x 3 and more": conv_and_more((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
+    "dilated, few channels in": conv((32, 16, 28, 28), (128, 16, 3, 3), padding=2, dilation=2),
+    "dilated, few channels out": conv((32, 128, 28, 28), (16, 128, 3, 3), padding=2, dilation=2),
+    "one odd image": conv((1, 511, 7, 7), (511, 511, 3, 3), padding=1),
+    "past int32, odd": conv((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
+    "past int32, odd and more": conv_and_more((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
+}
 
-def cases() -> Iterator[tuple[str, str, bool, Passes]]:
-    """(name, arithmetic, whether channels_last, passes)."""
+
+def convolutions() -> Iterator[tuple[str, Passes]]:
+    """More than enough to have every tile that tuning.py gives a convolution in boxes, and every way to feed it.
+
+    They are many and most compile alike: compile_report.py takes those that have what none before has.
+    """
+    images = (11, 56), (96, 14), (704, 7), (6, 56), (2, 56), (1, 56)  # tiles of 256, 128 and 64 pixels, by turns
+    for c, taps, (n, size) in itertools.product((64, 128), (3, 1), images):
+        x, w, name = (n, c, size, size), (c, c, taps, taps), f"{c} channels, {taps} x {taps}, {n} of {size} x {size}"
+        yield name, gather(x, w, padding=taps // 2)
+        yield f"{name}, and more", conv_and_more(x, w, padding=taps // 2)
+    for c, stride, size in itertools.product((40, 48, 64, 80, 96), (1, 2, 3), (28, 33)):
+        yield f"{c} channels, stride {stride}, {size} x {size}", conv((32, c, size, size), (c, c, 3, 3), stride, padding=1)
+    for c, groups in ((64, 2), (128, 4), (8, 8)):
+        x, w = (32, c * groups, 28, 28), (c * groups, c, 3, 3)
+        yield f"{groups} groups of {c}", conv(x, w, padding=1, groups=groups)
+    # What wgrad sums at once: so many taps of a row, or of a column for few channels.
+    channels = 32, 64, 128, 256, 40, 48, 72, 80, 160, 320
+    for pixels, m, c, taps in itertools.product((24, 8), (64, 128), channels, range(1, 12)):
+        yield f"{m} x {c} channels, 1 x {taps}, {pixels} pixels", wgrad((64, c, 1, pixels + taps - 1), (m, c, 1, taps))
+    for m, c, taps, stride, (n, size) in itertools.product(
+        (64, 128), (1, 2, 3, 4, 6, 12, 24), (2, 3, 5, 7, 11), (1, 2, 4), ((32, 112), (8, 64), (8, 32))
+    ):
+        x, w = (n, c, size, size), (m, c, taps, taps)
+        name = f"{c} channels to {m}, {taps} x {taps}, stride {stride}, {n} of {size} x {size}"
+        yield name, conv(x, w, stride, padding=taps // 2)
+    # Lines along images and along rows, of each length.
+    for m, (n, size), stride, taps in itertools.product(
+        (64, 128), ((64, 7), (32, 7), (16, 14), (1, 64), (1, 32), (1, 16)), (1, 2), (1, 3)
+    ):
+        x, w = (n, 64, size, size), (m, 64, taps, taps)
+        yield (
+            f"64 channels to {m}, {taps} x {taps}, stride {stride}, {n} of {size} x {size}",
+            wgrad(x, w, stride, padding=taps // 2),
+        )
+
+
+def boxes_of(kernel: str, m: int, n: int) -> dict[str, Passes]:
+    """What has boxes, or wgrad's accumulators, of a tile of m by n, where that is the only one there is."""
+    if kernel == "conv2d":
+        return {f"boxes by {m} x {n}": gather((11, 128, 56, 56), (128, 128, 3, 3), padding=1)}
+    at_once = {c: n // c for c in (32, 64, 1 << n.bit_length() - 1) if n // c}
+    return {
+        f"{m} x {c} channels, 1 x {taps}, by {m} x {n}": wgrad((64, c, 1, 24), (m, c, 1, taps)) for c, taps in at_once.items()
+    }
+
+
+def cases(architecture: str) -> Iterator[Case]:
     for name, passes in EVERYWHERE.items():
         for arithmetic, channels_last in itertools.product(ARITHMETIC, (True, False)):
             yield name, arithmetic, channels_last, passes
@@ -262,3 +340,7 @@ def cases() -> Iterator[tuple[str, str, bool, Passes]]:
             yield name, arithmetic, False, passes
     for name, passes in BLOCKS.items():
         yield name, "fp16", False, passes
+    for name, passes in NOT_BOXES.items() if architecture == "sm_90" else ():
+        yield name, "fp16", True, passes
+        yield name, "tf32", False, passes
+        yield name, "fp32", True, passes

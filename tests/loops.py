@@ -1,0 +1,37 @@
+"""Prints, as JSON, what the loops of compiled convolutions do on Hopper: a program for test_machine_code.py.
+
+Nothing runs; no GPU is needed.
+"""
+
+from bench.compile_report import code_of, jobs_of  # sets TRITON_INTERPRET, so it comes first  # isort: skip
+
+import json
+
+from bench.machine_code import Code, read_loops, read_sass, waits
+
+# All three passes in boxes, and by the kernels for every convolution.
+CASES = "^(ResNet 3x3|odd 3 x 3), fp16, channels_last$"
+
+
+def main() -> None:
+    found = []
+    for job in jobs_of("sm_90", CASES):
+        if not any(name in job.kernel.__name__ for name in ("gather", "wgrad")):
+            continue
+        code = code_of(job)
+        assert isinstance(code, Code), code
+        binary = job.kernel.warmup(*job.args, grid=(1,), **job.constants)
+        ttgir, instructions, stages = binary.asm["ttgir"], read_sass(binary.asm["cubin"]), job.constants["num_stages"]
+        found.append({
+            "kernel": job.words[0], "in boxes": job.by_copies, "stages": stages,
+            "loops": [{"operations": loop.operations, "in registers": loop.in_registers, "ahead": loop.ahead,
+                       "pending": loop.pending} for loop in read_loops(ttgir)],
+            "instructions": sorted({instruction.name.split(".")[0] for instruction in instructions}),
+            "waits": waits(ttgir, stages, instructions), "reported": code.waits,
+            "spilled": code.spilled, "shared": code.shared,
+        })  # fmt: skip
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
