@@ -6,8 +6,8 @@
 
     each with h = p * stride - padding + r * dilation, w from q and s likewise, and c = k // (filters a channel)
 
-conv2d hands such shapes over; nobody else needs to know. fprop and dgrad are one kernel, elementwise over the result in its
-memory order. wgrad holds all taps of a block of filters in registers, so that x and dy are read once.
+conv2d hands such shapes over; nobody else needs to know. Those with one filter a channel mostly go on to depthwise2d_strips.py,
+which reads less often. Of the others, fprop and dgrad are one kernel, elementwise over the result in its memory order. wgrad holds all taps of a block of filters in registers, so that x and dy are read once.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.depthwise2d_strips import gather_strips, has_strips, wgrad_strips
 from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import Axis, big_from_small, elements_of, inside, small_from_big, split_pixel
 from trinn.kernels.launch import index_type, is_channels_last, launch
@@ -118,6 +119,8 @@ def depthwise2d_gather(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], adjoint: bool, relu: bool,
 ) -> None:  # fmt: skip
     """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
+    if has_strips(source, result, weight, stride, dilation, adjoint):
+        return gather_strips(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     w_k, _, w_r, w_s = weight.stride()
     programs, order = element_tiles(result)
     launch(
@@ -136,6 +139,8 @@ def depthwise2d_wgrad(
     x: Tensor, dy: Tensor, dw: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
     """Fill and return the result of conv2d_wgrad."""
+    if has_strips(x, dy, dw, stride, dilation):
+        return wgrad_strips(x, dy, dw, stride, padding, dilation)
     images, filters, out_height, out_width = dy.shape
     pixels = images * out_height * out_width
     taps = triton.next_power_of_2(dw.shape[2] * dw.shape[3])

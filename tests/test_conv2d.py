@@ -13,8 +13,11 @@ DIFFERENTIATED = {
     "strided, dilated, padded": Conv((1, 2, 6, 5), (2, 2, 2, 2), {"stride": (2, 1), "dilation": (1, 2), "padding": 1}),
     "groups": Conv((2, 4, 4, 3), (4, 2, 2, 3), {"groups": 2, "padding": (0, 1)}),
     "depthwise": Conv((1, 2, 4, 3), (4, 1, 2, 2), {"groups": 2, "stride": 2, "padding": 1}),
+    "depthwise, stride 1": Conv((1, 2, 5, 3), (2, 1, 3, 2), {"groups": 2, "padding": 1}),
     "same, even kernel": Conv((1, 2, 4, 3), (3, 2, 2, 2), {"padding": "same"}, bias=False),
 }
+
+STRIPS = "depthwise, more rows than one program walks, a width that no tile divides"
 
 
 def operands(case: Conv, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -28,13 +31,13 @@ def test_equals_torch(case: Conv) -> None:
     check(tnn.conv2d, F.conv2d, *operands(case), **case.options)
 
 
-@pytest.mark.parametrize("name", ["stride and dilation coprime", "groups", "depthwise", "1x1: a matrix product"])
+@pytest.mark.parametrize("name", ["stride and dilation coprime", "groups", "depthwise", STRIPS, "1x1: a matrix product"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(name: str, dtype: torch.dtype) -> None:
     check(tnn.conv2d, F.conv2d, *operands(CONV[name], dtype), **CONV[name].options)
 
 
-@pytest.mark.parametrize("name", ["groups", "depthwise"])
+@pytest.mark.parametrize("name", ["groups", "depthwise", STRIPS])
 @pytest.mark.parametrize("which", ["input", "weight", "both"])
 def test_channels_last(which: str, name: str) -> None:
     """The output is channels_last if the input is, or only the weight."""
@@ -44,6 +47,14 @@ def test_channels_last(which: str, name: str) -> None:
     if which != "input":
         w = w.contiguous(memory_format=torch.channels_last)
     check(tnn.conv2d, F.conv2d, x, w, b, **CONV[name].options)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("case", named({name: case for name, case in CONV.items() if name.startswith("depthwise, ")}))
+def test_depthwise_channels_last(case: Conv) -> None:
+    """There the lanes of a tile are channels, not columns."""
+    x, w, b = operands(case)
+    check(tnn.conv2d, F.conv2d, x.contiguous(memory_format=torch.channels_last), w, b, **case.options)
 
 
 def test_any_strides() -> None:
@@ -76,7 +87,9 @@ def test_gradcheck(case: Conv) -> None:
     assert gradgradcheck(lambda *t: tnn.conv2d(*t, **case.options), tensors, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["plain", "stride and dilation share a factor: taps hit every other phase", "depthwise"])
+@pytest.mark.parametrize(
+    "name", ["plain", "stride and dilation share a factor: taps hit every other phase", "depthwise", STRIPS]
+)
 def test_passes_are_adjoint(name: str) -> None:
     """<conv(x, w), y> = <x, dgrad(y, w)> = <w, wgrad(x, y)>: one trilinear form, to the last digits of float64."""
     case = CONV[name]
@@ -90,7 +103,7 @@ def test_passes_are_adjoint(name: str) -> None:
     assert abs(float((y * g).sum() - (w * dw).sum())) <= 1e-14 * scale
 
 
-@pytest.mark.parametrize("name", ["stride and dilation coprime", "depthwise"])
+@pytest.mark.parametrize("name", ["stride and dilation coprime", "depthwise", STRIPS])
 def test_same_bits_every_time(name: str) -> None:
     first = gradients(tnn.conv2d, *operands(CONV[name]), **CONV[name].options)
     for _ in range(5):

@@ -41,10 +41,12 @@ SHARED = {
 STANDS_ON = {
     "kernels": {
         "adaptive_pool2d": {"pool2d"},
-        "conv2d": {"conv2d_tma", "depthwise2d"},
+        "conv2d": {"conv2d_tma", "conv2d_tma_wgrad", "depthwise2d"},
         "conv2d_fused": {"conv2d", "conv2d_tma", "depthwise2d", "pool2d"},
         "conv2d_tma": {"first2d"},
+        "conv2d_tma_wgrad": {"conv2d_tma", "first2d"},
         "conv_transpose2d": {"conv2d"},
+        "depthwise2d": {"depthwise2d_strips"},
     },
     "layers": {
         "batchnorm2d": {"relu"},
@@ -56,10 +58,10 @@ STANDS_ON = {
 }
 # What stands on all operators.
 ON_ALL = {"convert", "fused", "joining", "patched", "report"}
-# Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d and what Hopper is
-# made for to conv2d_tma, and that images of few channels to first2d; upsample2d antialiasing to antialias2d,
-# layers/fused.py stands on conv2d_fused and several others.
-NO_LAYER = {"antialias2d", "conv2d_fused", "conv2d_tma", "depthwise2d", "first2d"}
+# Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d, which has depthwise2d_strips for
+# most, what Hopper is made for to conv2d_tma, and that images of few channels to first2d; upsample2d antialiasing to
+# antialias2d, layers/fused.py stands on conv2d_fused and several others.
+NO_LAYER = {"antialias2d", "conv2d_fused", "conv2d_tma", "conv2d_tma_wgrad", "depthwise2d", "depthwise2d_strips", "first2d"}
 
 
 def tree(source: str) -> ast.Module:

@@ -1,0 +1,307 @@
+"""Depthwise convolution with one filter a channel, in strips: a row of the larger image is read once, for all taps over it.
+
+A program owns some columns of some channels and walks down the rows, H.stride of the larger image for each of the smaller.
+What it reads has a part in several rows of the smaller image, of which each step begins one and completes another: their sums,
+or for wgrad their gradients, are a tuple that moves on by one. So an element is read and widened once for each tap of a row of
+filters, not for all of them, and the next rows are on their way while those at hand are multiplied.
+
+A padded zero takes part in a convolution whatever the filter is, but a missing gradient does not: dgrad, which is fprop with
+the taps turned over, has filters of 0 there, so that an infinite one leaves no NaN.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels import tuning
+from trinn.kernels.epilogue import rectified
+from trinn.kernels.indexing import Axis, big_from_small, inside
+from trinn.kernels.launch import INTERPRETED, device_function, index_type, is_channels_last, launch
+from trinn.kernels.precision import accumulator
+from trinn.kernels.reduce import partials_of, sum_partials
+from trinn.kernels.tuning import ElementTile
+
+# A filter is held in registers, once for each element of a thread: so many of those hold one tap each.
+FILTER_REGISTERS = 100
+MOST_TAPS = 49
+
+
+@device_function
+def _none():
+    """A tuple to begin with."""
+    return ()
+
+
+@device_function
+def _places(
+    pixel_tile, channel_tile, pixels, channels, width, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
+):
+    """(image, column, channel, which pixels exist, which channels) of a tile, whose lanes are channels, or else pixels.
+
+    A pixel counts images and columns, since a strip goes through all rows.
+    """
+    row, lane = tl.arange(0, TILE.rows)[:, None], tl.arange(0, TILE.lanes)[None, :]
+    if CHANNELS_LAST:
+        pixel, channel = pixel_tile.to(INDEX) * TILE.rows + row, channel_tile.to(INDEX) * TILE.lanes + lane
+    else:
+        pixel, channel = pixel_tile.to(INDEX) * TILE.lanes + lane, channel_tile.to(INDEX) * TILE.rows + row
+    return pixel // width, pixel % width, channel, pixel < pixels, channel < channels
+
+
+@device_function
+def _rows_from(h, start, seen, x_h, x_tap, height, H: tl.constexpr, W: tl.constexpr):
+    """H.stride rows from `h` on, each as one tile for each tap of a row, shifted by that."""
+    ROWS: tl.constexpr = H.stride
+    TAPS: tl.constexpr = W.taps
+    rows = _none()
+    for i in tl.static_range(ROWS):
+        for s in tl.static_range(TAPS):
+            rows += (tl.load(start + (h + i) * x_h + s * x_tap, mask=seen[s] & inside(h + i, height), other=0.0),)
+    return rows
+
+
+@device_function
+def _converted(tiles, DTYPE: tl.constexpr):
+    """The tiles, as that dtype."""
+    result = _none()
+    for i in tl.static_range(len(tiles)):
+        result += (tiles[i].to(DTYPE),)
+    return result
+
+
+@device_function
+def _with_products(sums, filters, rows, H: tl.constexpr, W: tl.constexpr):
+    """The sums of some rows of the smaller image, the last begun first, each with the products of its taps over `rows`."""
+    ROWS: tl.constexpr = H.stride
+    TAPS: tl.constexpr = W.taps
+    result = _none()
+    for j in tl.static_range(len(sums)):
+        acc = sums[j]
+        for i in tl.static_range(ROWS):
+            for s in tl.static_range(TAPS):
+                if j * ROWS + i < H.taps:
+                    acc += filters[(j * ROWS + i) * TAPS + s] * rows[i * TAPS + s]
+        result += (acc,)
+    return result
+
+
+@device_function
+def _with_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+    """The gradients of all taps, those over `rows` with their products with the row of the smaller image begun J steps ago."""
+    ROWS: tl.constexpr = H.stride
+    TAPS: tl.constexpr = W.taps
+    result = _none()
+    for tap in tl.static_range(len(accs)):
+        acc = accs[tap]
+        if tap // TAPS // ROWS == J:
+            acc += upstream * rows[tap // TAPS % ROWS * TAPS + tap % TAPS]
+        result += (acc,)
+    return result
+
+
+@triton.jit
+def _gather_kernel(
+    source, weight, scale, bias, result,
+    source_strides, weight_strides, result_strides,
+    pixels, channels, source_height, source_width, result_height, result_width, pixel_tiles, channel_tiles, rows_per_part,
+    H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A tile of the result through one part of its rows. ADJOINT is dgrad; H and W are those of fprop all the same."""
+    x_n, x_c, x_h, x_w = source_strides
+    w_k, w_r, w_s = weight_strides
+    y_n, y_c, y_h, y_w = result_strides
+    TAPS: tl.constexpr = W.taps
+    ALL_TAPS: tl.constexpr = H.taps * W.taps
+    BEGUN: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1
+
+    program = tl.program_id(0)
+    channel_tile, program = program % channel_tiles, program // channel_tiles
+    first = (program // pixel_tiles).to(INDEX) * rows_per_part
+    last = tl.minimum(first + rows_per_part, result_height)
+    n, col, channel, has_pixel, has_channel = _places(
+        program % pixel_tiles, channel_tile, pixels, channels, result_width, CHANNELS_LAST, INDEX, TILE
+    )
+    left = big_from_small(col, 0, W)
+    seen = _none()
+    for s in tl.static_range(TAPS):
+        seen += (has_pixel & has_channel & inside(left + s * W.dilation, source_width),)
+    filters = _none()
+    for tap in tl.static_range(ALL_TAPS):
+        turned = ALL_TAPS - 1 - tap if ADJOINT else tap
+        at = channel * w_k + tl.full((), turned // TAPS, INDEX) * w_r + tl.full((), turned % TAPS, INDEX) * w_s
+        filters += (tl.load(weight + at, mask=seen[tap % TAPS] if ADJOINT else has_channel, other=0.0).to(ACCUMULATOR),)
+
+    source += n * x_n + channel * x_c + left * x_w
+    result += n * y_n + channel * y_c + col * y_w
+    x_tap = tl.full((), W.dilation, INDEX) * x_w
+    zero = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
+    begun = (zero,) * BEGUN
+    ahead = _rows_from(big_from_small(first, 0, H), source, seen, x_h, x_tap, source_height, H, W)
+    for row in range(first, last + BEGUN):
+        rows = _converted(ahead, ACCUMULATOR)
+        ahead = _rows_from(big_from_small(row + 1, 0, H), source, seen, x_h, x_tap, source_height, H, W)
+        sums = (zero,) + begun
+        if ADJOINT:
+            if inside(big_from_small(row, 0, H), source_height):
+                sums = _with_products(sums, filters, rows, H, W)
+        else:
+            sums = _with_products(sums, filters, rows, H, W)
+        begun, acc = sums[:BEGUN], sums[BEGUN]
+        if scale is not None:
+            acc *= tl.load(scale + channel, mask=has_channel, other=0.0).to(ACCUMULATOR)
+        if bias is not None:
+            acc += tl.load(bias + channel, mask=has_channel, other=0.0).to(ACCUMULATOR)
+        if RELU:
+            acc = rectified(acc)
+        complete = row - BEGUN
+        mask = has_pixel & has_channel & (complete >= first)
+        tl.store(result + complete * y_h, acc.to(result.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _wgrad_kernel(
+    x, dy, partials,
+    x_strides, dy_strides,
+    pixels, channels, height, width, out_height, out_width, parts, row_parts, rows_per_part, chunks, chunks_per_part,
+    H: tl.constexpr, W: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, CHANNELS: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """All taps of a tile's channels, summed over one part of the chunks; a chunk is a tile through some rows of dy."""
+    x_n, x_c, x_h, x_w = x_strides
+    dy_n, dy_k, dy_p, dy_q = dy_strides
+    TAPS: tl.constexpr = W.taps
+    ALL_TAPS: tl.constexpr = H.taps * W.taps
+    BEGUN: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1
+
+    program = tl.program_id(0)
+    part, channel_tile = (program % parts).to(INDEX), program // parts
+    zero = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
+    accs = (zero,) * ALL_TAPS
+    x_tap = tl.full((), W.dilation, INDEX) * x_w
+    for chunk in range(part * chunks_per_part, tl.minimum((part + 1) * chunks_per_part, chunks)):
+        n, q, channel, has_pixel, has_channel = _places(
+            chunk // row_parts, channel_tile, pixels, channels, out_width, CHANNELS_LAST, INDEX, TILE
+        )
+        first = chunk % row_parts * rows_per_part
+        last = tl.minimum(first + rows_per_part, out_height)
+        exists = has_pixel & has_channel
+        left = big_from_small(q, 0, W)
+        seen = _none()
+        for s in tl.static_range(TAPS):
+            seen += (exists & inside(left + s * W.dilation, width),)
+        from_x = x + n * x_n + channel * x_c + left * x_w
+        from_dy = dy + n * dy_n + channel * dy_k + q * dy_q
+        begun = (zero,) * BEGUN
+        x_ahead = _rows_from(big_from_small(first, 0, H), from_x, seen, x_h, x_tap, height, H, W)
+        dy_ahead = tl.load(from_dy + first * dy_p, mask=exists & (first < last), other=0.0)
+        for row in range(first, last + BEGUN):
+            rows, upstreams = _converted(x_ahead, ACCUMULATOR), (dy_ahead.to(ACCUMULATOR),) + begun
+            x_ahead = _rows_from(big_from_small(row + 1, 0, H), from_x, seen, x_h, x_tap, height, H, W)
+            dy_ahead = tl.load(from_dy + (row + 1) * dy_p, mask=exists & (row + 1 < last), other=0.0)
+            for j in tl.static_range(BEGUN + 1):
+                if (row - j >= first) & (row - j < last):
+                    accs = _with_taps(accs, upstreams[j], rows, j, H, W)
+            begun = upstreams[:BEGUN]
+
+    channel = channel_tile.to(INDEX) * CHANNELS + tl.arange(0, CHANNELS)
+    for tap in tl.static_range(ALL_TAPS):
+        total = tl.sum(accs[tap], axis=0 if CHANNELS_LAST else 1)
+        at = (part * channels + channel) * ALL_TAPS + tap
+        tl.store(partials + at, total.to(partials.dtype.element_ty), mask=channel < channels)
+
+
+def has_strips(
+    source: Tensor, result: Tensor, filters: Tensor, stride: Sequence[int], dilation: Sequence[int], adjoint: bool = False
+) -> bool:
+    """Whether a convolution from one image to another, or dgrad if `adjoint`, is for this file."""
+    one_filter_a_channel = source.shape[1] == result.shape[1]
+    few_taps = filters.shape[2] * filters.shape[3] <= MOST_TAPS
+    return one_filter_a_channel and few_taps and dilation[0] == 1 and not (adjoint and max(stride) > 1)
+
+
+def gather_strips(
+    source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], adjoint: bool, relu: bool,
+) -> None:  # fmt: skip
+    """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
+    if result.numel() == 0:
+        return
+    H, W = (
+        Axis(taps, stride, (taps - 1) * dilation - padding if adjoint else padding, dilation)
+        for taps, stride, padding, dilation in zip(weight.shape[2:], stride, padding, dilation, strict=True)
+    )
+    images, channels, height, width = result.shape
+    strips = _strips(result, H, W)
+    w_k, _, w_r, w_s = weight.stride()
+    launch(
+        _gather_kernel, strips.pixel_tiles * strips.channel_tiles * strips.parts, source, weight, scale, bias, result,
+        source.stride(), (w_k, w_r, w_s), result.stride(),
+        images * width, channels, source.shape[2], source.shape[3], height, width,
+        strips.pixel_tiles, strips.channel_tiles, strips.rows_per_part,
+        H=H, W=W, ADJOINT=adjoint, RELU=relu, CHANNELS_LAST=strips.channels_last, ACCUMULATOR=accumulator(source.dtype),
+        INDEX=index_type(source, weight, result), TILE=strips.tile, device=source.device,
+    )  # fmt: skip
+
+
+def wgrad_strips(
+    x: Tensor, dy: Tensor, dw: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Fill and return the result of conv2d_wgrad."""
+    H, W = (Axis(*axis) for axis in zip(dw.shape[2:], stride, padding, dilation, strict=True))
+    images, channels, height, width = dy.shape
+    strips = _strips(dy, H, W)
+    chunks = strips.pixel_tiles * strips.parts
+    chunks_per_part = triton.cdiv(chunks * strips.channel_tiles, 4 * tuning.wanted_programs) or 1
+    parts = max(1, triton.cdiv(chunks, chunks_per_part))
+    partials = partials_of(dw, parts)
+    tile = strips.tile
+    launch(
+        _wgrad_kernel, strips.channel_tiles * parts, x, dy, partials,
+        x.stride(), dy.stride(),
+        images * width, channels, x.shape[2], x.shape[3], height, width,
+        parts, strips.parts, strips.rows_per_part, chunks, chunks_per_part,
+        H=H, W=W, CHANNELS_LAST=strips.channels_last, CHANNELS=tile.lanes if strips.channels_last else tile.rows,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, partials), TILE=tile, device=x.device,
+    )  # fmt: skip
+    return sum_partials(partials, dw)
+
+
+class Strips(NamedTuple):
+    """How the smaller image is cut: into tiles of columns and channels, and its rows into parts."""
+
+    channels_last: bool
+    tile: ElementTile
+    pixel_tiles: int
+    channel_tiles: int
+    parts: int
+    rows_per_part: int
+
+
+def _strips(small: Tensor, H: Axis, W: Axis) -> Strips:
+    """The cut of an image, so that a filter fits into a thread's registers and programs fill the GPU.
+
+    A part of the rows reads some rows of its neighbours again: it has several times as many of its own.
+    """
+    images, channels, height, width = small.shape
+    channels_last, pixels = is_channels_last(small), images * width
+    lanes_axis, rows_axis = (channels, pixels) if channels_last else (pixels, channels)
+    room, registers = tuning.elementwise_block(small.numel()), H.taps * W.taps * triton.cdiv(small.dtype.itemsize, 4)
+    while room > 128 and room // 128 * registers > FILTER_REGISTERS and not INTERPRETED:
+        room //= 2
+    most = tuning.interpreted_block if INTERPRETED else 128 if channels_last else 64
+    lanes = min(triton.next_power_of_2(lanes_axis), room, most)
+    while lanes > 16 and not INTERPRETED and triton.cdiv(lanes_axis, lanes) * lanes > 1.25 * lanes_axis:
+        lanes //= 2
+    tile = ElementTile(max(1, min(triton.next_power_of_2(rows_axis), room // lanes)), lanes)
+    across, down = triton.cdiv(lanes_axis, lanes), triton.cdiv(rows_axis, tile.rows)
+    pixel_tiles, channel_tiles = (down, across) if channels_last else (across, down)
+    overlap = triton.cdiv(H.taps, H.stride)
+    wanted = triton.cdiv(4 * tuning.wanted_programs, max(1, across * down))
+    parts = max(1, min(wanted, height // (4 * max(1, overlap - 1))))
+    rows_per_part = triton.cdiv(height, parts)
+    return Strips(channels_last, tile, pixel_tiles, channel_tiles, triton.cdiv(height, rows_per_part), rows_per_part)
