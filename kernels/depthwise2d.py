@@ -7,7 +7,8 @@
     each with h = p * stride - padding + r * dilation, w from q and s likewise, and c = k // (filters a channel)
 
 conv2d hands such shapes over; nobody else needs to know. Those with one filter a channel mostly go on to depthwise2d_strips.py,
-which reads less often. Of the others, fprop and dgrad are one kernel, elementwise over the result in its memory order. wgrad holds all taps of a block of filters in registers, so that x and dy are read once.
+which reads less often. Of the others, fprop and dgrad are one kernel, elementwise over the result in its memory order. wgrad
+holds all taps of a block of filters in registers, so that x and dy are read once.
 """
 
 from collections.abc import Sequence
