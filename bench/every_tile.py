@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.registry import Case, conv, conv_transpose
+from bench.registry import conv, conv_transpose
 from bench.rows import Instance, check, cudnn_benchmark, exact_results, other_bits
 from bench.timing import Machine, using
 from bench.tune import Item, calls_of, compiling, kind, recorded
@@ -27,21 +27,21 @@ from bench.workers import do_in_turn, do_side_by_side
 from trinn.kernels import tuning
 from trinn.kernels.tuning import Product, Tile
 
-LAYOUT = "channels_last"  # what lies otherwise is read by kernels for scattered elements, which few channels get too
-
 # More channels, filters, pixels and taps than a tile has; few of them multiples of it.
-SMALL = {
-    case.name: case
-    for case in (
-        conv("3x3 dilation 2", (3, 72, 11, 33), 200, 3, padding=2, dilation=2, bias=True),
-        conv("3x3, 2 groups, 33 images", (33, 128, 5, 7), 160, 3, padding=1, groups=2),
-        conv("1x1", (3, 128, 7, 33), 264, 1),
-        conv_transpose("transposed 4x4 stride 2", (2, 128, 9, 18), 72, 4, 2, 1),
-        conv("5x5, 24 channels", (3, 24, 9, 33), 40, 5, padding=2),
-        conv("7x7 stride 2, 3 channels", (2, 3, 35, 65), 72, 7, 2, 3),
-        conv("3x3, groups of 4", (2, 32, 9, 33), 32, 3, padding=1, groups=8),
-    )
-}
+_TABLE = (
+    conv("3x3 dilation 2", (3, 72, 11, 33), 200, 3, padding=2, dilation=2, bias=True),
+    conv("3x3, 2 groups, 33 images", (33, 128, 5, 7), 160, 3, padding=1, groups=2),
+    conv("1x1", (3, 128, 8, 31), 264, 1),
+    conv_transpose("transposed 4x4 stride 2", (18, 128, 5, 9), 72, 4, 2, 1),
+    conv("5x5, 24 channels", (3, 24, 9, 33), 40, 5, padding=2),
+    conv("7x7 stride 2, 3 channels", (2, 3, 35, 65), 72, 7, 2, 3),
+    conv("11x11 stride 4, 3 channels", (8, 3, 123, 127), 72, 11, 4, 2, bias=True, first=True),
+    conv("3x3, 32 groups", (2, 128, 9, 33), 128, 3, padding=1, groups=32),
+)
+# What contiguous images are read by is another way through a kernel here alone; elsewhere they are copied first.
+_CONTIGUOUS = ("1x1", "7x7 stride 2, 3 channels")
+SMALL = {case.name: (case, "channels_last") for case in _TABLE}
+SMALL |= {f"{case.name}, contiguous": (case, "contiguous") for case in _TABLE if case.name in _CONTIGUOUS}
 
 
 class Config(NamedTuple):
@@ -54,15 +54,16 @@ class Config(NamedTuple):
 
 @functools.cache
 def _kinds_of(name: str, arithmetic: str, architecture: str) -> set[str]:
-    return {kind(call.product) for call in calls_of(SMALL[name], arithmetic, LAYOUT, "meta", architecture)}
+    case, layout = SMALL[name]
+    return {kind(call.product) for call in calls_of(case, arithmetic, layout, "meta", architecture)}
 
 
-def cases_of(config: Config, architecture: str) -> list[Case]:
-    """Those with a product of that kind."""
-    return [case for name, case in SMALL.items() if config.kind in _kinds_of(name, config.arithmetic, architecture)]
+def cases_of(config: Config, architecture: str) -> list[str]:
+    """The names of those with a product of that kind."""
+    return [name for name in SMALL if config.kind in _kinds_of(name, config.arithmetic, architecture)]
 
 
-def results_of(config: Config, cases: Sequence[Case], device: str) -> Iterator[tuple[Case, dict[str, Tensor]]]:
+def results_of(config: Config, cases: Sequence[str], device: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Those of the cases, with the tile wherever that kernel runs.
 
     Raises:
@@ -73,12 +74,13 @@ def results_of(config: Config, cases: Sequence[Case], device: str) -> Iterator[t
     def rule(product: Product, architecture: str) -> Tile:
         return config.tile if kind(product) == config.kind else guess(product, architecture)
 
-    for case in cases:
+    for name in cases:
+        case, layout = SMALL[name]
         with using(config.arithmetic) as dtype, recorded(rule) as calls:
-            found = Instance(case, "ours", dtype, LAYOUT, device).results()
+            found = Instance(case, "ours", dtype, layout, device).results()
         if config.kind in {kind(call.product) for call in calls}:  # with another tile it may be left to another kernel
             ran = True
-            yield case, found
+            yield name, found
     if not ran:
         raise LookupError("runs in no small case")
 
@@ -102,24 +104,25 @@ class Judge:
 
     def __call__(self, item: Item) -> str | None:
         config = _config(item)
-        for (case, got), (_, again) in zip(*(self._results(config) for _ in range(2)), strict=True):
-            expected, exact = self._right(case, config.arithmetic)
+        for (name, got), (_, again) in zip(*(self._results(config) for _ in range(2)), strict=True):
+            expected, exact = self._right(name, config.arithmetic)
             if wrong := check(got, expected, exact)["wrong"] or other_bits(again, got):
-                return f"WRONG, {case.name}: {wrong}"
+                return f"WRONG, {name}: {wrong}"
         return None
 
-    def _results(self, config: Config) -> Iterator[tuple[Case, dict[str, Tensor]]]:
-        for case, found in results_of(config, cases_of(config, self.architecture), self.machine.device):
-            yield case, _on_cpu(found)
+    def _results(self, config: Config) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for name, found in results_of(config, cases_of(config, self.architecture), self.machine.device):
+            yield name, _on_cpu(found)
 
-    def _right(self, case: Case, arithmetic: str) -> list[dict[str, Tensor]]:
+    def _right(self, name: str, arithmetic: str) -> list[dict[str, Tensor]]:
         """The results of torch, and the exact ones."""
-        if (case.name, arithmetic) not in self.known:
+        if (name, arithmetic) not in self.known:
+            case, layout = SMALL[name]
             with using(arithmetic) as dtype, cudnn_benchmark(False):
-                torchs = Instance(case, "torch", dtype, LAYOUT, self.machine.device).results()
+                torchs = Instance(case, "torch", dtype, layout, self.machine.device).results()
                 exact = exact_results(case, dtype, self.machine.device)
-            self.known[case.name, arithmetic] = [_on_cpu(torchs), _on_cpu(exact)]
-        return self.known[case.name, arithmetic]
+            self.known[name, arithmetic] = [_on_cpu(torchs), _on_cpu(exact)]
+        return self.known[name, arithmetic]
 
 
 def _on_cpu(results: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -152,7 +152,8 @@ def candidates(product: Product, most: int, architecture: str) -> list[Tile]:
     """The guess, and the tiles next to it that a GPU has room for."""
     guess = tuning.guessed_tile(product, architecture)
     sizes = (64, 128, 256) if _by_tma(product) else (16, 32, 64, 128, 256)
-    tiles = (Tile(*t) for t in itertools.product(sizes, sizes, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)))
+    columns = (*sizes, 192, 320) if product.kernel == "tma wgrad" else sizes  # 3 or 5 taps of 64 channels
+    tiles = (Tile(*t) for t in itertools.product(sizes, columns, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)))
     fitting = [tile for tile in tiles if tile != guess and _fits(tile, product, architecture)]
     return [guess, *sorted(fitting, key=lambda tile: _steps(tile, guess))[: most - 1]]
 

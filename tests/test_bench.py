@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -96,6 +97,7 @@ def test_gradients_are_those_of_a_step_of_training() -> None:
         for name in ("AlexNet conv1 b128", "AlexNet conv2 b128")
     )
     assert set(conv1.wanted("backward")) == {"weight", "bias"}
+    assert conv1.case.works["wgrad"] == conv1.case.works["backward"]  # which is all there is to it
     assert set(conv2.wanted("backward")) == {"input 0", "weight", "bias"}
     assert set(conv2.wanted("dgrad")) == {"input 0"} and set(conv2.wanted("wgrad")) == {"weight", "bias"}
 
@@ -343,6 +345,38 @@ def test_work_ends_when_time_is_up() -> None:
     start = time.monotonic()
     found = list(worked_off(["one", "hangs", "two"], [sys.executable, "-c", CHILD], lambda item: 60.0, start + 1.5))
     assert [f[0] for f in found] == ["one", "one"] and time.monotonic() - start < 10
+
+
+SIDE_BY_SIDE = f"""
+import os, subprocess, sys
+sys.path.insert(0, {str(ROOT)!r})
+from bench.workers import do_side_by_side
+def do(item):
+    if item == 7: os._exit(9)
+    if item == 9: raise ValueError("no such thing")
+    if item == "starts": return subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL).pid
+    return 2 * item
+do_side_by_side(do)
+"""
+
+
+def test_work_side_by_side_goes_on_too() -> None:
+    """In the order of the items, more of them than are given at once; a process that ends takes nothing along but its item."""
+    command = [sys.executable, "-c", SIDE_BY_SIDE]
+    found = list(worked_off(range(40), command, lambda item: 5.0, at_once=16))
+    assert [f[0] for f in found] == list(range(40))
+    assert found.pop(9)[1] == "ValueError: no such thing" and found.pop(7) == (7, None, "took more than 5 s")
+    assert all(result == 2 * item for item, result, _ in found)
+
+
+def test_nothing_that_work_started_stays() -> None:
+    ((_, process, _),) = worked_off(["starts"], [sys.executable, "-c", SIDE_BY_SIDE], lambda item: 60.0)
+    with pytest.raises((ProcessLookupError, FileNotFoundError)):
+        for _ in range(100):  # until it is reaped by whoever does that here
+            os.kill(process, 0)
+            if Path(f"/proc/{process}/stat").read_text().split()[2] == "Z":
+                raise ProcessLookupError
+            time.sleep(0.1)
 
 
 def _row(name: str, ours: float, torchs: float, **more: Any) -> dict[str, Any]:

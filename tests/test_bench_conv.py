@@ -38,7 +38,7 @@ from tests.test_bench import Here, SetClock
 from trinn.kernels import conv2d, reduce, tuning
 
 small = registry.CASES[{NAME!r}].small()
-registry.CASES[small.name], every_tile.SMALL = small, {{small.name: small}}
+registry.CASES[small.name], every_tile.SMALL = small, {{small.name: (small, "contiguous")}}
 
 def gemm_tile(product, device):
     global stages
