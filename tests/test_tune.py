@@ -220,6 +220,14 @@ def test_tiles_that_are_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> 
     assert judge(CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: other bits when timed than when checked"
 
 
+def test_what_is_not_written_is_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = kernels.conv2d_dgrad
+    monkeypatch.setattr(kernels, "conv2d_dgrad", lambda *args: torch.empty_like(right(*args)))
+    torch.use_deterministic_algorithms(False)  # which conftest has on
+    assert "input 0 is off by nan" in judge(CONFIG)  # type: ignore[operator]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_tile_whose_kernel_runs_nowhere_is_not_right(judge: Judge) -> None:
     with pytest.raises(LookupError, match="runs in no small case"):
         judge(["fp32", "tma conv2d float32 bf16x6", [64, 64, 32, 4, 3]])
