@@ -24,8 +24,9 @@ from trinn.kernels.precision import accumulator
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.tuning import ElementTile
 
-# A filter is held in registers, once for each element of a thread: so many of those hold one tap each.
-FILTER_REGISTERS = 100
+# A thread holds a filter for each of its elements, in as many of its registers at most; among planes, of which it reads
+# elements one by one, also what that takes.
+MOST_REGISTERS, READING = 120, 10
 MOST_TAPS = 49
 
 
@@ -290,8 +291,9 @@ def _strips(small: Tensor, H: Axis, W: Axis) -> Strips:
     images, channels, height, width = small.shape
     channels_last, pixels = is_channels_last(small), images * width
     lanes_axis, rows_axis = (channels, pixels) if channels_last else (pixels, channels)
-    room, registers = tuning.elementwise_block(small.numel()), H.taps * W.taps * triton.cdiv(small.dtype.itemsize, 4)
-    while room > 128 and room // 128 * registers > FILTER_REGISTERS and not INTERPRETED:
+    registers = (H.taps * W.taps + (0 if channels_last else READING)) * triton.cdiv(small.dtype.itemsize, 4)
+    room = tuning.elementwise_block(small.numel())
+    while room > 128 and room // 128 * registers > MOST_REGISTERS and not INTERPRETED:
         room //= 2
     most = tuning.interpreted_block if INTERPRETED else 128 if channels_last else 64
     lanes = min(triton.next_power_of_2(lanes_axis), room, most)
