@@ -29,7 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.conv2d_tma import gather_boxes, plan_gather, wgrad_lines
+from trinn.kernels.conv2d_tma import gather_boxes, plan_gather
+from trinn.kernels.conv2d_tma_wgrad import plan_lines, wgrad_lines
 from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
 from trinn.kernels.epilogue import finished, largest, store_statistics
 from trinn.kernels.indexing import Axis, Window, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
@@ -271,8 +272,8 @@ def conv2d_wgrad(
         return dw.zero_()
     if is_depthwise(dw, groups):
         return depthwise2d_wgrad(x, dy, dw, stride, padding, dilation)
-    if wgrad_lines(x, dy, dw, stride, padding, dilation, groups):
-        return dw
+    if lines := plan_lines(x, dy, size, stride, padding, dilation, groups):
+        return wgrad_lines(lines, dw, groups)
     filters, channels = dw.shape[0] // groups, dw.shape[1]
     columns = channels * size[0] * size[1]
     scattered = _scattered(x, channels) or _scattered(dy, filters)

@@ -1,11 +1,10 @@
-"""2-D convolution on Hopper's copy engine (TMA) and its matrix instructions (wgmma): the passes of conv2d.py, in boxes.
+"""2-D convolution on Hopper's copy engine (TMA) and its matrix instructions (wgmma): conv2d.py's fprop and dgrad, in boxes.
 
 A host-side descriptor of an image lets one instruction copy a box of pixels and channels from global to shared memory, and
 write zeros for what lies outside the image, which is what padding asks for. wgmma multiplies what lies in shared memory. So
 there are no addresses to compute, no masks, and no operand passes through registers:
 
-    fprop, dgrad   acc[channels, pixels] += w[channels, depth] @ box[pixels, depth]^T   for each tap, BLOCK_K of depth at a time
-    wgrad          acc[filters, channels] += dy[line, filters]^T @ x[line, channels]    for each line of pixels
+    acc[channels, pixels] += w[channels, depth] @ box[pixels, depth]^T    for each tap, BLOCK_K of the depth at a time
 
 The box stands on the right of the product and the filters on the left, since Triton keeps a box of several rows in shared
 memory only as a right operand. dgrad reads the same filters, transposed by wgmma; no copy is made.
@@ -15,18 +14,12 @@ are one pixel of 64 images. Taps that fall outside the image for all of a box ar
 spend most of their time on those. A stride along the columns becomes a factor of the channels, as in a view
 (N, H, W / stride, stride * C); rows that are strided have boxes of one row.
 
-wgrad sums over pixels, so that a line of pixels is its depth; along the images there is one for every batch, at any stride,
-padding and dilation. One program does several taps of a row with one copy of dy, or of a column where rows have one tap.
+Images of few channels, which a copy engine does not take, are done by way of what first2d.py makes of them. Narrow groups
+become wide ones, a block of 16 or fewer of them at once, by filters with zeros. TF32's matrix instruction sums along what lies
+side by side in memory, and nothing else: its dgrad takes filters from a copy in that order, which relayout.py makes. It makes
+channels_last copies of contiguous images too.
 
-Images of few channels, which a copy engine does not take, are done by way of what first2d.py makes of them.
-
-Narrow groups become wide ones, a block of 16 or fewer of them at once, by filters with zeros; what wgrad computes for channels
-of other groups is not stored.
-
-TF32's matrix instruction sums along what lies side by side in memory, and nothing else: its dgrad takes filters, and its
-wgrad both operands, from copies in that order, which relayout.py makes. It makes channels_last copies of contiguous images too.
-
-conv2d.py has a kernel for all convolutions that are not done here, on any device.
+conv2d_tma_wgrad.py has the gradient of the filters. conv2d.py has kernels for all that is not done here, on any device.
 """
 
 import math
@@ -37,18 +30,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from trinn.kernels.boxes import Along, Box, best_box, best_line, described, flat, is_readable, planar, strides_of
+from trinn.kernels.boxes import Along, Box, best_box, described, flat, is_readable, planar, strides_of
 from trinn.kernels.epilogue import finished, store_statistics
 from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
-from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, hitting_taps, small_from_big, smalls_that_hit
+from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
 from trinn.kernels.launch import architecture, device_function, index_type, launch
-from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
-from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.relayout import channels_last, images_last, planes, spread
+from trinn.kernels.precision import CROSS_PAIRS, SUMMED_APART, conv_precision, dot, pair_of
+from trinn.kernels.relayout import channels_last, planes, spread
 from trinn.kernels.statistics2d import Parts
-from trinn.kernels.tuning import Product, Tile, gemm_tile, splits
+from trinn.kernels.tuning import Product, Tile, gemm_tile
 
 # Whether the interpreter takes this path, too: for tests of it.
 interpreted = False
@@ -61,43 +52,33 @@ WIDE, MOST_AT_ONCE = 64, 16
 
 
 @device_function
-def _summed(
-    acc, source, weight,
-    n, top, left, first_h, hits_h, first_w, hits_w, first_r, first_s,
-    source_channel, source_pitch, weight_row, weight_channel, tap_pitch, depth, planes,
+def _multiplied(
+    acc, step, source, weight,
+    n, top, left, first_h, first_w, hits_w, first_r, first_s,
+    source_channel, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr, ADJOINT: tl.constexpr,
     TRANSPOSED: tl.constexpr, PAIRS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc (BLOCK_M, pixels) and the products of a box with its filters, for each tap that hits and all of `depth`.
-
-    PAIRS of planes, of those that precision.py's `pair_of` names, are multiplied for each.
-    """
-    blocks = cdiv(depth, BLOCK_K)
-    for step in range(hits_h * hits_w * blocks * PAIRS):
-        c, rest = step % blocks * BLOCK_K, step // blocks
-        plane, other = pair_of(rest % PAIRS, PAIRS)
-        rest = rest // PAIRS
-        i, j = first_h + rest // hits_w, first_w + rest % hits_w
-        if ADJOINT:
-            row, col = top - i * H.tap_back, left - j * W.tap_back
-            tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
-        else:
-            row, col = top + i * H.dilation, left + j * W.dilation
-            tap = i * W.taps + j
-        channel = plane * planes[0] + source_channel + c
-        if PLANAR:
-            box = tl.reshape(source.load([n, channel, left]), (BLOCK_K, acc.shape[1]))
-        else:
-            at = floor_div(col, SPAN)
-            box = source.load([n, row, at, (col - at * SPAN) * source_pitch + channel])
-            box = tl.reshape(box, (acc.shape[1], BLOCK_K)).T
-        at = weight_channel + tap * tap_pitch + other * planes[1]
-        if TRANSPOSED:
-            filters = weight.load([weight_row + c, at]).T
-        else:
-            filters = weight.load([weight_row, at + c])
-        acc = dot(filters, box, acc, PRECISION)
-    return acc
+    """acc (BLOCK_M, pixels) and the product of a box with filters: of a tap, a block of channels and a pair of planes."""
+    c, rest = step % blocks * BLOCK_K, step // blocks
+    plane, other = pair_of(rest % PAIRS, PAIRS)
+    rest = rest // PAIRS
+    i, j = first_h + rest // hits_w, first_w + rest % hits_w
+    if ADJOINT:
+        row, col = top - i * H.tap_back, left - j * W.tap_back
+        tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
+    else:
+        row, col = top + i * H.dilation, left + j * W.dilation
+        tap = i * W.taps + j
+    channel = plane * planes[0] + source_channel + c
+    at = floor_div(col, SPAN)
+    coordinates = (n, channel, left) if PLANAR else (n, row, at, (col - at * SPAN) * source_pitch + channel)
+    at = weight_channel + tap * tap_pitch + other * planes[1]
+    box = source.load(coordinates)  # one copy after the other, so that they have one barrier
+    filters = weight.load((weight_row + c, at) if TRANSPOSED else (weight_row, at + c))
+    box = tl.reshape(box, (BLOCK_K, acc.shape[1])) if PLANAR else tl.reshape(box, (acc.shape[1], BLOCK_K)).T
+    filters = filters.T if TRANSPOSED else filters
+    return dot(filters, box, acc, PRECISION)
 
 
 @triton.jit
@@ -107,8 +88,8 @@ def _gather_kernel(
     channels_in, channels_out, source_pitch, tap_pitch, planes, images, source_height, source_width,
     result_height, result_width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
     H: tl.constexpr, W: tl.constexpr, BOX: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr,
-    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
-    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, APART: tl.constexpr, RELU: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One BOX of pixels of the result and BLOCK_M of its channels, in one group and one phase.
 
@@ -143,20 +124,35 @@ def _gather_kernel(
     weight_row = group * channels_in if TRANSPOSED else group * channels_out + channel_tile * BLOCK_M
     weight_channel = channel_tile * BLOCK_M if TRANSPOSED else 0
     acc = tl.full((BLOCK_M, BOX.pixels), 0.0, tl.float32)
-    if CROSS:  # what is small comes first; where the first planes are not finite, they alone say what the sum is
-        acc = _summed(
-            acc, source, weight,
-            n0, top, left, first_h, hits_h, first_w, hits_w, first_r, first_s,
-            group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, channels_in, planes,
-            H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, CROSS, PRECISION, BLOCK_K,
-        )  # fmt: skip
+    blocks = cdiv(channels_in, BLOCK_K)
+    steps = hits_h * hits_w * blocks
+    if CROSS == 0:
+        for step in range(steps):
+            acc = _multiplied(
+                acc, step, source, weight,
+                n0, top, left, first_h, first_w, hits_w, first_r, first_s,
+                group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
+                H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
+            )  # fmt: skip
+    else:  # what is small comes first; where the first planes are not finite, they alone say what the sum is
+        for step in range(steps * CROSS):
+            acc = _multiplied(
+                acc, step, source, weight,
+                n0, top, left, first_h, first_w, hits_w, first_r, first_s,
+                group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
+                H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, CROSS, PRECISION, BLOCK_K,
+            )  # fmt: skip
         acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
-    acc = _summed(
-        acc, source, weight,
-        n0, top, left, first_h, hits_h, first_w, hits_w, first_r, first_s,
-        group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, channels_in, planes,
-        H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
-    )  # fmt: skip
+        for first in range(0, steps, APART):
+            part = tl.full((BLOCK_M, BOX.pixels), 0.0, tl.float32)
+            for step in range(first, tl.minimum(first + APART, steps)):
+                part = _multiplied(
+                    part, step, source, weight,
+                    n0, top, left, first_h, first_w, hits_w, first_r, first_s,
+                    group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
+                    H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
+                )  # fmt: skip
+            acc += part
 
     at = tl.arange(0, BOX.pixels)
     n = n0 + at // (BOX.rows * BOX.columns)
@@ -175,131 +171,6 @@ def _gather_kernel(
         tl.store(counts + pixel_tile, count, mask=(channel_tile == 0) & (group == 0))
     at = (n.to(INDEX) * y_n + row.to(INDEX) * y_h + col.to(INDEX) * y_w)[:, None] + (channel.to(INDEX) * y_c)[None, :]
     tl.store(result + at, value, mask=drawn[:, None] & exists[None, :])
-
-
-@device_function
-def _lines_summed(
-    accs, x, dy,
-    first, last, first_p, count_p, first_q, count_q, r, s,
-    x_channel, x_pitch, dy_channel, planes,
-    H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
-    PAIRS: tl.constexpr, DOWN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """accs, one (BLOCK_M, BLOCK_N) for each tap from (r, s) on, and the products of lines of dy with those of x, first to last.
-
-    The taps are those of a row or, DOWN, of a column.
-    """
-    BLOCK_M: tl.constexpr = accs[0].shape[0]
-    BLOCK_N: tl.constexpr = accs[0].shape[1]
-    for step in range(first * PAIRS, last * PAIRS):
-        plane, other = pair_of(step % PAIRS, PAIRS)
-        rest = step // PAIRS
-        q, rest = rest % count_q, rest // count_q
-        p, n = first_p + rest % count_p, rest // count_p
-        if OF_IMAGES:
-            n, q = n * BLOCK_K, first_q + q
-        else:
-            q = first_q + q * BLOCK_K
-        k = dy_channel + plane * planes[1]
-        if IMAGES_LAST:
-            a = tl.reshape(dy.load([p, q, k, n]), (BLOCK_M, BLOCK_K))
-        elif OF_IMAGES:
-            a = tl.reshape(dy.load([p, q, n, k]), (BLOCK_K, BLOCK_M)).T
-        else:
-            a = tl.reshape(dy.load([n, p, q, k]), (BLOCK_K, BLOCK_M)).T
-        sums = ()
-        for i in tl.static_range(len(accs)):
-            row, col = big_from_small(p, r + i * DOWN, H), big_from_small(q, s + i * (1 - DOWN), W)
-            at = floor_div(col, SPAN)
-            c = (col - at * SPAN) * x_pitch + x_channel + other * planes[0]
-            if IMAGES_LAST:
-                b = tl.reshape(x.load([row, col, c, n]), (BLOCK_N, BLOCK_K)).T
-            elif OF_IMAGES:
-                b = tl.reshape(x.load([row, col, n, c]), (BLOCK_K, BLOCK_N))
-            else:
-                b = tl.reshape(x.load([n, row, at, c]), (BLOCK_K, BLOCK_N))
-            sums = sums + (dot(a, b, accs[i], PRECISION),)
-        accs = sums
-    return accs
-
-
-@triton.jit
-def _wgrad_kernel(
-    x, dy, partials,
-    dw_strides, dw_split,
-    filters, channels, narrow_filters, narrow_channels, x_pitch, planes,
-    line_tiles, height, width, out_height, out_width, parts,
-    H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
-    CROSS: tl.constexpr, TAPS: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps, in one group, summed over one part of the lines.
-
-    The taps are those of a row, or of a column where rows have one. Where several narrow groups are one, a filter keeps what
-    it has with the channels of its own. With a PITCH, x is what windows see of a copy by first2d.py: its channels are those of
-    (S, PITCH), of which dw has `narrow_channels`.
-
-    A line is BLOCK_K images at one place, OF_IMAGES, or as many columns of an image. Lines of dy for which all of these taps
-    fall outside x are left out.
-    """
-    dw_k, dw_c, dw_r, dw_s = dw_strides
-    program = tl.program_id(0)
-    filter_tiles, channel_tiles = cdiv(filters, BLOCK_M), cdiv(channels, BLOCK_N)
-    filter_tile, program = program % filter_tiles, program // filter_tiles
-    channel_tile, program = program % channel_tiles, program // channel_tiles
-    DOWN: tl.constexpr = 1 if W.taps == 1 else 0
-    TAPS_H: tl.constexpr = TAPS if DOWN else 1
-    TAPS_W: tl.constexpr = 1 if DOWN else TAPS
-    s, program = program % (W.taps // TAPS_W) * TAPS_W, program // (W.taps // TAPS_W)
-    r, program = program % cdiv(H.taps, TAPS_H) * TAPS_H, program // cdiv(H.taps, TAPS_H)
-    part, group = program % parts, program // parts
-
-    first_p, count_p = smalls_that_hit(r, r + TAPS_H - 1, out_height, height, H)
-    first_q, count_q = smalls_that_hit(s, s + TAPS_W - 1, out_width, width, W)
-    lines = tl.full((), line_tiles, tl.int64) * count_p
-    lines *= count_q if OF_IMAGES else cdiv(count_q, BLOCK_K)
-    first, last = (part * lines // parts).to(tl.int32), ((part + 1) * lines // parts).to(tl.int32)
-    count_q = count_q if OF_IMAGES else cdiv(count_q, BLOCK_K)
-
-    accs = ()
-    for _ in tl.static_range(TAPS):
-        accs = accs + (tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32),)
-    x_channel, dy_channel = group * channels + channel_tile * BLOCK_N, group * filters + filter_tile * BLOCK_M
-    if CROSS:
-        accs = _lines_summed(
-            accs, x, dy,
-            first, last, first_p, count_p, first_q, count_q, r, s,
-            x_channel, x_pitch, dy_channel, planes,
-            H, W, SPAN, OF_IMAGES, IMAGES_LAST, CROSS, DOWN, PRECISION, BLOCK_K,
-        )  # fmt: skip
-        finite = ()
-        for i in tl.static_range(TAPS):
-            finite = finite + (tl.where(tl.abs(accs[i]) < float("inf"), accs[i], 0.0),)
-        accs = finite
-    accs = _lines_summed(
-        accs, x, dy,
-        first, last, first_p, count_p, first_q, count_q, r, s,
-        x_channel, x_pitch, dy_channel, planes,
-        H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, DOWN, PRECISION, BLOCK_K,
-    )  # fmt: skip
-
-    k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    owned = (k < filters)[:, None] & (c < channels)[None, :]
-    if PITCH:
-        s, c = c // PITCH, c % PITCH
-        owned &= (c < narrow_channels)[None, :]
-    else:
-        owned &= (k // narrow_filters)[:, None] == (c // narrow_channels)[None, :]
-        c = c % narrow_channels
-    at = ((group * filters + k).to(INDEX) * dw_k)[:, None] + (c * dw_c + s * dw_s)[None, :]
-    partials += part.to(INDEX) * dw_split
-    for i in tl.static_range(TAPS):
-        value = accs[i].to(partials.dtype.element_ty)
-        if DOWN:
-            tl.store(partials + at + (r + i) * dw_r, value, mask=owned & (r + i < H.taps))
-        else:
-            tl.store(partials + at + r * dw_r + i * dw_s, value, mask=owned)
 
 
 class Gather(NamedTuple):
@@ -327,13 +198,13 @@ def plan_gather(
     at_once = groups_at_once(source.shape[1] // groups, shape[1] // groups, groups)
     groups //= at_once
     channels_in, channels_out = source.shape[1] // groups, shape[1] // groups
-    if not _is_hopper(source) or 0 in (*source.shape, *weight.shape, *shape):
+    if not is_hopper(source) or 0 in (*source.shape, *weight.shape, *shape):
         return None
-    unit, in_planes = _alignment(source), _in_planes(source)
-    if not adjoint and (fold := _fold_of(source, weight.shape, shape[2:], stride, padding, dilation, groups)):
+    unit, in_planes = alignment_of(source), are_planes(source)
+    if not adjoint and (fold := first_fold(source, weight.shape, shape[2:], stride, padding, dilation, groups)):
         return _plan_first(source, weight, shape, stride, padding, dilation, fold)
     # Columns of the filters' matrix are the channels of the source, but where it is transposed.
-    if channels_in % unit or channels_out % (unit if adjoint else 1) or min(channels_in, channels_out) < FEWEST:
+    if channels_in % unit or channels_out % (unit if adjoint else 1) or are_few(channels_in, channels_out):
         return None
     if adjoint and groups > 1 and source.dtype == torch.float32 and not in_planes:
         return None
@@ -348,13 +219,12 @@ def plan_gather(
         elif not channels_last and source.dtype.itemsize == 2 and (image := planar(source)) is not None:
             seen, source, height, width = planar, image, 1, height * width
 
-    phases = min(stride[0], height) * min(stride[1], width) if adjoint else 1
     depth = channels_in * max(1, taps // (stride[0] * stride[1] if adjoint else 1))
     precision = "bf16x6" if in_planes else conv_precision(source.dtype, source.device)
-    pixels = max(1, images * height * width // phases)
+    pixels = images * height * width * groups
     tile = gemm_tile(Product("tma conv2d", channels_out, pixels, depth, source.dtype, precision), source.device)
     block = min(tile.k, channels_in & -channels_in)
-    if block < min(tile.k, 2 * unit):  # its channels end inside a block, where the filters have zeros
+    if block < 16:  # its channels end inside a block, where the filters have zeros
         if groups > 1 or in_planes or (stride[1] > 1 and not adjoint):
             return None
         block = tile.k
@@ -382,14 +252,14 @@ def _plan_first(
     return Gather(x, (images, height, width), None, (stride[0], 1), 1, box, tile, fold)
 
 
-def _fold_of(
+def first_fold(
     x: Tensor, w: Sequence[int], size: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Fold | None:  # fmt: skip
     """How first2d.py copies an image of few channels for not few filters, whose sizes are `w`; None if it does not."""
-    if groups > 1 or w[1] >= FEWEST or w[0] < FEWEST or _in_planes(x):
+    if groups > 1 or not are_few(w[1]) or are_few(w[0]) or are_planes(x):
         return None
-    return fold_of(x, w, size, stride, padding, dilation, _alignment(x))
+    return fold_of(x, w, size, stride, padding, dilation, alignment_of(x))
 
 
 def gather_boxes(
@@ -409,7 +279,7 @@ def gather_boxes(
         result = result.view(*result.shape[:2], 1, -1)
     channels_in, channels_out, taps = source.shape[1] // groups, result.shape[1] // groups, weight.shape[2:]
     plane_pitches = source.shape[1], weight.shape[1]
-    in_planes = _in_planes(source)
+    in_planes = are_planes(source)
     if in_planes:
         source, weight = planes(source), planes(weight)
     elif seen is not planar and not is_readable(source):
@@ -444,84 +314,10 @@ def gather_boxes(
         height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
         H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
         BOX=box, SPAN=span, PLANAR=seen is planar, ADJOINT=adjoint, TRANSPOSED=transposed,
-        CROSS=CROSS_PAIRS if in_planes else 0, RELU=relu, PRECISION=_precision(source),
+        CROSS=CROSS_PAIRS if in_planes else 0, APART=SUMMED_APART // tile.k, RELU=relu, PRECISION=operands_of(source),
         INDEX=index_type(result, *(parts or ())),
         BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
     )  # fmt: skip
-
-
-def wgrad_lines(
-    x: Tensor, dy: Tensor, dw: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> bool:
-    """Fill the result of conv2d_wgrad, or return False if this is not done in lines."""
-    narrow = dw.shape[0] // groups, dw.shape[1]
-    at_once = groups_at_once(narrow[1], narrow[0], groups)
-    groups //= at_once
-    filters, channels, taps_h, taps_w = at_once * narrow[0], at_once * narrow[1], *dw.shape[2:]
-    if not _is_hopper(x) or filters % _alignment(x):
-        return False
-    if fold := _fold_of(x, dw.shape, dy.shape[2:], stride, padding, dilation, groups):
-        channels, taps_w, stride, padding, dilation = fold.depth, 1, (stride[0], 1), (padding[0], 0), (dilation[0], 1)
-    elif channels % _alignment(x) or min(filters, channels) < FEWEST:
-        return False
-    if taps_h * taps_w == 1 and tuple(padding) == (0, 0) and not fold:
-        x = x[:, :, :: stride[0], :: stride[1]][:, :, : dy.shape[2], : dy.shape[3]]
-        stride = (1, 1)
-        for seen in (flat, planar) if x.shape[2:] == dy.shape[2:] else ():
-            if (image := seen(x)) is not None and (gradient := seen(dy)) is not None:
-                # Pixels and images change places, which both are summed over: a line of images is then one of pixels.
-                x, dy = (t.transpose(0, 3) for t in (image, gradient))
-                break
-    images, _, height, width = dy.shape
-    in_planes, precision = _in_planes(x), "bf16x6" if _in_planes(x) else conv_precision(x.dtype, x.device)
-    padded = max(16, triton.next_power_of_2(channels))
-    beside = (padded if fold else channels) * (taps_h if taps_w == 1 else taps_w)
-    tile = gemm_tile(Product("tma wgrad", filters, beside, images * height * width, x.dtype, precision), x.device)
-    inward = not in_planes and (x.dtype == torch.float32 or (not fold and is_readable(x, 0) and is_readable(dy, 0)))
-    along_columns = not inward and (fold is not None or x.shape[3] % stride[1] == 0)
-    line, of_images = best_line(tile.k, images, width if along_columns else 0)
-    if line == 0:
-        return False
-
-    plane_pitches = x.shape[1], dy.shape[1]
-    if fold:
-        copy = folded(x, fold)
-        x = windows(images_last(copy) if inward else copy, fold)
-    if in_planes:
-        x, dy = planes(x), planes(dy)
-    elif inward:
-        x, dy = (image if is_readable(image, 0) else images_last(image) for image in (x, dy))
-    else:
-        x, dy = (image if is_readable(image) else channels_last(image) for image in (x, dy))
-    span = 1 if of_images else stride[1]
-    block_n = min(1 << tile.n.bit_length() - 1, padded)
-    most = max(1, tile.n // block_n)
-    if taps_w == 1:  # in as few turns, of which the last may have fewer
-        taps_at_once = triton.cdiv(taps_h, triton.cdiv(taps_h, most))
-        turns = triton.cdiv(taps_h, taps_at_once)
-    else:
-        taps_at_once = max(n for n in range(1, most + 1) if taps_w % n == 0)
-        turns = taps_h * taps_w // taps_at_once
-    # Eight warps would share the columns of 64 filters, and read dy twice.
-    warps = min(tile.warps, 4) if fold and tile.m == 64 and taps_at_once * block_n <= 256 else tile.warps
-    tiles = triton.cdiv(filters, tile.m) * triton.cdiv(channels, block_n) * turns * groups
-    parts = splits(tiles, images * height * width, line)
-    partials = partials_of(dw, parts)
-    x_pitch = strides_of(x)[3]
-    launch(
-        _wgrad_kernel, tiles * parts,
-        _line(x, line, block_n, of_images, inward, span), _line(dy, line, tile.m, of_images, inward, 1),
-        partials,
-        dw.stride(), dw.numel(),
-        filters, channels, *narrow, x_pitch, plane_pitches, triton.cdiv(images, line) if of_images else images,
-        x.shape[2], x.shape[3], height, width, parts,
-        H=Axis(taps_h, stride[0], padding[0], dilation[0]), W=Axis(taps_w, stride[1], padding[1], dilation[1]),
-        SPAN=span, OF_IMAGES=of_images, IMAGES_LAST=inward, CROSS=CROSS_PAIRS if in_planes else 0, TAPS=taps_at_once,
-        PITCH=fold.pitch if fold else 0, PRECISION=_precision(x), INDEX=index_type(partials, dw),
-        BLOCK_M=tile.m, BLOCK_N=block_n, BLOCK_K=line, warps=warps, stages=tile.stages, device=x.device,
-    )  # fmt: skip
-    sum_partials(partials, dw)
-    return True
 
 
 def groups_at_once(channels_in: int, channels_out: int, groups: int) -> int:
@@ -531,31 +327,26 @@ def groups_at_once(channels_in: int, channels_out: int, groups: int) -> int:
     return next(enough, 1)
 
 
-def _line(image: Tensor, length: int, channels: int, of_images: bool, inward: bool, span: int) -> TensorDescriptor:
-    """A descriptor of boxes of `length` pixels in a line, with so many channels."""
-    n, c, h, w = image.shape
-    s_n, s_c, s_h, s_w = strides_of(image, 0 if inward else 1)
-    if inward:
-        return described(image, (h, w, c, n), (s_h, s_w, s_c, s_n), (1, 1, channels, length))
-    if of_images:
-        return described(image, (h, w, n, c), (s_h, s_w, s_n, 1), (1, 1, length, channels))
-    return described(image, (n, h, w // span, (span - 1) * s_w + c), (s_n, s_h, span * s_w, 1), (1, 1, length, channels))
+def are_few(*channels: int) -> bool:
+    return min(channels) < FEWEST
 
 
-def _is_hopper(tensor: Tensor) -> bool:
+def is_hopper(tensor: Tensor) -> bool:
+    """Whether this tensor may be convolved in boxes at all."""
     name = architecture(tensor.device)
     return tensor.dtype.itemsize <= 4 and (name == "sm_90" or name == "interpreter" and interpreted)
 
 
-def _in_planes(image: Tensor) -> bool:
+def are_planes(image: Tensor) -> bool:
     """Whether float32 is multiplied exactly, as three bfloat16 planes."""
     return image.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"
 
 
-def _alignment(image: Tensor) -> int:
+def alignment_of(image: Tensor) -> int:
     """Of how many elements a number of channels must be a multiple: the copy engine counts 16 bytes."""
-    return 8 if _in_planes(image) else 16 // image.dtype.itemsize
+    return 8 if are_planes(image) else 16 // image.dtype.itemsize
 
 
-def _precision(image: Tensor) -> str:
+def operands_of(image: Tensor) -> str:
+    """`input_precision` of what is read from this image."""
     return "tf32" if image.dtype == torch.float32 else "ieee"

@@ -4,8 +4,8 @@
 old form (`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`, `set_float32_matmul_precision`) and
 their new one (`fp32_precision`): TF32 where the user allows it, else a product of float32 accuracy. Where there are TF32
 tensor cores that is three TF32 products (`tf32x3`), elsewhere plain float32 multiplication (`ieee`). Hopper's convolutions in
-boxes take six bfloat16 products instead: relayout.py's `planes` splits each float32 into three numbers of 8 bits, whose products
-are exact and which its matrix units read from shared memory in any order.
+boxes take six bfloat16 products instead: relayout.py's `planes` splits each float32 into three numbers of 8 bits, whose
+products are exact, and which its matrix units read from shared memory in any order.
 """
 
 import torch
@@ -53,6 +53,9 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 # Of two float32, each the sum of three bfloat16 planes, the products that float32 notices, but for that of the first planes.
 CROSS_PAIRS = 5
+# A matrix unit cuts off what does not fit its sum, always towards zero. So the products of the first planes are summed for so
+# many elements at a time, and those sums added up by additions that round.
+SUMMED_APART = 1024
 
 
 @device_function

@@ -146,6 +146,12 @@ def planes(x: Tensor) -> Tensor:
     return out
 
 
+def copied(x: Tensor, out: Tensor) -> Tensor:
+    """Fill `out`, of the shape and dtype of `x`, in whichever order the two lie, and return it."""
+    _copy(x, out)
+    return out
+
+
 def _lies(x: Tensor, strides: tuple[int, ...]) -> bool:
     """Whether a tensor has these strides, but for those that no element has."""
     return all(stride == wanted for size, stride, wanted in zip(x.shape, x.stride(), strides, strict=True) if size > 1)

@@ -126,25 +126,38 @@ def guessed_tile(product: Product, architecture: str) -> Tile:
 
 
 def _guessed_tma_tile(product: Product, architecture: str) -> Tile:
-    """For wgmma, which has 64 rows for each four warps: as large as registers allow, since shared memory is filled from L2.
+    """For wgmma, which has 64 rows for each four warps: the tile that a model says is the fastest.
 
-    Where the sum is short, smaller, so that two programs share a multiprocessor and one loads while the other stores. wgrad's
-    columns are taps times channels, and no power of two.
+    A multiprocessor takes turns at its tiles, and each turn as long as its products or the copies from L2 to shared memory do,
+    by rates that are assumed of an H200. Two small programs share a multiprocessor, so that one loads while the other stores,
+    and where the sum is short there are no others. wgrad's columns are taps times channels, and no power of two; its sum is
+    cut, so that there are turns enough.
     """
     kernel, m, n, k, dtype, precision, _ = product
     if architecture == "interpreter":
         return Tile(_clamp(m, 16, 64), _clamp(n, 16, 64), 16, warps=1, stages=1)
     itemsize = 2 if precision == "bf16x6" else dtype.itemsize
-    block_m, block_k = _clamp(m, 64, 128), 128 // itemsize  # lines of 128 bytes
+    block_k = 128 // itemsize  # lines of 128 bytes
+    room = 128 * 128 if precision == "bf16x6" else 128 * 256  # accumulators of eight warps; bf16x6 has them twice
+    short = k <= 8 * block_k
     if kernel == "tma wgrad":
-        block_n = n if n <= 320 else 256
+        block_m = _clamp(m, 64, 128)
+        block_n = n if n * block_m <= 1.25 * room else room // block_m
     else:
-        block_n = _clamp(n, 64, 256 if k > 8 * block_k else 128)
-        while block_n > 64 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < wanted_programs // 2:
-            block_n //= 2
+        tiles = [(rows, columns) for columns in (64, 128, 256) for rows in (64, 128) if rows * columns <= room]
+        tiles = [tile for tile in tiles if tile[1] <= (128 if short else 256)]
+        block_m, block_n = min(tiles, key=lambda tile: (_turns(m, n, *tile, itemsize), -tile[0] * tile[1]))
     stage = (block_m + block_n) * block_k * itemsize
     warps = 8 if block_m * block_n >= 128 * 128 else 4
-    return Tile(block_m, block_n, block_k, warps, stages=max(2, min(4 if k > 8 * block_k else 3, (220 << 10) // stage)))
+    half = 110 << 10  # of a multiprocessor's shared memory
+    shared = half if block_m * block_n <= 128 * 128 and 3 * stage <= half else 2 * half
+    return Tile(block_m, block_n, block_k, warps, stages=max(2, min(3 if short else 4, shared // stage)))
+
+
+def _turns(m: int, n: int, rows: int, columns: int, itemsize: int) -> float:
+    """How long 132 multiprocessors take for all tiles of (m, k) @ (k, n), in nanoseconds for one of k."""
+    products, copies = 2 * rows * columns / 6e3 * itemsize / 2, (rows + columns) * itemsize / 50
+    return triton.cdiv(triton.cdiv(m, rows) * triton.cdiv(n, columns), 132) * max(products, copies)
 
 
 def splits(tiles: int, depth: int, block: int) -> int:

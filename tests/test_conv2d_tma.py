@@ -15,7 +15,7 @@ import trinn.layers as tnn
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
 from trinn import kernels
-from trinn.kernels import conv2d_tma, launch
+from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, launch
 from trinn.kernels.boxes import Along, Box, best_box, best_line
 from trinn.kernels.indexing import Axis, hitting_taps, smalls_that_hit
 
@@ -74,6 +74,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         launch.launch(kernel, *args, **options)
 
     monkeypatch.setattr(conv2d_tma, "launch", noted)
+    monkeypatch.setattr(conv2d_tma_wgrad, "launch", noted)
     monkeypatch.setattr(conv2d_tma, "interpreted", True)
     monkeypatch.setattr(conv2d_tma, "FEWEST", 8)
     monkeypatch.setattr(conv2d_tma, "WIDE", 16)

@@ -13,7 +13,7 @@ import trinn.layers as tnn
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
 from trinn import kernels
-from trinn.kernels import conv2d_tma, first2d, launch, tuning
+from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, first2d, launch, tuning
 from trinn.kernels.boxes import Along, Box, best_box
 from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
 from trinn.kernels.indexing import Axis
@@ -54,6 +54,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         launch.launch(kernel, *args, **options)
 
     monkeypatch.setattr(conv2d_tma, "launch", noted)
+    monkeypatch.setattr(conv2d_tma_wgrad, "launch", noted)
     monkeypatch.setattr(first2d, "launch", noted)
     monkeypatch.setattr(conv2d_tma, "interpreted", True)
     monkeypatch.setattr(conv2d_tma, "FEWEST", 8)
