@@ -6,6 +6,7 @@ gradient, is the same from run to run. What was measured on a GPU is in tiles/, 
 
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,7 +147,7 @@ def _guessed_tma_tile(product: Product, architecture: str) -> Tile:
     else:
         tiles = [(rows, columns) for columns in (64, 128, 256) for rows in (64, 128) if rows * columns <= room]
         tiles = [tile for tile in tiles if tile[1] <= (128 if short else 256)]
-        block_m, block_n = min(tiles, key=lambda tile: (_turns(m, n, *tile, itemsize), -tile[0] * tile[1]))
+        block_m, block_n = min(tiles, key=lambda tile: (_turns(m, n, tile, itemsize), -math.prod(tile)))
     stage = (block_m + block_n) * block_k * itemsize
     warps = 8 if block_m * block_n >= 128 * 128 else 4
     half = 110 << 10  # of a multiprocessor's shared memory
@@ -154,8 +155,9 @@ def _guessed_tma_tile(product: Product, architecture: str) -> Tile:
     return Tile(block_m, block_n, block_k, warps, stages=max(2, min(3 if short else 4, shared // stage)))
 
 
-def _turns(m: int, n: int, rows: int, columns: int, itemsize: int) -> float:
+def _turns(m: int, n: int, tile: tuple[int, int], itemsize: int) -> float:
     """How long 132 multiprocessors take for all tiles of (m, k) @ (k, n), in nanoseconds for one of k."""
+    rows, columns = tile
     products, copies = 2 * rows * columns / 6e3 * itemsize / 2, (rows + columns) * itemsize / 50
     return triton.cdiv(triton.cdiv(m, rows) * triton.cdiv(n, columns), 132) * max(products, copies)
 

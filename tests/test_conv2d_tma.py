@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 import trinn.layers as tnn
 from tests.cases import Conv, named
@@ -131,7 +132,7 @@ def test_lines_of_all_pixels(arithmetic: str, layout: str, started: list[str]) -
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
 
     def torchs(x: Tensor, dy: Tensor) -> Tensor:
-        return torch.nn.grad.conv2d_weight(x, (32, 16, 1, 1), dy).detach()
+        return conv2d_weight(x, (32, 16, 1, 1), dy).detach()
 
     check(lambda x, dy: kernels.conv2d_wgrad(x, dy, (1, 1), (1, 1), (0, 0), (1, 1), 1), torchs, x, dy)
     assert started == ["_wgrad_kernel"]
