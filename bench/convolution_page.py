@@ -1,0 +1,300 @@
+"""Writes docs/convolution.md and its figures from what is stored: `python -m bench.convolution_page`.
+
+The text is docs/convolution/text.md. No figure is typed by hand into the page, and a test fails when it is not what the stored
+figures render to. They come from bench/tried.py, bench/predicted.py and bench/emulated.py, which need no GPU, and times from
+`python -m bench conv` on one.
+"""
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from bench import convolution_figures as figures
+from bench import report
+from bench.emulated import APART
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE, STORED = DOCS / "convolution.md", DOCS / "convolution"
+RESULTS = Path(__file__).with_name("results")
+
+Row = dict[str, Any]
+
+NAMES = {"bf16": "bfloat16", "fp32": "float32 without TF32"}
+SIX, TRUNCATES = "6 products of bfloat16", "truncates"  # how float32 is multiplied, and what matrix units are said to do
+UNTIMED = """\
+**These kernels have not run on a GPU yet.** This page says what they do, what compiles show, what an emulation computes and
+what a model predicts. Nothing on it was timed."""
+
+
+def stored(name: str) -> dict[str, Any]:
+    return json.loads((STORED / f"{name}.json").read_text())
+
+
+def measured(results: Path) -> list[Row]:
+    """A row for each pass that was timed, of the newest result of each GPU: ours in channels_last, and torch's better one."""
+    read = []
+    for path in sorted(results.glob("*/*.json")):
+        try:
+            read.append(report.read(path))
+        except ValueError:  # another file
+            continue
+    found: dict[tuple[str, str, str, str], Row] = {}
+    for result in sorted(read, key=lambda result: result["environment"]["date"]):
+        gpu = result["environment"]["gpu"]
+        for comparison in report.comparisons(result):
+            row = comparison.row
+            if comparison.mode == "eager" and row["op"] in report.CONVS:
+                ours = [t["median"] for t in row["times"] if (t["side"], t["layout"]) == ("ours", "channels_last")]
+                found[gpu, row["name"], row["pass"], row["arithmetic"]] = {
+                    "gpu": gpu, "name": row["name"], "pass": row["pass"], "arithmetic": row["arithmetic"],
+                    "ours": ours[0] if ours else math.nan,
+                    "torch": comparison.torchs["median"] if comparison.torchs else math.nan,
+                }  # fmt: skip
+    return list(found.values())
+
+
+def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def us(seconds: float) -> str:
+    """Microseconds, or a dash for NaN."""
+    return f"{1e6 * seconds:.{0 if seconds > 20e-6 else 1}f}" if seconds == seconds else "-"
+
+
+def geomean(values: Sequence[float]) -> str:
+    return f"{report.geomean(values):.2f}"
+
+
+def in_boxes(rows: Sequence[Row], layout: str = "channels_last") -> list[Row]:
+    return [row for row in rows if row["layout"] == layout and row["seconds"] is not None]
+
+
+def of_one_batch(rows: Sequence[Row]) -> list[Row]:
+    """Without AlexNet's larger one, which says nothing new."""
+    return [row for row in rows if not row["name"].endswith(" b256")]
+
+
+def by_pointers(rows: Sequence[Row], arithmetic: str) -> list[str]:
+    """Convolutions of which a pass in channels_last is left to conv2d.py."""
+    those = [row for row in rows if (row["arithmetic"], row["layout"], row["seconds"]) == (arithmetic, "channels_last", None)]
+    return list(dict.fromkeys(row["name"] for row in those if any(name.startswith("conv2d.") for name in row["by"])))
+
+
+def stages(way: Row) -> int:
+    return 1 + way["ahead"] // way["copies"]
+
+
+def tried_table(rows: Sequence[Row]) -> str:
+    def operands(row: Row) -> str:
+        if row["fault"]:
+            return f"does not compile: `{row['fault']}`"
+        if row["besides"]:
+            return "**through registers**: " + ", ".join(f"`{name}` {count}" for name, count in row["besides"].items())
+        return "the same machine code as the first" if row["as the first"] else "from shared memory"
+
+    cells = [
+        [
+            row["way"],
+            operands(row),
+            ("yes" if row["pending"] else "**no**") if "pending" in row else "",
+            row.get("registers", ""),
+        ]
+        for row in rows
+    ]
+    return table(["", "operands", "a product runs on while the next begins", "registers"], cells)
+
+
+def details(rows: Sequence[Row], timed: Sequence[Row], arithmetic: str) -> str:
+    """All predictions in an arithmetic, with what was measured, folded away."""
+    rows = [row for row in rows if row["arithmetic"] == arithmetic]
+    of = {(row["name"], row["pass"]): row for row in rows}
+    several = len({row["gpu"] for row in timed}) > 1
+
+    def cells(name: str) -> Iterator[str]:
+        for what in figures.PASSES:
+            row = of.get((name, what))
+            yield f"{us(row['fed'])} to {us(row['seconds'])}, {row['limit']}" if row else ""
+            times = [t for t in timed if (t["name"], t["pass"], t["arithmetic"]) == (name, what, arithmetic)]
+            shown = [f"{us(t['ours'])}, {us(t['torch'])}" + (f" on {t['gpu']}" if several else "") for t in times]
+            yield "; ".join(shown) or ("not yet" if row else "")
+
+    floors = {row["name"]: max(other["floor"] for other in rows if other["name"] == row["name"]) for row in rows}
+    header = ["", "floor", *(cell for what in figures.PASSES for cell in (what, "measured"))]
+    return f"""\
+<details><summary>All predictions in {NAMES[arithmetic]}, in microseconds: from operands in time to the assumed L2, and what
+limits. Measured are ours in channels_last, and torch in its better format.</summary>
+
+{table(header, [[name, us(floor), *cells(name)] for name, floor in floors.items()])}
+
+</details>
+"""
+
+
+def worst(rows: Sequence[Row], key: str, count: int) -> str:
+    """The passes that are the furthest above their floors."""
+    cells = [
+        [
+            f"{row['name']}, {row['pass']}", us(row["floor"]), us(row["fed"]), us(row["seconds"]), row["limit"],
+            f"{row['multiplied']:.2f}", f"{row['idle']:.2f}", us(row["copies"]), f"{row['tile'][0]} x {row['tile'][1]}",
+        ]
+        for row in sorted(of_one_batch(rows), key=lambda row: row["floor"] / row[key])[:count]
+    ]  # fmt: skip
+    return table(["", "floor", "in time", "predicted", "limit", "multiplied", "busiest", "copies", "tile"], cells)
+
+
+def comparison(rows: Sequence[Row], timed: Sequence[Row]) -> str:
+    """What measured times are of predicted ones."""
+    predicted = {(row["name"], row["pass"], row["arithmetic"]): row["seconds"] for row in rows}
+    ratios: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in timed:
+        seconds = predicted.get((row["name"], row["pass"], row["arithmetic"]))
+        if seconds and row["ours"] == row["ours"]:
+            of = ratios.setdefault((row["gpu"], NAMES[row["arithmetic"]]), {what: [] for what in figures.PASSES})
+            of[row["pass"]].append(row["ours"] / seconds)
+    if not ratios:
+        return "Not measured yet. Times will stand in the tables below, and here what they are of predicted ones."
+    cells = [[*where, *(f"{geomean(v)} of {len(v)}" if v else "" for v in of.values())] for where, of in ratios.items()]
+    return "Measured by predicted time, geometric mean:\n\n" + table(["GPU", "", *figures.PASSES], cells)
+
+
+def of_way(rows: Sequence[Row], way: str, instruction: str) -> list[Row]:
+    return [row for row in rows if (row["way"], row["instruction"]) == (way, instruction)]
+
+
+def errors_table(rows: Sequence[Row]) -> str:
+    depths = sorted({row["depth"] for row in rows})
+
+    def shown(those: Sequence[Row]) -> str:
+        largest = max(row["largest"] for row in those)
+        number = f"{largest:.2f}" if largest < 100 else f"{largest:.0f}"
+        return number if all(row["right"] for row in those) else f"**{number}**"
+
+    cells = []
+    for way in dict.fromkeys(row["way"] for row in rows):
+        line = [[row for row in rows if (row["way"], row["depth"]) == (way, depth)] for depth in depths]
+        several = [[[row for row in those if row["instruction"] == i] for i in ("rounds", TRUNCATES)] for those in line]
+        cells.append([way, *(" / ".join(shown(r) if r else "-" for r in pair) for pair in several)])
+    return table(["rounds / truncates", *depths], cells)
+
+
+def verdict(errors: Sequence[Row], rows: Sequence[Row], apart: int) -> str:
+    """Whether float32 as it is multiplied keeps the rule, as far as the emulation says: its largest products may be `apart`."""
+    single = of_way(errors, SIX, TRUNCATES)
+    first = {row["numbers"]: row["depth"] for row in reversed(single) if not row["right"]}
+    broken = ", ".join(f"{depth} ({numbers})" for numbers, depth in sorted(first.items(), key=lambda pair: pair[1]))
+    most = max(first.values())
+    mean = max(row["mean"] for row in single if row["depth"] == most)
+    deep = [row for row in rows if row["arithmetic"] == "fp32" and row["depth"] >= min(first.values())]
+    deeper = [row for row in deep if row["depth"] >= most]
+    keep, others = [], []
+    for length in APART:
+        wrong = [
+            row["numbers"] for row in of_way(errors, f"{SIX}, the largest apart for {length}", TRUNCATES) if not row["right"]
+        ]
+        (others if wrong else keep).append(f"{length} ({', '.join(dict.fromkeys(wrong))})" if wrong else str(length))
+    broken_apart = f"It breaks with {', '.join(others)}." if others else ""
+    now = f"The kernels sum {apart} numbers apart." if apart else "The kernels add it all in one accumulator."
+    return f"""\
+**If Hopper's matrix units truncate like this, six products in one accumulator break the rule in long sums**, for one draw
+or more from this many numbers on: {broken}. What is cut off always points towards zero, so it grows with the number of
+instructions, while errors of rounding partly cancel; for {most} numbers the mean error is up to {mean:.0f} times float32's.
+{len(deep)} passes of the registry sum at least {min(first.values())} numbers, {len(deeper)} at least {most}.
+
+The rule is kept at all of these depths if the largest of the six products is summed apart for
+{" or ".join(keep) or "no such"} numbers at a time, in a loop of its own, and those sums are added by additions that round.
+{broken_apart} {now} Triton's own three products of TF32, as the pointer kernel has them, are added so for each block. By the
+table of what was tried such a loop waits for nothing, and has registers for 128 pixels by 128 filters, but not
+for 256."""
+
+
+def values(results: Path) -> dict[str, str]:
+    """What text.md leaves open."""
+    tried, predicted, emulated = stored("tried"), stored("predicted"), stored("emulated")
+    rates, channels, reported = predicted["rates"], predicted["channels"], predicted["reported"]
+    m, n = reported["tile"]
+    rows, timed, errors = in_boxes(predicted["rows"]), measured(results), emulated["rows"]
+    first, (small, dilated) = tried["rows"][0], predicted["drawn"]
+    bf16 = [row for row in rows if row["arithmetic"] == "bf16"]
+    contiguous = {(r["name"], r["pass"], r["arithmetic"]): r["seconds"] for r in in_boxes(predicted["rows"], "contiguous")}
+    pairs = [(contiguous.get((row["name"], row["pass"], "bf16")), row["seconds"]) for row in bf16]
+    pointers = {arithmetic: by_pointers(predicted["rows"], arithmetic) for arithmetic in NAMES}
+    left = dilated["shares"][str(dilated["box"][0])]
+    return {
+        "state": f"Timed on: {', '.join(dict.fromkeys(row['gpu'] for row in timed))}." if timed else UNTIMED,
+        "stages": str(stages(first)),
+        "ahead": str(stages(first) - 1),
+        "small": small["name"],
+        "small_box": f"{small['box'][1]} x {small['box'][2]} pixels of {small['box'][0]} images",
+        "dilated": f"{dilated['name']} on {dilated['size'][0]} x {dilated['size'][1]} pixels",
+        "left": f"{100 * left:.0f}%",
+        "useful": f"{100 * dilated['useful']:.0f}%",
+        "wide": str(channels["WIDE"]),
+        "at_once": str(channels["MOST_AT_ONCE"]),
+        "fewest": str(channels["FEWEST"]),
+        "pointers_bf16": ", ".join(pointers["bf16"]) or "nothing",
+        "pointers_fp32": ", ".join(name for name in pointers["fp32"] if name not in pointers["bf16"]) or "nothing",
+        "triton": tried["triton"],
+        "tried": tried_table(tried["rows"]),
+        "memory": f"{rates['memory'] / 1e12:.1f}",
+        "products": f"{rates['bf16'] / 1e12:.0f}",
+        "l2": f"{rates['L2'] / 1e12:.1f}",
+        "multiprocessors": str(predicted["multiprocessors"]),
+        "tiles": f"those measured on an {predicted['tiles']}" if predicted["tiles"] else "guesses by rule, before any tuning",
+        "by_l2": f"{sum(row['limit'] == 'L2' for row in bf16)} of {len(bf16)}",
+        "reported": str(reported["tflops"]),
+        "reported_tile": f"{m} x {n}",
+        "implied": f"{reported['tflops'] * (m + n) / (m * n):.1f}",
+        "by_floor": geomean([row["seconds"] / row["floor"] for row in bf16]),
+        "fed_by_floor": geomean([row["fed"] / row["floor"] for row in bf16]),
+        "contiguous": geomean([seconds / last for seconds, last in pairs if seconds]),
+        "worst": worst(bf16, "seconds", 8),
+        "worst_fed": worst(bf16, "fed", 5),
+        "comparison": comparison(rows, timed),
+        "details": "\n".join(details(rows, timed, arithmetic) for arithmetic in NAMES).rstrip(),
+        "sums": str(emulated["sums"]),
+        "draws": str(emulated["draws"]),
+        "errors": errors_table(errors),
+        "verdict": verdict(errors, rows, predicted["apart"]),
+    }
+
+
+def render(results: Path = RESULTS) -> str:
+    """The page."""
+    text = Template((STORED / "text.md").read_text()).substitute(values(results))
+    return "\n\n".join(map(_wrapped, text.strip().split("\n\n"))) + "\n"
+
+
+def _wrapped(paragraph: str) -> str:
+    if paragraph.startswith(("|", "#", "!", "<", " ")):
+        return paragraph
+    return textwrap.fill(paragraph.strip(), 128, break_long_words=False, break_on_hyphens=False)
+
+
+def drawn_from(results: Path = RESULTS) -> dict[str, Sequence[Any]]:
+    """What each figure is drawn from: the arguments of the function of its name."""
+    first, predicted = stored("tried")["rows"][0], stored("predicted")
+    small, dilated = predicted["drawn"]
+    return {
+        "loop": [first, stages(first)],
+        "box": [small],
+        "taps": [dilated],
+        "predictions": [of_one_batch(in_boxes(predicted["rows"])), measured(results), list(NAMES)],
+        "errors": [stored("emulated")["rows"]],
+    }
+
+
+def main() -> None:
+    PAGE.write_text(render())
+    for name, data in drawn_from().items():
+        figures.save(getattr(figures, name)(*data), STORED / f"{name}.png", data)
+    print(f"wrote {PAGE} and its figures")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""docs/convolution.md is what its stored figures render to, and shows times as soon as there are any."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bench import convolution_figures as figures
+from bench.convolution_page import PAGE, STORED, drawn_from, render
+from bench.emulated import multiplied
+
+# Sums of what predicted.py counts for each tile are what kernels/boxes.py counts for all of them, which is never less than one.
+COUNTED = """
+from itertools import product
+
+from bench.predicted import Along, Axis, taps_seen
+
+axes = product((False, True), (1, 3, 4), (1, 2, 3), (0, 1, 5), (1, 2, 7), (1, 4))
+for adjoint, taps, stride, padding, dilation, block in axes:
+    size, axis = 12, Axis(taps, stride, padding, dilation)
+    for source in (size, 5):
+        seen = taps_seen(axis, adjoint, size, source, block)
+        counted = sum(max(1, count) if adjoint else count for phase in seen for count in phase)
+        assert counted == Along(size, source, axis, adjoint).work(block), (adjoint, axis, block, source)
+"""
+
+
+def test_page_is_what_the_figures_render_to() -> None:
+    assert PAGE.read_text() == render(), "python -m bench.convolution_page writes it anew"
+
+
+def test_pictures_are_of_the_stored_figures() -> None:
+    for name, data in drawn_from().items():
+        assert figures.digest(data).encode() in (STORED / f"{name}.png").read_bytes(), f"{name}.png is of other figures"
+
+
+def test_times_are_shown(tmp_path: Path) -> None:
+    """Of the newest result of a GPU, beside what was predicted; what is no result is passed over."""
+    name = "AlexNet conv3 b128"
+    for date, ours in (("2031-01-01", 61e-6), ("2030-01-01", 77e-6)):
+        times = [
+            {"side": side, "mode": "eager", "layout": layout, "median": seconds}
+            for side, layout, seconds in (("ours", "channels_last", ours), ("torch", "contiguous", 83e-6))
+        ]
+        row = {
+            "name": name,
+            "op": "conv2d",
+            "pass": "forward",
+            "arithmetic": "bf16",
+            "against": "eager",
+            "bytes": 1,
+            "flops": 1,
+        }
+        result = {"environment": {"gpu": "H200", "date": date}, "ceilings": {}, "rows": [row | {"times": times}]}
+        (tmp_path / "h200").mkdir(exist_ok=True)
+        (tmp_path / "h200" / f"{date}.json").write_text(json.dumps(result))
+    (tmp_path / "h200" / "other.json").write_text("[]")
+    page = render(tmp_path)
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| {name} |") and "| 61, 83 |" in line)
+    assert "Timed on: H200." in page and "| H200 | bfloat16 |" in page and "77, 83" not in page and line.count("not yet") == 2
+
+
+def test_taps_are_counted_as_the_launchers_do() -> None:
+    subprocess.run([sys.executable, "-c", COUNTED], check=True, cwd=PAGE.parent.parent)
+
+
+def test_an_instruction_cuts_off() -> None:
+    """What lies two bits under the accumulator's last is lost, and what its sum has beyond 24 bits."""
+
+    def summed(acc: float, products: list[float], truncates: bool) -> float:
+        a = np.array([products], dtype=np.float32)
+        return float(multiplied(np.array([acc]), a, np.ones_like(a), "bf16", truncates)[0])
+
+    large = 2.0**24
+    assert summed(large, [0.25] * 8, truncates=True) == large and summed(large, [0.25] * 8, truncates=False) == large + 2
+    assert summed(large, [0.5] * 3, truncates=True) == large and summed(large, [0.5] * 4, truncates=True) == large + 2
+    assert summed(-large, [-1.5], truncates=True) == -large and summed(-large, [-1.5], truncates=False) == -large - 2
+    assert summed(large, [-0.5], truncates=True) == large - 1
