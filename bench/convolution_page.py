@@ -192,14 +192,14 @@ def verdict(errors: Sequence[Row], rows: Sequence[Row], apart: int) -> str:
     mean = max(row["mean"] for row in single if row["depth"] == most)
     deep = [row for row in rows if row["arithmetic"] == "fp32" and row["depth"] >= min(first.values())]
     deeper = [row for row in deep if row["depth"] >= most]
-    keep, others = [], []
+    keep: list[str] = []
+    others: list[str] = []
     for length in APART:
         wrong = [
             row["numbers"] for row in of_way(errors, f"{SIX}, the largest apart for {length}", TRUNCATES) if not row["right"]
         ]
         (others if wrong else keep).append(f"{length} ({', '.join(dict.fromkeys(wrong))})" if wrong else str(length))
     broken_apart = f"It breaks with {', '.join(others)}." if others else ""
-    now = f"The kernels sum {apart} numbers apart." if apart else "The kernels add it all in one accumulator."
     return f"""\
 **If Hopper's matrix units truncate like this, six products in one accumulator break the rule in long sums**, for one draw
 or more from this many numbers on: {broken}. What is cut off always points towards zero, so it grows with the number of
@@ -208,9 +208,9 @@ instructions, while errors of rounding partly cancel; for {most} numbers the mea
 
 The rule is kept at all of these depths if the largest of the six products is summed apart for
 {" or ".join(keep) or "no such"} numbers at a time, in a loop of its own, and those sums are added by additions that round.
-{broken_apart} {now} Triton's own three products of TF32, as the pointer kernel has them, are added so for each block. By the
-table of what was tried such a loop waits for nothing, and has registers for 128 pixels by 128 filters, but not
-for 256."""
+{broken_apart} The kernels sum {apart}. Triton's own three products of TF32, as the pointer kernel has them, are added so for
+each block. By the table of what was tried such a loop waits for nothing; it has registers for as many pixels as the first way,
+but not for twice as many."""
 
 
 def values(results: Path) -> dict[str, str]:
@@ -237,6 +237,7 @@ def values(results: Path) -> dict[str, str]:
         "wide": str(channels["WIDE"]),
         "at_once": str(channels["MOST_AT_ONCE"]),
         "fewest": str(channels["FEWEST"]),
+        "apart": str(predicted["apart"]),
         "pointers_bf16": ", ".join(pointers["bf16"]) or "nothing",
         "pointers_fp32": ", ".join(name for name in pointers["fp32"] if name not in pointers["bf16"]) or "nothing",
         "triton": tried["triton"],

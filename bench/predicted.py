@@ -275,7 +275,7 @@ def main() -> None:
     head = {
         "rates": RATES,
         "channels": least,
-        "apart": getattr(precision, "SUMMED_APART", 0),
+        "apart": precision.SUMMED_APART,
         "multiprocessors": SMS,
         "reported": REPORTED,
         "tiles": args.gpu,
