@@ -1,0 +1,140 @@
+"""What the copy engine is told of memory: no descriptor reaches past its tensor, and all keep to the rules of the engine.
+
+What an engine reads outside of a tensor would go unseen: nothing traps, and zeros of the filters hide most of it.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from tests import test_conv2d_tma, test_first2d
+from tests.boxes import in_boxes
+from tests.cases import Conv, named
+from tests.check import DEVICE
+from trinn import kernels
+from trinn.kernels import launch, tuning
+
+CASES = test_conv2d_tma.CASES | test_first2d.CASES
+ARITHMETIC = test_conv2d_tma.ARITHMETIC
+LAST = torch.channels_last
+MOST = 256  # elements of a box along an axis
+# Where images may lie, in storage that ends where they do.
+LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], Tensor]] = {
+    "contiguous": lambda shape, dtype: new(shape, dtype),
+    "channels_last": lambda shape, dtype: new(shape, dtype).contiguous(memory_format=LAST),
+    "the last channels of more": lambda shape, dtype: wider(shape, dtype, (0, 8, 0, 0), LAST),
+    "the last columns of more": lambda shape, dtype: wider(shape, dtype, (0, 0, 0, 2), LAST),
+    "the last rows of more": lambda shape, dtype: wider(shape, dtype, (0, 0, 3, 0), torch.contiguous_format),
+    "every second image": lambda shape, dtype: wider(shape, dtype, (shape[0] - 1, 0, 0, 0), LAST, 2),
+    "from an odd address": lambda shape, dtype: wider(shape, dtype, (0, 3, 0, 1), LAST),
+    "images innermost": lambda shape, dtype: new((*shape[1:], shape[0]), dtype).permute(3, 0, 1, 2),
+    "one image for all": lambda shape, dtype: new((1, *shape[1:]), dtype).contiguous(memory_format=LAST).expand(shape),
+}
+
+
+def new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=DEVICE)
+
+
+def wider(
+    shape: tuple[int, ...], dtype: torch.dtype, more: tuple[int, ...], order: torch.memory_format, step: int = 1
+) -> Tensor:
+    """The end of a tensor that is larger by so much, each image or every second."""
+    whole = new(tuple(n + m for n, m in zip(shape, more, strict=True)), dtype).contiguous(memory_format=order)
+    images, *rest = (slice(-n, None) for n in shape)
+    return whole[(slice(None, None, step) if step > 1 else images, *rest)]
+
+
+@pytest.fixture(autouse=True)
+def boxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of few channels too, and cut into parts as for a large GPU."""
+    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    with in_boxes():
+        yield
+
+
+def described(case: Conv, dtype: torch.dtype, layout: str) -> list[TensorDescriptor]:
+    """What the launches of all three passes are told on a Hopper GPU; no kernel runs."""
+    found: list[TensorDescriptor] = []
+
+    def observe(kernel: Any, args: Any, constants: Any) -> None:
+        found.extend(arg for arg in args if isinstance(arg, TensorDescriptor))
+
+    x, w = LAYOUTS[layout](case.x if len(case.x) == 4 else (1, *case.x), dtype), new(case.w, dtype)
+    groups = case.options.get("groups", 1)
+    stride, dilation = (pair(case.options.get(name, 1)) for name in ("stride", "dilation"))
+    padding = case.options.get("padding", 0)
+    reach = [d * (taps - 1) for d, taps in zip(dilation, w.shape[2:], strict=True)]
+    near, far = ([n // 2 for n in reach], [n - n // 2 for n in reach]) if padding == "same" else (pair(padding), pair(padding))
+    size = [(n + a + b - r - 1) // s + 1 for n, a, b, r, s in zip(x.shape[2:], near, far, reach, stride, strict=True)]
+    dy = LAYOUTS[layout]((x.shape[0], w.shape[0], *size), dtype)
+    with launch.observed(observe, "sm_90"):
+        kernels.conv2d_fprop(x, w, None, size, stride, near, dilation, groups)
+        kernels.conv2d_dgrad(dy, w, None, x.shape[2:], stride, near, dilation, groups)
+        kernels.conv2d_wgrad(x, dy, w.shape[2:], stride, near, dilation, groups)
+    return found
+
+
+def pair(value: Any) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def reach_of(shape: Any, strides: Any) -> int:
+    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def is_right(descriptor: TensorDescriptor) -> None:
+    """It ends where its tensor does, which ends inside its memory; and cuTensorMapEncodeTiled takes it."""
+    base, shape, strides, block = descriptor.base, descriptor.shape, descriptor.strides, descriptor.block_shape
+    size = base.element_size()
+    assert reach_of(shape, strides) == reach_of(base.shape, base.stride()), "it ends elsewhere than its tensor"
+    assert (base.storage_offset() + reach_of(shape, strides) + 1) * size <= base.untyped_storage().nbytes()
+    assert 1 <= len(shape) == len(strides) == len(block) <= 5
+    assert base.data_ptr() % 16 == 0 and strides[-1] == 1
+    assert all(0 < stride * size < 2**40 and stride * size % 16 == 0 for stride in strides[:-1])
+    assert all(0 < n < 2**31 for n in shape) and all(0 < n <= MOST for n in block)
+    assert block[-1] * size % 16 == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", named(CASES))
+def test_descriptors_end_with_their_tensors(case: Conv, layout: str) -> None:
+    for dtype, torch.backends.cudnn.conv.fp32_precision in ARITHMETIC.values():
+        found = described(case, dtype, layout)
+        assert found or dtype == torch.float32, "nothing is done in boxes"
+        for descriptor in found:
+            is_right(descriptor)
+
+
+def drawn(draw: random.Random) -> Conv:
+    """Any geometry, and channels as networks have them."""
+    groups = draw.choice((1, 1, 1, 2, 3, 32))
+    channels, filters = (draw.choice((4, 8, 16)) if groups == 32 else draw.choice((3, 16, 24, 40, 64, 128)) for _ in range(2))
+    height, width, padding = draw.randint(1, 12), draw.randint(1, 70), (draw.randint(0, 4), draw.randint(0, 4))
+    stride, dilation = ((draw.randint(1, 4), draw.randint(1, 4)) for _ in range(2))
+    room = height + 2 * padding[0], width + 2 * padding[1]
+    taps = [min(draw.randint(1, 7), (n - 1) // d + 1) for n, d in zip(room, dilation, strict=True)]
+    x = draw.choice((1, 2, 17, 64)), groups * channels, height, width
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return Conv(x, (groups * filters, channels, taps[0], taps[1]), options)
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_of_any_geometry(start: int) -> None:
+    draw = random.Random(start)
+    count = 0
+    for _ in range(25):
+        case, layout, arithmetic = drawn(draw), draw.choice(list(LAYOUTS)), draw.choice(list(ARITHMETIC))
+        dtype, torch.backends.cudnn.conv.fp32_precision = ARITHMETIC[arithmetic]
+        for descriptor in (found := described(case, dtype, layout)):
+            try:
+                is_right(descriptor)
+            except AssertionError as error:
+                raise AssertionError(f"{case}, {layout}, {arithmetic}: {descriptor}") from error
+        count += bool(found)
+    assert count > 10
