@@ -1,13 +1,17 @@
 """Prints, as JSON, what the loops of compiled convolutions do on Hopper: a program for test_machine_code.py.
 
-Nothing runs; no GPU is needed.
+And, second, which launches the compile report has for tiles that were measured on a GPU, by the files in the folder that is
+the argument. Nothing runs; no GPU is needed.
 """
 
 from bench.compile_report import code_of, jobs_of  # sets TRITON_INTERPRET, so it comes first  # isort: skip
 
 import json
+import sys
+from pathlib import Path
 
 from bench.machine_code import Code, read_loops, read_sass, waits
+from trinn.kernels import tuning
 
 # All three passes in boxes, and by the kernels for every convolution.
 CASES = "^(ResNet 3x3|odd 3 x 3), fp16, channels_last$"
@@ -30,7 +34,8 @@ def main() -> None:
             "waits": waits(ttgir, stages, instructions), "reported": code.waits,
             "spilled": code.spilled, "shared": code.shared,
         })  # fmt: skip
-    print(json.dumps(found))
+    tuning.TILES = Path(sys.argv[1])
+    print(json.dumps([found, [job.words[1:] for job in jobs_of("sm_90", "^NVIDIA") if job.by_copies]]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import triton
 
 from bench import machine_code
 from bench.machine_code import SHARED_MEMORY, Instruction, Row, held, read_loops, stalled, unfed
@@ -144,13 +145,24 @@ def test_machine_code_that_stalls(number: int, name: str, operands: str, fault: 
     assert list(stalled([i for i in SASS if not i.name.startswith("HGMMA")])) == ["no loop has wgmma"]
 
 
-def test_convolutions_in_boxes_are_fed() -> None:
-    command = [sys.executable, "-m", "tests.loops"]
+def test_convolutions_in_boxes_are_fed(tmp_path: Path) -> None:
+    tiles = {
+        "tma conv2d float16 ieee 128 4096 1024": [128, 64, 64, 4, 5],
+        "tma wgrad float32 tf32 128 256 4096": [64, 96, 32, 4, 3],
+    }
+    about = {
+        "gpu": "NVIDIA H200",
+        "triton": triton.__version__,
+        "tiles": tiles | {"linear float16 ieee 16 16 16": [16, 16, 16, 4, 3]},
+    }
+    (tmp_path / "nvidia_h200.json").write_text(json.dumps(about))
+    command = [sys.executable, "-m", "tests.loops", str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    found: list[dict[str, Any]] = json.loads(done.stdout)
+    found: list[dict[str, Any]]
+    found, measured = json.loads(done.stdout)
     boxes, others = ([launch for launch in found if launch["in boxes"] == in_boxes] for in_boxes in (True, False))
-    assert [launch["kernel"] for launch in boxes] == [f"conv2d_tma._{name}_kernel" for name in ("gather", "gather", "wgrad")]
+    assert [launch["kernel"].split(".")[1] for launch in boxes] == ["_gather_kernel", "_gather_kernel", "_wgrad_kernel"]
     for launch in boxes:
         (loop,) = launch["loops"]
         copies = loop["operations"]["ttng.async_tma_copy_global_to_local"]
@@ -161,3 +173,9 @@ def test_convolutions_in_boxes_are_fed() -> None:
         assert launch["shared"] <= SHARED_MEMORY["sm_90"]
     # What reads through pointers is not fed so, and would be seen.
     assert len(others) == 3 and all(launch["waits"] and not launch["reported"] for launch in others)
+
+    assert {case.partition(",")[0] for case, _ in measured} == {"NVIDIA H200"}
+    assert [tile.partition(" box")[0] for case, tile in measured if "fp16" in case] == ["128x64 w4 s5"] * 2
+    assert [tile for case, tile in measured if "tf32" in case] == [
+        "64x32x32 w4 s3 taps 3", "64x64x32 w4 s3 taps 1"
+    ]  # fmt: skip
