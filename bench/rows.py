@@ -78,7 +78,13 @@ class Instance:
             with torch.no_grad():
                 dy = self.upstream(self.module(*self.inputs))
             return lambda: torch.autograd.grad(function(*self.inputs), wanted, dy)
+        # A Function computes the gradients that a call of it was made to have, whichever of them torch is then asked for.
+        others = [t for t in self.wanted("training").values() if all(t is not w for w in wanted)]
+        for tensor in others:
+            tensor.requires_grad_(False)
         y = function(*self.inputs)
+        for tensor in others:
+            tensor.requires_grad_()
         return partial(torch.autograd.grad, y, wanted, self.upstream(y), retain_graph=True)
 
     def results(self) -> dict[str, Tensor]:

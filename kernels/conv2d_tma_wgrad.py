@@ -262,7 +262,7 @@ def wgrad_lines(plan: Lines, dw: Tensor, groups: int) -> Tensor:
         plan.filters, plan.channels, dw.shape[0] // groups, dw.shape[1], strides_of(x)[3], plane_pitches,
         triton.cdiv(images, plan.length) if plan.of_images else images, *x.shape[2:], height, width, parts,
         H=plan.H, W=plan.W, SPAN=span, OF_IMAGES=plan.of_images, IMAGES_LAST=inward,
-        CROSS=CROSS_PAIRS if in_planes else 0, APART=SUMMED_APART // plan.length, TAPS=plan.taps_at_once,
+        CROSS=CROSS_PAIRS if in_planes else 0, APART=max(1, SUMMED_APART // plan.length), TAPS=plan.taps_at_once,
         PITCH=fold.pitch if fold else 0, PRECISION=operands_of(x), INDEX=index_type(partials),
         BLOCK_M=tile.m, BLOCK_N=plan.block_n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=x.device,
     )  # fmt: skip

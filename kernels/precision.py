@@ -55,7 +55,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 CROSS_PAIRS = 5
 # A matrix unit cuts off what does not fit its sum, always towards zero. So the products of the first planes are summed for so
 # many elements at a time, and those sums added up by additions that round.
-SUMMED_APART = 1024
+SUMMED_APART = 128
 
 
 @device_function

@@ -23,6 +23,7 @@ from bench.registry import CASES, Case, Work
 from bench.rows import Contender, Instance
 from bench.timing import Machine, Spread, interleaved
 from bench.workers import worked_off
+from trinn.kernels import ops
 from trinn.layers import convert, fused, joining
 from trinn.models import LeNet
 
@@ -100,6 +101,18 @@ def test_gradients_are_those_of_a_step_of_training() -> None:
     assert conv1.case.works["wgrad"] == conv1.case.works["backward"]  # which is all there is to it
     assert set(conv2.wanted("backward")) == {"input 0", "weight", "bias"}
     assert set(conv2.wanted("dgrad")) == {"input 0"} and set(conv2.wanted("wgrad")) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("what", ["dgrad", "wgrad", "backward"])
+def test_a_part_of_a_backward_pass_is_that_part(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours computes no gradient that is not asked for, though autograd would let it."""
+    call = Instance(CASES["AlexNet conv2 b128"].small(), "ours", torch.float32, "contiguous", "cpu").call(what)
+    passes: list[str] = []
+    for name in ("conv2d_dgrad", "conv2d_wgrad"):
+        launcher = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *args, name=name, launcher=launcher: (passes.append(name), launcher(*args))[1])
+    call()
+    assert passes == [f"conv2d_{part}" for part in ("dgrad", "wgrad") if what in (part, "backward")]
 
 
 def test_cases_stay_what_they_are() -> None:
