@@ -3,6 +3,7 @@
 What an engine reads outside of a tensor would go unseen: nothing traps, and zeros of the filters hide most of it.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +32,8 @@ LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], Tensor]] = {
     "the last columns of more": lambda shape, dtype: wider(shape, dtype, (0, 0, 0, 2), LAST),
     "the last rows of more": lambda shape, dtype: wider(shape, dtype, (0, 0, 3, 0), torch.contiguous_format),
     "every second image": lambda shape, dtype: wider(shape, dtype, (shape[0] - 1, 0, 0, 0), LAST, 2),
-    "from an odd address": lambda shape, dtype: wider(shape, dtype, (0, 3, 0, 1), LAST),
+    "from an odd address": lambda shape, dtype: new((math.prod(shape) + 1,), dtype)[1:].view(shape),
+    "channels from an odd address": lambda shape, dtype: more_channels(shape, dtype)[:, 1 : shape[1] + 1],
     "images innermost": lambda shape, dtype: new((*shape[1:], shape[0]), dtype).permute(3, 0, 1, 2),
     "one image for all": lambda shape, dtype: new((1, *shape[1:]), dtype).contiguous(memory_format=LAST).expand(shape),
 }
@@ -48,6 +50,10 @@ def wider(
     whole = new(tuple(n + m for n, m in zip(shape, more, strict=True)), dtype).contiguous(memory_format=order)
     images, *rest = (slice(-n, None) for n in shape)
     return whole[(slice(None, None, step) if step > 1 else images, *rest)]
+
+
+def more_channels(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return new((shape[0], shape[1] + 8, *shape[2:]), dtype).contiguous(memory_format=LAST)
 
 
 @pytest.fixture(autouse=True)
