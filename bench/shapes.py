@@ -298,7 +298,7 @@ def convolutions() -> Iterator[tuple[str, Passes]]:
         x, w = (32, c * groups, 28, 28), (c * groups, c, 3, 3)
         yield f"{groups} groups of {c}", conv(x, w, padding=1, groups=groups)
     # What wgrad sums at once: so many taps of a row, or of a column for few channels.
-    channels = 32, 64, 128, 256, 40, 48, 72, 80, 160, 320
+    channels = 32, 64, 128, 256, 512, 40, 48, 56, 80, 88, 160, 176, 264
     for pixels, m, c, taps in itertools.product((24, 8), (64, 128), channels, range(1, 12)):
         yield f"{m} x {c} channels, 1 x {taps}, {pixels} pixels", wgrad((64, c, 1, pixels + taps - 1), (m, c, 1, taps))
     for m, c, taps, stride, (n, size) in itertools.product(
