@@ -164,13 +164,14 @@ def _by_tma(product: Product) -> bool:
 
 
 def _fits(tile: Tile, product: Product, architecture: str) -> bool:
-    itemsize = 2 if product.precision == "bf16x6" else product.dtype.itemsize  # planes of bfloat16 are what lies there
+    in_planes = product.precision == "bf16x6"  # of bfloat16, whose sums are kept twice
+    itemsize = 2 if in_planes else product.dtype.itemsize
     shared = tile.stages * tile.k * (tile.m + tile.n) * itemsize
     accumulators = tile.m * tile.n // (32 * tile.warps)
     sizes = zip((tile.m, tile.n, tile.k), (product.m, product.n, product.k), strict=True)
     least = 64 if _by_tma(product) else 16
     return (
-        shared <= _room(architecture) and 2 <= accumulators <= 128
+        shared <= _room(architecture) and 2 <= accumulators <= (64 if in_planes else 128)
         and all(block <= max(least, triton.next_power_of_2(size)) for block, size in sizes)
     )  # fmt: skip
 

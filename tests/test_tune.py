@@ -133,9 +133,11 @@ def test_candidates_fit() -> None:
 
 
 def test_float32_in_planes_lies_in_shared_memory_as_bfloat16() -> None:
+    """And has its sums in registers twice."""
     planes = TMA._replace(dtype=torch.float32, precision="bf16x6")
-    assert tune.candidates(planes, 99, "sm_90")[1:] == tune.candidates(TMA, 99, "sm_90")[1:]
-    assert len(tune.candidates(planes._replace(precision="tf32"), 999, "sm_90")) < len(tune.candidates(planes, 999, "sm_90"))
+    wide = {tile for tile in tune.candidates(TMA, 9999, "sm_90") if tile.m * tile.n <= 64 * 32 * tile.warps}
+    assert set(tune.candidates(planes, 9999, "sm_90")) == wide | {tuning.guessed_tile(planes, "sm_90")}
+    assert len(tune.candidates(planes._replace(precision="tf32"), 999, "sm_90")) < len(tune.candidates(TMA, 999, "sm_90"))
 
 
 def test_products_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
