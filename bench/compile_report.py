@@ -106,10 +106,8 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
         add(case)
     for case, tile in measured_cases() if is_hopper else ():
         add(case, tile)
-    for name, passes in convolutions() if is_hopper else ():
-        for arithmetic, channels_last in (("fp16", True), ("fp16", False), ("tf32", False), ("fp32", True), ("bf16", False)):
-            if arithmetic != "bf16" or name.endswith("and more"):  # statistics alone tell bf16 from fp16
-                add((name, arithmetic, channels_last, passes), all_of_it=False)
+    for case in convolutions() if is_hopper else ():
+        add(case, all_of_it=False)
     return list(jobs.values())
 
 
@@ -278,7 +276,8 @@ def boxes_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
         if "BLOCK_N" in constants and box_traits(args, constants):
             wanted.add(_box_tile(constants))
 
-    for pixels, m, c, taps in itertools.product((8, 24), (64, 128), range(32, 648, 8), range(1, 12)):
+    sums = (24, 8) if arithmetic == "fp16" else (24,)
+    for pixels, m, c, taps in itertools.product(sums, (64, 128), range(32, 648, 8), range(1, 12)):
         launched(wgrad((64, c, 1, pixels + taps - 1), (m, c, 1, taps)), arithmetic, True, "sm_90", observe)
     yield from sorted(wanted - set(map(_box_tile, ours)))
 

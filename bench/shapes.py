@@ -282,12 +282,31 @@ NOT_BOXES = {
 }
 
 
-def convolutions() -> Iterator[tuple[str, Passes]]:
+def convolutions() -> Iterator[Case]:
     """More than enough to have every tile that tuning.py gives a convolution in boxes, and every way to feed it.
 
     They are many and most compile alike: compile_report.py takes those that have what none before has.
     """
-    images = (11, 56), (96, 14), (704, 7), (6, 56), (2, 56), (1, 56)  # tiles of 256, 128 and 64 pixels, by turns
+    for name, passes in _convolutions():
+        yield name, "fp16", True, passes
+        if " short" not in name:  # short sums have fewer stages
+            yield name, "tf32", False, passes
+            yield name, "fp32", True, passes
+        if "1 x 1" in name or "and more" in name:  # contiguous images are read as they lie
+            yield name, "fp16", False, passes
+        if "and more" in name:  # statistics need more registers
+            yield name, "bf16", False, passes
+
+
+def _convolutions() -> Iterator[tuple[str, Passes]]:
+    images: Sequence[Shape] = (
+        (11, 56),
+        (96, 14),
+        (704, 7),
+        (6, 56),
+        (2, 56),
+        (1, 56),
+    )  # tiles of 256, 128 and 64 pixels, by turns
     for c, taps, (n, size) in itertools.product((64, 128), (3, 1), images):
         x, w, name = (n, c, size, size), (c, c, taps, taps), f"{c} channels, {taps} x {taps}, {n} of {size} x {size}"
         yield name, gather(x, w, padding=taps // 2)
@@ -300,17 +319,18 @@ def convolutions() -> Iterator[tuple[str, Passes]]:
     # What wgrad sums at once: so many taps of a row, or of a column for few channels.
     channels = 32, 64, 128, 256, 512, 40, 48, 56, 80, 88, 160, 176, 264
     for pixels, m, c, taps in itertools.product((24, 8), (64, 128), channels, range(1, 12)):
-        yield f"{m} x {c} channels, 1 x {taps}, {pixels} pixels", wgrad((64, c, 1, pixels + taps - 1), (m, c, 1, taps))
-    for m, c, taps, stride, (n, size) in itertools.product(
-        (64, 128), (1, 2, 3, 4, 6, 12, 24), (2, 3, 5, 7, 11), (1, 2, 4), ((32, 112), (8, 64), (8, 32))
-    ):
+        name = f"{c} channels to {m}, taps of a row of {taps}, {'long' if pixels == 24 else 'short'} sums"
+        yield name, wgrad((64, c, 1, pixels + taps - 1), (m, c, 1, taps))
+    images, few = ((32, 112), (8, 64), (8, 32)), (1, 2, 3, 4, 6, 12, 24)
+    for m, c, taps, stride, (n, size) in itertools.product((64, 128), few, (2, 3, 5, 7, 11), (1, 2, 4), images):
         x, w = (n, c, size, size), (m, c, taps, taps)
-        name = f"{c} channels to {m}, {taps} x {taps}, stride {stride}, {n} of {size} x {size}"
-        yield name, conv(x, w, stride, padding=taps // 2)
+        yield (
+            f"{c} channels to {m}, {taps} x {taps}, stride {stride}, {n} of {size} x {size}",
+            conv(x, w, stride, padding=taps // 2),
+        )
     # Lines along images and along rows, of each length.
-    for m, (n, size), stride, taps in itertools.product(
-        (64, 128), ((64, 7), (32, 7), (16, 14), (1, 64), (1, 32), (1, 16)), (1, 2), (1, 3)
-    ):
+    images = (64, 7), (32, 7), (16, 14), (1, 64), (1, 32), (1, 16)
+    for m, (n, size), stride, taps in itertools.product((64, 128), images, (1, 2), (1, 3)):
         x, w = (n, 64, size, size), (m, 64, taps, taps)
         yield (
             f"64 channels to {m}, {taps} x {taps}, stride {stride}, {n} of {size} x {size}",
