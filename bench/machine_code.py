@@ -1,6 +1,5 @@
 """What compiled programs say of themselves, and whether it is worse than what bench/compiled/ holds them to."""
 
-import itertools
 import json
 import re
 import subprocess
@@ -42,6 +41,7 @@ class Loop(NamedTuple):
     in_registers: int  # products of which an operand is there
     ahead: int  # copies of the copy engine (TMA) that begin on the way to it
     pending: int  # products that may still run when it goes on, at least
+    inner: bool  # whether another loop begins it again and again
 
 
 class Code(NamedTuple):
@@ -114,20 +114,23 @@ def count(instructions: Sequence[Instruction]) -> Program:
 
 def read_loops(ttgir: str) -> list[Loop]:
     """The innermost loops that multiply."""
-    loops, passed = [], 0
+    loops, passed, outer = [], 0, 0
     lines = ttgir.splitlines()
     for first, line in enumerate(lines):
         if not re.search(r"\bscf\.for\b", line):
             continue
         end = line[: len(line) - len(line.lstrip())] + "}"
-        body = list(itertools.takewhile(lambda line, end=end: not line.startswith(end), lines[first + 1 :]))  # type: ignore[misc]
+        last = next(at for at in range(first, len(lines)) if lines[at].startswith(end))
+        body = lines[first + 1 : last]
         products = [line for line in body if re.search(r"\b(?:tt\.dot|ttng\.warp_group_dot)\b", line)]
-        if products and not any("scf.for" in line for line in body):
+        if any("scf.for" in line for line in body):
+            outer = max(outer, last)
+        elif products:
             ahead = _operations(lines[passed:first])["ttng.async_tma_copy_global_to_local"]
             in_registers = sum(line.count("!ttg.memdesc<") != 2 for line in products)
             pending = [int(n) for n in re.findall(r"\bpendings = (\d+)", "\n".join(body))]
-            loops.append(Loop(_operations(body), in_registers, ahead, min(pending, default=0)))
-            passed = first + len(body)
+            loops.append(Loop(_operations(body), in_registers, ahead, min(pending, default=0), first < outer))
+            passed = last
     return loops
 
 
@@ -166,6 +169,8 @@ def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
             yield f"{loop.ahead} copies are ahead of a loop of {copies}, in {stages} stages"
         if loop.pending == 0:
             yield "a loop waits for its own products"
+        if loop.inner:
+            yield "the copies of a loop run dry whenever it begins again, in another"
 
 
 def stalled(instructions: Sequence[Instruction]) -> Iterator[str]:

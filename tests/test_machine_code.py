@@ -128,6 +128,21 @@ def test_the_second_of_two_loops_is_read() -> None:
     assert list(faults) == ["a loop waits for its own products"]
 
 
+def test_a_loop_in_another_is_read() -> None:
+    head, rest = TTGIR.split("\n", 1)
+    body, tail = rest.split("    %out", 1)
+    nested = [
+        head,
+        "    scf.for %j = %c0 to %n step %c1 {",
+        *(f"  {line}" for line in body.splitlines()),
+        "    }",
+        f"    %out{tail}",
+    ]
+    assert list(unfed(read_loops("\n".join(nested)), stages=2)) == [
+        "the copies of a loop run dry whenever it begins again, in another"
+    ]
+
+
 @pytest.mark.parametrize(
     ("number", "name", "operands", "fault"),
     [
