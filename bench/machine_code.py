@@ -41,6 +41,7 @@ class Loop(NamedTuple):
     in_registers: int  # products of which an operand is there
     ahead: int  # copies of the copy engine (TMA) that begin on the way to it
     pending: int  # products that may still run when it goes on, at least
+    drains: int  # how often it waits until none runs
     inner: bool  # whether another loop begins it again and again
 
 
@@ -129,7 +130,8 @@ def read_loops(ttgir: str) -> list[Loop]:
             ahead = _operations(lines[passed:first])["ttng.async_tma_copy_global_to_local"]
             in_registers = sum(line.count("!ttg.memdesc<") != 2 for line in products)
             pending = [int(n) for n in re.findall(r"\bpendings = (\d+)", "\n".join(body))]
-            loops.append(Loop(_operations(body), in_registers, ahead, min(pending, default=0), first < outer))
+            inner = first < outer
+            loops.append(Loop(_operations(body), in_registers, ahead, min(pending, default=0), pending.count(0), inner))
             passed = last
     return loops
 
@@ -154,7 +156,8 @@ def waits(ttgir: str, stages: int, instructions: Sequence[Instruction]) -> tuple
 def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
     """Where loops do not multiply what the copy engine put into shared memory, as it lies there, several turns ahead.
 
-    A copy is ahead by as many turns as there are stages but one, and a product may still run while the next begins.
+    A copy is ahead by as many turns as there are stages but one. A product still runs while the next begins, of the same turn
+    or of the next one.
     """
     if not loops:
         yield "no loop multiplies"
@@ -167,8 +170,8 @@ def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
             yield "an operand of a product passes through registers"
         if copies == 0 or loop.ahead != copies * (stages - 1):
             yield f"{loop.ahead} copies are ahead of a loop of {copies}, in {stages} stages"
-        if loop.pending == 0:
-            yield "a loop waits for its own products"
+        if loop.drains >= loop.operations["ttng.warp_group_dot"]:
+            yield "a loop waits for each of its products"
         if loop.inner:
             yield "the copies of a loop run dry whenever it begins again, in another"
 
@@ -190,7 +193,8 @@ def stalled(instructions: Sequence[Instruction]) -> Iterator[str]:
             yield "a loop with wgmma has no UTMALDG"
         if any(i.name.startswith("HGMMA.") and not re.match(r"\w+, gdesc\[", i.operands) for i in body):
             yield "wgmma has an operand in registers"
-        if any(i.name == "WARPGROUP.DEPBAR.LE" and i.operands.endswith(" 0x0") for i in body):
+        waits = [i.operands.split()[-1] for i in body if i.name == "WARPGROUP.DEPBAR.LE"]
+        if waits.count("0x0") >= sum(i.name.startswith("HGMMA.") for i in body):
             yield "ptxas has wgmma wait for one another"
 
 

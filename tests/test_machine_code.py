@@ -112,7 +112,7 @@ def test_a_loop_that_is_fed() -> None:
         ("      %next", "      %r, %s = tt.load %q : tensor<>\n      %next", "has tt.load"),
         ("ttng.warp_group_dot %", "tt.dot %", "has tt.dot"),
         ("} : !ttg.memdesc<> * !ttg", "} : tensor<> * !ttg", "an operand of a product passes through registers"),
-        ("pendings = 1", "pendings = 0", "a loop waits for its own products"),
+        ("pendings = 1", "pendings = 0", "a loop waits for each of its products"),
         (COPY, "", "1 copies are ahead of a loop of 2, in 2 stages"),
         (COPY, COPY + COPY, "3 copies are ahead of a loop of 2, in 2 stages"),
         ("scf.for", "scf.if", "no loop multiplies"),
@@ -125,7 +125,13 @@ def test_a_loop_that_is_not_fed(line: str, instead: str, fault: str) -> None:
 
 def test_the_second_of_two_loops_is_read() -> None:
     faults = unfed(read_loops(TTGIR + TTGIR.replace("pendings = 1", "pendings = 0")), stages=2)
-    assert list(faults) == ["a loop waits for its own products"]
+    assert list(faults) == ["a loop waits for each of its products"]
+
+
+def test_a_loop_may_wait_for_all_of_a_turn() -> None:
+    product = next(line + "\n" for line in TTGIR.splitlines() if "%dot" in line)
+    waits = TTGIR.replace("pendings = 1", "pendings = 0").replace(product, 2 * product)
+    assert list(unfed(read_loops(waits), stages=2)) == []
 
 
 def test_a_loop_in_another_is_read() -> None:
@@ -149,7 +155,6 @@ def test_a_loop_in_another_is_read() -> None:
         (3, "HGMMA.64x64x16.F32", "R24, R4, gdesc[UR28], R24", "wgmma has an operand in registers"),
         (3, "LDSM.16.M88.4", "R4, [R2]", "a loop with wgmma has LDSM.16.M88.4"),
         (3, "STL.64", "[R1], R4", "a loop with wgmma has STL.64"),
-        (5, "WARPGROUP.DEPBAR.LE", "gsb0, 0x0", "ptxas has wgmma wait for one another"),
         (6, "LDGSTS.E.128", "[R2], [R4]", "a loop with wgmma has LDGSTS.E.128"),
         (6, "IADD3", "R2, R3, R4", "a loop with wgmma has no UTMALDG"),
     ],
@@ -158,6 +163,12 @@ def test_machine_code_that_stalls(number: int, name: str, operands: str, fault: 
     changed = [i._replace(name=name, operands=operands) if at == number else i for at, i in enumerate(SASS)]
     assert fault in list(stalled(changed))
     assert list(stalled([i for i in SASS if not i.name.startswith("HGMMA")])) == ["no loop has wgmma"]
+
+
+def test_wgmma_waits_for_the_wgmma_before() -> None:
+    wait = Instruction(0x38, "WARPGROUP.DEPBAR.LE", "gsb0, 0x0")
+    assert list(stalled([*SASS[:4], wait, *SASS[4:]])) == []  # once in a turn, for two of them
+    assert list(stalled([*SASS[:4], wait, SASS[4], wait, *SASS[6:]])) == ["ptxas has wgmma wait for one another"]
 
 
 def test_convolutions_in_boxes_are_fed(tmp_path: Path) -> None:
