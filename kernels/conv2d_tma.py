@@ -201,7 +201,7 @@ def plan_gather(
     if not is_hopper(source) or 0 in (*source.shape, *weight.shape, *shape):
         return None
     unit, in_planes = alignment_of(source), are_planes(source)
-    if not adjoint and (fold := first_fold(source, weight.shape, shape[2:], stride, padding, dilation, groups)):
+    if not adjoint and (fold := first_fold(source, weight.shape, shape[2:], stride, padding, dilation, at_once * groups)):
         return _plan_first(source, weight, shape, stride, padding, dilation, fold)
     # Columns of the filters' matrix are the channels of the source, but where it is transposed.
     if channels_in % unit or channels_out % (unit if adjoint else 1) or are_few(channels_in, channels_out):
