@@ -168,7 +168,8 @@ def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
             yield f"a loop that multiplies has {', '.join(sorted(strange))}"
         if loop.in_registers:
             yield "an operand of a product passes through registers"
-        if copies == 0 or loop.ahead != copies * (stages - 1):
+        turns = 1 if loop.drains else stages - 1  # where sums are taken apart, a turn has several steps
+        if copies == 0 or loop.ahead != copies * turns:
             yield f"{loop.ahead} copies are ahead of a loop of {copies}, in {stages} stages"
         if loop.drains >= loop.operations["ttng.warp_group_dot"]:
             yield "a loop waits for each of its products"

@@ -277,8 +277,6 @@ NOT_BOXES = {
     "dilated, few channels in": conv((32, 16, 28, 28), (128, 16, 3, 3), padding=2, dilation=2),
     "dilated, few channels out": conv((32, 128, 28, 28), (16, 128, 3, 3), padding=2, dilation=2),
     "one odd image": conv((1, 511, 7, 7), (511, 511, 3, 3), padding=1),
-    "past int32, odd": conv((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
-    "past int32, odd and more": conv_and_more((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
 }
 
 

@@ -314,7 +314,7 @@ def gather_gemm(
     if is_depthwise(weight, groups):
         return depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     boxes = codes is None and plan_gather(
-        source, weight, result.shape, is_channels_last(result), stride, padding, dilation, groups, adjoint
+        source, weight, result.shape, is_channels_last(result), stride, padding, dilation, groups, adjoint, parts is not None
     )
     if boxes:
         return gather_boxes(boxes, weight, scale, bias, result, padding, dilation, groups, adjoint, relu, parts)
@@ -352,7 +352,7 @@ def pixel_tiles(
     x: Tensor, w: Tensor, y: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> int:
     """Into how many tiles of pixels gather_gemm cuts the result of fprop: so many `parts` it needs."""
-    if boxes := plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, adjoint=False):
+    if boxes := plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, False, statistics=True):
         return boxes.pixel_tiles
     pixels = y.numel() // y.shape[1]
     return triton.cdiv(pixels, _gather_tile(x, w, pixels, y.shape[1] // groups, stride, groups, adjoint=False).m)

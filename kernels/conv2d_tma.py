@@ -143,16 +143,23 @@ def _gather_kernel(
                 H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, CROSS, PRECISION, BLOCK_K,
             )  # fmt: skip
         acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
-        for first in range(0, steps, APART):
+        for turn in tl.range(steps // APART, num_stages=2):
             part = tl.full((BLOCK_M, BOX.pixels), 0.0, tl.float32)
-            for step in range(first, tl.minimum(first + APART, steps)):
+            for i in tl.static_range(APART):
                 part = _multiplied(
-                    part, step, source, weight,
+                    part, turn * APART + i, source, weight,
                     n0, top, left, first_h, first_w, hits_w, first_r, first_s,
                     group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
                     H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
                 )  # fmt: skip
             acc += part
+        for step in range(steps // APART * APART, steps):
+            acc = _multiplied(
+                acc, step, source, weight,
+                n0, top, left, first_h, first_w, hits_w, first_r, first_s,
+                group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
+                H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
+            )  # fmt: skip
 
     at = tl.arange(0, BOX.pixels)
     n = n0 + at // (BOX.rows * BOX.columns)
@@ -193,8 +200,12 @@ class Gather(NamedTuple):
 def plan_gather(
     source: Tensor, weight: Tensor, shape: Sequence[int], channels_last: bool,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool,
+    statistics: bool = False,
 ) -> Gather | None:  # fmt: skip
-    """How conv2d.py's gather_gemm does this in boxes, for a result of this shape and memory format; None if it does not."""
+    """How conv2d.py's gather_gemm does this in boxes, for a result of this shape and memory format; None if it does not.
+
+    With `statistics` of bfloat16, which take registers to be widened, tiles are smaller.
+    """
     at_once = groups_at_once(source.shape[1] // groups, shape[1] // groups, groups)
     groups //= at_once
     channels_in, channels_out = source.shape[1] // groups, shape[1] // groups
@@ -223,6 +234,8 @@ def plan_gather(
     precision = "bf16x6" if in_planes else conv_precision(source.dtype, source.device)
     pixels = images * height * width * groups
     tile = gemm_tile(Product("tma conv2d", channels_out, pixels, depth, source.dtype, precision), source.device)
+    if statistics and source.dtype == torch.bfloat16:
+        tile = tile._replace(n=min(tile.n, 128))
     block = min(tile.k, channels_in & -channels_in)
     if block < 16:  # its channels end inside a block, where the filters have zeros
         if groups > 1 or in_planes or (stride[1] > 1 and not adjoint):
@@ -314,7 +327,7 @@ def gather_boxes(
         height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
         H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
         BOX=box, SPAN=span, PLANAR=seen is planar, ADJOINT=adjoint, TRANSPOSED=transposed,
-        CROSS=CROSS_PAIRS if in_planes else 0, APART=max(1, SUMMED_APART // tile.k), RELU=relu, PRECISION=operands_of(source),
+        CROSS=CROSS_PAIRS if in_planes else 0, APART=max(2, SUMMED_APART // tile.k), RELU=relu, PRECISION=operands_of(source),
         INDEX=index_type(result, *(parts or ())),
         BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
     )  # fmt: skip

@@ -132,11 +132,12 @@ def _wgrad_kernel(
         for i in tl.static_range(TAPS):
             sums = sums + (tl.where(tl.abs(accs[i]) < float("inf"), accs[i], 0.0),)
         accs = sums
-        for start in range(first, last, APART):
+        turns = (last - first) // APART
+        for turn in tl.range(turns, num_stages=2):
             some = _zeros(TAPS, BLOCK_M, BLOCK_N)
-            for step in range(start, tl.minimum(start + APART, last)):
+            for i in tl.static_range(APART):
                 some = _multiplied(
-                    some, step, x, dy,
+                    some, first + turn * APART + i, x, dy,
                     first_p, count_p, first_q, count_q, r, s,
                     x_channel, x_pitch, dy_channel, planes,
                     H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, DOWN, PRECISION, BLOCK_K,
@@ -145,6 +146,13 @@ def _wgrad_kernel(
             for i in tl.static_range(TAPS):
                 sums = sums + (accs[i] + some[i],)
             accs = sums
+        for step in range(first + turns * APART, last):
+            accs = _multiplied(
+                accs, step, x, dy,
+                first_p, count_p, first_q, count_q, r, s,
+                x_channel, x_pitch, dy_channel, planes,
+                H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, DOWN, PRECISION, BLOCK_K,
+            )  # fmt: skip
 
     k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -262,7 +270,7 @@ def wgrad_lines(plan: Lines, dw: Tensor, groups: int) -> Tensor:
         plan.filters, plan.channels, dw.shape[0] // groups, dw.shape[1], strides_of(x)[3], plane_pitches,
         triton.cdiv(images, plan.length) if plan.of_images else images, *x.shape[2:], height, width, parts,
         H=plan.H, W=plan.W, SPAN=span, OF_IMAGES=plan.of_images, IMAGES_LAST=inward,
-        CROSS=CROSS_PAIRS if in_planes else 0, APART=max(1, SUMMED_APART // plan.length), TAPS=plan.taps_at_once,
+        CROSS=CROSS_PAIRS if in_planes else 0, APART=max(2, SUMMED_APART // plan.length), TAPS=plan.taps_at_once,
         PITCH=fold.pitch if fold else 0, PRECISION=operands_of(x), INDEX=index_type(partials),
         BLOCK_M=tile.m, BLOCK_N=plan.block_n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=x.device,
     )  # fmt: skip
