@@ -232,8 +232,8 @@ def plan_lines(
     length, of_images = best_line(tile.k, images, width if along_columns else 0)
     if length == 0:
         return None
-    block_n = min(1 << tile.n.bit_length() - 1, padded)
-    most = max(1, tile.n // block_n)
+    block_n = min(1 << tile.n.bit_length() - 1, padded, 256)
+    most = max(1, min(tile.n, 320 if block_n > 64 else tile.n) // block_n)  # accumulators
     if taps_w == 1:  # in as few turns, of which the last may have fewer
         taps_at_once = triton.cdiv(taps_h, triton.cdiv(taps_h, most))
     else:

@@ -137,19 +137,20 @@ def _guessed_tma_tile(product: Product, architecture: str) -> Tile:
     kernel, m, n, k, dtype, precision, _ = product
     if architecture == "interpreter":
         return Tile(_clamp(m, 16, 64), _clamp(n, 16, 64), 16, warps=1, stages=1)
-    itemsize = 2 if precision == "bf16x6" else dtype.itemsize
+    in_planes = precision == "bf16x6"  # of bfloat16, whose sums are kept twice
+    itemsize = 2 if in_planes else dtype.itemsize
     block_k = 128 // itemsize  # lines of 128 bytes
-    room = 128 * 128 if precision == "bf16x6" else 128 * 256  # accumulators of eight warps; bf16x6 has them twice
+    room = 128 * 128 if in_planes else 128 * 256  # accumulators of eight warps
     short = k <= 8 * block_k
     if kernel == "tma wgrad":
         block_m = _clamp(m, 64, 128)
-        block_n = n if n * block_m <= 1.25 * room else room // block_m
+        block_n = n if n * block_m <= (1.0 if in_planes else 1.25) * room else room // block_m
     else:
         tiles = [(rows, columns) for columns in (64, 128, 256) for rows in (64, 128) if rows * columns <= room]
         tiles = [tile for tile in tiles if tile[1] <= (128 if short else 256)]
         block_m, block_n = min(tiles, key=lambda tile: (_turns(m, n, tile, itemsize), -math.prod(tile)))
     stage = (block_m + block_n) * block_k * itemsize
-    warps = 8 if block_m * block_n >= 128 * 128 else 4
+    warps = 8 if block_m * block_n > (128 * 64 if in_planes else 128 * 128 - 1) else 4
     half = 110 << 10  # of a multiprocessor's shared memory
     shared = half if block_m * block_n <= 128 * 128 and 3 * stage <= half else 2 * half
     return Tile(block_m, block_n, block_k, warps, stages=max(2, min(3 if short else 4, shared // stage)))
