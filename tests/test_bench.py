@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench import __main__ as yardstick
 from bench import models, registry, report, rows, runs, timing
@@ -108,9 +108,16 @@ def test_a_part_of_a_backward_pass_is_that_part(what: str, monkeypatch: pytest.M
     """Ours computes no gradient that is not asked for, though autograd would let it."""
     call = Instance(CASES["AlexNet conv2 b128"].small(), "ours", torch.float32, "contiguous", "cpu").call(what)
     passes: list[str] = []
+
+    def noted(name: str, launcher: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def launch(*args: object) -> Tensor:
+            passes.append(name)
+            return launcher(*args)
+
+        return launch
+
     for name in ("conv2d_dgrad", "conv2d_wgrad"):
-        launcher = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *args, name=name, launcher=launcher: (passes.append(name), launcher(*args))[1])
+        monkeypatch.setattr(ops, name, noted(name, getattr(ops, name)))
     call()
     assert passes == [f"conv2d_{part}" for part in ("dgrad", "wgrad") if what in (part, "backward")]
 
