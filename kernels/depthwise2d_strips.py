@@ -115,6 +115,7 @@ def _gather_kernel(
     x_n, x_c, x_h, x_w = source_strides
     w_k, w_r, w_s = weight_strides
     y_n, y_c, y_h, y_w = result_strides
+    x_h, y_h = tl.full((), 1, INDEX) * x_h, tl.full((), 1, INDEX) * y_h
     TAPS: tl.constexpr = W.taps
     ALL_TAPS: tl.constexpr = H.taps * W.taps
     BEGUN: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1
@@ -175,6 +176,7 @@ def _wgrad_kernel(
     """All taps of a tile's channels, summed over one part of the chunks; a chunk is a tile through some rows of dy."""
     x_n, x_c, x_h, x_w = x_strides
     dy_n, dy_k, dy_p, dy_q = dy_strides
+    x_h, dy_p = tl.full((), 1, INDEX) * x_h, tl.full((), 1, INDEX) * dy_p
     TAPS: tl.constexpr = W.taps
     ALL_TAPS: tl.constexpr = H.taps * W.taps
     BEGUN: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1

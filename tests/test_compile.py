@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 EVERY_KERNEL = (
     "^LeNet conv.*fp16|LeNet (pool|linear).*tf32|(batch norm|ReLU|twice|bins that|SegNet).*tf32$|depthwise 3x3, fp16$"
-    "|border.*fp16|^ResNet (3x3|conv1), fp16, channels_last$|^filters relaid, fp16"
+    "|border.*fp16|^ResNet (3x3|conv1), fp16, channels_last$|^filters relaid, fp16|two filters, fp16"
 )
 
 

@@ -185,6 +185,16 @@ def test_results_seen_as_rows(started: list[str]) -> None:
     assert started.count("_gather_kernel") == 2, "dgrad of 20 filters is left to pointers"
 
 
+def test_rows_with_gaps(started: list[str]) -> None:
+    """1x1 filters see one row where all pixels lie side by side, channels innermost or pixels, and there alone."""
+    w = randn(16, 16, 1, 1, dtype=torch.bfloat16, seed=1)
+    for order in (torch.channels_last, torch.contiguous_format):
+        large = randn(4, 16, 4, 8, dtype=torch.bfloat16).contiguous(memory_format=order)
+        for x in (large[:1, ..., :4], large[:, :, :2], large[1:3, :, 1:], large[::2]):
+            check(tnn.conv2d, F.conv2d, x, w, None)
+    assert started.count("_gather_kernel") == 16
+
+
 def test_windows_past_the_far_edge(started: list[str]) -> None:
     """Launchers take results that reach further than the image: what lies there is zero."""
     x, dy = (randn(18, 16, n, n, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last) for n in (2, 3))

@@ -218,6 +218,9 @@ def test_kernels_multiply_in_int64() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     products = json.loads(done.stdout)
     launched = {f"{path.stem}.{name}" for path in (ROOT / "kernels").glob("*.py") for name in defined(path)}
+    # What Hopper alone runs, through descriptors whose coordinates count pixels, is not among them.
+    hoppers = ("conv2d_tma.", "conv2d_tma_wgrad.", "first2d.", "relayout.")
+    launched = {name for name in launched if not name.startswith(hoppers)}
     assert set(products) >= launched, launched - set(products)
     for name, lines in products.items():
         if SMALL_PRODUCTS.get(name) == CONSTANT_FACTOR:
