@@ -98,10 +98,14 @@ def described(tensor: Tensor, shape: Sequence[int], strides: Sequence[int], bloc
 
 
 def is_readable(image: Tensor, innermost: int = 1) -> bool:
-    """Whether boxes can be copied from where it lies: one axis side by side, all else at multiples of 16 bytes."""
+    """Whether boxes can be copied from where it lies: one axis side by side, all else at multiples of 16 bytes.
+
+    Columns must not lie so far apart that some of them as one are more elements than int32 counts.
+    """
     strides = strides_of(image, innermost)
     others = [s * image.dtype.itemsize for axis, s in enumerate(strides) if axis != innermost]
-    return strides[innermost] == 1 and image.data_ptr() % 16 == 0 and all(s > 0 and s % 16 == 0 for s in others)
+    begins = image.data_ptr() % 16 == 0 and all(s > 0 and s % 16 == 0 for s in others)
+    return begins and strides[innermost] == 1 and strides[3] < 2**24
 
 
 def strides_of(image: Tensor, innermost: int = 1) -> list[int]:
