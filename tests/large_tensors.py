@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tests.boxes import in_boxes
 from tests.every import EVERY, Every, results
 from trinn.kernels import launch, ops, tuning
 
@@ -108,6 +109,16 @@ MANY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], torch.dtype]]
     "conv2d backward": (lambda x: _conv(ops.conv2d_dgrad, x, (2, 3, 3, 3), (16, 16)), (2, 8, 8), torch.float16),
     "conv2d, depthwise": (lambda x: _conv(ops.conv2d_fprop, x, (2, 1, 3, 3), (4, 4), 2), (2, 8, 8), torch.float16),
     "conv2d, depthwise backward": (lambda x: _conv(ops.conv2d_dgrad, x, (2, 1, 3, 3), (15, 15), 2), (2, 8, 8), torch.float16),
+    # A box is the 4 x 4 pixels of four images, or where these are strided a row of 4 of 16, in memory with channels innermost.
+    "conv2d in boxes": (lambda x: _boxed(ops.conv2d_fprop, x, (64, 16, 3, 3), 0), (16, 8, 8), torch.float16),
+    "conv2d in boxes, stride": (lambda x: _boxed(ops.conv2d_fprop, x, (64, 16, 2, 2), 0, 2, (2, 4)), (16, 8, 8), torch.float16),
+    "conv2d in boxes, backward": (lambda x: _boxed(ops.conv2d_dgrad, x, (16, 64, 3, 3), 2), (16, 8, 8), torch.float16),
+    "conv2d in boxes, 1x1": (lambda x: _boxed(ops.conv2d_fprop, x, (64, 16, 1, 1), 0, size=(8, 8)), (16, 8, 8), torch.float16),
+    "conv2d in boxes, weights": (
+        lambda x: _in_boxes(ops.conv2d_wgrad, _last(x), _last(x), (1, 1), (1, 1), (0, 0), (1, 1), 1)[None],
+        (16, 8, 8),
+        torch.float16,
+    ),
     "linear": (lambda x: ops.linear_fprop(x, torch.ones(3, 64, dtype=x.dtype), None), (64,), torch.float16),
     "batch_norm": (
         lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, 1e-5), (2, 8, 8), torch.float16
@@ -128,6 +139,25 @@ MANY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], torch.dtype]]
 def _conv(op: Callable[..., Tensor], x: Tensor, w: tuple[int, ...], size: tuple[int, int], groups: int = 1) -> Tensor:
     weight = (torch.arange(torch.Size(w).numel()) % 5 - 2).reshape(w).to(x.dtype)
     return op(x, weight, None, size, (2, 2), (1, 1), (1, 1), groups)
+
+
+def _boxed(
+    op: Callable[..., Tensor], x: Tensor, w: tuple[int, ...], padding: int, stride: int = 1, size: tuple[int, int] = (4, 4)
+) -> Tensor:
+    weight = (torch.arange(torch.Size(w).numel()) % 5 - 2).reshape(w).to(x.dtype)
+    return _in_boxes(op, _last(x), weight, None, size, (stride, stride), (padding, padding), (1, 1), 1)
+
+
+def _last(x: Tensor) -> Tensor:
+    """The same memory with channels innermost, of images of one shape."""
+    return x.view(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+
+
+def _in_boxes(op: Callable[..., Tensor], *args: object) -> Tensor:
+    with in_boxes() as started:
+        result = op(*args)
+    assert started, "not done in boxes"
+    return result
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from tests.boxes import in_boxes
 from tests.cases import Conv, named
 from tests.check import DEVICE
 from trinn import kernels
-from trinn.kernels import launch, tuning
+from trinn.kernels import conv2d_tma, launch, tuning
 
 CASES = test_conv2d_tma.CASES | test_first2d.CASES
 ARITHMETIC = test_conv2d_tma.ARITHMETIC
@@ -71,7 +71,8 @@ def described(case: Conv, dtype: torch.dtype, layout: str) -> list[TensorDescrip
     def observe(kernel: Any, args: Any, constants: Any) -> None:
         found.extend(arg for arg in args if isinstance(arg, TensorDescriptor))
 
-    x, w = LAYOUTS[layout](case.x if len(case.x) == 4 else (1, *case.x), dtype), new(case.w, dtype)
+    w = new(case.w, dtype)
+    x = LAYOUTS[layout](case.x if len(case.x) == 4 else (1, *case.x), dtype)
     groups = case.options.get("groups", 1)
     stride, dilation = (pair(case.options.get(name, 1)) for name in ("stride", "dilation"))
     padding = case.options.get("padding", 0)
@@ -144,3 +145,36 @@ def test_of_any_geometry(start: int) -> None:
                 raise AssertionError(f"{case}, {layout}, {arithmetic}: {descriptor}") from error
         count += bool(found)
     assert count > 10
+
+
+def plan(x: Tensor, stride: int, size: tuple[int, int], taps: int = 1) -> conv2d_tma.Gather:
+    """Of a convolution without padding on a Hopper GPU."""
+    weight, shape = x.new_empty(64, 64, taps, taps), (x.shape[0], 64, *size)
+    with launch.observed(lambda *_: None, "sm_90"):
+        found = conv2d_tma.plan_gather(x, weight, shape, True, (stride, stride), (0, 0), (1, 1), 1, False)
+    assert found
+    return found
+
+
+def test_coordinates_are_int32() -> None:
+    """All pixels are one row while they are fewer than int32 counts, with room for the end of a box."""
+    for images, in_a_row in ((2**17 - 2**7, True), (2**17 - 1, False), (2**19, False)):
+        x = torch.empty(images, 64, 128, 128, dtype=torch.float16, device="meta").to(memory_format=LAST)
+        of = plan(x, 1, (128, 128))
+        assert (of.size[2] == images * 2**14) == in_a_row
+        assert max(of.size) + MOST < 2**31
+
+
+def test_columns_far_apart() -> None:
+    """Two of them side by side would be more elements than int32 counts: they are copied."""
+    found: list[TensorDescriptor] = []
+    x = torch.empty_strided((32, 64, 2, 4), (2**34, 1, 2**33, 2**31), dtype=torch.float16, device="meta")
+
+    def observe(kernel: Any, args: Any, constants: Any) -> None:
+        found.extend(arg for arg in args if isinstance(arg, TensorDescriptor))
+
+    with launch.observed(observe, "sm_90"):
+        kernels.conv2d_fprop(x, x.new_empty(64, 64, 2, 2), None, (1, 2), (2, 2), (0, 0), (1, 1), 1)
+    assert found
+    for descriptor in found:
+        assert all(0 < n < 2**31 for n in descriptor.shape)
