@@ -112,6 +112,24 @@ EVERY = {
     "pad2d, circular": Every(lambda x: pad2d(x, (2, 1, 3, 0), "circular"), (IMAGE,)),
 }
 
+# Convolutions that tests/boxes.py has done in boxes.
+BOXED = {
+    "conv2d": Every(lambda x, w, b: tnn.conv2d(x, w, b, padding=1), ((17, 16, 2, 3), (16, 16, 2, 3), (16,))),
+    "conv2d, stride 2": Every(
+        lambda x, w, b: tnn.conv2d(x, w, b, stride=2, padding=1), ((1, 16, 3, 18), (16, 16, 2, 3), (16,))
+    ),
+    "conv2d, 1x1": Every(tnn.conv2d, ((3, 16, 4, 8), (24, 16, 1, 1), (24,))),
+    "conv2d, narrow groups": Every(
+        lambda x, w, b: tnn.conv2d(x, w, b, padding=1, groups=4), ((2, 16, 2, 5), (32, 4, 2, 3), (32,))
+    ),
+    "conv2d, few channels": Every(
+        lambda x, w, b: tnn.conv2d(x, w, b, stride=2, padding=3), ((2, 3, 5, 12), (16, 3, 7, 7), (16,))
+    ),
+    "conv_transpose2d": Every(
+        lambda x, w, b: tnn.conv_transpose2d(x, w, b, stride=2, padding=1), ((2, 16, 2, 3), (16, 16, 4, 4), (16,))
+    ),
+}  # fmt: skip
+
 
 def like(tensor: Tensor) -> Tensor:
     """Values for a gradient of that tensor, in its memory order."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import trinn.layers as tnn
+from tests.boxes import in_boxes
 from tests.check import DEVICE
-from tests.every import EVERY, results
-from trinn.kernels import ops
+from tests.every import BOXED, EVERY, Every, results
+from trinn.kernels import ops, tuning
 
 MARGIN = 1024  # elements before and after a tensor that a launcher makes
 BYTE = 0xFF  # what they are filled with: NaN in every floating dtype
@@ -69,7 +70,21 @@ def surrounded(tensor: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", EVERY)
 def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> None:
-    case = EVERY[name]
+    stays_inside(EVERY[name], channels_last, buffers)
+
+
+@pytest.mark.parametrize(("channels_last", "allowed"), [(False, "tf32"), (True, "tf32"), (True, "ieee")])
+@pytest.mark.parametrize("name", BOXED)
+def test_in_boxes(name: str, channels_last: bool, allowed: str, buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """test_boxes.py has what is read in place."""
+    torch.backends.cudnn.conv.fp32_precision = allowed
+    monkeypatch.setattr(tuning, "interpreted_block", 256)
+    with in_boxes() as started:
+        stays_inside(BOXED[name], channels_last, buffers)
+    assert started or allowed == "ieee"
+
+
+def stays_inside(case: Every, channels_last: bool, buffers: Buffers) -> None:
     plain = results(case, case.tensors(), case.others())
     inputs = [surrounded(t, channels_last) for t in case.tensors()]
     others = [surrounded(t, channels_last) for t in case.others()]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import trinn.layers as tnn
+from tests.boxes import in_boxes
 from tests.check import DEVICE, randn
-from tests.every import EVERY, results
+from tests.every import BOXED, EVERY, Every, results
 from trinn import kernels
 from trinn.kernels import launch, tuning
 from trinn.models import AlexNet
@@ -41,8 +42,7 @@ def busy() -> Iterator[Callable[[], None]]:
     torch.cuda.synchronize()
 
 
-def same_bits(name: str, runs: int, busy: Callable[[], None]) -> None:
-    case = EVERY[name]
+def same_bits(case: Every, runs: int, busy: Callable[[], None]) -> None:
     tensors, others = case.tensors(), case.others()
     first = results(case, tensors, others)
     for _ in range(runs - 1):
@@ -54,14 +54,23 @@ def same_bits(name: str, runs: int, busy: Callable[[], None]) -> None:
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("name", EVERY)
 def test_same_bits(name: str, busy: Callable[[], None]) -> None:
-    same_bits(name, 2 if DEVICE == "cpu" else RUNS, busy)
+    same_bits(EVERY[name], 2 if DEVICE == "cpu" else RUNS, busy)
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("name", BOXED)
+def test_same_bits_in_boxes(name: str, busy: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "interpreted_block", 256)
+    with in_boxes() as started:
+        same_bits(BOXED[name], 2 if DEVICE == "cpu" else RUNS, busy)
+    assert started or DEVICE != "cpu"
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("name", EVERY)
 def test_same_bits_in_twenty_runs(name: str, busy: Callable[[], None]) -> None:
-    same_bits(name, RUNS, busy)
+    same_bits(EVERY[name], RUNS, busy)
 
 
 @pytest.mark.usefixtures("strict")
@@ -141,7 +150,18 @@ def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch, 
             pytest.skip("the interpreter's own tiles cut sums by the number of rows")
         monkeypatch.undo()
     request.getfixturevalue("rowwise_products")
-    case = EVERY[name]
+    split(EVERY[name])
+
+
+@pytest.mark.usefixtures("rowwise_products")
+@pytest.mark.parametrize("name", BOXED)
+def test_batch_split_in_boxes(name: str) -> None:
+    with in_boxes() as started:
+        split(BOXED[name])
+    assert started or DEVICE != "cpu"
+
+
+def split(case: Every) -> None:
     (x, *rest), others = case.tensors(), case.others()
     whole = images(case.function, x, rest, others)
     for i in range(x.shape[0]):
