@@ -221,10 +221,9 @@ def fault_of(job: Job, code: Code | str) -> str | None:
 def is_known(job: Job, fault: str) -> bool:
     """Whether a fault is one of those that are not mended yet, and is only printed.
 
-    Where float32 is multiplied as planes, sums are taken apart within a loop's turn, which waits for its products, and some of
-    these programs spill. And ptxas has the matrix instructions of some programs wait for one another, TF32's most of all.
+    ptxas has the matrix instructions of some programs wait for one another, TF32's most of all.
     """
-    return bool(job.constants.get("CROSS")) or fault == SERIAL
+    return fault == SERIAL
 
 
 def row_of(job: Job, code: Code) -> Row:

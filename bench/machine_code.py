@@ -41,7 +41,6 @@ class Loop(NamedTuple):
     in_registers: int  # products of which an operand is there
     ahead: int  # copies of the copy engine (TMA) that begin on the way to it
     pending: int  # products that may still run when it goes on, at least
-    drains: int  # how often it waits until none runs
     inner: bool  # whether another loop begins it again and again
 
 
@@ -130,8 +129,7 @@ def read_loops(ttgir: str) -> list[Loop]:
             ahead = _operations(lines[passed:first])["ttng.async_tma_copy_global_to_local"]
             in_registers = sum(line.count("!ttg.memdesc<") != 2 for line in products)
             pending = [int(n) for n in re.findall(r"\bpendings = (\d+)", "\n".join(body))]
-            inner = first < outer
-            loops.append(Loop(_operations(body), in_registers, ahead, min(pending, default=0), pending.count(0), inner))
+            loops.append(Loop(_operations(body), in_registers, ahead, min(pending, default=0), first < outer))
             passed = last
     return loops
 
@@ -156,8 +154,8 @@ def waits(ttgir: str, stages: int, instructions: Sequence[Instruction]) -> tuple
 def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
     """Where loops do not multiply what the copy engine put into shared memory, as it lies there, several turns ahead.
 
-    A copy is ahead by as many turns as there are stages but one. A product still runs while the next begins, of the same turn
-    or of the next one.
+    A copy is ahead by as many turns as there are stages but one, and a product still runs while the next begins, but where the
+    loop itself adds products up.
     """
     if not loops:
         yield "no loop multiplies"
@@ -168,10 +166,9 @@ def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
             yield f"a loop that multiplies has {', '.join(sorted(strange))}"
         if loop.in_registers:
             yield "an operand of a product passes through registers"
-        turns = 1 if loop.drains else stages - 1  # where sums are taken apart, a turn has several steps
-        if copies == 0 or loop.ahead != copies * turns:
+        if copies == 0 or loop.ahead != copies * (stages - 1):
             yield f"{loop.ahead} copies are ahead of a loop of {copies}, in {stages} stages"
-        if loop.drains >= loop.operations["ttng.warp_group_dot"]:
+        if loop.pending == 0 and not loop.operations["arith.addf"]:
             yield "a loop waits for each of its products"
         if loop.inner:
             yield "the copies of a loop run dry whenever it begins again, in another"
@@ -195,7 +192,8 @@ def stalled(instructions: Sequence[Instruction]) -> Iterator[str]:
         if any(i.name.startswith("HGMMA.") and not re.match(r"\w+, gdesc\[", i.operands) for i in body):
             yield "wgmma has an operand in registers"
         waits = [i.operands.split()[-1] for i in body if i.name == "WARPGROUP.DEPBAR.LE"]
-        if waits.count("0x0") >= sum(i.name.startswith("HGMMA.") for i in body):
+        adds_up = any(i.name == "FADD" for i in body)
+        if not adds_up and waits.count("0x0") >= sum(i.name.startswith("HGMMA.") for i in body):
             yield "ptxas has wgmma wait for one another"
 
 

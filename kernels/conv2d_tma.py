@@ -36,13 +36,18 @@ from trinn.kernels.epilogue import finished, store_statistics
 from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
 from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
 from trinn.kernels.launch import architecture, device_function, index_type, launch
-from trinn.kernels.precision import CROSS_PAIRS, SUMMED_APART, conv_precision, dot, pair_of
+from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from trinn.kernels.relayout import channels_last, planes, spread
 from trinn.kernels.statistics2d import Parts
 from trinn.kernels.tuning import Product, Tile, gemm_tile
 
 # Whether the interpreter takes this path, too: for tests of it.
 interpreted = False
+
+# Where no tap hits a tile, it is multiplied once by zeros, which come from this far outside of both tensors. Around a loop that
+# may have no turn there would be a way on which others than wgmma write its sum, and ptxas would have each wgmma wait for the
+# one before.
+OUTSIDE = tl.constexpr(2**30)
 
 # Channels on either side, for which the tensor cores would mostly multiply zeros.
 FEWEST = 32
@@ -57,7 +62,7 @@ def _multiplied(
     n, top, left, first_h, first_w, hits_w, first_r, first_s,
     source_channel, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr, ADJOINT: tl.constexpr,
-    TRANSPOSED: tl.constexpr, PAIRS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PAIRS: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """acc (BLOCK_M, pixels) and the product of a box with filters: of a tap, a block of channels and a pair of planes."""
     c, rest = step % blocks * BLOCK_K, step // blocks
@@ -78,7 +83,7 @@ def _multiplied(
     filters = weight.load((weight_row + c, at) if TRANSPOSED else (weight_row, at + c))
     box = tl.reshape(box, (BLOCK_K, acc.shape[1])) if PLANAR else tl.reshape(box, (acc.shape[1], BLOCK_K)).T
     filters = filters.T if TRANSPOSED else filters
-    return dot(filters, box, acc, PRECISION)
+    return dot(filters, box, acc, PRECISION, APART)
 
 
 @triton.jit
@@ -88,7 +93,7 @@ def _gather_kernel(
     channels_in, channels_out, source_pitch, tap_pitch, planes, images, source_height, source_width,
     result_height, result_width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
     H: tl.constexpr, W: tl.constexpr, BOX: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr,
-    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, APART: tl.constexpr, RELU: tl.constexpr,
+    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, RELU: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One BOX of pixels of the result and BLOCK_M of its channels, in one group and one phase.
@@ -121,45 +126,31 @@ def _gather_kernel(
         first_h, hits_h = hitting_taps(top, (BOX.rows - 1) * H.stride, source_height, H.taps, H.dilation)
         first_w, hits_w = hitting_taps(left, (BOX.columns - 1) * W.stride, source_width, W.taps, W.dilation)
 
-    weight_row = group * channels_in if TRANSPOSED else group * channels_out + channel_tile * BLOCK_M
+    source_channel = group * channels_in
+    weight_row = source_channel if TRANSPOSED else group * channels_out + channel_tile * BLOCK_M
     weight_channel = channel_tile * BLOCK_M if TRANSPOSED else 0
+    if hits_h * hits_w == 0:
+        source_channel, weight_row = OUTSIDE, OUTSIDE
+    hits_h, hits_w, blocks = tl.maximum(hits_h, 1), tl.maximum(hits_w, 1), cdiv(channels_in, BLOCK_K)
+    steps = tl.maximum(hits_h * hits_w * blocks, 1)
+
     acc = tl.full((BLOCK_M, BOX.pixels), 0.0, tl.float32)
-    blocks = cdiv(channels_in, BLOCK_K)
-    steps = hits_h * hits_w * blocks
-    if CROSS == 0:
-        for step in range(steps):
+    if CROSS:  # what is small comes first; where the first planes are not finite, they alone say what the sum is
+        for step in range(tl.maximum(steps * CROSS, 1)):
             acc = _multiplied(
                 acc, step, source, weight,
                 n0, top, left, first_h, first_w, hits_w, first_r, first_s,
-                group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
-                H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
-            )  # fmt: skip
-    else:  # what is small comes first; where the first planes are not finite, they alone say what the sum is
-        for step in range(steps * CROSS):
-            acc = _multiplied(
-                acc, step, source, weight,
-                n0, top, left, first_h, first_w, hits_w, first_r, first_s,
-                group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
-                H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, CROSS, PRECISION, BLOCK_K,
+                source_channel, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
+                H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, CROSS, False, PRECISION, BLOCK_K,
             )  # fmt: skip
         acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
-        for turn in tl.range(steps // APART, num_stages=2):
-            part = tl.full((BLOCK_M, BOX.pixels), 0.0, tl.float32)
-            for i in tl.static_range(APART):
-                part = _multiplied(
-                    part, turn * APART + i, source, weight,
-                    n0, top, left, first_h, first_w, hits_w, first_r, first_s,
-                    group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
-                    H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
-                )  # fmt: skip
-            acc += part
-        for step in range(steps // APART * APART, steps):
-            acc = _multiplied(
-                acc, step, source, weight,
-                n0, top, left, first_h, first_w, hits_w, first_r, first_s,
-                group * channels_in, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
-                H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, PRECISION, BLOCK_K,
-            )  # fmt: skip
+    for step in range(steps):
+        acc = _multiplied(
+            acc, step, source, weight,
+            n0, top, left, first_h, first_w, hits_w, first_r, first_s,
+            source_channel, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
+            H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, CROSS > 0, PRECISION, BLOCK_K,
+        )  # fmt: skip
 
     at = tl.arange(0, BOX.pixels)
     n = n0 + at // (BOX.rows * BOX.columns)
@@ -327,7 +318,7 @@ def gather_boxes(
         height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
         H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
         BOX=box, SPAN=span, PLANAR=seen is planar, ADJOINT=adjoint, TRANSPOSED=transposed,
-        CROSS=CROSS_PAIRS if in_planes else 0, APART=max(2, SUMMED_APART // tile.k), RELU=relu, PRECISION=operands_of(source),
+        CROSS=CROSS_PAIRS if in_planes else 0, RELU=relu, PRECISION=operands_of(source),
         INDEX=index_type(result, *(parts or ())),
         BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
     )  # fmt: skip

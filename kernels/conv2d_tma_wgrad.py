@@ -23,11 +23,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from trinn.kernels.boxes import best_line, described, flat, is_readable, planar, strides_of
-from trinn.kernels.conv2d_tma import alignment_of, are_few, are_planes, first_fold, groups_at_once, is_hopper, operands_of
+from trinn.kernels.conv2d_tma import OUTSIDE, alignment_of, are_few, are_planes, first_fold, groups_at_once, is_hopper, operands_of
 from trinn.kernels.first2d import Fold, folded, windows
 from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, smalls_that_hit
 from trinn.kernels.launch import device_function, empty, index_type, launch
-from trinn.kernels.precision import CROSS_PAIRS, SUMMED_APART, conv_precision, dot, pair_of
+from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.relayout import channels_last, copied, images_last, planes
 from trinn.kernels.tuning import Product, Tile, gemm_tile, splits
@@ -39,7 +39,7 @@ def _multiplied(
     first_p, count_p, first_q, count_q, r, s,
     x_channel, x_pitch, dy_channel, planes,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
-    PAIRS: tl.constexpr, DOWN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    PAIRS: tl.constexpr, APART: tl.constexpr, DOWN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """accs, one (BLOCK_M, BLOCK_N) for each tap from (r, s) on, along a row or DOWN a column, and the products of one line."""
     BLOCK_M: tl.constexpr = accs[0].shape[0]
@@ -65,7 +65,7 @@ def _multiplied(
     sums = ()
     for i in tl.static_range(len(accs)):
         b = tl.reshape(boxes[i], (BLOCK_N, BLOCK_K)).T if IMAGES_LAST else tl.reshape(boxes[i], (BLOCK_K, BLOCK_N))
-        sums = sums + (dot(a, b, accs[i], PRECISION),)
+        sums = sums + (dot(a, b, accs[i], PRECISION, APART),)
     return sums
 
 
@@ -84,7 +84,7 @@ def _wgrad_kernel(
     filters, channels, narrow_filters, narrow_channels, x_pitch, planes,
     line_tiles, height, width, out_height, out_width, parts,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
-    CROSS: tl.constexpr, APART: tl.constexpr, TAPS: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr,
+    CROSS: tl.constexpr, TAPS: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps, in one group, summed over one part of the lines.
@@ -110,49 +110,31 @@ def _wgrad_kernel(
     lines = tl.full((), line_tiles, tl.int64) * count_p * count_q
     first, last = (part * lines // parts).to(tl.int32), ((part + 1) * lines // parts).to(tl.int32)
 
-    accs = _zeros(TAPS, BLOCK_M, BLOCK_N)
     x_channel, dy_channel = group * channels + channel_tile * BLOCK_N, group * filters + filter_tile * BLOCK_M
-    if CROSS == 0:
-        for step in range(first, last):
+    if first == last:
+        x_channel, dy_channel = OUTSIDE, OUTSIDE
+    count_p, count_q, steps = tl.maximum(count_p, 1), tl.maximum(count_q, 1), tl.maximum(last - first, 1)
+
+    accs = _zeros(TAPS, BLOCK_M, BLOCK_N)
+    if CROSS:  # as in conv2d_tma.py
+        for step in range(tl.maximum(steps * CROSS, 1)):
             accs = _multiplied(
-                accs, step, x, dy,
+                accs, first * CROSS + step, x, dy,
                 first_p, count_p, first_q, count_q, r, s,
                 x_channel, x_pitch, dy_channel, planes,
-                H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, DOWN, PRECISION, BLOCK_K,
+                H, W, SPAN, OF_IMAGES, IMAGES_LAST, CROSS, False, DOWN, PRECISION, BLOCK_K,
             )  # fmt: skip
-    else:  # as in conv2d_tma.py
-        for step in range(first * CROSS, last * CROSS):
-            accs = _multiplied(
-                accs, step, x, dy,
-                first_p, count_p, first_q, count_q, r, s,
-                x_channel, x_pitch, dy_channel, planes,
-                H, W, SPAN, OF_IMAGES, IMAGES_LAST, CROSS, DOWN, PRECISION, BLOCK_K,
-            )  # fmt: skip
-        sums = ()
+        finite = ()
         for i in tl.static_range(TAPS):
-            sums = sums + (tl.where(tl.abs(accs[i]) < float("inf"), accs[i], 0.0),)
-        accs = sums
-        turns = (last - first) // APART
-        for turn in tl.range(turns, num_stages=2):
-            some = _zeros(TAPS, BLOCK_M, BLOCK_N)
-            for i in tl.static_range(APART):
-                some = _multiplied(
-                    some, first + turn * APART + i, x, dy,
-                    first_p, count_p, first_q, count_q, r, s,
-                    x_channel, x_pitch, dy_channel, planes,
-                    H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, DOWN, PRECISION, BLOCK_K,
-                )  # fmt: skip
-            sums = ()
-            for i in tl.static_range(TAPS):
-                sums = sums + (accs[i] + some[i],)
-            accs = sums
-        for step in range(first + turns * APART, last):
-            accs = _multiplied(
-                accs, step, x, dy,
-                first_p, count_p, first_q, count_q, r, s,
-                x_channel, x_pitch, dy_channel, planes,
-                H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, DOWN, PRECISION, BLOCK_K,
-            )  # fmt: skip
+            finite = finite + (tl.where(tl.abs(accs[i]) < float("inf"), accs[i], 0.0),)
+        accs = finite
+    for step in range(steps):
+        accs = _multiplied(
+            accs, first + step, x, dy,
+            first_p, count_p, first_q, count_q, r, s,
+            x_channel, x_pitch, dy_channel, planes,
+            H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, CROSS > 0, DOWN, PRECISION, BLOCK_K,
+        )  # fmt: skip
 
     k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -270,7 +252,7 @@ def wgrad_lines(plan: Lines, dw: Tensor, groups: int) -> Tensor:
         plan.filters, plan.channels, dw.shape[0] // groups, dw.shape[1], strides_of(x)[3], plane_pitches,
         triton.cdiv(images, plan.length) if plan.of_images else images, *x.shape[2:], height, width, parts,
         H=plan.H, W=plan.W, SPAN=span, OF_IMAGES=plan.of_images, IMAGES_LAST=inward,
-        CROSS=CROSS_PAIRS if in_planes else 0, APART=max(2, SUMMED_APART // plan.length), TAPS=plan.taps_at_once,
+        CROSS=CROSS_PAIRS if in_planes else 0, TAPS=plan.taps_at_once,
         PITCH=fold.pitch if fold else 0, PRECISION=operands_of(x), INDEX=index_type(partials),
         BLOCK_M=tile.m, BLOCK_N=plan.block_n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=x.device,
     )  # fmt: skip

@@ -43,19 +43,18 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 
 
 @device_function
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b."""
+def dot(a, b, acc, PRECISION: tl.constexpr, APART: tl.constexpr = False):
+    """acc + a @ b, where APART by an addition that rounds: a matrix unit cuts off what does not fit its sum, towards zero."""
     if _INTERPRETED:  # NumPy has no bfloat16; widening changes no product
         a = widened(a).to(acc.dtype)
         b = widened(b).to(acc.dtype)
+    if APART:  # a product with such a limit is not made one with the addition
+        return acc + tl.dot(a, b, input_precision=PRECISION, out_dtype=acc.dtype, max_num_imprecise_acc=1)
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
 # Of two float32, each the sum of three bfloat16 planes, the products that float32 notices, but for that of the first planes.
 CROSS_PAIRS = 5
-# A matrix unit cuts off what does not fit its sum, always towards zero. So the products of the first planes are summed for so
-# many elements at a time, and those sums added up by additions that round.
-SUMMED_APART = 128
 
 
 @device_function

@@ -11,7 +11,7 @@ from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, first2d, launch
 
 @contextlib.contextmanager
 def in_boxes() -> Iterator[list[str]]:
-    """Within, boxes wherever they can be, and sums taken apart; the names of their kernels that are started."""
+    """Within, boxes wherever they can be; the names of their kernels that are started."""
     names: list[str] = []
 
     def noted(kernel: Any, *args: Any, **options: Any) -> None:
@@ -21,7 +21,6 @@ def in_boxes() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (conv2d_tma, conv2d_tma_wgrad):
             patch.setattr(module, "launch", noted)
-            patch.setattr(module, "SUMMED_APART", 48)
         patch.setattr(conv2d_tma, "interpreted", True)
         patch.setattr(conv2d_tma, "FEWEST", 8)
         patch.setattr(conv2d_tma, "WIDE", 16)

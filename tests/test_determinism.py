@@ -203,7 +203,7 @@ def test_order_of_a_convolutions_sum(architecture: str, dtype: torch.dtype, monk
     for n in (1, 2, 7, 64, 1000):
         for op in (kernels.conv2d_fprop, kernels.conv2d_dgrad):
             asked = launched(lambda: op(meta(n, 64, 14, 14), meta(64, 64, 3, 3), None, (14, 14), *window), architecture)  # noqa: B023
-            orders.add(tuple(asked.get(name) for name in ("BLOCK_K", "PRECISION", "ACCUMULATOR", "CROSS", "APART")))
+            orders.add(tuple(asked.get(name) for name in ("BLOCK_K", "PRECISION", "ACCUMULATOR", "CROSS")))
     assert len(orders) == 1, orders
 
 

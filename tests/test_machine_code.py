@@ -128,10 +128,10 @@ def test_the_second_of_two_loops_is_read() -> None:
     assert list(faults) == ["a loop waits for each of its products"]
 
 
-def test_a_loop_may_wait_for_all_of_a_turn() -> None:
-    product = next(line + "\n" for line in TTGIR.splitlines() if "%dot" in line)
-    waits = TTGIR.replace("pendings = 1", "pendings = 0").replace(product, 2 * product)
-    assert list(unfed(read_loops(waits), stages=2)) == []
+def test_a_loop_that_adds_products_up_waits_for_them() -> None:
+    waits = TTGIR.replace("pendings = 1", "pendings = 0")
+    adds_up = waits.replace("      %next", "      %sum = arith.addf %acc_0, %wait#0 : tensor<>\n      %next")
+    assert list(unfed(read_loops(adds_up), stages=2)) == []
 
 
 def test_a_loop_in_another_is_read() -> None:
@@ -168,7 +168,9 @@ def test_machine_code_that_stalls(number: int, name: str, operands: str, fault: 
 def test_wgmma_waits_for_the_wgmma_before() -> None:
     wait = Instruction(0x38, "WARPGROUP.DEPBAR.LE", "gsb0, 0x0")
     assert list(stalled([*SASS[:4], wait, *SASS[4:]])) == []  # once in a turn, for two of them
-    assert list(stalled([*SASS[:4], wait, SASS[4], wait, *SASS[6:]])) == ["ptxas has wgmma wait for one another"]
+    serial = [*SASS[:4], wait, SASS[4], wait, *SASS[6:]]
+    assert list(stalled(serial)) == ["ptxas has wgmma wait for one another"]
+    assert list(stalled([*serial[:6], Instruction(0x58, "FADD", "R2, R2, R24"), *serial[6:]])) == []  # it has to wait
 
 
 def test_convolutions_in_boxes_are_fed(tmp_path: Path) -> None:
