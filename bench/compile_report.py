@@ -37,7 +37,6 @@ from trinn.kernels import launch, tuning
 # To run one more program side by side, ptxas leaves registers unused and puts one or two values aside. That is its choice.
 # Where it had no register left, or puts more aside, the tile is too large.
 PUT_ASIDE = 32  # bytes a thread
-SERIAL = "ptxas has wgmma wait for one another"
 
 SIZES = [2**i for i in range(13)]
 
@@ -218,14 +217,6 @@ def fault_of(job: Job, code: Code | str) -> str | None:
     return "; ".join(code.waits) or None
 
 
-def is_known(job: Job, fault: str) -> bool:
-    """Whether a fault is one of those that are not mended yet, and is only printed.
-
-    ptxas has the matrix instructions of some programs wait for one another, TF32's most of all.
-    """
-    return fault == SERIAL
-
-
 def row_of(job: Job, code: Code) -> Row:
     """What is held of a launch."""
     program = code.program or Program(0, 0, 0, 0, 0)
@@ -326,7 +317,6 @@ def main() -> int:
     if not _jobs:
         parser.error("no case fits")
     faults = [] if args.cases else list(unreached(_jobs))
-    known: list[str] = []
 
     rows: list[tuple[Job, Row]] = []
     print_line = line_printer([job.words for job in _jobs])
@@ -340,15 +330,12 @@ def main() -> int:
                 if job.held and isinstance(code, Code):
                     rows.append((job, row_of(job, code)))
                 if fault := fault_of(job, code):
-                    found = known if is_known(job, fault) else faults
-                    found.append(f"{architecture}  {'  '.join(job.words)}  {fault}")
+                    faults.append(f"{architecture}  {'  '.join(job.words)}  {fault}")
             print()
 
     if rows and not (args.cases or args.registers):  # cases left out may change which is the first to compile like that
         faults += held(named(iter(rows)), args.record)
     print(f"{len(_jobs)} compiled with Triton {triton.__version__} in {time.monotonic() - start:.0f} s, {len(faults)} faults")
-    for fault in known:
-        print("KNOWN", fault)
     for fault in faults:
         print("FAULT", fault)
     return 1 if faults else 0

@@ -98,11 +98,14 @@ def tried_table(rows: Sequence[Row]) -> str:
             return "**through registers**: " + ", ".join(f"`{name}` {count}" for name, count in row["besides"].items())
         return "the same machine code as the first" if row["as the first"] else "from shared memory"
 
+    def runs_on(row: Row) -> str:
+        return "" if row["fault"] else "yes" if row["pending"] else "but in the `if`" if row["if"] else "**no**"
+
     cells = [
         [
             row["way"],
             operands(row),
-            ("yes" if row["pending"] else "**no**") if "pending" in row else "",
+            runs_on(row),
             row.get("registers", ""),
         ]
         for row in rows
@@ -208,9 +211,8 @@ instructions, while errors of rounding partly cancel; for {most} numbers the mea
 
 The rule is kept at all of these depths if the largest of the six products is summed apart for
 {" or ".join(keep) or "no such"} numbers at a time, in a loop of its own, and those sums are added by additions that round.
-{broken_apart} The kernels sum {apart}. Triton's own three products of TF32, as the pointer kernel has them, are added so for
-each block. By the table of what was tried such a loop waits for nothing; it has registers for as many pixels as the first way,
-but not for twice as many."""
+{broken_apart} The kernels sum {apart} at most. Triton's own three products of TF32, as the pointer kernel has them, are added
+so for each block."""
 
 
 def values(results: Path) -> dict[str, str]:

@@ -37,7 +37,7 @@ from bench.machine_code import Driver
 from bench.rows import LAYOUTS, Instance
 from bench.timing import Call, using
 from bench.tune import patched
-from trinn.kernels import conv2d_tma, launch, precision, tuning
+from trinn.kernels import conv2d_tma, launch, tuning
 from trinn.kernels.boxes import Along
 from trinn.kernels.indexing import Axis
 
@@ -275,7 +275,7 @@ def main() -> None:
     head = {
         "rates": RATES,
         "channels": least,
-        "apart": precision.SUMMED_APART,
+        "apart": max(row["tile"][2] for row in found if row["arithmetic"] == "fp32" and row.get("tile")),
         "multiprocessors": SMS,
         "reported": REPORTED,
         "tiles": args.gpu,

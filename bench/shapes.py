@@ -276,6 +276,8 @@ NOT_BOXES = {
     "odd 3 x 3 and more": conv_and_more((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
     "dilated, few channels in": conv((32, 16, 28, 28), (128, 16, 3, 3), padding=2, dilation=2),
     "dilated, few channels out": conv((32, 128, 28, 28), (16, 128, 3, 3), padding=2, dilation=2),
+    "past int32, odd": conv((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
+    "past int32, odd and more": conv_and_more((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
     "one odd image": conv((1, 511, 7, 7), (511, 511, 3, 3), padding=1),
 }
 

@@ -71,6 +71,15 @@ def _fprop_kernel(
                 box, filters = _loaded(x, w, m, n0, p0, q0, step, blocks, IMAGE, FILTERS, PIXELS, BLOCK_M, BLOCK_K)
                 part = tl.dot(filters, box.T, part)
             acc += part
+    elif SUMS == "now and then":
+        part = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
+        for step in range(steps):
+            box, filters = _loaded(x, w, m, n0, p0, q0, step, blocks, IMAGE, FILTERS, PIXELS, BLOCK_M, BLOCK_K)
+            part = tl.dot(filters, box.T, part)
+            if step % 4 == 3:
+                acc += part
+                part = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
+        acc += part
     else:
         for step in tl.range(steps, warp_specialize=SPECIALIZE):
             box, filters = _loaded(x, w, m, n0, p0, q0, step, blocks, IMAGE, FILTERS, PIXELS, BLOCK_M, BLOCK_K)
@@ -78,6 +87,8 @@ def _fprop_kernel(
                 acc = tl.dot(box, filters.T, acc)
             elif SUMS == "each":
                 acc += tl.dot(filters, box.T)
+            elif SUMS == "each, not folded":
+                acc += tl.dot(filters, box.T, max_num_imprecise_acc=1)
             else:
                 acc = tl.dot(filters, box.T, acc)
     tl.store(y + tl.arange(0, acc.shape[0])[:, None] * acc.shape[1] + tl.arange(0, acc.shape[1])[None, :], acc)
@@ -165,7 +176,9 @@ WAYS = (
     Way("fprop: `tl.range(warp_specialize=True)`, 8 warps", specialize=True),
     Way("fprop: `tl.range(warp_specialize=True)`, 4 warps", specialize=True, warps=4, box=(1, 8, 8)),
     Way("fprop: `acc += tl.dot(...)`, to add outside of the matrix units", sums="each"),
-    Way("fprop: four blocks at a time in a loop of their own, whose sum is added outside", sums="parts"),
+    Way("fprop: the same with `max_num_imprecise_acc=1`, which keeps the two apart", sums="each, not folded"),
+    Way("fprop: four blocks at a time, whose sum is added outside, in an `if` of the loop", sums="now and then"),
+    Way("fprop: four blocks at a time in a loop of their own", sums="parts"),
     Way("fprop: the same, twice as many pixels", sums="parts", box=(4, 8, 8)),
     Way("dgrad: the same filters, transposed", filters="transposed"),
     Way("dgrad, TF32: the same filters, transposed", filters="transposed", dtype=torch.float32, box=(2, 8, 4)),
@@ -196,6 +209,7 @@ def found(way: Way) -> dict[str, Any]:
         "copies": loop.operations["ttng.async_tma_copy_global_to_local"],
         "ahead": loop.ahead,
         "pending": loop.pending,
+        "if": loop.operations["scf.if"] > 0,
         "besides": {name: loop.operations[name] for name in names if loop.operations[name]},
         "registers": code.registers,
         "spilled": code.spilled,

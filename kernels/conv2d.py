@@ -307,14 +307,14 @@ def gather_gemm(
 ) -> None:  # fmt: skip
     """Fill the result of fprop or, if `adjoint`, dgrad, and do with it what epilogue.py offers.
 
-    Not for groups of one channel are `parts`, room for statistics of as many parts as there are tiles of pixels, and
+    Not for groups of one channel are `parts`, room for statistics of as many parts as `statistics_parts` says, and
     `codes`, room for the winners of a max pooling by `window`.
     """
     scale, bias = (v.contiguous() if v is not None else None for v in (scale, bias))
     if is_depthwise(weight, groups):
         return depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     boxes = codes is None and plan_gather(
-        source, weight, result.shape, is_channels_last(result), stride, padding, dilation, groups, adjoint, parts is not None
+        source, weight, result.shape, is_channels_last(result), stride, padding, dilation, groups, adjoint
     )
     if boxes:
         return gather_boxes(boxes, weight, scale, bias, result, padding, dilation, groups, adjoint, relu, parts)
@@ -348,12 +348,12 @@ def gather_gemm(
     )  # fmt: skip
 
 
-def pixel_tiles(
+def statistics_parts(
     x: Tensor, w: Tensor, y: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> int:
-    """Into how many tiles of pixels gather_gemm cuts the result of fprop: so many `parts` it needs."""
-    if boxes := plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, False, statistics=True):
-        return boxes.pixel_tiles
+    """Into how many `parts` gather_gemm cuts the pixels of fprop's result."""
+    if boxes := plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, adjoint=False):
+        return boxes.parts
     pixels = y.numel() // y.shape[1]
     return triton.cdiv(pixels, _gather_tile(x, w, pixels, y.shape[1] // groups, stride, groups, adjoint=False).m)
 
@@ -366,4 +366,5 @@ def _gather_tile(
     taps = weight.shape[2] * weight.shape[3] // (stride[0] * stride[1] if adjoint else 1) or 1
     precision, scattered = conv_precision(source.dtype, source.device), _scattered(source, channels_in)
     product = Product("conv2d", pixels, channels_out, taps * channels_in, source.dtype, precision, scattered)
-    return gemm_tile(product, source.device)
+    tile = gemm_tile(product, source.device)
+    return tile._replace(m=min(tile.m, 64)) if index_type(source) == tl.int64 else tile  # whose addresses take registers

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trinn.kernels.conv2d import empty_fprop, gather_gemm, pixel_tiles
+from trinn.kernels.conv2d import empty_fprop, gather_gemm, statistics_parts
 from trinn.kernels.conv2d_tma import plan_gather
 from trinn.kernels.depthwise2d import is_depthwise
 from trinn.kernels.indexing import Window
@@ -107,6 +107,6 @@ def conv2d_statistics(
     if y.numel() == 0 or is_depthwise(w, groups):
         gather_gemm(x, w, b, y, stride, padding, dilation, groups)
         return y, *batchnorm2d_statistics(y)
-    parts = empty_parts(mean, pixel_tiles(x, w, y, stride, padding, dilation, groups))
+    parts = empty_parts(mean, statistics_parts(x, w, y, stride, padding, dilation, groups))
     gather_gemm(x, w, b, y, stride, padding, dilation, groups, parts=parts)
     return y, *batchnorm2d_merge(*parts)

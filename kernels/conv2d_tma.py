@@ -49,6 +49,9 @@ interpreted = False
 # one before.
 OUTSIDE = tl.constexpr(2**30)
 
+# If a thread has more numbers of a tile, they are stored one half after the other: where they go must fit its registers too.
+STORED_AT_ONCE = 64
+
 # Channels on either side, for which the tensor cores would mostly multiply zeros.
 FEWEST = 32
 
@@ -86,6 +89,12 @@ def _multiplied(
     return dot(filters, box, acc, PRECISION, APART)
 
 
+@device_function
+def _halves(acc):
+    """The left columns and the right ones."""
+    return tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2)), (0, 2, 1)))
+
+
 @triton.jit
 def _gather_kernel(
     source, weight, scale, bias, result, means, variances, counts,
@@ -93,7 +102,7 @@ def _gather_kernel(
     channels_in, channels_out, source_pitch, tap_pitch, planes, images, source_height, source_width,
     result_height, result_width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
     H: tl.constexpr, W: tl.constexpr, BOX: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr,
-    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, RELU: tl.constexpr,
+    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, HALVES: tl.constexpr, RELU: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One BOX of pixels of the result and BLOCK_M of its channels, in one group and one phase.
@@ -152,23 +161,26 @@ def _gather_kernel(
             H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, CROSS > 0, PRECISION, BLOCK_K,
         )  # fmt: skip
 
-    at = tl.arange(0, BOX.pixels)
-    n = n0 + at // (BOX.rows * BOX.columns)
-    row, col = row0 + at // BOX.columns % BOX.rows, col0 + at % BOX.columns
-    if ADJOINT:
-        row, col = first_row + row * H.stride, first_col + col * W.stride
-    drawn = (n < images) & (row < result_height) & (col < result_width)
     channel = channel_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = channel < channels_out
     channel += group * channels_out
-    value = finished(acc.T, scale, bias, channel, exists, RELU).to(result.dtype.element_ty)  # (pixels, BLOCK_M)
-    if means is not None:
-        at = channel.to(INDEX) * pixel_tiles + pixel_tile
-        store_statistics(value, drawn, exists, means + at, variances + at)
-        count = tl.sum(drawn.to(tl.int32), axis=0).to(counts.dtype.element_ty)
-        tl.store(counts + pixel_tile, count, mask=(channel_tile == 0) & (group == 0))
-    at = (n.to(INDEX) * y_n + row.to(INDEX) * y_h + col.to(INDEX) * y_w)[:, None] + (channel.to(INDEX) * y_c)[None, :]
-    tl.store(result + at, value, mask=drawn[:, None] & exists[None, :])
+    stored = _halves(acc) if HALVES == 2 else (acc,)
+    for i in tl.static_range(HALVES):
+        at = i * (BOX.pixels // HALVES) + tl.arange(0, BOX.pixels // HALVES)
+        n = n0 + at // (BOX.rows * BOX.columns)
+        row, col = row0 + at // BOX.columns % BOX.rows, col0 + at % BOX.columns
+        if ADJOINT:
+            row, col = first_row + row * H.stride, first_col + col * W.stride
+        drawn = (n < images) & (row < result_height) & (col < result_width)
+        value = finished(stored[i].T, scale, bias, channel, exists, RELU).to(result.dtype.element_ty)  # (pixels, BLOCK_M)
+        if means is not None:
+            part = pixel_tile * HALVES + i
+            at = channel.to(INDEX) * (pixel_tiles * HALVES) + part
+            store_statistics(value, drawn, exists, means + at, variances + at)
+            count = tl.sum(drawn.to(tl.int32), axis=0).to(counts.dtype.element_ty)
+            tl.store(counts + part, count, mask=(channel_tile == 0) & (group == 0))
+        at = (n.to(INDEX) * y_n + row.to(INDEX) * y_h + col.to(INDEX) * y_w)[:, None] + (channel.to(INDEX) * y_c)[None, :]
+        tl.store(result + at, value, mask=drawn[:, None] & exists[None, :])
 
 
 class Gather(NamedTuple):
@@ -184,19 +196,21 @@ class Gather(NamedTuple):
     fold: Fold | None = None  # how the copy of an image of few channels is made
 
     @property
-    def pixel_tiles(self) -> int:
-        return math.prod(triton.cdiv(size, block) for size, block in zip(self.size, self.box, strict=True))
+    def halves(self) -> int:
+        return 2 if self.tile.m * self.box.pixels > STORED_AT_ONCE * 32 * self.tile.warps else 1
+
+    @property
+    def parts(self) -> int:
+        """Of how many parts of the pixels the kernel has statistics."""
+        tiles = math.prod(triton.cdiv(size, block) for size, block in zip(self.size, self.box, strict=True))
+        return tiles * self.halves
 
 
 def plan_gather(
     source: Tensor, weight: Tensor, shape: Sequence[int], channels_last: bool,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool,
-    statistics: bool = False,
 ) -> Gather | None:  # fmt: skip
-    """How conv2d.py's gather_gemm does this in boxes, for a result of this shape and memory format; None if it does not.
-
-    With `statistics` of bfloat16, which take registers to be widened, tiles are smaller.
-    """
+    """How conv2d.py's gather_gemm does this in boxes, for a result of this shape and memory format; None if it does not."""
     at_once = groups_at_once(source.shape[1] // groups, shape[1] // groups, groups)
     groups //= at_once
     channels_in, channels_out = source.shape[1] // groups, shape[1] // groups
@@ -225,8 +239,6 @@ def plan_gather(
     precision = "bf16x6" if in_planes else conv_precision(source.dtype, source.device)
     pixels = images * height * width * groups
     tile = gemm_tile(Product("tma conv2d", channels_out, pixels, depth, source.dtype, precision), source.device)
-    if statistics and source.dtype == torch.bfloat16:
-        tile = tile._replace(n=min(tile.n, 128))
     block = min(tile.k, channels_in & -channels_in)
     if block < 16:  # its channels end inside a block, where the filters have zeros
         if groups > 1 or in_planes or (stride[1] > 1 and not adjoint):
@@ -318,7 +330,7 @@ def gather_boxes(
         height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
         H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
         BOX=box, SPAN=span, PLANAR=seen is planar, ADJOINT=adjoint, TRANSPOSED=transposed,
-        CROSS=CROSS_PAIRS if in_planes else 0, RELU=relu, PRECISION=operands_of(source),
+        CROSS=CROSS_PAIRS if in_planes else 0, HALVES=plan.halves, RELU=relu, PRECISION=operands_of(source),
         INDEX=index_type(result, *(parts or ())),
         BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
     )  # fmt: skip

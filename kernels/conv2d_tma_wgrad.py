@@ -23,7 +23,16 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from trinn.kernels.boxes import best_line, described, flat, is_readable, planar, strides_of
-from trinn.kernels.conv2d_tma import OUTSIDE, alignment_of, are_few, are_planes, first_fold, groups_at_once, is_hopper, operands_of
+from trinn.kernels.conv2d_tma import (
+    OUTSIDE,
+    alignment_of,
+    are_few,
+    are_planes,
+    first_fold,
+    groups_at_once,
+    is_hopper,
+    operands_of,
+)
 from trinn.kernels.first2d import Fold, folded, windows
 from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, smalls_that_hit
 from trinn.kernels.launch import device_function, empty, index_type, launch

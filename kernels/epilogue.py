@@ -29,9 +29,9 @@ def rectified(value):
 
 @device_function
 def store_statistics(value, drawn, exists, means, variances):
-    """The mean and the variance of each channel of a (rows, channels) tile over the rows that are `drawn`."""
+    """The mean and the variance of each channel of a (rows, channels) tile over the rows that are `drawn`; of none, 0."""
     value = tl.where(drawn[:, None], widened(value).to(means.dtype.element_ty), 0.0)
-    count = tl.sum(drawn.to(tl.int32), axis=0)
+    count = tl.maximum(tl.sum(drawn.to(tl.int32), axis=0), 1)
     mean = tl.sum(value, axis=0) / count
     deviation = tl.where(drawn[:, None], value - mean[None, :], 0.0)
     tl.store(means, mean, mask=exists)

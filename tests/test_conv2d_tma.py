@@ -120,6 +120,16 @@ def test_lines_of_images(arithmetic: str, layout: str, images: int, stride: int,
     assert started.count("_wgrad_kernel") == 1
 
 
+@pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
+def test_more_parts_than_lines(arithmetic: str, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
+    """A tap in a corner sees one pixel of an image: one line, in one of 12 parts."""
+    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    case = Conv((16, 16, 7, 7), (16, 16, 3, 3), {"padding": 6, "dilation": 6}, bias=False)
+    x, w, _ = operands(case, allowed(arithmetic), "channels_last")
+    check(tnn.conv2d, F.conv2d, x, w, None, **case.options)
+    assert started.count("_wgrad_kernel") == 1
+
+
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_lines_of_all_pixels(arithmetic: str, layout: str, started: list[str]) -> None:
@@ -208,9 +218,11 @@ def test_windows_past_the_far_edge(started: list[str]) -> None:
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
-@pytest.mark.parametrize("case", ["3x3", "1x1: all pixels are one row", "stride 2, even width: pairs of columns"])
+@pytest.mark.parametrize(
+    "case", ["3x3", "1x1: all pixels are one row", "stride 2, even width: pairs of columns", "k2 s2: phases of one tap"]
+)
 def test_joined(case: str, arithmetic: str, started: list[str]) -> None:
-    """A scale and a shift, ReLU, and statistics in the kernel's last lines."""
+    """A scale and a shift, ReLU, and statistics in the kernel's last lines; of a half without pixels, too."""
     x, w, shift = operands(CASES[case], allowed(arithmetic), "channels_last")
     scale, options = randn(w.shape[0], dtype=x.dtype, seed=3), CASES[case].options
     y = F.conv2d(x, w, **options)
