@@ -8,6 +8,7 @@ SEED ?= 0
 BENCH ?= --quick
 
 BIN := .venv/bin
+CONVOLUTIONS := $(addprefix tests/test_,conv2d.py conv_transpose2d.py fused.py joining.py hard_inputs.py models.py moduleinfo.py)
 BUILT := .venv/built
 SANITIZED = $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_bounds.py -k test_exact_allocations
 
@@ -17,7 +18,8 @@ help:
 	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
 	@echo 'make notes            a walk from a first network to AlexNet and its initialisation, printed'
 	@echo 'make test             every operator against torch in float64, some minutes'
-	@echo 'make test-long        all of torch'"'"'s own test inputs against our operators, half an hour'
+	@echo 'make test-long        all of torch'"'"'s own test inputs against our operators, and the tests of convolutions'
+	@echo '                      by the kernels for Hopper, half an hour'
 	@echo 'make mutants          breaks the kernels in dozens of ways, one by one, and sees that the tests notice'
 	@echo 'make fuzz             draws cases and compares with torch: MINUTES=10 OPS=conv2d,linear SEED=0'
 	@echo 'make precision        how exact every operator is, in units of torch'"'"'s own error'
@@ -44,6 +46,7 @@ test: $(BUILT)
 
 test-long: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'long or torchs_material'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --boxes $(CONVOLUTIONS)
 
 mutants: $(BUILT)
 	$(BIN)/python -m tests.mutants

@@ -3,6 +3,7 @@
 A run ends with the number of torch's own inputs that passed; `--record` keeps it for docs/evidence.md.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +13,12 @@ import pytest
 import torch
 
 from tests import evidence
+from tests.boxes import in_boxes
 from trinn.kernels import replay, tuning
 from trinn.kernels.launch import INTERPRETED
+
+# torch writes to indices that repeat in the order of its threads.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +52,13 @@ def launchers_run() -> None:
     replay.forget()
 
 
+@pytest.fixture(autouse=True)
+def boxes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--boxes` the interpreter, too, takes the convolutions that Hopper does in boxes."""
+    with in_boxes() if request.config.getoption("--boxes") else contextlib.nullcontext():
+        yield
+
+
 @pytest.fixture
 def rowwise_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's matrix products with every row summed alike. NumPy's may sum a row otherwise at another place."""
@@ -64,6 +76,7 @@ def full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--boxes", action="store_true", help="convolutions in boxes wherever they can be, in the interpreter too")
     parser.addoption("--record", action="store_true", help="keep the number of torch's own inputs that passed, if all did")
 
 

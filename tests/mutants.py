@@ -80,6 +80,12 @@ MUTANTS = [
     Mutant("strides left out of the key", "kernels/replay.py", "arg.shape, arg.stride(), ", "arg.shape, ", "replay"),
     Mutant("precision left out of the key", "kernels/replay.py", "float32 = float32 or arg.dtype is torch.float32", "float32 = False", "replay"),
     Mutant("notes though someone listens", "kernels/replay.py", "getattr(before, \"calls\", before) or ", "", "replay"),
+    Mutant("strips: a row begun is stored before it is complete", "kernels/depthwise2d_strips.py", "mask = has_pixel & has_channel & (complete >= first)", "mask = has_pixel & has_channel & (row >= first)", "conv2d"),
+    Mutant("strips: dgrad's filters not turned over", "kernels/depthwise2d_strips.py", "turned = ALL_TAPS - 1 - tap if ADJOINT else tap", "turned = tap", "conv2d"),
+    Mutant("strips: rows of another part in the gradient of taps", "kernels/depthwise2d_strips.py", "if (row - j >= first) & (row - j < last):", "if row - j >= first:", "conv2d"),
+    Mutant("strips: a row too few", "kernels/depthwise2d_strips.py", "for row in range(first, last + BEGUN):\n        rows = _converted(ahead", "for row in range(first, last + BEGUN - 1):\n        rows = _converted(ahead", "conv2d"),
+    Mutant("strips: the same row again", "kernels/depthwise2d_strips.py", "ahead = _rows_from(big_from_small(row + 1, 0, H), source", "ahead = _rows_from(big_from_small(row, 0, H), source", "conv2d"),
+    Mutant("strips: columns past the edge are seen", "kernels/depthwise2d_strips.py", "seen += (has_pixel & has_channel & inside(left + s * W.dilation, source_width),)", "seen += (has_pixel & has_channel,)", "conv2d"),
     # convolution in boxes
     Mutant("boxes: the last tap that hits is skipped", "kernels/indexing.py", "    first = tl.maximum(first, 0)\n    return first, tl.maximum(tl.minimum(last, taps - 1) - first + 1, 0)", "    first = tl.maximum(first, 0)\n    return first, tl.maximum(tl.minimum(last, taps - 1) - first, 0)", "conv2d_tma"),
     Mutant("boxes: taps that hit the first pixel alone", "kernels/indexing.py", "first, last = -floor_div(start + reach, STEP), floor_div(size - 1 - start, STEP)", "first, last = -floor_div(start, STEP), floor_div(size - 1 - start, STEP)", "conv2d_tma"),
