@@ -184,7 +184,8 @@ def stalled(instructions: Sequence[Instruction]) -> Iterator[str]:
         yield "no loop has wgmma"
     for _, first, last in sorted(loops):
         body = [i for i in instructions if first <= i.address <= last]
-        strange = {i.name for i in body if re.match(r"(?:LD|LDG|LDGSTS|LDL|LDS|LDSM|ST|STG|STL|STS|STSM|HMMA)\b", i.name)}
+        # MUFU begins a division.
+        strange = {i.name for i in body if re.match(r"(?:LD|LDG|LDGSTS|LDL|LDS|LDSM|ST|STG|STL|STS|STSM|HMMA|MUFU)\b", i.name)}
         if strange:
             yield f"a loop with wgmma has {', '.join(sorted(strange))}"
         if not any(i.name.startswith("UTMALDG.") for i in body):

@@ -34,7 +34,7 @@ from torch import Tensor
 from trinn.kernels.boxes import Along, Box, best_box, described, flat, is_readable, planar, strides_of
 from trinn.kernels.epilogue import finished, store_statistics
 from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
-from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
+from trinn.kernels.indexing import Axis, advanced, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
 from trinn.kernels.launch import architecture, device_function, index_type, launch
 from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from trinn.kernels.relayout import channels_last, planes, spread
@@ -61,17 +61,15 @@ WIDE, MOST_AT_ONCE = 64, 16
 
 @device_function
 def _multiplied(
-    acc, step, source, weight,
-    n, top, left, first_h, first_w, hits_w, first_r, first_s,
-    source_channel, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
+    acc, c, pair, i, j, source, weight,
+    n, top, left, first_r, first_s,
+    source_channel, source_pitch, weight_row, weight_channel, tap_pitch, planes,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr, ADJOINT: tl.constexpr,
     TRANSPOSED: tl.constexpr, PAIRS: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc (BLOCK_M, pixels) and the product of a box with filters: of a tap, a block of channels and a pair of planes."""
-    c, rest = step % blocks * BLOCK_K, step // blocks
-    plane, other = pair_of(rest % PAIRS, PAIRS)
-    rest = rest // PAIRS
-    i, j = first_h + rest // hits_w, first_w + rest % hits_w
+    """acc (BLOCK_M, pixels) and the product of a box with filters: of a block of channels from `c` on, of a pair of planes, of
+    the i-th and j-th tap."""
+    plane, other = pair_of(pair, PAIRS)
     if ADJOINT:
         row, col = top - i * H.tap_back, left - j * W.tap_back
         tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
@@ -87,6 +85,15 @@ def _multiplied(
     box = tl.reshape(box, (BLOCK_K, acc.shape[1])) if PLANAR else tl.reshape(box, (acc.shape[1], BLOCK_K)).T
     filters = filters.T if TRANSPOSED else filters
     return dot(filters, box, acc, PRECISION, APART)
+
+
+@device_function
+def _advanced(c, pair, i, j, channels, first_w, end_w, PAIRS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """What is multiplied next."""
+    c, carry = advanced(c, BLOCK_K, 0, channels)
+    pair, carry = advanced(pair, carry, 0, PAIRS)
+    j, carry = advanced(j, carry, first_w, end_w)
+    return c, pair, i + carry, j
 
 
 @device_function
@@ -140,26 +147,30 @@ def _gather_kernel(
     weight_channel = channel_tile * BLOCK_M if TRANSPOSED else 0
     if hits_h * hits_w == 0:
         source_channel, weight_row = OUTSIDE, OUTSIDE
-    hits_h, hits_w, blocks = tl.maximum(hits_h, 1), tl.maximum(hits_w, 1), cdiv(channels_in, BLOCK_K)
-    steps = tl.maximum(hits_h * hits_w * blocks, 1)
+    steps = tl.maximum(hits_h * hits_w * cdiv(channels_in, BLOCK_K), 1)
+    end_w = first_w + hits_w
 
     acc = tl.full((BLOCK_M, BOX.pixels), 0.0, tl.float32)
     if CROSS:  # what is small comes first; where the first planes are not finite, they alone say what the sum is
-        for step in range(tl.maximum(steps * CROSS, 1)):
+        c, pair, i, j = 0, 0, first_h, first_w
+        for _ in range(tl.maximum(steps * CROSS, 1)):
             acc = _multiplied(
-                acc, step, source, weight,
-                n0, top, left, first_h, first_w, hits_w, first_r, first_s,
-                source_channel, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
+                acc, c, pair, i, j, source, weight,
+                n0, top, left, first_r, first_s,
+                source_channel, source_pitch, weight_row, weight_channel, tap_pitch, planes,
                 H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, CROSS, False, PRECISION, BLOCK_K,
             )  # fmt: skip
+            c, pair, i, j = _advanced(c, pair, i, j, channels_in, first_w, end_w, CROSS, BLOCK_K)
         acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
-    for step in range(steps):
+    c, pair, i, j = 0, 0, first_h, first_w
+    for _ in range(steps):
         acc = _multiplied(
-            acc, step, source, weight,
-            n0, top, left, first_h, first_w, hits_w, first_r, first_s,
-            source_channel, source_pitch, weight_row, weight_channel, tap_pitch, blocks, planes,
+            acc, c, pair, i, j, source, weight,
+            n0, top, left, first_r, first_s,
+            source_channel, source_pitch, weight_row, weight_channel, tap_pitch, planes,
             H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, CROSS > 0, PRECISION, BLOCK_K,
         )  # fmt: skip
+        c, pair, i, j = _advanced(c, pair, i, j, channels_in, first_w, end_w, 1, BLOCK_K)
 
     channel = channel_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = channel < channels_out

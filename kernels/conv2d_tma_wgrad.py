@@ -34,7 +34,7 @@ from trinn.kernels.conv2d_tma import (
     operands_of,
 )
 from trinn.kernels.first2d import Fold, folded, windows
-from trinn.kernels.indexing import Axis, big_from_small, cdiv, floor_div, smalls_that_hit
+from trinn.kernels.indexing import Axis, advanced, big_from_small, cdiv, floor_div, smalls_that_hit
 from trinn.kernels.launch import device_function, empty, index_type, launch
 from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from trinn.kernels.reduce import partials_of, sum_partials
@@ -44,23 +44,16 @@ from trinn.kernels.tuning import Product, Tile, gemm_tile, splits
 
 @device_function
 def _multiplied(
-    accs, step, x, dy,
-    first_p, count_p, first_q, count_q, r, s,
-    x_channel, x_pitch, dy_channel, planes,
+    accs, pair, n, p, q, x, dy,
+    r, s, x_channel, x_pitch, dy_channel, planes,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
     PAIRS: tl.constexpr, APART: tl.constexpr, DOWN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """accs, one (BLOCK_M, BLOCK_N) for each tap from (r, s) on, along a row or DOWN a column, and the products of one line."""
+    """accs, one (BLOCK_M, BLOCK_N) for each tap from (r, s) on, along a row or DOWN a column, and the products of one line, of
+    the n-th images or image and the q-th column or columns of row p, and of one pair of planes."""
     BLOCK_M: tl.constexpr = accs[0].shape[0]
     BLOCK_N: tl.constexpr = accs[0].shape[1]
-    plane, other = pair_of(step % PAIRS, PAIRS)
-    rest = step // PAIRS
-    q, rest = rest % count_q, rest // count_q
-    p, n = first_p + rest % count_p, rest // count_p
-    if OF_IMAGES:
-        n, q = n * BLOCK_K, first_q + q
-    else:
-        q = first_q + q * BLOCK_K
+    plane, other = pair_of(pair, PAIRS)
     k = dy_channel + plane * planes[1]
     a = dy.load((p, q, k, n) if IMAGES_LAST else (p, q, n, k) if OF_IMAGES else (n, p, q, k))
     boxes = ()  # one copy after the other, so that they have one barrier
@@ -76,6 +69,15 @@ def _multiplied(
         b = tl.reshape(boxes[i], (BLOCK_N, BLOCK_K)).T if IMAGES_LAST else tl.reshape(boxes[i], (BLOCK_K, BLOCK_N))
         sums = sums + (dot(a, b, accs[i], PRECISION, APART),)
     return sums
+
+
+@device_function
+def _advanced(pair, n, p, q, first_p, end_p, first_q, end_q, PAIRS: tl.constexpr, N_STEP: tl.constexpr, Q_STEP: tl.constexpr):
+    """What is multiplied next."""
+    pair, carry = advanced(pair, 1, 0, PAIRS)
+    q, carry = advanced(q, carry * Q_STEP, first_q, end_q)
+    p, carry = advanced(p, carry, first_p, end_p)
+    return pair, n + carry * N_STEP, p, q
 
 
 @device_function
@@ -115,7 +117,10 @@ def _wgrad_kernel(
 
     first_p, count_p = smalls_that_hit(r, r + TAPS_H - 1, out_height, height, H)
     first_q, count_q = smalls_that_hit(s, s + TAPS_W - 1, out_width, width, W)
-    count_q = count_q if OF_IMAGES else cdiv(count_q, BLOCK_K)
+    end_p, end_q = first_p + count_p, first_q + count_q
+    N_STEP: tl.constexpr = BLOCK_K if OF_IMAGES else 1
+    Q_STEP: tl.constexpr = 1 if OF_IMAGES else BLOCK_K
+    count_q = cdiv(count_q, Q_STEP)
     lines = tl.full((), line_tiles, tl.int64) * count_p * count_q
     first, last = (part * lines // parts).to(tl.int32), ((part + 1) * lines // parts).to(tl.int32)
 
@@ -123,27 +128,31 @@ def _wgrad_kernel(
     if first == last:
         x_channel, dy_channel = OUTSIDE, OUTSIDE
     count_p, count_q, steps = tl.maximum(count_p, 1), tl.maximum(count_q, 1), tl.maximum(last - first, 1)
+    n0, p0 = first // (count_q * count_p) * N_STEP, first_p + first // count_q % count_p
+    q0 = first_q + first % count_q * Q_STEP
 
     accs = _zeros(TAPS, BLOCK_M, BLOCK_N)
     if CROSS:  # as in conv2d_tma.py
-        for step in range(tl.maximum(steps * CROSS, 1)):
+        pair, n, p, q = 0, n0, p0, q0
+        for _ in range(tl.maximum(steps * CROSS, 1)):
             accs = _multiplied(
-                accs, first * CROSS + step, x, dy,
-                first_p, count_p, first_q, count_q, r, s,
-                x_channel, x_pitch, dy_channel, planes,
+                accs, pair, n, p, q, x, dy,
+                r, s, x_channel, x_pitch, dy_channel, planes,
                 H, W, SPAN, OF_IMAGES, IMAGES_LAST, CROSS, False, DOWN, PRECISION, BLOCK_K,
             )  # fmt: skip
+            pair, n, p, q = _advanced(pair, n, p, q, first_p, end_p, first_q, end_q, CROSS, N_STEP, Q_STEP)
         finite = ()
         for i in tl.static_range(TAPS):
             finite = finite + (tl.where(tl.abs(accs[i]) < float("inf"), accs[i], 0.0),)
         accs = finite
-    for step in range(steps):
+    pair, n, p, q = 0, n0, p0, q0
+    for _ in range(steps):
         accs = _multiplied(
-            accs, first + step, x, dy,
-            first_p, count_p, first_q, count_q, r, s,
-            x_channel, x_pitch, dy_channel, planes,
+            accs, pair, n, p, q, x, dy,
+            r, s, x_channel, x_pitch, dy_channel, planes,
             H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, CROSS > 0, DOWN, PRECISION, BLOCK_K,
         )  # fmt: skip
+        pair, n, p, q = _advanced(pair, n, p, q, first_p, end_p, first_q, end_q, 1, N_STEP, Q_STEP)
 
     k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -82,6 +82,14 @@ def floor_div(a, b):
 
 
 @device_function
+def advanced(digit, step, first, end):
+    """A digit of a counter, `step` further or again the `first`, and what it carries. It costs far less than to divide."""
+    digit += step
+    over = digit >= end
+    return tl.where(over, first, digit), tl.where(over, 1, 0)
+
+
+@device_function
 def split_pixel(pixel, height, width):
     """(image, row, column) of a pixel counted through images, rows and columns."""
     row = pixel // width

@@ -219,7 +219,8 @@ def test_windows_past_the_far_edge(started: list[str]) -> None:
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
 @pytest.mark.parametrize(
-    "case", ["3x3", "1x1: all pixels are one row", "stride 2, even width: pairs of columns", "3x3 of more images than a box has"]
+    "case",
+    ["3x3", "1x1: all pixels are one row", "stride 2, even width: pairs of columns", "3x3 of more images than a box has"],
 )
 def test_joined(case: str, arithmetic: str, started: list[str]) -> None:
     """A scale and a shift, ReLU, and statistics in the kernel's last lines; of a half without pixels, too."""

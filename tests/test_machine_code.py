@@ -156,6 +156,7 @@ def test_a_loop_in_another_is_read() -> None:
         (3, "LDSM.16.M88.4", "R4, [R2]", "a loop with wgmma has LDSM.16.M88.4"),
         (3, "STL.64", "[R1], R4", "a loop with wgmma has STL.64"),
         (6, "LDGSTS.E.128", "[R2], [R4]", "a loop with wgmma has LDGSTS.E.128"),
+        (5, "MUFU.RCP", "R4, R5", "a loop with wgmma has MUFU.RCP"),
         (6, "IADD3", "R2, R3, R4", "a loop with wgmma has no UTMALDG"),
     ],
 )
