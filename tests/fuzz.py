@@ -587,7 +587,7 @@ def main() -> int:
                 break
             at += 1
         results[name]["seconds"] = round(time.monotonic() - started, 1)
-        print(f"{name:24}" + "  ".join(f"{value} {key}" for key, value in results[name].items()), flush=True)
+        print(f"{name:27}" + "  ".join(f"{value} {key}" for key, value in results[name].items()), flush=True)
     if options.record:
         path = evidence.DOCS / "evidence" / "fuzz.json"
         kept = json.loads(path.read_text())["operators"] if path.exists() else {}
