@@ -48,9 +48,11 @@ def dot(a, b, acc, PRECISION: tl.constexpr, APART: tl.constexpr = False):
     if _INTERPRETED:  # NumPy has no bfloat16; widening changes no product
         a = widened(a).to(acc.dtype)
         b = widened(b).to(acc.dtype)
-    if APART:  # a product with such a limit is not made one with the addition
-        return acc + tl.dot(a, b, input_precision=PRECISION, out_dtype=acc.dtype, max_num_imprecise_acc=1)
-    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    # With a limit to what is summed inexactly, Triton does not make the product and the addition one.
+    LIMIT: tl.constexpr = 1 if APART else 0
+    start = None if APART else acc
+    product = tl.dot(a, b, start, input_precision=PRECISION, out_dtype=acc.dtype, max_num_imprecise_acc=LIMIT)
+    return acc + product if APART else product
 
 
 # Of two float32, each the sum of three bfloat16 planes, the products that float32 notices, but for that of the first planes.

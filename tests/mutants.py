@@ -67,7 +67,7 @@ MUTANTS = [
     Mutant("depthwise: the second filter reads the next channel", "kernels/depthwise2d.py", "(channel // FILTERS) * x_c", "(channel % channels) * x_c", "conv2d"),
     Mutant("depthwise: a gradient of the first filter alone", "kernels/depthwise2d.py", "for f in range(FILTERS):", "for f in range(1):", "conv2d"),
     Mutant("depthwise: the second filter's gradient from the next channel", "kernels/depthwise2d.py", "((k // FILTERS) * x_c)", "((k % (filters // FILTERS)) * x_c)", "conv2d"),
-    Mutant("sums rounded to the input's dtype", "kernels/precision.py", "return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)", "return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype).to(tl.float16).to(acc.dtype)", "conv2d linear"),
+    Mutant("sums rounded to the input's dtype", "kernels/precision.py", "return acc + product if APART else product", "return (acc + product if APART else product).to(tl.float16).to(acc.dtype)", "conv2d linear"),
     Mutant("output_padding ignored", "layers/window.py", "- 2 * p + extra for", "- 2 * p for", "conv_transpose2d"),
     Mutant("same: the odd pixel at the near edge", "layers/window.py", "return (total[0] // 2, total[1] // 2), (total[0] - total[0] // 2, total[1] - total[1] // 2)", "return (total[0] - total[0] // 2, total[1] - total[1] // 2), (total[0] // 2, total[1] // 2)", "conv2d"),
     Mutant("transposed: gradient of the bias missing", "layers/conv2d.py", "db = ChannelSum.call(ddx) if need_b else None", "db = None", "conv_transpose2d"),
