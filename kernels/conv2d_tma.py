@@ -60,40 +60,37 @@ WIDE, MOST_AT_ONCE = 64, 16
 
 
 @device_function
-def _multiplied(
-    acc, c, pair, i, j, source, weight,
-    n, top, left, first_r, first_s,
-    source_channel, source_pitch, weight_row, weight_channel, tap_pitch, planes,
+def _summed(
+    acc, steps, source, weight,
+    n, top, left, first_h, first_w, hits_w, first_r, first_s,
+    source_channel, source_pitch, weight_row, weight_channel, tap_pitch, channels, planes,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr, ADJOINT: tl.constexpr,
     TRANSPOSED: tl.constexpr, PAIRS: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc (BLOCK_M, pixels) and the product of a box with filters: of a block of channels from `c` on, of a pair of planes, of
-    the i-th and j-th tap."""
-    plane, other = pair_of(pair, PAIRS)
-    if ADJOINT:
-        row, col = top - i * H.tap_back, left - j * W.tap_back
-        tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
-    else:
-        row, col = top + i * H.dilation, left + j * W.dilation
-        tap = i * W.taps + j
-    channel = plane * planes[0] + source_channel + c
-    at = floor_div(col, SPAN)
-    coordinates = (n, channel, left) if PLANAR else (n, row, at, (col - at * SPAN) * source_pitch + channel)
-    at = weight_channel + tap * tap_pitch + other * planes[1]
-    box = source.load(coordinates)  # one copy after the other, so that they have one barrier
-    filters = weight.load((weight_row + c, at) if TRANSPOSED else (weight_row, at + c))
-    box = tl.reshape(box, (BLOCK_K, acc.shape[1])) if PLANAR else tl.reshape(box, (acc.shape[1], BLOCK_K)).T
-    filters = filters.T if TRANSPOSED else filters
-    return dot(filters, box, acc, PRECISION, APART)
-
-
-@device_function
-def _advanced(c, pair, i, j, channels, first_w, end_w, PAIRS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """What is multiplied next."""
-    c, carry = advanced(c, BLOCK_K, 0, channels)
-    pair, carry = advanced(pair, carry, 0, PAIRS)
-    j, carry = advanced(j, carry, first_w, end_w)
-    return c, pair, i + carry, j
+    """acc (BLOCK_M, pixels) and the products of boxes with filters, for all taps that hit, pairs of planes and channels."""
+    c, pair, i, j = 0, 0, first_h, first_w
+    for _ in range(tl.maximum(steps * PAIRS, 1)):  # so that the compiler knows of a turn
+        plane, other = pair_of(pair, PAIRS)
+        if ADJOINT:
+            row, col = top - i * H.tap_back, left - j * W.tap_back
+            tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
+        else:
+            row, col = top + i * H.dilation, left + j * W.dilation
+            tap = i * W.taps + j
+        channel = plane * planes[0] + source_channel + c
+        at = floor_div(col, SPAN)
+        coordinates = (n, channel, left) if PLANAR else (n, row, at, (col - at * SPAN) * source_pitch + channel)
+        at = weight_channel + tap * tap_pitch + other * planes[1]
+        box = source.load(coordinates)  # one copy after the other, so that they have one barrier
+        filters = weight.load((weight_row + c, at) if TRANSPOSED else (weight_row, at + c))
+        box = tl.reshape(box, (BLOCK_K, acc.shape[1])) if PLANAR else tl.reshape(box, (acc.shape[1], BLOCK_K)).T
+        filters = filters.T if TRANSPOSED else filters
+        acc = dot(filters, box, acc, PRECISION, APART)
+        c, carry = advanced(c, BLOCK_K, 0, channels)
+        pair, carry = advanced(pair, carry, 0, PAIRS)
+        j, carry = advanced(j, carry, first_w, first_w + hits_w)
+        i += carry
+    return acc
 
 
 @device_function
@@ -148,29 +145,22 @@ def _gather_kernel(
     if hits_h * hits_w == 0:
         source_channel, weight_row = OUTSIDE, OUTSIDE
     steps = tl.maximum(hits_h * hits_w * cdiv(channels_in, BLOCK_K), 1)
-    end_w = first_w + hits_w
 
     acc = tl.full((BLOCK_M, BOX.pixels), 0.0, tl.float32)
     if CROSS:  # what is small comes first; where the first planes are not finite, they alone say what the sum is
-        c, pair, i, j = 0, 0, first_h, first_w
-        for _ in range(tl.maximum(steps * CROSS, 1)):
-            acc = _multiplied(
-                acc, c, pair, i, j, source, weight,
-                n0, top, left, first_r, first_s,
-                source_channel, source_pitch, weight_row, weight_channel, tap_pitch, planes,
-                H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, CROSS, False, PRECISION, BLOCK_K,
-            )  # fmt: skip
-            c, pair, i, j = _advanced(c, pair, i, j, channels_in, first_w, end_w, CROSS, BLOCK_K)
-        acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
-    c, pair, i, j = 0, 0, first_h, first_w
-    for _ in range(steps):
-        acc = _multiplied(
-            acc, c, pair, i, j, source, weight,
-            n0, top, left, first_r, first_s,
-            source_channel, source_pitch, weight_row, weight_channel, tap_pitch, planes,
-            H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, CROSS > 0, PRECISION, BLOCK_K,
+        acc = _summed(
+            acc, steps, source, weight,
+            n0, top, left, first_h, first_w, hits_w, first_r, first_s,
+            source_channel, source_pitch, weight_row, weight_channel, tap_pitch, channels_in, planes,
+            H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, CROSS, False, PRECISION, BLOCK_K,
         )  # fmt: skip
-        c, pair, i, j = _advanced(c, pair, i, j, channels_in, first_w, end_w, 1, BLOCK_K)
+        acc = tl.where(tl.abs(acc) < float("inf"), acc, 0.0)
+    acc = _summed(
+        acc, steps, source, weight,
+        n0, top, left, first_h, first_w, hits_w, first_r, first_s,
+        source_channel, source_pitch, weight_row, weight_channel, tap_pitch, channels_in, planes,
+        H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, CROSS > 0, PRECISION, BLOCK_K,
+    )  # fmt: skip
 
     channel = channel_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = channel < channels_out

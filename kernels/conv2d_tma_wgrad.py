@@ -43,41 +43,39 @@ from trinn.kernels.tuning import Product, Tile, gemm_tile, splits
 
 
 @device_function
-def _multiplied(
-    accs, pair, n, p, q, x, dy,
-    r, s, x_channel, x_pitch, dy_channel, planes,
+def _summed(
+    accs, steps, x, dy,
+    n, p, q, first_p, end_p, first_q, end_q, r, s, x_channel, x_pitch, dy_channel, planes,
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, OF_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
     PAIRS: tl.constexpr, APART: tl.constexpr, DOWN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """accs, one (BLOCK_M, BLOCK_N) for each tap from (r, s) on, along a row or DOWN a column, and the products of one line, of
-    the n-th images or image and the q-th column or columns of row p, and of one pair of planes."""
+    """accs, one (BLOCK_M, BLOCK_N) for each tap from (r, s) on, along a row or DOWN a column, and the products of lines: of so
+    many from (n, p, q) on, for each pair of planes."""
     BLOCK_M: tl.constexpr = accs[0].shape[0]
     BLOCK_N: tl.constexpr = accs[0].shape[1]
-    plane, other = pair_of(pair, PAIRS)
-    k = dy_channel + plane * planes[1]
-    a = dy.load((p, q, k, n) if IMAGES_LAST else (p, q, n, k) if OF_IMAGES else (n, p, q, k))
-    boxes = ()  # one copy after the other, so that they have one barrier
-    for i in tl.static_range(len(accs)):
-        row, col = big_from_small(p, r + i * DOWN, H), big_from_small(q, s + i * (1 - DOWN), W)
-        at = floor_div(col, SPAN)
-        c = (col - at * SPAN) * x_pitch + x_channel + other * planes[0]
-        box = x.load((row, col, c, n) if IMAGES_LAST else (row, col, n, c) if OF_IMAGES else (n, row, at, c))
-        boxes = boxes + (box,)
-    a = tl.reshape(a, (BLOCK_M, BLOCK_K)) if IMAGES_LAST else tl.reshape(a, (BLOCK_K, BLOCK_M)).T
-    sums = ()
-    for i in tl.static_range(len(accs)):
-        b = tl.reshape(boxes[i], (BLOCK_N, BLOCK_K)).T if IMAGES_LAST else tl.reshape(boxes[i], (BLOCK_K, BLOCK_N))
-        sums = sums + (dot(a, b, accs[i], PRECISION, APART),)
-    return sums
-
-
-@device_function
-def _advanced(pair, n, p, q, first_p, end_p, first_q, end_q, PAIRS: tl.constexpr, N_STEP: tl.constexpr, Q_STEP: tl.constexpr):
-    """What is multiplied next."""
-    pair, carry = advanced(pair, 1, 0, PAIRS)
-    q, carry = advanced(q, carry * Q_STEP, first_q, end_q)
-    p, carry = advanced(p, carry, first_p, end_p)
-    return pair, n + carry * N_STEP, p, q
+    pair = 0
+    for _ in range(tl.maximum(steps * PAIRS, 1)):  # so that the compiler knows of a turn
+        plane, other = pair_of(pair, PAIRS)
+        k = dy_channel + plane * planes[1]
+        a = dy.load((p, q, k, n) if IMAGES_LAST else (p, q, n, k) if OF_IMAGES else (n, p, q, k))
+        boxes = ()  # one copy after the other, so that they have one barrier
+        for i in tl.static_range(len(accs)):
+            row, col = big_from_small(p, r + i * DOWN, H), big_from_small(q, s + i * (1 - DOWN), W)
+            at = floor_div(col, SPAN)
+            c = (col - at * SPAN) * x_pitch + x_channel + other * planes[0]
+            box = x.load((row, col, c, n) if IMAGES_LAST else (row, col, n, c) if OF_IMAGES else (n, row, at, c))
+            boxes = boxes + (box,)
+        a = tl.reshape(a, (BLOCK_M, BLOCK_K)) if IMAGES_LAST else tl.reshape(a, (BLOCK_K, BLOCK_M)).T
+        sums = ()
+        for i in tl.static_range(len(accs)):
+            b = tl.reshape(boxes[i], (BLOCK_N, BLOCK_K)).T if IMAGES_LAST else tl.reshape(boxes[i], (BLOCK_K, BLOCK_N))
+            sums = sums + (dot(a, b, accs[i], PRECISION, APART),)
+        accs = sums
+        pair, carry = advanced(pair, 1, 0, PAIRS)
+        q, carry = advanced(q, carry * (1 if OF_IMAGES else BLOCK_K), first_q, end_q)
+        p, carry = advanced(p, carry, first_p, end_p)
+        n += carry * (BLOCK_K if OF_IMAGES else 1)
+    return accs
 
 
 @device_function
@@ -118,9 +116,7 @@ def _wgrad_kernel(
     first_p, count_p = smalls_that_hit(r, r + TAPS_H - 1, out_height, height, H)
     first_q, count_q = smalls_that_hit(s, s + TAPS_W - 1, out_width, width, W)
     end_p, end_q = first_p + count_p, first_q + count_q
-    N_STEP: tl.constexpr = BLOCK_K if OF_IMAGES else 1
-    Q_STEP: tl.constexpr = 1 if OF_IMAGES else BLOCK_K
-    count_q = cdiv(count_q, Q_STEP)
+    count_q = count_q if OF_IMAGES else cdiv(count_q, BLOCK_K)
     lines = tl.full((), line_tiles, tl.int64) * count_p * count_q
     first, last = (part * lines // parts).to(tl.int32), ((part + 1) * lines // parts).to(tl.int32)
 
@@ -128,31 +124,25 @@ def _wgrad_kernel(
     if first == last:
         x_channel, dy_channel = OUTSIDE, OUTSIDE
     count_p, count_q, steps = tl.maximum(count_p, 1), tl.maximum(count_q, 1), tl.maximum(last - first, 1)
-    n0, p0 = first // (count_q * count_p) * N_STEP, first_p + first // count_q % count_p
-    q0 = first_q + first % count_q * Q_STEP
+    n, p = first // (count_q * count_p) * (BLOCK_K if OF_IMAGES else 1), first_p + first // count_q % count_p
+    q = first_q + first % count_q * (1 if OF_IMAGES else BLOCK_K)
 
     accs = _zeros(TAPS, BLOCK_M, BLOCK_N)
     if CROSS:  # as in conv2d_tma.py
-        pair, n, p, q = 0, n0, p0, q0
-        for _ in range(tl.maximum(steps * CROSS, 1)):
-            accs = _multiplied(
-                accs, pair, n, p, q, x, dy,
-                r, s, x_channel, x_pitch, dy_channel, planes,
-                H, W, SPAN, OF_IMAGES, IMAGES_LAST, CROSS, False, DOWN, PRECISION, BLOCK_K,
-            )  # fmt: skip
-            pair, n, p, q = _advanced(pair, n, p, q, first_p, end_p, first_q, end_q, CROSS, N_STEP, Q_STEP)
+        accs = _summed(
+            accs, steps, x, dy,
+            n, p, q, first_p, end_p, first_q, end_q, r, s, x_channel, x_pitch, dy_channel, planes,
+            H, W, SPAN, OF_IMAGES, IMAGES_LAST, CROSS, False, DOWN, PRECISION, BLOCK_K,
+        )  # fmt: skip
         finite = ()
         for i in tl.static_range(TAPS):
             finite = finite + (tl.where(tl.abs(accs[i]) < float("inf"), accs[i], 0.0),)
         accs = finite
-    pair, n, p, q = 0, n0, p0, q0
-    for _ in range(steps):
-        accs = _multiplied(
-            accs, pair, n, p, q, x, dy,
-            r, s, x_channel, x_pitch, dy_channel, planes,
-            H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, CROSS > 0, DOWN, PRECISION, BLOCK_K,
-        )  # fmt: skip
-        pair, n, p, q = _advanced(pair, n, p, q, first_p, end_p, first_q, end_q, 1, N_STEP, Q_STEP)
+    accs = _summed(
+        accs, steps, x, dy,
+        n, p, q, first_p, end_p, first_q, end_q, r, s, x_channel, x_pitch, dy_channel, planes,
+        H, W, SPAN, OF_IMAGES, IMAGES_LAST, 1, CROSS > 0, DOWN, PRECISION, BLOCK_K,
+    )  # fmt: skip
 
     k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
