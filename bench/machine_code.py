@@ -43,6 +43,11 @@ class Loop(NamedTuple):
     pending: int  # products that may still run when it goes on, at least
     inner: bool  # whether another loop begins it again and again
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether it adds each product to a sum itself, for which it has to wait for it."""
+        return self.operations["arith.addf"] == self.operations["ttng.warp_group_dot"] > 0
+
 
 class Code(NamedTuple):
     """What a launch compiled to."""
@@ -148,7 +153,9 @@ FED = {
 
 def waits(ttgir: str, stages: int, instructions: Sequence[Instruction]) -> tuple[str, ...]:
     """What Hopper's matrix units wait for, besides the copy engine, in a program that has both."""
-    return tuple(dict.fromkeys([*unfed(read_loops(ttgir), stages), *stalled(instructions)]))
+    loops = read_loops(ttgir)
+    awaited = max((loop.operations["ttng.warp_group_dot"] for loop in loops if loop.adds_up), default=0)
+    return tuple(dict.fromkeys([*unfed(loops, stages), *stalled(instructions, awaited)]))
 
 
 def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
@@ -168,14 +175,17 @@ def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
             yield "an operand of a product passes through registers"
         if copies == 0 or loop.ahead != copies * (stages - 1):
             yield f"{loop.ahead} copies are ahead of a loop of {copies}, in {stages} stages"
-        if loop.pending == 0 and not loop.operations["arith.addf"]:
+        if loop.pending == 0 and not loop.adds_up:
             yield "a loop waits for each of its products"
         if loop.inner:
             yield "the copies of a loop run dry whenever it begins again, in another"
 
 
-def stalled(instructions: Sequence[Instruction]) -> Iterator[str]:
-    """What ptxas put between products: it may move operands, or have each wgmma end before the next begins."""
+def stalled(instructions: Sequence[Instruction], awaited: int = 0) -> Iterator[str]:
+    """What ptxas put between products: it may move operands, or have each wgmma end before the next begins.
+
+    A loop that adds up may wait for so many products, each of several wgmma, as are `awaited`.
+    """
     branches = [(int(i.operands.split()[-1], 16), i.address) for i in instructions if i.name == "BRA"]
     products = [i.address for i in instructions if i.name.startswith("HGMMA.")]
     around = [[(last - first, first, last) for first, last in branches if first <= product < last] for product in products]
@@ -193,7 +203,7 @@ def stalled(instructions: Sequence[Instruction]) -> Iterator[str]:
         if any(i.name.startswith("HGMMA.") and not re.match(r"\w+, gdesc\[", i.operands) for i in body):
             yield "wgmma has an operand in registers"
         waits = [i.operands.split()[-1] for i in body if i.name == "WARPGROUP.DEPBAR.LE"]
-        adds_up = any(i.name == "FADD" for i in body)
+        adds_up = any(i.name == "FADD" for i in body) and waits.count("0x0") <= awaited
         if not adds_up and waits.count("0x0") >= sum(i.name.startswith("HGMMA.") for i in body):
             yield "ptxas has wgmma wait for one another"
 

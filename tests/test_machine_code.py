@@ -132,6 +132,8 @@ def test_a_loop_that_adds_products_up_waits_for_them() -> None:
     waits = TTGIR.replace("pendings = 1", "pendings = 0")
     adds_up = waits.replace("      %next", "      %sum = arith.addf %acc_0, %wait#0 : tensor<>\n      %next")
     assert list(unfed(read_loops(adds_up), stages=2)) == []
+    product = next(line + "\n" for line in TTGIR.splitlines() if "%dot" in line)
+    assert list(unfed(read_loops(adds_up.replace(product, 2 * product)), stages=2)) == ["a loop waits for each of its products"]
 
 
 def test_a_loop_in_another_is_read() -> None:
@@ -171,7 +173,9 @@ def test_wgmma_waits_for_the_wgmma_before() -> None:
     assert list(stalled([*SASS[:4], wait, *SASS[4:]])) == []  # once in a turn, for two of them
     serial = [*SASS[:4], wait, SASS[4], wait, *SASS[6:]]
     assert list(stalled(serial)) == ["ptxas has wgmma wait for one another"]
-    assert list(stalled([*serial[:6], Instruction(0x58, "FADD", "R2, R2, R24"), *serial[6:]])) == []  # it has to wait
+    adds_up = [*serial[:6], Instruction(0x58, "FADD", "R2, R2, R24"), *serial[6:]]
+    assert list(stalled(adds_up, awaited=2)) == []
+    assert list(stalled(adds_up, awaited=1)) == list(stalled(serial, awaited=2)) == list(stalled(serial))
 
 
 def test_convolutions_in_boxes_are_fed(tmp_path: Path) -> None:
