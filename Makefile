@@ -19,7 +19,7 @@ help:
 	@echo 'make notes            a walk from a first network to AlexNet and its initialisation, printed'
 	@echo 'make test             every operator against torch in float64, some minutes'
 	@echo 'make test-long        all of torch'"'"'s own test inputs against our operators, and the tests of convolutions'
-	@echo '                      by the kernels for Hopper, half an hour'
+	@echo '                      by the kernels for Hopper, a quarter of an hour'
 	@echo 'make mutants          breaks the kernels in dozens of ways, one by one, and sees that the tests notice'
 	@echo 'make fuzz             draws cases and compares with torch: MINUTES=10 OPS=conv2d,linear SEED=0'
 	@echo 'make precision        how exact every operator is, in units of torch'"'"'s own error'

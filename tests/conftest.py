@@ -17,8 +17,8 @@ from tests.boxes import in_boxes
 from trinn.kernels import replay, tuning
 from trinn.kernels.launch import INTERPRETED
 
-# torch writes to indices that repeat in the order of its threads.
-torch.set_num_threads(1)
+if INTERPRETED:  # torch writes to indices that repeat in the order of its threads
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
