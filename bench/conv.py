@@ -58,7 +58,7 @@ class Steps:
         """What `check` is about: the tiles of all products, guesses first."""
         several = [(place.arithmetic, kind(p), tile) for place, p in self.wanted.items() for tile in self.candidates(p)]
         guesses = [(place.arithmetic, kind(p), self.candidates(p)[0]) for place, p in self.wanted.items()]
-        return [[arithmetic, kind, list(tile)] for arithmetic, kind, tile in dict.fromkeys([*guesses, *several])]
+        return [[arithmetic, of, list(tile)] for arithmetic, of, tile in dict.fromkeys([*guesses, *several])]
 
     def cases(self) -> list[runs.Item]:
         """What `sweep` is about."""
@@ -70,16 +70,16 @@ class Steps:
         self._begin("check", sources(), verdicts={})
         verdicts: dict[str, dict[str, str | None]] = self.result["verdicts"]
         items = self.configs()
-        left = [[a, kind, tile] for a, kind, tile in items if named(Tile(*tile)) not in verdicts.get(kind, {})]
+        left = [[a, of, tile] for a, of, tile in items if named(Tile(*tile)) not in verdicts.get(of, {})]
         print(f"check: {len(items)} tiles, {len(left)} of them to be checked", flush=True)
         for item, fault in self._kept(tune.settled(list(left), self.commands["check"], until)):
-            _, kind_, tile = item
-            verdicts.setdefault(kind_, {})[named(Tile(*tile))] = fault
+            _, of, tile = item
+            verdicts.setdefault(of, {})[named(Tile(*tile))] = fault
             left.remove(item)
             if fault:
                 print(*item, fault, flush=True)
         guesses = {(kind(product), named(self.candidates(product)[0])) for product in self.wanted.values()}
-        bad = [(kind, tile) for kind, tile in sorted(guesses) if verdicts.get(kind, {}).get(tile)]
+        bad = [(of, tile) for of, tile in sorted(guesses) if verdicts.get(of, {}).get(tile)]
         for guess in bad:
             print("A guess is struck off:", *guess)
         print(f"check: {len(left)} left")

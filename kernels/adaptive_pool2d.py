@@ -21,7 +21,7 @@ from trinn.kernels.indexing import bin_end, bin_start, elements_of, most_in_bin
 from trinn.kernels.launch import empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.pool2d import beats
-from trinn.kernels.precision import accumulator
+from trinn.kernels.precision import accumulator, divided
 from trinn.kernels.tuning import element_tiles
 
 
@@ -44,7 +44,7 @@ def _avg_kernel(
             h, w = top + i, left + j
             hit = exists & (h < bottom) & (w < right)
             acc += tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0.0).to(ACCUMULATOR)
-    mean = acc / ((bottom - top) * (right - left)).to(ACCUMULATOR)
+    mean = divided(acc, ((bottom - top) * (right - left)).to(ACCUMULATOR))
     tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, mean.to(y.dtype.element_ty), mask=exists)
 
 
@@ -70,7 +70,7 @@ def _avg_backward_kernel(
             columns = bin_end(q, width, out_width) - bin_start(q, width, out_width)
             hit = exists & (p < last_p) & (q < last_q)
             upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
-            acc += upstream / (rows * columns).to(ACCUMULATOR)
+            acc += divided(upstream, (rows * columns).to(ACCUMULATOR))
     tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=exists)
 
 

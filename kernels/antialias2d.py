@@ -19,7 +19,7 @@ from torch import Tensor
 from trinn.kernels.indexing import elements_of, first_reader, most_readers
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, rounded
+from trinn.kernels.precision import accumulator, divided, rounded
 from trinn.kernels.tuning import element_tiles, elementwise_block
 
 
@@ -38,7 +38,7 @@ def _taps(position, size, out_size, scale):
 def _falloff(pixel, center, scale):
     """The weight of a pixel before all are made to add up to 1."""
     distance = tl.abs(pixel.to(scale.dtype) + 0.5 - center)
-    return tl.maximum(1 - distance / tl.maximum(scale, 1.0), 0.0)
+    return tl.maximum(1 - divided(distance, tl.maximum(scale, 1.0)), 0.0)
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def _weights_kernel(
         total += tl.where(i < count, _falloff(first + i, center, scale), 0.0)
     total = tl.where(total > 0, total, 1.0)
     for i in range(taps):
-        weight = tl.where(i < count, _falloff(first + i, center, scale), 0.0) / total
+        weight = divided(tl.where(i < count, _falloff(first + i, center, scale), 0.0), total)
         tl.store(weights + position * taps + i, weight, mask=position < out_size)
 
 

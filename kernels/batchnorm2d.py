@@ -21,7 +21,7 @@ from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import cdiv
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, widened
+from trinn.kernels.precision import accumulator, divided, widened
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.tuning import elementwise_block
 from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_of, walk
@@ -140,7 +140,8 @@ def _backward_kernel(
         db = tl.load(sums + channels + c, mask=c < channels, other=0.0)
         deviation = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
         deviation -= center[:, None]
-        value -= (db / pixels)[:, None] + deviation * (scale * dw / pixels)[:, None]
+        pixels = tl.full((), pixels, ACCUMULATOR)
+        value -= divided(db, pixels)[:, None] + deviation * divided(scale * dw, pixels)[:, None]
     if w is not None:
         scale *= tl.load(w + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
     value *= scale[:, None]

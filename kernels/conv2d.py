@@ -34,7 +34,7 @@ from trinn.kernels.conv2d_tma_wgrad import plan_lines, wgrad_lines
 from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
 from trinn.kernels.epilogue import finished, largest, store_statistics
 from trinn.kernels.indexing import Axis, Window, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
-from trinn.kernels.launch import empty, index_type, is_channels_last, launch
+from trinn.kernels.launch import empty, exceeds_int32, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, conv_precision, dot, widened
 from trinn.kernels.reduce import partials_of, sum_partials
@@ -296,7 +296,7 @@ def conv2d_wgrad(
 
 def _scattered(image: Tensor, channels: int) -> bool:
     """Whether the channels of a group are read one by one, not several at a time, or far apart."""
-    return image.stride(1) != 1 or channels % 8 != 0 or index_type(image) == tl.int64
+    return image.stride(1) != 1 or channels % 8 != 0 or exceeds_int32(image)
 
 
 def gather_gemm(
@@ -367,4 +367,4 @@ def _gather_tile(
     precision, scattered = conv_precision(source.dtype, source.device), _scattered(source, channels_in)
     product = Product("conv2d", pixels, channels_out, taps * channels_in, source.dtype, precision, scattered)
     tile = gemm_tile(product, source.device)
-    return tile._replace(m=min(tile.m, 64)) if index_type(source) == tl.int64 else tile  # whose addresses take registers
+    return tile._replace(m=min(tile.m, 64)) if exceeds_int32(source) else tile  # 64-bit addresses take twice the registers

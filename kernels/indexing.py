@@ -221,6 +221,7 @@ def first_reader(position, out_size, scale, low, SHIFT: tl.constexpr):
     pixel read that; they do not count for the second, where their weight is 0.
     """
     step = tl.maximum(scale, 1e-30)  # it is 0 where one pixel or one output is all there is
+    # The slack covers the two units in the last place by which Triton's division may be off.
     out = (position.to(scale.dtype) + low) / step - SHIFT - out_size * READER_SLACK
     out = tl.minimum(tl.maximum(tl.ceil(out), 0.0), out_size - 1.0).to(position.dtype)
     return tl.where(position == 0, 0, out)

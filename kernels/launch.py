@@ -1,6 +1,7 @@
 """How a kernel is started: the device it runs on, the options that are always said, and the width of its offsets."""
 
 import contextlib
+import importlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,21 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+def unfit_interpreter(triton_version: str, numpy_version: str) -> str:
+    """Why Triton's interpreter of that version fails with that NumPy, and what to install; empty if it works."""
+    triton_minor, numpy_minor = (tuple(map(int, version.split(".")[:2])) for version in (triton_version, numpy_version))
+    if triton_minor >= (3, 7) or numpy_minor < (2, 4):
+        return ""
+    return (
+        f"the interpreter of Triton {triton_version} does not work with NumPy {numpy_version}: "
+        "install numpy<2.4, or Triton 3.7 or newer"
+    )
+
+
+# Not looked for where kernels are compiled: they need no NumPy.
+_UNFIT = unfit_interpreter(triton.__version__, importlib.import_module("numpy").__version__) if INTERPRETED else ""
 
 # What a kernel calls. The interpreter would prepare each call anew, for some milliseconds, where a plain call does the same.
 device_function: Callable[..., Any] = (lambda function: function) if INTERPRETED else triton.jit
@@ -55,7 +71,7 @@ def launch(
     always asked for in words, since Triton's default is due to change. A kernel that `asserts` does so on a GPU.
 
     Raises:
-        RuntimeError: a CPU tensor, and Triton does not interpret.
+        RuntimeError: a CPU tensor, and Triton does not interpret; or its interpreter does not work with this NumPy.
     """
     if programs == 0:
         return
@@ -64,6 +80,8 @@ def launch(
         constants.update(debug=True, sanitize_overflow=False)
     if _observe is not None:
         _observe(kernel, args, constants)
+    elif _UNFIT:
+        raise RuntimeError(_UNFIT)
     elif INTERPRETED:
         kernel[(programs,)](*args, **constants)
     elif device.type != GPU:
@@ -125,9 +143,14 @@ def gpu(device: torch.device) -> str:
 
 
 def index_type(*tensors: Tensor) -> tl.dtype:
-    """int32, or int64 if one of these tensors has an element further away, or more of them, than int32 counts."""
+    """The type of a kernel's offsets: int32, or int64 where it must be and in the interpreter."""
+    return tl.int64 if always_int64 or exceeds_int32(*tensors) else tl.int32
+
+
+def exceeds_int32(*tensors: Tensor) -> bool:
+    """Whether one of these tensors has an element further away, or more of them, than int32 counts."""
     # A block of lanes may run past the last element by its own length before its mask stops it.
-    return tl.int64 if always_int64 or max(map(_reach, tensors)) >= 2**31 - 2**20 else tl.int32
+    return max(map(_reach, tensors)) >= 2**31 - 2**20
 
 
 def _reach(tensor: Tensor) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 from trinn.kernels.indexing import Axis, big_from_small, elements_of, inside, small_from_big
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, widened
+from trinn.kernels.precision import accumulator, divided, widened
 from trinn.kernels.tuning import element_tiles
 
 
@@ -161,7 +161,7 @@ def _avg_pool2d_kernel(
     if ACCUMULATOR == tl.int64:
         acc = acc // count  # towards zero, as torch
     else:
-        acc = acc / count
+        acc = divided(acc, count)
     at = n * y_n + c * y_c + p * y_h + q * y_w
     tl.store(y + at, acc.to(y.dtype.element_ty), mask=exists)
 
@@ -187,7 +187,7 @@ def _avg_pool2d_backward_kernel(
             hit = exists & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
             upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
             count = _divisor(p, q, height, width, divisor, H, W, COUNT_PADDING, ACCUMULATOR)
-            acc += upstream / tl.where(hit, count, 1.0)
+            acc += divided(upstream, tl.where(hit, count, 1.0))
     at = n * dx_n + c * dx_c + h * dx_h + w * dx_w
     tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=exists)
 

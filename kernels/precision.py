@@ -79,6 +79,16 @@ def widened(value):
 
 
 @device_function
+def divided(value, by):
+    """value / by, two tensors of one dtype, rounded to nearest: Triton's own float32 division is off by up to two units."""
+    if value.dtype == tl.float32:
+        value = tl.div_rn(value, by)
+    else:
+        value = value / by
+    return value
+
+
+@device_function
 def rounded(value, DTYPE: tl.constexpr):
     """A value as one of DTYPE, an integer to the nearest."""
     if DTYPE.is_int():

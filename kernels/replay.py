@@ -42,6 +42,7 @@ _runtime = triton.knobs.runtime
 _current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)  # what Triton asks too
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # also after its transform has ended
 on_gpu: Callable[[Tensor], bool] = torch._C.TensorBase.is_cuda.__get__  # type: ignore[attr-defined]
 _PLAIN = (Tensor, torch.nn.Parameter)
 _aten = torch.ops.aten
@@ -152,7 +153,7 @@ def _are_plain(args: tuple[Any, ...]) -> bool:
         return False
     for arg in args:
         if isinstance(arg, Tensor):
-            plain = type(arg) in _PLAIN and on_gpu(arg) and not (arg.is_neg() or arg._is_zerotensor())
+            plain = type(arg) in _PLAIN and on_gpu(arg) and not (arg.is_neg() or arg._is_zerotensor() or _is_wrapped(arg))
             if not plain:
                 return False
     return True

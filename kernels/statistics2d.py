@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trinn.kernels.launch import device_function, empty, index_type, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator
+from trinn.kernels.precision import accumulator, divided
 from trinn.kernels.tuning import elementwise_block
 from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_before, pixels_of, walk
 
@@ -43,7 +43,7 @@ def _statistics_kernel(
     mask = (c < channels)[:, None] & exists[None, :]
     value = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
     before = pixels_before(first, sizes, TILE)
-    origin = tl.sum(value, axis=1) / (pixels_before(first + 1, sizes, TILE) - before)
+    origin = divided(tl.sum(value, axis=1), (pixels_before(first + 1, sizes, TILE) - before).to(ACCUMULATOR))
     origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)  # the mean of an infinity is infinite, not inf - inf
 
     total = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
@@ -56,8 +56,9 @@ def _statistics_kernel(
         total += deviation
         squares += deviation * deviation
     count = pixels_before(last, sizes, TILE) - before
-    shift = tl.sum(total, axis=1) / count
-    variance = tl.sum(squares, axis=1) / count - shift * shift
+    pixels = count.to(ACCUMULATOR)
+    shift = divided(tl.sum(total, axis=1), pixels)
+    variance = divided(tl.sum(squares, axis=1), pixels) - shift * shift
     at = c * parts + part
     tl.store(means + at, origin + shift, mask=c < channels)
     tl.store(variances + at, tl.where(variance < 0, 0.0, variance), mask=c < channels)
@@ -90,7 +91,7 @@ def _merge_kernel(
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS).to(INDEX)
         mask = (part < parts)[:, None] & (c < channels)[None, :]
-        share = tl.load(counts + part * counts_stride, mask=part < parts, other=0.0) / pixels
+        share = divided(tl.load(counts + part * counts_stride, mask=part < parts, other=0.0), pixels)
         at = (part * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
         acc += share[:, None] * tl.load(means + at, mask=mask, other=0.0)
     center = tl.sum(acc, axis=0)
@@ -101,7 +102,7 @@ def _merge_kernel(
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS).to(INDEX)
         mask = (part < parts)[:, None] & (c < channels)[None, :]
-        share = tl.load(counts + part * counts_stride, mask=part < parts, other=0.0) / pixels
+        share = divided(tl.load(counts + part * counts_stride, mask=part < parts, other=0.0), pixels)
         at = (part * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
         deviation = tl.load(means + at, mask=mask, other=0.0) - center[None, :]
         at = (part * variances_strides[0])[:, None] + (c * variances_strides[1])[None, :]
@@ -124,7 +125,7 @@ def _update_kernel(
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     if counts is not None:
         pixels = pixels_of_all(counts, counts_stride, parts, INDEX, PARTS)
-        correction = pixels / (pixels - 1)
+        correction = divided(pixels, pixels - 1)
         channels = tl.where(pixels > 0, channels, 0)  # nothing moves them
     new_mean = tl.load(mean + c, mask=c < channels)
     new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)

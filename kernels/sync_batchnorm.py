@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trinn.kernels.launch import empty, index_type, launch
 from trinn.kernels.op import op
+from trinn.kernels.precision import divided
 from trinn.kernels.statistics2d import parts_at_once, pixels_of_all
 from trinn.kernels.tuning import elementwise_block
 
@@ -28,7 +29,8 @@ def _sums_kernel(
     total = tl.full((BLOCK,), 0.0, merged.dtype.element_ty)
     for part in range(0, parts):
         total += tl.load(sums + tl.full((), part, INDEX) * elements + element, mask=element < elements, other=0.0)
-    share = tl.full((), pixels, merged.dtype.element_ty) / pixels_of_all(counts, counts_stride, parts, INDEX, PARTS)
+    pixels_here = tl.full((), pixels, merged.dtype.element_ty)
+    share = divided(pixels_here, pixels_of_all(counts, counts_stride, parts, INDEX, PARTS))
     tl.store(merged + element, total * share, mask=element < elements)
 
 

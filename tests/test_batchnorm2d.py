@@ -357,7 +357,7 @@ def test_fakes_are_exact(name: str) -> None:
         "backward": (x, dy, mean, var, w, torch.stack([w, b]), 1e-5),
     }
     for pass_, inputs in calls.items():
-        op = getattr(ops, f"batchnorm2d_{pass_}").default
+        op = getattr(torch.ops.trinn, f"batchnorm2d_{pass_}").default
         torch.library.opcheck(op, inputs, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -143,7 +143,7 @@ def test_fakes_are_exact(name: str, memory_format: torch.memory_format) -> None:
     inputs = (
         a.contiguous(memory_format=memory_format) if isinstance(a, torch.Tensor) and a.dim() == 4 else a for a in OPS[name]()
     )
-    torch.library.opcheck(getattr(ops, name).default, tuple(inputs), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(getattr(torch.ops.trinn, name).default, tuple(inputs), test_utils=("test_schema", "test_faketensor"))
 
 
 X, W, B = (2, 4, 6, 6), (4, 2, 3, 3), (4,)

@@ -1,6 +1,7 @@
 """Who may import whom, one name per operator, and what no kernel or layer does: read off the sources."""
 
 import ast
+import symtable
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +147,41 @@ def test_names_of_kernels() -> None:
         for node in ast.walk(tree(source)):
             if isinstance(node, ast.FunctionDef) and "triton.jit" in map(ast.unparse, node.decorator_list):
                 assert node.name.startswith("_") and node.name.endswith("_kernel"), f"{source}: {node.name}"
+
+
+def functions(source: str) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree(source)) if isinstance(node, ast.FunctionDef))
+
+
+def test_kernels_divide_by_divided() -> None:
+    """Triton's float32 `/` is not rounded to nearest on a GPU; precision.py's `divided` is."""
+    allowed = {("kernels/precision", "divided"), ("kernels/indexing", "first_reader")}  # the second says why
+    for source in in_folders("kernels"):
+        for function in functions(source):
+            if {"triton.jit", "device_function"} & set(map(ast.unparse, function.decorator_list)):
+                divides = any(isinstance(node, ast.Div) for node in ast.walk(function))
+                assert not divides or (source, function.name) in allowed, f"{source}: {function.name}"
+
+
+def comprehensions(scope: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    """Those of a function, which become a part of it from Python 3.12 on; a generator expression does not."""
+    for child in scope.get_children():
+        if child.get_name() in ("listcomp", "setcomp", "dictcomp"):
+            yield child
+            yield from comprehensions(child)
+
+
+def scopes(scope: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    yield scope
+    for child in scope.get_children():
+        yield from scopes(child)
+
+
+def test_comprehensions_run_on_python_3_12() -> None:
+    """CPython 3.12.0 to 3.12.3 lose a name that is global in one comprehension of a function and bound in another (gh-118513)."""
+    for source, path in SOURCES.items():
+        for scope in scopes(symtable.symtable(path.read_text(), str(path), "exec")):
+            found = list(comprehensions(scope))
+            bound = {s.get_name() for one in found for s in one.get_symbols() if s.is_local()}
+            read = {s.get_name() for one in found for s in one.get_symbols() if s.is_global()}
+            assert not bound & read, f"{source}: {scope.get_name()}"

@@ -50,6 +50,13 @@ def test_interpreter_is_chosen_without_a_gpu() -> None:
     assert run("import trinn.kernels.launch as l; print(l.INTERPRETED)").strip() == expected
 
 
+def test_an_interpreter_that_fails_with_this_numpy() -> None:
+    """Triton 3.6 breaks with NumPy 2.4; a user is told so in words, not by a TypeError out of Triton."""
+    message = launch.unfit_interpreter("3.6.0", "2.5.2")
+    assert "Triton 3.6.0" in message and "NumPy 2.5.2" in message and "numpy<2.4" in message
+    assert not launch.unfit_interpreter("3.7.1", "2.5.2") and not launch.unfit_interpreter("3.6.0", "2.3.5")
+
+
 def test_observed_launches_do_not_run() -> None:
     """What the compile report stands on: the real launchers, on meta tensors, with the options of every launch."""
     seen = []

@@ -64,7 +64,7 @@ OPS = {
 
 @pytest.mark.parametrize("name", OPS)
 def test_fakes_are_exact(name: str) -> None:
-    torch.library.opcheck(getattr(ops, name).default, OPS[name](), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(getattr(torch.ops.trinn, name).default, OPS[name](), test_utils=("test_schema", "test_faketensor"))
 
 
 ERRORS = {

@@ -96,7 +96,7 @@ def test_same_bits_every_time(mode: str) -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_fakes_are_exact(memory_format: torch.memory_format) -> None:
     x = randn(2, 4, 5, 6).contiguous(memory_format=memory_format)
-    for operator in (ops.pad2d_forward.default, ops.pad2d_backward.default):
+    for operator in (torch.ops.trinn.pad2d_forward.default, torch.ops.trinn.pad2d_backward.default):
         torch.library.opcheck(operator, (x, (1, 1, 1, 0), "reflect"), test_utils=("test_schema", "test_faketensor"))
 
 

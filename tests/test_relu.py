@@ -109,12 +109,12 @@ def test_errors() -> None:
 @pytest.mark.parametrize("case", named(CASES))
 def test_fakes_are_exact(case) -> None:  # type: ignore[no-untyped-def]
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.relu_forward.default, (case(),), test_utils=tests)
-    torch.library.opcheck(ops.relu_backward.default, (case(), case()), test_utils=tests)
+    torch.library.opcheck(torch.ops.trinn.relu_forward.default, (case(),), test_utils=tests)
+    torch.library.opcheck(torch.ops.trinn.relu_backward.default, (case(), case()), test_utils=tests)
 
 
 def test_in_place_schema() -> None:
-    torch.library.opcheck(ops.relu_.default, (randn(3, 4),), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(torch.ops.trinn.relu_.default, (randn(3, 4),), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_module_is_torchs() -> None:

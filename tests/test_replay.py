@@ -54,6 +54,19 @@ def test_copies_are_never_noted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert notes == replay.NEVER
 
 
+def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pullback called after its transform has ended gets tensors that torch.func wrapped, whose memory nobody may ask for."""
+    monkeypatch.setattr(replay, "on_gpu", lambda tensor: True)
+    wrapped: list[torch.Tensor] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        wrapped.append(x)
+        return x.square()
+
+    torch.func.vjp(function, randn(3))
+    assert replay._are_plain((randn(3),)) and not replay._are_plain((randn(3), *wrapped))
+
+
 def test_tensors_off_the_gpu_are_never_noted() -> None:
     empty = torch.empty(0)
     assert replay.written(kernels.relu_forward, (empty,), [empty])[1] == replay.NEVER

@@ -150,6 +150,7 @@ def test_products_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LeNet conv2 b128", "channels_last", 2, "wgrad"),
         ("LeNet linear1 b128", "channels_last", 0, "linear"),
         ("LeNet linear1 b128", "channels_last", 1, "linear"),  # the third is of the same kind
+        ("LeNet conv2 b128", "contiguous", 1, "conv2d"),  # its channels lie apart
     ]
 
 
