@@ -91,6 +91,11 @@ def train(network: LeNet, learnt: Digits, held_out: Digits, epochs: int, batch: 
     """Train with Adam, its rate rising and falling once, towards smoothed labels."""
     course, began = Course(), time.perf_counter()
     steps = math.ceil(len(learnt.labels) / batch)
+    quarters = {math.ceil(steps * quarter / 4) for quarter in (1, 2, 3)} - {steps}
+
+    def named(epoch: int) -> str:
+        return f"epoch {epoch:{len(str(epochs))}}/{epochs}"
+
     optimizer = torch.optim.Adam(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=epochs * steps, cycle_momentum=False)
     columns = (
@@ -102,7 +107,7 @@ def train(network: LeNet, learnt: Digits, held_out: Digits, epochs: int, batch: 
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=epochs * steps, epoch=1, state="")
         for epoch in range(1, epochs + 1):
-            for chosen in torch.randperm(len(learnt.labels)).to(DEVICE).split(batch):
+            for step, chosen in enumerate(torch.randperm(len(learnt.labels)).to(DEVICE).split(batch), 1):
                 logits, labels = network(learnt.images[chosen]), learnt.labels[chosen]
                 loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
                 optimizer.zero_grad()
@@ -114,10 +119,13 @@ def train(network: LeNet, learnt: Digits, held_out: Digits, epochs: int, batch: 
                 recent = percent(mean(course.accuracies[-steps:]))
                 state = f"loss {course.losses[-1]:.3f}   training {recent}"
                 progress.update(bar, advance=1, epoch=epoch, state=state)
+                course.seconds = time.perf_counter() - began
+                if not console.is_terminal and step in quarters:  # no bar can be drawn there
+                    console.print(f"{named(epoch)}   step {step:{len(str(steps))}}/{steps}   {state}   {course.seconds:4.0f} s")
             course.held_out.append(accuracy(predict(network, held_out.images), held_out.labels))
             course.seconds = time.perf_counter() - began
             console.print(
-                f"epoch {epoch:{len(str(epochs))}}/{epochs}   loss {mean(course.losses[-steps:]):.3f}   training {recent:>7}   "
+                f"{named(epoch)}   loss {mean(course.losses[-steps:]):.3f}   training {recent:>7}   "
                 f"held out {percent(course.held_out[-1]):>7}   {course.seconds:4.0f} s"
             )
     return course

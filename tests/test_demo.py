@@ -20,9 +20,10 @@ def test_learns_reports_and_draws(tmp_path: Path) -> None:
     arguments = ["--limit", "100", "--epochs", "2", "--out", str(tmp_path)]
     done = subprocess.run(COMMAND + arguments, env=ENVIRONMENT, cwd="/", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    where, counts, first, second, result, weights, drawing = done.stdout.splitlines()
+    where, counts, begun, first, _, second, result, weights, drawing = done.stdout.splitlines()
     assert where.startswith("Triton on " if torch.cuda.is_available() else "Triton's interpreter on the CPU")
     assert counts == "80 digits to learn from, 20 held out"
+    assert begun.startswith("epoch 1/2   step 1/2   loss "), "within an epoch, too, a pipe is told how far it is"
     assert first.startswith("epoch 1/2   loss ") and "held out" in second
     assert "of 20, after" in result
     assert "plain torch.nn loads it and reads 20 of 20 alike" in weights

@@ -1,0 +1,115 @@
+"""How many programs the interpreter runs, one after the other: for them a user without a GPU waits.
+
+A program costs some milliseconds whatever its size, so their number is the time, and it is the same on every machine.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from triton.runtime import interpreter
+
+import trinn.layers as tnn
+from tests.check import randn
+from tests.every import EVERY, called
+from trinn.kernels import tuning
+from trinn.kernels.launch import INTERPRETED
+from trinn.layers.pad2d import pad2d
+from trinn.models import AlexNet, LeNet
+
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="a GPU runs programs side by side")
+
+INTERPRETED_BLOCK, WANTED_PROGRAMS = tuning.interpreted_block, tuning.wanted_programs  # before conftest.py makes them small
+IMAGE, HALF = (4, 16, 64, 64), (4, 16, 32, 32)
+
+
+class Counter:
+    """The programs that were interpreted."""
+
+    programs = 0
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """Counts, with the tiles that users get."""
+    counter, run = Counter(), interpreter.GridExecutor.__call__
+
+    def counted(executor: Any, *args: Any, **options: Any) -> None:
+        counter.programs += executor.grid[0]
+        run(executor, *args, **options)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", counted)
+    monkeypatch.setattr(tuning, "interpreted_block", INTERPRETED_BLOCK)
+    monkeypatch.setattr(tuning, "wanted_programs", WANTED_PROGRAMS)
+    return counter
+
+
+def _batch_norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return tnn.batch_norm(x, torch.zeros(16), torch.ones(16), w, b, training=True)
+
+
+def _unpool(x: Tensor) -> Tensor:
+    indices = torch.arange(32 * 32).mul(4).reshape(32, 32).expand(HALF).contiguous()
+    return tnn.max_unpool2d(x, indices, 2)
+
+
+# A call of each operator at a middling size, its tensors, and how many programs its forward and backward pass were.
+CALLS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], int]] = {
+    "conv2d": (lambda x, w, b: tnn.conv2d(x, w, b, padding=1), ((4, 3, 64, 64), (32, 3, 3, 3), (32,)), 7),
+    "conv2d, stride 2": (lambda x, w, b: tnn.conv2d(x, w, b, 2, 1), (IMAGE, (32, 16, 3, 3), (32,)), 10),
+    "conv2d, groups": (lambda x, w, b: tnn.conv2d(x, w, b, padding=1, groups=4), (IMAGE, (32, 4, 3, 3), (32,)), 16),
+    "conv2d, depthwise": (lambda x, w, b: tnn.conv2d(x, w, b, padding=1, groups=16), (IMAGE, (16, 1, 3, 3), (16,)), 17),
+    "conv_transpose2d": (lambda x, w, b: tnn.conv_transpose2d(x, w, b, 2, 1), (HALF, (16, 8, 4, 4), (8,)), 10),
+    "linear": (tnn.linear, ((128, 400), (120, 400), (120,)), 7),
+    "linear, ReLU": (called(tnn.LinearReLU(tnn.Linear(400, 120), tnn.ReLU())), ((128, 400), (120, 400), (120,)), 6),
+    "relu": (tnn.relu, (IMAGE,), 8),
+    "max_pool2d": (lambda x: tnn.max_pool2d(x, 3, 2, 1), (IMAGE,), 5),
+    "avg_pool2d": (lambda x: tnn.avg_pool2d(x, 2), (IMAGE,), 5),
+    "adaptive_avg_pool2d": (lambda x: tnn.adaptive_avg_pool2d(x, 6), (IMAGE,), 5),
+    "adaptive_max_pool2d": (lambda x: tnn.adaptive_max_pool2d(x, 6), (IMAGE,), 5),
+    "max_unpool2d": (_unpool, (HALF,), 65),
+    "batch_norm": (_batch_norm, (IMAGE, (16,), (16,)), 11),
+    "interpolate, bilinear": (lambda x: tnn.interpolate(x, scale_factor=2, mode="bilinear"), (HALF,), 5),
+    "interpolate, antialias": (lambda x: tnn.interpolate(x, (24, 20), mode="bilinear", antialias=True), (IMAGE,), 10),
+    "interpolate, nearest": (lambda x: tnn.interpolate(x, scale_factor=2), (HALF,), 5),
+    "pad2d": (lambda x: pad2d(x, (1, 1, 1, 1), "reflect"), (IMAGE,), 13),
+    "batch norm, addition, ReLU": (
+        called(tnn.BNAddReLU2d(tnn.BatchNorm2d(16, track_running_stats=False), tnn.ReLU())), (IMAGE, IMAGE, (16,), (16,)), 10
+    ),
+    "conv2d, ReLU, max pool": (
+        called(tnn.ConvReLUMaxPool2d(tnn.Conv2d(16, 32, 3, padding=1), tnn.ReLU(), tnn.MaxPool2d(2))),
+        (IMAGE, (32, 16, 3, 3), (32,)), 14
+    ),
+    "conv2d, batch norm, ReLU": (
+        called(tnn.ConvBNReLU2d(tnn.Conv2d(16, 32, 3, padding=1), tnn.BatchNorm2d(32, track_running_stats=False), tnn.ReLU())),
+        (IMAGE, (32, 16, 3, 3), (32,), (32,), (32,)), 15
+    ),
+}  # fmt: skip
+
+
+def few(programs: int, recorded: int) -> None:
+    """Neither half as many again as were recorded, nor so few that the record has to be made anew."""
+    assert recorded / 1.5 < programs < 1.5 * recorded, f"{programs} programs; {recorded} are on record"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call(name: str, counter: Counter) -> None:
+    function, shapes, recorded = CALLS[name]
+    function(*(randn(*shape).requires_grad_() for shape in shapes)).sum().backward()
+    few(counter.programs, recorded)
+
+
+def test_every_operator_is_counted() -> None:
+    assert {name.split(",")[0] for name in EVERY} == {name.split(",")[0] for name in CALLS}
+
+
+def test_a_step_of_lenet(counter: Counter) -> None:
+    LeNet()(randn(40, 1, 32, 32)).square().mean().backward()
+    few(counter.programs, 43)
+
+
+def test_a_step_of_alexnet(counter: Counter) -> None:
+    AlexNet(num_classes=10)(randn(1, 3, 127, 127)).square().mean().backward()
+    few(counter.programs, 384)
