@@ -68,6 +68,8 @@ def remarks(row: dict[str, Any]) -> Iterator[str]:
     for layout, checked in row["checked"].items():
         if checked["wrong"]:
             yield f"WRONG in {layout}: {checked['wrong']}"
+        if checked.get("cut"):
+            yield f"{layout}: TF32 that is cut, not rounded: {', '.join(checked['cut'])}"
         if checked["strides"]:
             yield f"{layout}: {checked['strides']}"
     for contender, why in row["failed"].items():

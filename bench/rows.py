@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bench import tf32
 from bench.registry import SIDES, Case
 from bench.timing import LEAST, ROUNDS, Call, Machine, interleaved, using
 from bench.workers import words
@@ -121,42 +122,63 @@ def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class Errors(NamedTuple):
-    """Distances from float64, ours and torch's, and the one that is a matter of the last place."""
+    """Distances from float64: ours, torch's, a unit in the last place, and that of products of numbers cut to TF32."""
 
     ours: float
     torch: float
     ulp: float
+    cut: float = 0.0  # where torch allows TF32
+
+    @property
+    def strictly_right(self) -> bool:
+        """Whether ours is at most twice torch's, and a unit in the last place. NaN never is."""
+        return self.ours <= 2 * self.torch + self.ulp
 
     @property
     def right(self) -> bool:
-        """Whether ours is at most twice torch's, and a unit in the last place: the rule of tests/check.py. NaN never is."""
-        return self.ours <= 2 * self.torch + self.ulp
+        """The same, or what tf32.py explains: the rule of tests/check.py."""
+        return self.strictly_right or self.ours <= self.cut + self.torch + self.ulp
 
 
 def largest(tensor: Tensor) -> float:
     return float(tensor.abs().max())
 
 
-def errors_of(got: Tensor, expected: Tensor, exact: Tensor, size: Callable[[Tensor], float] = largest) -> Errors:
+def errors_of(
+    got: Tensor, expected: Tensor, exact: Tensor, cut: Tensor | None = None, size: Callable[[Tensor], float] = largest
+) -> Errors:
     """Those of one result, by its largest element or another size; ours is infinite in another dtype."""
     ours, torchs = (size(t.double() - exact) for t in (got, expected))
     if got.dtype != expected.dtype:
         ours = math.inf
-    return Errors(ours, torchs, torch.finfo(got.dtype).eps * size(exact))
+    return Errors(ours, torchs, torch.finfo(got.dtype).eps * size(exact), size(cut - exact) if cut is not None else 0.0)
 
 
-def exact_results(case: Case, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """Those of torch in float64."""
+Results = dict[str, Tensor]
+
+
+def exact_results(results: Callable[[], Results], dtype: torch.dtype) -> tuple[Results, Results | None]:
+    """What torch's `results` are in float64, and there with products of numbers cut to TF32, where torch allows that."""
     with cudnn_benchmark(False):
-        return Instance(case, "torch", dtype, "contiguous", device, exact=True).results()
+        exact = results()
+        if dtype != torch.float32 or not tf32.is_allowed():
+            return exact, None
+        with tf32.Cutting():
+            return exact, results()
 
 
-def check(got: dict[str, Tensor], expected: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, Any]:
+def check(got: Results, expected: Results, exact: Results, cut: Results | None = None) -> dict[str, Any]:
     """Our results and torch's against float64: errors, what is wrong with ours, and where its strides are not torch's."""
-    errors = {name: errors_of(ours, expected[name], exact[name]) for name, ours in got.items()}
+    errors = {name: errors_of(ours, expected[name], exact[name], cut and cut[name]) for name, ours in got.items()}
     ours, torchs = (results["output"].stride() for results in (got, expected))
     strides = f"output has strides {ours}, torch's {torchs}" if ours != torchs else None
-    return {"errors": errors, "wrong": words_of(errors), "strides": strides}
+    return verdict(errors) | {"strides": strides}
+
+
+def verdict(errors: Mapping[str, Errors]) -> dict[str, Any]:
+    """Errors, what is wrong in words, and what is right only since TF32 may be cut."""
+    cut = [name for name, e in errors.items() if e.right and not e.strictly_right]
+    return {"errors": errors, "wrong": words_of(errors), "cut": cut}
 
 
 def other_bits(got: dict[str, Tensor], before: dict[str, Tensor]) -> str | None:
@@ -194,10 +216,10 @@ def rows_of(
         def results(side: str, layout: str) -> dict[str, Tensor]:
             return Instance(case, side, dtype, layout, machine.device).results()
 
-        exact = exact_results(case, dtype, machine.device)
+        exact, cut = exact_results(Instance(case, "torch", dtype, "contiguous", machine.device, exact=True).results, dtype)
         got = {layout: results("ours", layout) for layout in layouts}
-        checked = {layout: check(got[layout], results("torch", layout), exact) for layout in layouts}
-        del exact
+        checked = {layout: check(got[layout], results("torch", layout), exact, cut) for layout in layouts}
+        del exact, cut
         contenders = [Contender(side, against if side == "torch" else "eager", x) for side in SIDES for x in layouts]
         contenders = [c for c in contenders if c.side == "torch" or not checked[c.layout]["wrong"]]
         sets = machine.sets(min(work.bytes(dtype.itemsize) for work in case.works.values()))

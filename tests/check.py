@@ -3,7 +3,8 @@
 `check(ours, torchs, *tensors, **options)` runs both on the same inputs and compares the outputs and every gradient with
 torch in float64 on the CPU. In each, our largest error may be twice that of torch in the same dtype on the same device,
 plus one unit in the last place of the largest value. For float64 there is no finer oracle: torch's error is then that of
-its float32 on the same values, scaled by the ratio of the two precisions.
+its float32 on the same values, scaled by the ratio of the two precisions. Where torch's flags allow TF32 on a GPU, the error
+may also be that of exact products of numbers cut to TF32, and torch's own on top of it: bench/tf32.py says why.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from bench import tf32
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -45,10 +48,19 @@ def check_results(got: dict[str, Tensor], torchs: Callable[..., Any], *tensors: 
         allowed = {name: scale * error(coarse[name], coarse_oracle[name]) for name in got}
     else:
         allowed = {name: error(expected[name], oracle[name]) for name in got}
+    if dtype == torch.float32 and cuts():
+        with tf32.Cutting():
+            cut = run(torchs, _converted(tensors, torch.float64, "cpu"), options, dtype)
+        allowed = {name: max(torchs, (error(cut[name], oracle[name]) + torchs) / 2) for name, torchs in allowed.items()}
     for name in got:
         if name.startswith("output") and got[name].numel():
             assert got[name].stride() == expected[name].stride(), f"{name}: strides {got[name].stride()}"
         close(got[name], expected[name], oracle[name], allowed[name], name)
+
+
+def cuts() -> bool:
+    """Whether kernels may cut float32 to TF32 in products."""
+    return DEVICE == "cuda" and torch.version.hip is None and tf32.is_allowed()
 
 
 def close(got: Tensor, expected: Tensor, oracle: Tensor, torchs_error: float, name: str) -> None:

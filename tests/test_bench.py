@@ -66,7 +66,8 @@ def small_cases() -> Iterator[Any]:
 def test_both_sides_compute_the_same(case: Case) -> None:
     for layout in FORMATS if len(case.inputs[0]) == 4 else FORMATS[:1]:
         ours, torchs = (Instance(case, side, torch.float32, layout, "cpu").results() for side in registry.SIDES)
-        checked = rows.check(ours, torchs, rows.exact_results(case, torch.float32, "cpu"))
+        exact = Instance(case, "torch", torch.float32, "contiguous", "cpu", exact=True)
+        checked = rows.check(ours, torchs, *rows.exact_results(exact.results, torch.float32))
         assert checked["wrong"] is None and checked["strides"] is None
         assert "output" in checked["errors"] and len(checked["errors"]) >= (2 if case.inputs else 1)
 
@@ -294,6 +295,18 @@ def test_nan_is_wrong() -> None:
     assert not rows.errors_of(nan, one, one.double()).right and rows.errors_of(one, one, one.double()).right
     assert not rows.errors_of(one * 1.1, one, one.double()).right
     assert not rows.errors_of(one.double(), one, one.double()).right  # another dtype than torch's
+
+
+def test_what_cuts_tf32_is_timed_and_marked() -> None:
+    """A unit that cuts has up to three times the error of one that rounds; twice that of cutting is wrong."""
+    exact, rounded, cut = (torch.full((2,), value, dtype=torch.float64) for value in (1.0, 1.0002, 1.0006))
+    results = [{"output": t} for t in (cut.float(), rounded.float(), exact, cut)]
+    checked = rows.check(*results)
+    assert checked["wrong"] is None and checked["cut"] == ["output"]
+    assert rows.check(*results[:3])["wrong"] is not None
+    assert rows.check({"output": cut.float() + 1e-3}, *results[1:])["wrong"] is not None
+    (line,) = report.remarks({"checked": {"contiguous": checked}, "failed": {}})
+    assert "cut" in line and "output" in line
 
 
 SMALL_MODELS = {
