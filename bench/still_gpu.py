@@ -78,16 +78,33 @@ def compile_nothing(seen: Seen) -> None:
         seen(programs, function, args)
 
     watch(counted)
-    scratch = [f"{kind}_scratch_{what}" for kind in ("global", "profile") for what in ("size", "align")]
     of_maps = ["swizzle", "elem_size", "elem_type", "fp4_padded"]
-    compiled = dict.fromkeys([*scratch, "launch_cooperative_grid", "launch_pdl", *of_maps], 0)  # what a compiler would tell
+    replace_compiler(
+        lambda kernel, key, options: ((kernel.__name__, tuple(kernel.arg_names), key), ()),
+        lambda kind: dict.fromkeys(of_maps, 0) | {"block_size": kind},
+    )
 
-    def do_compile(self: Any, key: Any, signature: dict[str, Any], device: Any, *_: Any) -> Any:
+
+def replace_compiler(
+    compiled: Callable[[Any, Any, Any], tuple[Any, Any]], map_metadata: Callable[[str], dict[str, Any]]
+) -> None:
+    """From now on Triton compiles no kernel.
+
+    Args:
+        compiled: of a kernel, its cache key and its options, the function and the packed metadata.
+        map_metadata: of the type of a tensor descriptor, what a compiler says of its tensor map.
+    """
+    scratch = [f"{kind}_scratch_{what}" for kind in ("global", "profile") for what in ("size", "align")]
+    metadata = dict.fromkeys([*scratch, "launch_cooperative_grid", "launch_pdl"], 0)
+
+    def do_compile(
+        self: Any, key: Any, signature: dict[str, Any], device: Any, constants: Any, options: Any, *_: Any, **__: Any
+    ) -> Any:
         described = [kind for kind in signature.values() if isinstance(kind, str) and kind.startswith("tensordesc")]
-        metadata = SimpleNamespace(tensordesc_meta=[compiled | {"block_size": kind} for kind in described], **compiled)
-        run = driver.CudaLauncher(SimpleNamespace(fn=self, signature=signature), metadata)
-        function = self.__name__, tuple(self.arg_names), key
-        kernel = SimpleNamespace(run=run, function=function, packed_metadata=(), launch_metadata=lambda *_: None)
+        function, packed = compiled(self, key, options)
+        told = SimpleNamespace(tensordesc_meta=list(map(map_metadata, described)), num_ctas=options.num_ctas, **metadata)
+        run = driver.CudaLauncher(SimpleNamespace(fn=self, signature=signature), told)
+        kernel = SimpleNamespace(run=run, function=function, packed_metadata=packed, launch_metadata=lambda *_: None)
         self.device_caches[device][0][key] = kernel
         return kernel
 

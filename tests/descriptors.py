@@ -1,7 +1,8 @@
 """A kernel with tensor descriptors, started from notes and by its launcher: the same launches, and no map encoded twice.
 
 On a GPU that stands still, in a process of its own: `python -m tests.descriptors`; `python -m tests.descriptors cuda` runs the
-kernel on a GPU, from Hopper on, and compares what it computes.
+kernel on a GPU, from Hopper on, and compares what it computes. `python -m tests.descriptors --stub`, which needs Triton 3.6,
+builds and calls Triton's C launchers and compares the bytes that they pass to cuLaunchKernelEx, tensor maps included.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bench import still_gpu  # before trinn
+from bench import still_gpu, stub_driver  # before trinn
 
 from tests.replays import LAUNCHES, know_what_is_made, shifted  # isort: skip
 from trinn.kernels import replay
@@ -44,7 +45,7 @@ def smoothed(x: Tensor, bias: Tensor) -> Tensor:
             _pairs_kernel,
             triton.cdiv(target.shape[0], BLOCK),
             TensorDescriptor.from_tensor(source, [BLOCK, COLUMNS], **rounds),
-            bias,
+            bias[1:],
             TensorDescriptor.from_tensor(source[1:], [BLOCK, COLUMNS], padding="nan"),
             TensorDescriptor.from_tensor(target[None], [1, BLOCK, COLUMNS]),
             BLOCK=BLOCK,
@@ -54,10 +55,13 @@ def smoothed(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def inputs(dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
-    """Three tensors of one form, of small integers, whose sums are exact, and a bias; the last starts within its allocation."""
+    """Three tensors of one form, of small integers, whose sums are exact; the last starts within its allocation.
+
+    And a bias, which is the second of two elements: a pointer into a tensor.
+    """
     draw = torch.Generator().manual_seed(0)
     first, second, third = torch.randint(-8, 8, (3, 50, COLUMNS), generator=draw).to(device, dtype)
-    return [first.clone(), second.clone(), shifted(third, COLUMNS)], torch.ones(1, dtype=dtype, device=device)
+    return [first.clone(), second.clone(), shifted(third, COLUMNS)], torch.tensor([7, 1], dtype=dtype, device=device)
 
 
 def on_a_gpu(dtype: torch.dtype) -> None:
@@ -69,11 +73,17 @@ def on_a_gpu(dtype: torch.dtype) -> None:
 
 
 ENCODED: list[int] = []  # of the maps, where they point
+COMPARED: list[Any] = []  # launches
 
 
-def encode(address: int, *form: Any) -> still_gpu.TensorMap:
-    ENCODED.append(address)
-    return still_gpu.TensorMap(address, *form)
+def encoding(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with its addresses on record."""
+
+    def encode_one(address: int, *form: Any) -> Any:
+        ENCODED.append(address)
+        return encode(address, *form)
+
+    return encode_one
 
 
 def on_a_still_gpu(dtype: torch.dtype) -> None:
@@ -93,6 +103,7 @@ def on_a_still_gpu(dtype: torch.dtype) -> None:
         found = launches(noted, tensors[number])
         by_notes += ENCODED if call >= 2 else []
         assert found == launches(smoothed, tensors[number]), f"{dtype}, call {call}"
+        COMPARED.extend(found)
     assert [by_notes.count(x.data_ptr()) for x in tensors] == [1, 1, 1], "an address is encoded once"
     kept = [weakref.ref(tensors.pop()) for _ in ORDER[:3]]
     assert not any(x() is not None for x in kept), "notes keep tensors"
@@ -102,11 +113,17 @@ def main() -> int:
     check = on_a_gpu if sys.argv[1:] == ["cuda"] else on_a_still_gpu
     if check is on_a_still_gpu:
         still_gpu.stand_in()
-        still_gpu.watch(LAUNCHES.add)
-        still_gpu.StillDriver.utils.fill_tma_descriptor = still_gpu.StillDriver.utils.fill_tma_descriptor_tiled = encode
+        if sys.argv[1:] == ["--stub"]:
+            stub_driver.install(LAUNCHES.add_reached)
+        else:
+            still_gpu.watch(LAUNCHES.add)
+        utils: Any = still_gpu.StillDriver.utils
+        utils.fill_tma_descriptor = utils.fill_tma_descriptor_tiled = encoding(utils.fill_tma_descriptor)
         know_what_is_made()
     for dtype in (torch.float16, torch.float32):
         check(dtype)
+    if sys.argv[1:] == ["--stub"]:
+        print(f"{len(COMPARED)} launches compared byte for byte; {len(stub_driver.SOURCES)} C launchers")
     return 0
 
 

@@ -2,23 +2,38 @@
 
 On a GPU that stands still, in a process of its own: `python -m tests.replays SEED CALLS`. No kernel is compiled; what Triton
 would have compiled each by, alignment and all, is part of what is compared.
+
+With `--stub`, which needs Triton 3.6, Triton also builds and calls its C launchers, and the comparison is of the bytes that
+they pass to cuLaunchKernelEx. After those calls, a quarter as many convolutions are drawn whose kernels take tensor maps.
+TRITON_CACHE_DIR keeps the launchers.
 """
 
+import argparse
 import bisect
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from bench import still_gpu  # before trinn
+from bench import still_gpu, stub_driver  # before trinn
 
 import trinn.layers as tnn  # isort: skip
-from tests.every import EVERY, Every, results
+from tests.boxes import in_boxes
+from tests.every import BOXED, EVERY, Every, results
 from trinn.kernels import replay
+
+
+class Parameter(NamedTuple):
+    """A parameter of a kernel as the driver gets it."""
+
+    kind: str  # in C
+    place: Any  # of what it points to; None if it is no pointer
+    value: bytes  # all else
 
 
 class Launches:
@@ -42,12 +57,25 @@ class Launches:
     def add(self, programs: int, function: Any, args: tuple[Any, ...]) -> None:
         self.seen.append((programs, function, tuple(map(self._plain, args))))
 
+    def add_reached(self, reached: stub_driver.Reached) -> None:
+        """A launch as the driver got it; only addresses are replaced."""
+        parameters = []
+        for kind, value in reached.parameters:
+            place = None
+            if kind in ("CUdeviceptr", "CUtensorMap"):  # the stub driver's tensor maps begin with their address
+                place, value = self._place(int.from_bytes(value[:8], "little")), value[8:]
+            parameters.append(Parameter(kind, place, value))
+        self.seen.append((*reached[:-1], tuple(parameters)))
+
     def _plain(self, arg: Any) -> Any:
         if isinstance(arg, still_gpu.TensorMap):
             return self._plain(arg.address), *arg[1:]
         if not isinstance(arg, Tensor) and not (isinstance(arg, int) and arg > 2**32):
             return arg
-        address = arg.data_ptr() if isinstance(arg, Tensor) else arg
+        return self._place(arg.data_ptr() if isinstance(arg, Tensor) else arg)
+
+    def _place(self, address: int) -> tuple[tuple[int, int] | None, int]:
+        """Which tensor it lies in and how many bytes from its start; and how it is aligned."""
         _, start = next(iter(self.ends[bisect.bisect(self.ends, (address + 1,)) :]), (0, address + 1))
         place = (self.order.setdefault(start, len(self.order)), address - start) if start <= address else None
         return place, address % 16
@@ -97,47 +125,98 @@ def called(case: Every, tensors: list[Tensor], others: tuple[Tensor, ...]) -> tu
     return {name: (t.shape, t.stride(), t.dtype) for name, t in outputs.items()}, LAUNCHES.seen
 
 
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compares replayed launches with those of launchers.")
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("calls", type=int, nargs="?", default=5000, help="how many operators to draw; 5000 if not given")
+    parser.add_argument("--stub", action="store_true", help="compare what Triton 3.6's C launchers pass to the CUDA driver")
+    return parser.parse_args()
+
+
+def drawn_in_boxes(rng: random.Random) -> tuple[str, Every]:
+    """A convolution that tests/boxes.py has done in boxes, so from tensor maps."""
+    n, c, k, size = rng.choice((1, 2, 17)), rng.choice((3, 16, 64)), rng.choice((16, 64, 96)), rng.choice((4, 8, 14))
+    taps, stride = rng.choice((1, 3)), rng.choice((1, 2))
+    x, w = (n, c, size, size), (k, c, taps, taps)
+    free = {f"conv2d {x} {w} {stride}": Every(lambda x, w, b: tnn.conv2d(x, w, b, stride, 1), (x, w, (k,)))}
+    name = rng.choice((*BOXED, *3 * list(free)))
+    return name, BOXED.get(name) or free[name]
+
+
+COUNTS: Counter[str] = Counter()
+
+
+def count_replays() -> None:
+    replay_one = replay._replay
+
+    def counted(*args: Any) -> Any:
+        before = len(LAUNCHES.seen)
+        result = replay_one(*args)
+        COUNTS["replayed"] += 1
+        COUNTS["launches replayed"] += len(LAUNCHES.seen) - before
+        return result
+
+    replay._replay = counted  # type: ignore[assignment]
+
+
+def listener(*_: Any) -> None:
+    """Hears of Triton's launches; while it is there, launchers run every time."""
+
+
+def compare(rng: random.Random, name: str, case: Every) -> None:
+    """Call it, from notes if there are any, and then by its launchers alone."""
+    others, shift, channels_last = case.others(), rng.choice((0, 0, 1, 8)), rng.random() < 0.3
+    mixed = any(t.is_floating_point() for t in others)  # float32 statistics
+    dtype = torch.float32 if mixed else rng.choice((torch.float16, torch.float32, torch.float64))
+    torch.backends.cudnn.conv.fp32_precision = rng.choice(("tf32", "ieee"))
+    order = torch.channels_last if channels_last else torch.preserve_format
+    tensors = [t.contiguous(memory_format=order) if t.dim() == 4 else t for t in case.tensors(dtype)]
+    tensors = [shifted(t, shift) for t in tensors]
+    got = called(case, tensors, others)
+    hook = triton.knobs.runtime.launch_enter_hook
+    hook.add(listener)
+    before = COUNTS["replayed"]
+    expected = called(case, tensors, others)
+    assert COUNTS["replayed"] == before, "someone listens"
+    hook.remove(listener)
+    assert got[0] == expected[0], f"{name} {dtype} {shift} {channels_last}"
+    for ours, theirs in zip(got[1], expected[1], strict=True):
+        assert ours == theirs, f"{name} {dtype} {shift} {channels_last}\n{ours}\n{theirs}"
+        COUNTS["compared"] += 1
+        COUNTS["maps"] += sum(isinstance(one, Parameter) and one.kind == "CUtensorMap" for one in ours[-1])
+
+
 def main() -> int:
-    seed, calls = map(int, sys.argv[1:])
-    rng = random.Random(seed)
+    given = arguments()
+    rng = random.Random(given.seed)
     still_gpu.stand_in()
-    still_gpu.compile_nothing(LAUNCHES.add)
+    if given.stub:
+        stub_driver.install(LAUNCHES.add_reached)
+        stub_driver.compile_nothing()
+    else:
+        still_gpu.compile_nothing(LAUNCHES.add)
     compiled = torch.compile(lambda *t: tnn.relu(tnn.conv2d(*t)), fullgraph=True, backend="aot_eager")
     compiled(*(torch.ones(shape, requires_grad=True) for shape in ((1, 2, 3, 3), (4, 2, 3, 3), (4,)))).sum().backward()
     with torch.inference_mode():  # where torch calls a copy a view
         for _ in range(4):
             strided = torch.randn(10)[::2]
             tnn.batch_norm(torch.randn(2, 5, 3, 3), strided, strided.square())
-    replayed = 0
-    replay_one = replay._replay
-
-    def counted(*args: Any) -> Any:
-        nonlocal replayed
-        replayed += 1
-        return replay_one(*args)
-
-    replay._replay = counted  # type: ignore[assignment]
+    count_replays()
     know_what_is_made()
-    hook = triton.knobs.runtime.launch_enter_hook
+    calls = given.calls
     for _ in range(calls):
-        name, case = drawn(rng)
-        others, shift, channels_last = case.others(), rng.choice((0, 0, 1, 8)), rng.random() < 0.3
-        mixed = any(t.is_floating_point() for t in others)  # float32 statistics
-        dtype = torch.float32 if mixed else rng.choice((torch.float16, torch.float32, torch.float64))
-        torch.backends.cudnn.conv.fp32_precision = rng.choice(("tf32", "ieee"))
-        order = torch.channels_last if channels_last else torch.preserve_format
-        tensors = [t.contiguous(memory_format=order) if t.dim() == 4 else t for t in case.tensors(dtype)]
-        tensors = [shifted(t, shift) for t in tensors]
-        got = called(case, tensors, others)
-        hook.add(print)
-        before = replayed
-        expected = called(case, tensors, others)
-        assert replayed == before, "someone listens"
-        hook.remove(print)
-        assert got[0] == expected[0], f"{name} {dtype} {shift} {channels_last}"
-        for ours, theirs in zip(got[1], expected[1], strict=True):
-            assert ours == theirs, f"{name} {dtype} {shift} {channels_last}\n{ours}\n{theirs}"
-    print(f"{replayed} of {calls} calls' operators replayed")
+        compare(rng, *drawn(rng))
+    if given.stub:
+        replay.forget()
+        with in_boxes():
+            for _ in range(given.calls // 4):
+                compare(rng, *drawn_in_boxes(rng))
+        calls += given.calls // 4
+    print(f"{COUNTS['replayed']} of {calls} calls' operators replayed")
+    if given.stub:
+        print(f"{COUNTS['compared']} launches compared byte for byte, {COUNTS['launches replayed']} of them replayed")
+        print(f"{COUNTS['maps']} tensor maps among their parameters")
+        print(f"{len(stub_driver.SOURCES)} C launchers built or found in Triton's cache")
     return 0
 
 

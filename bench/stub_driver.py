@@ -1,0 +1,129 @@
+"""A CUDA driver that records launches: Triton 3.6 builds and calls its real C launchers, without a GPU.
+
+Call `install` after `still_gpu.stand_in`. It builds bench/stub_libcuda.c and loads it under the name of NVIDIA's driver, so
+that Triton's C code links to it and finds it. A callback gets what each launcher passes to cuLaunchKernelEx.
+"""
+
+import ctypes
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from bench import still_gpu  # before triton
+
+import triton  # isort: skip
+from triton.backends.nvidia import driver
+from triton.runtime import build
+
+from trinn.kernels import replay
+
+LIBRARY = "libcuda.so.1"
+STREAM = 0x5714EA40  # every launch must name it
+# By Triton's name of an element type: its number in a tensor map's metadata, and its size in bytes.
+ELEMENTS = {"i8": (0, 1), "u8": (0, 1), "fp16": (6, 2), "bf16": (10, 2), "fp32": (7, 4), "fp64": (9, 8)}
+
+
+class Reached(NamedTuple):
+    """What cuLaunchKernelEx was called with."""
+
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared: int
+    stream: int
+    function: int
+    attributes: tuple[tuple[int, bytes], ...]
+    parameters: tuple[tuple[str, bytes], ...]  # the C type and the value of each; the last two are scratch memory
+
+
+class Record(ctypes.Structure):
+    """Record in stub_libcuda.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("launches", "stream", "function")),
+        *((name, ctypes.c_uint32 * 3) for name in ("grid", "block")),
+        *((name, ctypes.c_uint32) for name in ("shared", "attributes", "size")),
+        ("ids", ctypes.c_uint32 * 4),
+        ("values", ctypes.c_char * 64 * 4),
+        ("parameters", ctypes.c_char * 32764),
+    ]
+
+
+SIZES = {"CUdeviceptr": 8, "CUtensorMap": 128} | {f"{u}int{8 * n}_t": n for u in ("", "u") for n in (1, 2, 4, 8)}  # bytes
+SOURCES: set[str] = set()  # of the C launchers that were built, or were in Triton's cache
+KERNELS: dict[tuple[str, Any], int] = {}  # a kernel's name and cache key to its function handle, if nothing is compiled
+
+
+def build_library(folder: str) -> str:
+    library, options = f"{folder}/{LIBRARY}", [f"-I{path}" for path in driver.include_dirs] + [f"-Wl,-soname,{LIBRARY}"]
+    subprocess.run(["cc", "-shared", "-fPIC", *options, Path(__file__).with_name("stub_libcuda.c"), "-o", library], check=True)
+    return library
+
+
+def parameter_types(launcher: str) -> list[str]:
+    """The C types of a kernel's parameters, from the source of its launcher."""
+    found = re.search(r"static void _launch\(.*?CUdeviceptr profile_scratch(.*?)\) \{", launcher)
+    assert found is not None, "the launcher is not like Triton 3.6's"
+    return [declared.split()[0] for declared in found[1].split(",")[1:]] + ["CUdeviceptr"] * 2
+
+
+def install(seen: Callable[[Reached], None]) -> None:
+    """From now on in this process, Triton's host code runs on the stub driver, and `seen` gets each launch."""
+    assert triton.__version__.startswith("3.6."), f"the stub driver is for Triton 3.6, and this is {triton.__version__}"
+    assert "libcuda.so" not in Path("/proc/self/maps").read_text(), "this process has loaded a CUDA driver already"
+    folder = tempfile.TemporaryDirectory()
+    library = ctypes.CDLL(build_library(folder.name), mode=ctypes.RTLD_GLOBAL)
+    library.stub_last_launch.restype = ctypes.POINTER(Record)
+    record = library.stub_last_launch().contents
+
+    def build_launcher(src: str, **options: Any) -> Any:
+        SOURCES.add(src)
+        real_launch = build.compile_module_from_src(src=src, **options).launch
+        kinds = parameter_types(src)
+        sizes = (ctypes.c_int * len(kinds))(*map(SIZES.__getitem__, kinds))
+
+        def launch(*args: Any) -> None:
+            before = record.launches
+            assert not library.stub_expect(len(sizes), sizes), "too many parameters"
+            real_launch(*args)
+            assert record.launches == before + 1, "not one launch"
+            seen(read(record, kinds))
+
+        return SimpleNamespace(launch=launch)
+
+    driver.library_dirs, driver.compile_module_from_src = lambda: [folder.name], build.compile_module_from_src
+    still_gpu.StillDriver.utils = driver.CudaUtils()  # which builds Triton's driver.c
+    driver.compile_module_from_src = build_launcher
+    still_gpu.StillDriver.get_current_stream = lambda self, device: STREAM  # type: ignore[method-assign]
+    replay._current_stream = lambda device: STREAM
+
+
+def read(record: Record, kinds: list[str]) -> Reached:
+    at, parameters = ctypes.addressof(record) + Record.parameters.offset, []
+    for kind in kinds:
+        parameters.append((kind, ctypes.string_at(at, SIZES[kind])))
+        at += SIZES[kind]
+    attributes = tuple((record.ids[i], bytes(record.values[i])) for i in range(record.attributes))
+    launch = tuple(record.grid), tuple(record.block), record.shared, record.stream, record.function
+    return Reached(*launch, attributes, tuple(parameters))
+
+
+def compile_nothing() -> None:
+    """From now on a kernel's function is a number that stands for what Triton would have compiled."""
+
+    def compiled(kernel: Any, key: Any, options: Any) -> tuple[int, tuple[int, int, int]]:
+        handle = KERNELS.setdefault((kernel.__name__, key), len(KERNELS) + 1)
+        return handle, (options.num_warps, options.num_ctas, 16 * handle % (227 << 10))
+
+    def map_metadata(kind: str) -> dict[str, Any]:
+        [(element, lengths)] = re.findall(r"^tensordesc<(\w+)\[([\d, ]+)\]", kind)
+        number, size = ELEMENTS[element]
+        *outer, inner = map(int, lengths.split(","))
+        block = [*(min(length, 256) for length in outer), min(inner, 128 // size)]
+        swizzle = {16: 0, 32: 1, 64: 2, 128: 3}[block[-1] * size]
+        return {"swizzle": swizzle, "elem_size": size, "elem_type": number, "block_size": block, "fp4_padded": False}
+
+    still_gpu.replace_compiler(compiled, map_metadata)
