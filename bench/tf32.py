@@ -52,7 +52,7 @@ class _CutGradient(torch.autograd.Function):
 
 
 class Cutting(TorchFunctionMode):
-    """Within, torch's convolutions and linear layers multiply numbers that are cut, forward and backward, where TF32 is allowed.
+    """Within, torch's convolutions and linear layers multiply cut numbers, forward and backward, where TF32 is allowed.
 
     In float64 that is what a matrix unit computes that cuts, but for its sums. A bias is not multiplied, nor is it cut.
     """

@@ -64,7 +64,7 @@ def convert(
         if layer_class(module) in wanted and obstacle(module) is None and (filter_fn is None or filter_fn(name, module))
     ]
     for module, ours in plan:
-        module.__class__ = ours
+        joining.become(module, ours)
     if fuse:
         joining.fuse(model)
     return model
@@ -82,7 +82,7 @@ def revert(model: Model) -> Model:
     joining.unfuse(model)
     for module in model.modules():
         if layer_class(module) in TORCHS:
-            module.__class__ = _with_base(type(module), TORCHS[layer_class(module)])
+            joining.become(module, _with_base(type(module), TORCHS[layer_class(module)]))
     return model
 
 

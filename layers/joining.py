@@ -110,13 +110,22 @@ def fuse(model: nn.Module) -> None:
         cls: Any = unfused(type(module))
         if not is_parametrized(module):
             fused = _fused(cls, tuple((name, kind_of(child)) for name, child in module._modules.items()))
-            object.__setattr__(module, "__class__", fused or cls)
+            become(module, fused or cls)
 
 
 def unfuse(model: nn.Module) -> None:
     """Give the modules of a model back the classes that they had before `fuse`."""
     for module in model.modules():
-        object.__setattr__(module, "__class__", unfused(type(module)))
+        become(module, unfused(type(module)))
+
+
+def become(module: nn.Module, cls: Layer) -> None:
+    """Change a module's class, so that a model that torch.compile compiled is compiled anew at its next call."""
+    if type(module) is not cls:
+        object.__setattr__(module, "__class__", cls)
+        # Up to torch 2.11 a guard on the class is skipped as long as the module's __dict__ was not written to.
+        vars(module)["class"] = cls
+        del vars(module)["class"]
 
 
 def unfused(cls: Layer) -> Layer:

@@ -19,6 +19,9 @@ from bench import tf32
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
+# The least that torch's batch_norm takes: 0, or up to torch 2.12 a number that is lost in any variance.
+LEAST_EPS = 0.0 if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13) else 1e-300
+
 Tensors = tuple[Tensor | None, ...]
 
 

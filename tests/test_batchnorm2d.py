@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import trinn.layers as tnn
 from tests.cases import named
-from tests.check import DEVICE, DTYPES, check, error, gradients, raises_like, randn
+from tests.check import DEVICE, DTYPES, LEAST_EPS, check, error, gradients, raises_like, randn
 from trinn.kernels import ops, tuning
 from trinn.kernels.walk import walk
 
@@ -136,7 +136,7 @@ def test_momentum(momentum: float) -> None:
 def test_eps(training: bool) -> None:
     x = CASES["plain"]() * 1e-3
     check_batch_norm(x, *parameters(x), training=training, eps=1e-2)
-    check_batch_norm(x, *parameters(x), training=training, eps=1e-2 if training else 0.0)
+    check_batch_norm(x, *parameters(x), training=training, eps=1e-2 if training else LEAST_EPS)
 
 
 def test_no_running_statistics() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trinn.layers as tnn
-from tests.check import DEVICE
+from tests.check import DEVICE, LEAST_EPS
 from tests.hard_inputs import TORCH, filled, grads, holds, integers, large_tiles, like_torch, outcome, refusal
 
 
@@ -39,7 +39,7 @@ CALLS = {
     "avg_pool2d": Call(lambda nn, x: nn.avg_pool2d(x, 2)),
     "adaptive_avg_pool2d": Call(lambda nn, x: nn.adaptive_avg_pool2d(x, (1, 2))),
     "adaptive_max_pool2d": Call(lambda nn, x: nn.adaptive_max_pool2d(x, (2, 3))),
-    "batch_norm": Call(lambda nn, x, mean: nn.batch_norm(x, mean, mean * 0 + 1, eps=0.0), lambda _: [(4,)]),
+    "batch_norm": Call(lambda nn, x, mean: nn.batch_norm(x, mean, mean * 0 + 1, eps=LEAST_EPS), lambda _: [(4,)]),
     "bilinear": Call(lambda nn, x: nn.interpolate(x, scale_factor=2, mode="bilinear")),
     "nearest": Call(lambda nn, x: nn.interpolate(x, scale_factor=2)),
 }
@@ -120,7 +120,7 @@ def _(nn: Any) -> Any:
             nn.avg_pool2d(x, (1, 2)),
             nn.interpolate(x, scale_factor=2),
             nn.adaptive_avg_pool2d(x, 1),
-            nn.batch_norm(x, torch.zeros(70000), torch.ones(70000), eps=0.0),
+            nn.batch_norm(x, torch.zeros(70000), torch.ones(70000), eps=LEAST_EPS),
             nn.conv2d(x, w, groups=70000),
             nn.conv2d(x.view(70000, 1, 1, 2), w[:1]),
             nn.linear(x.view(70000, 2), torch.ones(1, 2)),
