@@ -1,12 +1,14 @@
-"""Every operator of trinn.layers at least once, as a function of its tensors: what a test of all of them walks."""
+"""Every operator of trinn.layers at least once, as a function of its tensors, and torch's: what a test of all of them walks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import trinn.layers as tnn
+from bench import registry
 from tests.check import DEVICE, randn
 from trinn.layers.pad2d import pad2d
 
@@ -26,10 +28,6 @@ class Every(NamedTuple):
         return [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(self.shapes)]
 
 
-def _batch_norm(training: bool) -> Callable[..., Tensor]:
-    return lambda x, w, b, mean, var: tnn.batch_norm(x, mean.clone(), var.clone(), w, b, training)
-
-
 def _statistics() -> tuple[Tensor, Tensor]:
     return randn(5), randn(5).abs() + 0.5
 
@@ -37,10 +35,6 @@ def _statistics() -> tuple[Tensor, Tensor]:
 def _places() -> tuple[Tensor]:
     """Indices of an unpooling: two values meet at places 3 and 7."""
     return (torch.tensor([0, 3, 3, 7, 9, 20, 7, 24, 23], device=DEVICE).reshape(1, 1, 3, 3).expand(2, 5, 3, 3).contiguous(),)
-
-
-def _interpolate(**options: Any) -> Callable[..., Tensor]:
-    return lambda x: tnn.interpolate(x, **options)
 
 
 def called(module: nn.Module) -> Callable[..., Any]:
@@ -54,63 +48,100 @@ def called(module: nn.Module) -> Callable[..., Any]:
     return function
 
 
-def _conv() -> nn.Conv2d:
-    return tnn.Conv2d(5, 3, 3, padding=1)
-
-
 IMAGE = (2, 5, 7, 6)
 FILTERS = ((3, 5, 3, 3), (3,))
-EVERY = {
-    "conv2d": Every(lambda x, w, b: tnn.conv2d(x, w, b, stride=2, padding=1), (IMAGE, (3, 5, 3, 3), (3,))),
-    "conv2d, groups": Every(
-        lambda x, w, b: tnn.conv2d(x, w, b, padding=2, dilation=2, groups=2), ((2, 6, 7, 6), (4, 3, 3, 2), (4,))
-    ),
-    "conv2d, depthwise": Every(
-        lambda x, w, b: tnn.conv2d(x, w, b, stride=2, padding=1, groups=5), (IMAGE, (10, 1, 3, 3), (10,))
-    ),
-    "conv_transpose2d": Every(
-        lambda x, w, b: tnn.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1), (IMAGE, (5, 3, 3, 3), (3,))
-    ),
-    "conv_transpose2d, depthwise": Every(
-        lambda x, w, b: tnn.conv_transpose2d(x, w, b, stride=3, groups=5), (IMAGE, (5, 1, 2, 2), (5,))
-    ),
-    "conv2d, ReLU": Every(called(tnn.ConvReLU2d(_conv(), tnn.ReLU())), (IMAGE, *FILTERS)),
-    "conv2d, ReLU, max pool": Every(called(tnn.ConvReLUMaxPool2d(_conv(), tnn.ReLU(), tnn.MaxPool2d(2))), (IMAGE, *FILTERS)),
-    "conv2d, batch norm, ReLU": Every(
-        called(tnn.ConvBNReLU2d(_conv(), tnn.BatchNorm2d(3, track_running_stats=False), tnn.ReLU())),
-        (IMAGE, *FILTERS, (3,), (3,)),
-        per_image=False,
-    ),  # fmt: skip
-    "batch norm, addition, ReLU": Every(
-        called(tnn.BNAddReLU2d(tnn.BatchNorm2d(5, track_running_stats=False), tnn.ReLU())),
-        (IMAGE, IMAGE, (5,), (5,)),
-        per_image=False,
-    ),  # fmt: skip
-    "linear, ReLU": Every(called(tnn.LinearReLU(tnn.Linear(37, 19), tnn.ReLU())), ((3, 37), (19, 37), (19,))),
-    "linear": Every(tnn.linear, ((3, 37), (19, 37), (19,))),
-    "relu": Every(tnn.relu, (IMAGE,)),
-    "relu, in place": Every(lambda x: tnn.relu_(x * 1), (IMAGE,)),
-    "max_pool2d": Every(lambda x: tnn.max_pool2d(x, 3, 2, 1), (IMAGE,)),
-    "max_pool2d, indices": Every(lambda x: tnn.max_pool2d(x, 2, 1, 1, 2, True, True), (IMAGE,)),
-    "avg_pool2d": Every(lambda x: tnn.avg_pool2d(x, 3, 2, 1, True, False), (IMAGE,)),
-    "adaptive_avg_pool2d": Every(lambda x: tnn.adaptive_avg_pool2d(x, (3, 4)), (IMAGE,), deterministic=False),
-    "adaptive_max_pool2d": Every(lambda x: tnn.adaptive_max_pool2d(x, (3, 8), True), (IMAGE,), deterministic=False),
-    "max_unpool2d": Every(
-        lambda x, i: tnn.max_unpool2d(x, i, 2, output_size=(5, 5)), ((2, 5, 3, 3),), _places, deterministic=False
-    ),
-    "batch_norm, training": Every(_batch_norm(True), (IMAGE, (5,), (5,)), _statistics, per_image=False),
-    "batch_norm": Every(_batch_norm(False), (IMAGE, (5,), (5,)), _statistics),
-    "interpolate, bilinear": Every(_interpolate(size=(11, 4), mode="bilinear"), (IMAGE,), deterministic=False),
-    "interpolate, bilinear, corners": Every(
-        _interpolate(scale_factor=1.7, mode="bilinear", align_corners=True), (IMAGE,), deterministic=False
-    ),
-    "interpolate, antialias": Every(_interpolate(size=(3, 4), mode="bilinear", antialias=True), (IMAGE,), deterministic=False),
-    "interpolate, nearest": Every(_interpolate(scale_factor=2.5, mode="nearest"), (IMAGE,), deterministic=False),
-    "interpolate, nearest-exact": Every(_interpolate(size=(4, 9), mode="nearest-exact"), (IMAGE,), deterministic=False),
-    "pad2d, reflect": Every(lambda x: pad2d(x, (2, 1, 3, 0), "reflect"), (IMAGE,), deterministic=False),
-    "pad2d, replicate": Every(lambda x: pad2d(x, (2, 1, -1, 4), "replicate"), (IMAGE,), deterministic=False),
-    "pad2d, circular": Every(lambda x: pad2d(x, (2, 1, 3, 0), "circular"), (IMAGE,)),
-}
+
+
+def operators(nn: Any) -> dict[str, Every]:
+    """The operators, from a namespace with the names of torch.nn and torch.nn.functional."""
+
+    def conv() -> torch.nn.Conv2d:
+        return nn.Conv2d(5, 3, 3, padding=1)
+
+    def batch_norm(training: bool) -> Callable[..., Tensor]:
+        return lambda x, w, b, mean, var: nn.batch_norm(x, mean.clone(), var.clone(), w, b, training)
+
+    def interpolate(**options: Any) -> Callable[..., Tensor]:
+        return lambda x: nn.interpolate(x, **options)
+
+    return {
+        "conv2d": Every(lambda x, w, b: nn.conv2d(x, w, b, stride=2, padding=1), (IMAGE, (3, 5, 3, 3), (3,))),
+        "conv2d, groups": Every(
+            lambda x, w, b: nn.conv2d(x, w, b, padding=2, dilation=2, groups=2), ((2, 6, 7, 6), (4, 3, 3, 2), (4,))
+        ),
+        "conv2d, depthwise": Every(
+            lambda x, w, b: nn.conv2d(x, w, b, stride=2, padding=1, groups=5), (IMAGE, (10, 1, 3, 3), (10,))
+        ),
+        "conv_transpose2d": Every(
+            lambda x, w, b: nn.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1), (IMAGE, (5, 3, 3, 3), (3,))
+        ),
+        "conv_transpose2d, depthwise": Every(
+            lambda x, w, b: nn.conv_transpose2d(x, w, b, stride=3, groups=5), (IMAGE, (5, 1, 2, 2), (5,))
+        ),
+        "conv2d, ReLU": Every(called(nn.ConvReLU2d(conv(), nn.ReLU())), (IMAGE, *FILTERS)),
+        "conv2d, ReLU, max pool": Every(called(nn.ConvReLUMaxPool2d(conv(), nn.ReLU(), nn.MaxPool2d(2))), (IMAGE, *FILTERS)),
+        "conv2d, batch norm, ReLU": Every(
+            called(nn.ConvBNReLU2d(conv(), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU())),
+            (IMAGE, *FILTERS, (3,), (3,)),
+            per_image=False,
+        ),  # fmt: skip
+        "batch norm, addition, ReLU": Every(
+            called(nn.BNAddReLU2d(nn.BatchNorm2d(5, track_running_stats=False), nn.ReLU())),
+            (IMAGE, IMAGE, (5,), (5,)),
+            per_image=False,
+        ),  # fmt: skip
+        "linear, ReLU": Every(called(nn.LinearReLU(nn.Linear(37, 19), nn.ReLU())), ((3, 37), (19, 37), (19,))),
+        "linear": Every(nn.linear, ((3, 37), (19, 37), (19,))),
+        "relu": Every(nn.relu, (IMAGE,)),
+        "relu, in place": Every(lambda x: nn.relu_(x * 1), (IMAGE,)),
+        "max_pool2d": Every(lambda x: nn.max_pool2d(x, 3, 2, 1), (IMAGE,)),
+        "max_pool2d, indices": Every(lambda x: nn.max_pool2d(x, 2, 1, 1, 2, True, True), (IMAGE,)),
+        "avg_pool2d": Every(lambda x: nn.avg_pool2d(x, 3, 2, 1, True, False), (IMAGE,)),
+        "adaptive_avg_pool2d": Every(lambda x: nn.adaptive_avg_pool2d(x, (3, 4)), (IMAGE,), deterministic=False),
+        "adaptive_max_pool2d": Every(lambda x: nn.adaptive_max_pool2d(x, (3, 8), True), (IMAGE,), deterministic=False),
+        "max_unpool2d": Every(
+            lambda x, i: nn.max_unpool2d(x, i, 2, output_size=(5, 5)), ((2, 5, 3, 3),), _places, deterministic=False
+        ),
+        "batch_norm, training": Every(batch_norm(True), (IMAGE, (5,), (5,)), _statistics, per_image=False),
+        "batch_norm": Every(batch_norm(False), (IMAGE, (5,), (5,)), _statistics),
+        "interpolate, bilinear": Every(interpolate(size=(11, 4), mode="bilinear"), (IMAGE,), deterministic=False),
+        "interpolate, bilinear, corners": Every(
+            interpolate(scale_factor=1.7, mode="bilinear", align_corners=True), (IMAGE,), deterministic=False
+        ),
+        "interpolate, antialias": Every(
+            interpolate(size=(3, 4), mode="bilinear", antialias=True), (IMAGE,), deterministic=False
+        ),
+        "interpolate, nearest": Every(interpolate(scale_factor=2.5, mode="nearest"), (IMAGE,), deterministic=False),
+        "interpolate, nearest-exact": Every(interpolate(size=(4, 9), mode="nearest-exact"), (IMAGE,), deterministic=False),
+        "pad2d, reflect": Every(lambda x: nn.pad(x, (2, 1, 3, 0), "reflect"), (IMAGE,), deterministic=False),
+        "pad2d, replicate": Every(lambda x: nn.pad(x, (2, 1, -1, 4), "replicate"), (IMAGE,), deterministic=False),
+        "pad2d, circular": Every(lambda x: nn.pad(x, (2, 1, 3, 0), "circular"), (IMAGE,)),
+    }
+
+
+class Ours:
+    """trinn's layers and functions, and the padding that its convolutions have."""
+
+    pad = staticmethod(pad2d)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tnn, name)
+
+
+class Torchs(registry.Unfused):
+    """torch's, with the joined layers' names for the same layers one by one."""
+
+    @staticmethod
+    def interpolate(x: Tensor, **options: Any) -> Tensor:
+        if options.get("antialias") and x.dtype.itemsize == 2 and x.device.type == "cpu":  # which torch has on a GPU alone
+            return F.interpolate(x.float(), **options).to(x.dtype)
+        return F.interpolate(x, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(F, name, None) or super().__getattr__(name)
+
+
+EVERY, TORCHS = operators(Ours()), operators(Torchs())
 
 # Convolutions that tests/boxes.py has done in boxes.
 BOXED = {

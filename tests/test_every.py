@@ -1,0 +1,42 @@
+"""One call of every operator, forward and backward, in each dtype and memory format: what a GPU is asked first."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.check import DTYPES, check, run
+from tests.every import EVERY, TORCHS
+from trinn.kernels.launch import INTERPRETED
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# The interpreter has run these in the operators' own tests.
+MORE = pytest.mark.long if INTERPRETED else ()
+CALLS = [
+    pytest.param(dtype, layout, marks=() if (dtype == torch.float32) == (layout == "contiguous") else MORE)
+    for layout in FORMATS
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+]
+
+
+@pytest.mark.parametrize(("dtype", "layout"), CALLS)
+@pytest.mark.parametrize("name", EVERY)
+def test_equals_torch(name: str, dtype: torch.dtype, layout: str) -> None:
+    tensors = [t.contiguous(memory_format=FORMATS[layout]) if t.dim() == 4 else t for t in EVERY[name].tensors(dtype)]
+    others = EVERY[name].others()
+
+    def called(whose: str, *inputs: Tensor) -> Tensor:
+        placed = (t.to(inputs[0]) if t.is_floating_point() else t.to(inputs[0].device) for t in others)
+        return {"ours": EVERY, "torch's": TORCHS}[whose][name].function(*inputs, *placed)
+
+    ours, torchs = (partial(called, whose) for whose in ("ours", "torch's"))
+    if dtype == torch.float64:  # several operators in a row, and sums: torch's own result is no more exact than ours
+        got, expected = (run(function, tuple(tensors), {}, dtype) for function in (ours, torchs))
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+    else:
+        check(ours, torchs, *tensors)
+
+
+def test_every_dtype_is_called() -> None:
+    assert {call.values[0] for call in CALLS} == set(DTYPES)
