@@ -6,13 +6,22 @@ MINUTES ?= 10
 OPS ?=
 SEED ?= 0
 BENCH ?= --quick
+OUT ?=
 
 BIN := .venv/bin
 CONVOLUTIONS := $(addprefix tests/test_,conv2d.py conv_transpose2d.py fused.py joining.py hard_inputs.py models.py moduleinfo.py)
 BUILT := .venv/built
+# The machine with a GPU that results come from has these; `make rehearse` and `make gpu-cache` stand for it.
+REHEARSED := torch==2.11.0 triton==3.6.0
+PYTHON_3_12 ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null \
+	|| ls $(HOME)/.pyenv/versions/3.12*/bin/python3.12 2>/dev/null | tail -n 1)
+REHEARSAL := .venv/rehearsal
+ON_A_GPU := env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON)
+SEES_A_GPU = @$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
+	|| { echo 'make $@: $(PYTHON) sees no GPU: PYTHON=... names one whose torch does' >&2; exit 1; }
 SANITIZED = $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_bounds.py -k test_exact_allocations
 
-.PHONY: help demo notes test test-long mutants fuzz precision lint types compile-report gpu bench sanitize clean
+.PHONY: help demo notes test test-long mutants fuzz precision lint types compile-report gpu gpu-cache rehearse bench sanitize clean
 
 help:
 	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
@@ -26,7 +35,10 @@ help:
 	@echo 'make lint             ruff and mypy'
 	@echo 'make compile-report   compiles every kernel for four GPUs without one: registers, spills, shared memory;'
 	@echo '                      TRITON=3.6.0 make compile-report for another version of Triton'
-	@echo 'make gpu              tests and demo on the GPU of this machine, with the torch and Triton of $$PYTHON as they are'
+	@echo 'make gpu              what the GPU of this machine makes of trinn, in nine minutes: whether it computes right, and how'
+	@echo '                      fast; with the torch and Triton of $$PYTHON as they are, into bench/results/ or OUT=FOLDER'
+	@echo 'make gpu-cache        compiles beforehand, without a GPU, what make gpu launches on an H200: gpu-cache.tar.xz'
+	@echo 'make rehearse         runs what make gpu runs as far as that goes without a GPU, with the versions of the H200'"'"'s machine'
 	@echo 'make bench            times operators and networks against torch on the GPU, with $$PYTHON, in less than 8 minutes;'
 	@echo '                      BENCH= for all of it, or the arguments of python -m bench, whose --help says what there is;'
 	@echo '                      BENCH="conv --tune" checks, tunes and times convolutions, in less than 25 minutes'
@@ -76,21 +88,30 @@ compile-report: $(BUILT) $(if $(TRITON),.venv/triton-$(TRITON))
 	mv $@.part $@
 
 gpu:
-	@$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
-		|| { echo 'make gpu: $(PYTHON) sees no GPU: PYTHON=... names one whose torch does' >&2; exit 1; }
-	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest -q \
-		$$($(PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 8 --dist worksteal')
-	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) examples/train_digits.py
+	$(SEES_A_GPU)
+	$(ON_A_GPU) -m bench.gpu $(if $(OUT),--out $(OUT))
+
+gpu-cache: $(REHEARSAL)/built
+	PYTHONPATH=$(CURDIR) $(REHEARSAL)/bin/python -m bench.gpu_cache
+
+rehearse: $(REHEARSAL)/built
+	PYTHONPATH=$(CURDIR) $(REHEARSAL)/bin/python -m tests.rehearsal
+
+$(REHEARSAL)/built: constraints.txt
+	@test -n '$(PYTHON_3_12)' || { echo 'no Python 3.12 here: PYTHON_3_12=... names one' >&2; exit 1; }
+	@echo 'downloads $(REHEARSED) with the CUDA libraries that they need, about 3 GB, 6 GB on disk, into $(REHEARSAL)'
+	$(PYTHON_3_12) -m venv $(REHEARSAL)
+	sed -n '/^# tests/,/^$$/p' constraints.txt | $(REHEARSAL)/bin/pip install -q $(REHEARSED) 'numpy<2.4' setuptools -r /dev/stdin
+	touch $@
 
 bench:
-	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON) -m bench $(BENCH)
+	$(ON_A_GPU) -m bench $(BENCH)
 
 # Without caching each tensor is an allocation of its own, whose end memcheck knows. The first run compiles the kernels.
 sanitize:
 	@command -v compute-sanitizer >/dev/null \
 		|| { echo 'make sanitize: no compute-sanitizer in PATH; it comes with the CUDA toolkit, in bin/' >&2; exit 1; }
-	@$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
-		|| { echo 'make sanitize: $(PYTHON) sees no GPU: PYTHON=... names one whose torch does' >&2; exit 1; }
+	$(SEES_A_GPU)
 	@mkdir -p out
 	env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(SANITIZED)
 	@failed=0; for tool in memcheck racecheck initcheck; do \

@@ -5,7 +5,7 @@
     python -m bench 'AlexNet conv' ResNet --arithmetics bf16
     python -m bench --compile-only        compiles what would be timed, for an H100 or H200, without a GPU
     python -m bench conv --tune           convolutions: checks their tiles, finds the fastest, and times all against torch
-    python -m bench report RESULT.json    the table of an earlier run
+    python -m bench report RESULT.json    the table of an earlier run; of a folder of `make gpu`, what that found
     python -m bench plot RESULT.json      its plots, beside it or in --out
 
 What is timed was first compared with float64 on the same numbers; what is WRONG is not timed. The rival is torch in the better
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from bench import conv, models, registry, report, runs, workers
+from bench import conv, gpu, models, registry, report, runs, workers
 from bench.runs import Item
 from bench.timing import Machine
 
@@ -83,6 +83,9 @@ def read_again(kind: str, arguments: Sequence[str]) -> int:
         parser.add_argument("--out", type=Path, help="a folder; else one beside the result, of its name")
     args = parser.parse_args(arguments)
     try:
+        if args.result.is_dir():
+            print(*gpu.summary(args.result), sep="\n")
+            return 0
         result = report.read(args.result)
         if kind == "report":
             runs.show(result)

@@ -1,0 +1,165 @@
+"""Kernels for `make gpu`, compiled beforehand, so that minutes on a GPU are not spent on compiling. `make gpu-cache`.
+
+    python -m bench.gpu_cache           compiles what `python -m bench.gpu` launches on an H200, without a GPU, and packs it
+    python -m bench.gpu_cache unpack    puts it where Triton looks; bench.gpu does so itself
+
+Run it with the Python, torch and Triton of the GPU's machine: a kernel's key in Triton's cache covers the compiler and the
+kernel's source with its line numbers. gpu-cache.tar.xz holds the machine code and metadata of each kernel, and the C functions
+that start them, built against bench/stub_libcuda.c. It is good for the very sources that it was compiled from, and refused with
+others.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKED = ROOT / "gpu-cache.tar.xz"
+FOLDERS = ("kernels", "layers", "models", "bench", "tests")
+KEPT = (".cubin", ".json", ".so")  # of what Triton writes: the rest is for people
+ABOUT = "about.json"
+GPU = "NVIDIA H200"
+
+
+def sources() -> str:
+    """What tells the sources of one commit from those of another, also where there is no git."""
+    found = hashlib.sha256()
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def about() -> dict[str, str]:
+    """What a packed cache is good for."""
+    import triton
+
+    return {
+        "sources": sources(),
+        "triton": triton.__version__,
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+    }
+
+
+def pack(cache: Path, packed: Path) -> dict[str, int]:
+    """Put a folder of Triton's cache into a file; how many files of which kind."""
+    kept = [path for path in cache.rglob("*") if path.suffix in KEPT and path.is_file()]
+    kept.sort(key=lambda path: (path.suffix, path.name, path.stat().st_size))  # alike beside alike: it packs better
+    packed.unlink(missing_ok=True)
+    with tarfile.open(packed, "w:xz", preset=6) as file:
+        _add(file, ABOUT, json.dumps(about()).encode())
+        for path in kept:
+            content = path.read_bytes()
+            if path.name.startswith("__grp__"):  # it names the files of a kernel by where they are; unpack says so anew
+                content = json.dumps({"child_paths": dict.fromkeys(json.loads(content)["child_paths"], "")}).encode()
+            _add(file, str(path.relative_to(cache)), content)
+    return {suffix[1:]: sum(path.suffix == suffix for path in kept) for suffix in KEPT}
+
+
+def _add(file: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    file.addfile(info, io.BytesIO(content))
+
+
+def unpack(packed: Path, cache: Path) -> int:
+    """Put what `pack` packed into a folder of Triton's cache; how many kernels that are.
+
+    Raises:
+        ValueError: it was compiled from other sources, by another Triton or for another Python.
+    """
+    with tarfile.open(packed, "r:xz") as file:
+        first = file.next()
+        of = json.load(file.extractfile(first)) if first is not None and first.name == ABOUT else {}  # type: ignore[arg-type]
+        differing = [f"{key} {of.get(key)}, here {value}" for key, value in about().items() if of.get(key) != value]
+        if differing:
+            raise ValueError("it is of " + "; ".join(differing))
+        kernels = 0
+        while (member := file.next()) is not None:
+            path = cache / member.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = file.extractfile(member).read()  # type: ignore[union-attr]
+            if path.name.startswith("__grp__"):
+                children = json.loads(content)["child_paths"]
+                content = json.dumps({"child_paths": {name: str(path.with_name(name)) for name in children}}).encode()
+            path.write_bytes(content)
+            kernels += path.suffix == ".cubin"
+    return kernels
+
+
+def unpacked(packed: Path = PACKED) -> str:
+    """Unpack the file for this machine's Triton, if it is there and good for it; what came of it, in words."""
+    import triton
+
+    if not packed.exists():
+        return f"no {packed.name}: kernels are compiled as they are launched"
+    began = time.monotonic()
+    try:
+        kernels = unpack(packed, Path(triton.knobs.cache.dir))
+    except (ValueError, OSError, tarfile.TarError) as error:
+        return f"{packed.name} is not used: {error}"
+    return f"{packed.name}: {kernels} kernels, unpacked in {time.monotonic() - began:.0f} s"
+
+
+def commands(stub: Path) -> list[tuple[list[str], dict[str, str]]]:
+    """What compiles the launches of each part of bench.gpu, and what to add to its environment.
+
+    The first two install the stub of the driver, in that folder, themselves.
+    """
+    from bench import gpu
+
+    python, processes = [sys.executable, "-m"], str(len(os.sched_getaffinity(0)))
+    tests = ["pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.rehearsal", "-n", processes, *gpu.CALLS, *gpu.TESTS]
+    linked = {"TRITON_LIBCUDA_PATH": str(stub), "LD_LIBRARY_PATH": f"{stub}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+    return [
+        ([*python, "bench", "--compile-only", "--quick", "--gpu", GPU], linked),
+        ([*python, "bench.rates", "--compile-only"], linked),
+        ([*python, "tests.descriptors", "--stub"], {}),
+        ([*python, *tests], {"REHEARSAL_COMPILES": "1"}),
+    ]
+
+
+def build(packed: Path) -> int:
+    """Compile and pack; 0 if all commands did what they are for."""
+    from bench import stub_driver
+
+    began, failed = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as folder:
+        cache, stub = Path(folder, "cache"), Path(folder, "stub")
+        stub.mkdir()
+        stub_driver.build_library(str(stub))
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(cache)}
+        for command, more in commands(stub):
+            print(f"== after {time.monotonic() - began:.0f} s:", *command[2:5], flush=True)
+            if subprocess.run(command, cwd=ROOT, env=environment | more).returncode:
+                failed.append(" ".join(command[2:]))
+        counts = pack(cache, packed)
+    what = f"{counts['cubin']} kernels, {counts['so']} C functions"
+    print(f"{packed.name}: {packed.stat().st_size / 2**20:.1f} MiB, {what}, {time.monotonic() - began:.0f} s")
+    print(*(f"FAILED {command}" for command in failed), sep="\n")
+    return 1 if failed else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu_cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", nargs="?", choices=("build", "unpack"), default="build")
+    args = parser.parse_args(arguments)
+    if args.step == "build":
+        return build(PACKED)
+    words = unpacked()
+    print(words)
+    return 0 if ", unpacked in " in words else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The host path of `make gpu` on a GPU that stands still, with the Python, torch and Triton of the GPU: `make rehearse`.
+
+`python -m tests.rehearsal` runs
+
+    the tests that bench/gpu.py runs on a GPU, in processes whose CPU tensors stand for the GPU's: pytest -p tests.rehearsal
+    drawn calls of every operator, by Triton's own C launchers and from the launch cache, on a stub of the driver: what reaches
+    cuLaunchKernelEx is the same bytes (tests/replays.py and tests/descriptors.py)
+
+and keeps what came of it for docs/evidence.md. No kernel runs, so nothing is computed and no result is compared: a test passes
+if all its Python runs. One that fails since a value is wrong, after it launched kernels, has reached them; whatever else it
+raises is a fault. With REHEARSAL_COMPILES set, kernels are compiled, for `make gpu-cache`.
+"""
+
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import still_gpu  # sets TRITON_INTERPRET, so it comes before trinn and triton
+
+import torch  # isort: skip
+from torch.autograd.gradcheck import GradcheckError
+
+import tests.check
+from bench import gpu, gpu_cache, stub_driver
+from tests import evidence
+from trinn.kernels import max_unpool2d
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = "REHEARSAL"  # names the file that gets a line for each test
+VALUES = (AssertionError, GradcheckError, pytest.fail.Exception)  # raised over values, which are wrong
+
+launches: list[str] = []  # of the test that runs: what Triton would compile each kernel by
+
+
+class Stream:
+    """A stream, an event, a graph or its capture: whatever a program does to one."""
+
+    cuda_stream = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **options: None
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
+def stand_in() -> None:
+    """A GPU that stands still, in this process."""
+    still_gpu.stand_in()
+    if os.environ.get("REHEARSAL_COMPILES"):
+        stub_driver.install(lambda reached: launches.append(str(reached.function)))
+    else:
+        still_gpu.compile_nothing(lambda programs, function, args: launches.append(repr(function)))
+    torch.cuda.get_device_name = lambda _=None: gpu_cache.GPU  # type: ignore[assignment]
+    torch.cuda.get_device_capability = lambda _=None: (9, 0)  # type: ignore[assignment]
+    torch.cuda.mem_get_info = lambda _=None: (0, 0)  # type: ignore[assignment]
+    torch.cuda.synchronize = torch.cuda._sleep = lambda *_: None  # type: ignore[assignment]
+    for name in ("Stream", "Event", "CUDAGraph", "graph", "stream", "current_stream"):
+        setattr(torch.cuda, name, lambda *args, **options: Stream())
+    for module, name, result in (
+        (max_unpool2d, "_check", None),  # of indices on a CPU; on a GPU the kernel does it
+        (tests.check, "check_results", None),
+        (tests.check, "close", None),
+        (torch, "equal", True),
+        (torch, "allclose", True),
+        (torch.Tensor, "allclose", True),
+        (torch.testing, "assert_close", None),
+    ):
+        setattr(module, name, lambda *args, result=result, **options: result)
+
+
+def pytest_configure() -> None:
+    stand_in()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[Any]:
+    """Tests that need a GPU are collected. While tests run, torch sees none: it would call it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    """A failure over values that no kernel computed is none, once kernels were launched."""
+    report = yield
+    if call.when == "setup":
+        launches.clear()
+    if report.failed and call.excinfo is not None and launches and call.excinfo.errisinstance(VALUES):
+        report.outcome = "passed"
+    if RECORD in os.environ and (call.when == "call" or not report.passed):
+        row = {"test": item.nodeid, "outcome": report.outcome, "launches": len(launches), "kernels": sorted(set(launches))}
+        with open(os.environ[RECORD], "a") as file:
+            file.write(json.dumps(row) + "\n")
+    return report
+
+
+def tests_run(environment: dict[str, str]) -> dict[str, Any]:
+    """How many tests of the GPU there are, how many launched kernels, how many kernels those are, and what else was raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder, "rows")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.rehearsal", "--tb=short"]
+        command += ["-n", str(len(os.sched_getaffinity(0))), *gpu.CALLS, *gpu.TESTS]
+        subprocess.run(command, cwd=ROOT, env=environment | {RECORD: str(record)})
+        rows = [json.loads(line) for line in record.read_text().splitlines()]
+    return {
+        "tests": len({row["test"] for row in rows}),
+        "launching": len({row["test"] for row in rows if row["launches"]}),
+        "kernels": len(set().union(*(row["kernels"] for row in rows))),
+        "faults": sorted({row["test"] for row in rows if row["outcome"] == "failed"}),
+    }
+
+
+def bytes_compared(environment: dict[str, str]) -> dict[str, int]:
+    """Of drawn calls: launches that were compared byte for byte, those from the launch cache, tensor maps, and C launchers."""
+    for module in ("tests.descriptors", "tests.replays"):
+        command = [sys.executable, "-m", module, "--stub"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{module}: {done.stdout[-1000:]}{done.stderr[-3000:]}")
+    patterns = {
+        "compared": "launches compared",
+        "replayed": "of them replayed",
+        "maps": "tensor maps",
+        "launchers": "C launchers",
+    }
+    return {name: int(re.findall(rf"(\d+) {words}", done.stdout)[0]) for name, words in patterns.items()}
+
+
+def main() -> int:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+    figures = {"date": f"{datetime.date.today()}", **tests_run(environment), "bytes": bytes_compared(environment)}
+    print(json.dumps(figures, indent=1))
+    evidence.record("rehearsal", figures)
+    return 1 if figures["faults"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""`make gpu` (bench/gpu.py) as far as it goes without one: limits, what is kept, what is summed up; and the packed cache."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import gpu, gpu_cache
+from bench.gpu import Part
+from tests.test_install import ROOT
+
+CHILD = (
+    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
+)
+
+
+def test_parts_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails and one that hangs, with a child of its own, cost no other; all is written down as it comes."""
+    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    python = [sys.executable, "-c"]
+    parts = [
+        Part("right", [*python, "print('one')"], 60),
+        Part("wrong", [*python, "import os; print('two', flush=True); os.abort()"], 60),
+        Part("hangs", [*python, CHILD], 2),
+        Part("the rest", [*python, "import sys; print('minutes', sys.argv[1])"], None),
+    ]
+    assert not gpu.run_all(parts, tmp_path, 120)
+    ended = {row["part"]: row["ended"] for row in json.loads((tmp_path / "parts.json").read_text())}
+    assert ended == {"right": "exit status 0", "wrong": "exit status -6", "hangs": "time was up", "the rest": "exit status 0"}
+    log = (tmp_path / "log.txt").read_text()
+    assert all(words in log for words in ("\none\n", "\ntwo\n", "minutes 1."))
+    assert "the rest" not in "\n".join(gpu.summary(tmp_path)) and "hangs: time was up" in gpu.summary(tmp_path)[1]
+
+
+def test_no_part_begins_when_time_is_up(tmp_path: Path) -> None:
+    assert not gpu.run_all([Part("late", [sys.executable, "-c", "open('/none')"], 60)], tmp_path, 0)
+    assert json.loads((tmp_path / "parts.json").read_text())[0]["ended"] == "time was up"
+
+
+def test_limits_fit() -> None:
+    """What has a limit leaves the yardstick three minutes of nine, or almost; what is run is there."""
+    limited = sum(part.seconds or 0 for part in gpu.parts(Path("out")))
+    assert limited <= 9 * 60 - 160
+    assert all((ROOT / file).exists() for file in (*gpu.CALLS, *gpu.TESTS))
+
+
+def result(name: str, outcome: str, error: str = "") -> str:
+    return json.dumps(
+        {"test": name, "outcome": outcome, "seconds": 1.0, "error": error, "kernels": {"found": 2, "compiled": 1}}
+    )
+
+
+def time_of(side: str, median: float) -> dict[str, Any]:
+    return {"side": side, "mode": "eager", "layout": "contiguous", "median": median, "low": median, "high": median}
+
+
+def test_summary(tmp_path: Path) -> None:
+    """What is wrong and what is slow, in 60 lines; the same from `python -m bench report`."""
+    several = [result(f"tests/test_{i}.py::test[{j}]", "failed", f"error {i}") for i in range(20) for j in range(i + 1)]
+    passed = [result("tests/test_conv.py::test[a]", "passed"), result("tests/test_conv.py::test[b]", "passed")]
+    broken = [result("tests/test_conv.py::test[b]", "failed", "worker 'gw1' crashed")]
+    (tmp_path / "tests.jsonl").write_text("\n".join([*passed, *several, *broken]) + "\n")
+    rate = {"unit": "bytes/s", "value": 4e12, "per_multiprocessor": 30.0, "assumed": 50.0, "at_most": None}
+    (tmp_path / "rates.json").write_text(json.dumps({"rates": [rate | {"name": f"rate {i}"} for i in range(10)]}))
+    row = {
+        "op": "relu", "pass": "forward", "arithmetic": "bf16", "against": "eager", "bytes": 10**9, "flops": 0, "largest": 0,
+        "sets": 2, "failed": {}, "checked": {"contiguous": {"errors": {}, "wrong": None, "cut": [], "strides": None}},
+    }  # fmt: skip
+    rows = [row | {"name": f"case {i}", "times": [time_of("ours", 1e-3 * (1 + i)), time_of("torch", 2e-3)]} for i in range(30)]
+    rows.append(rows[0] | {"name": "off", "checked": {"contiguous": row["checked"]["contiguous"] | {"wrong": "is off"}}})
+    yardstick = {
+        "environment": {"gpu": "GPU"}, "ceilings": {"copy": 4e12, "product": {}}, "rows": rows, "done": [], "left": [["a"]] * 3,
+        "failed": [{"item": ["case", "one"], "why": "crashed"}] * 9,
+    }  # fmt: skip
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "20261128T2000-quick.json").write_text(json.dumps(yardstick))
+    lines = gpu.summary(tmp_path)
+    text = "\n".join(lines)
+    assert len(lines) <= gpu.SUMMARY_LINES
+    assert "tests: 1 passed, 211 failed, 0 skipped; kernels: 213 compiled, 426 found in the cache" in text
+    assert "    20 x test_19.py::test: error 19" in text and "9 other tests" in text
+    assert "off forward bf16 eager: WRONG in contiguous: is off" in text and "3 not made" in text
+    assert "0.07 x torch  case 29 forward bf16 eager" in text and "120.0 x the floor  case 29" in text
+    told = subprocess.run([sys.executable, "-m", "bench", "report", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout.splitlines() == lines
+
+
+SAMPLE = """
+import os, sys
+from pathlib import Path
+os.environ["TRITON_INTERPRET"] = "0"
+import torch, triton
+from bench import gpu_cache
+from bench.machine_code import Driver
+from trinn import kernels
+from trinn.kernels import launch
+
+packed = Path(sys.argv[1])
+if sys.argv[2] == "use":
+    print(gpu_cache.unpacked(packed))
+triton.runtime.driver.set_active(Driver("sm_90"))
+found = []
+triton.knobs.compilation.listener = lambda **heard: found.append(heard["cache_hit"])
+new = lambda *shape: torch.empty(*shape, dtype=torch.float16, device="meta")
+with launch.observed(lambda kernel, args, constants: kernel.warmup(*args, grid=(1,), **constants), "sm_90"):
+    kernels.relu_forward(new(2, 3, 8, 8))
+    kernels.relu_forward(new(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)[:, 1:])
+    kernels.conv2d_fprop(new(2, 8, 5, 5), new(4, 8, 3, 3), None, (3, 3), (1, 1), (0, 0), (1, 1), 1)
+print(found)
+if sys.argv[2] == "pack":
+    gpu_cache.pack(Path(triton.knobs.cache.dir), packed)
+"""
+
+
+def sample(step: str, packed: Path, cache: Path) -> list[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SAMPLE, str(packed), step]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_another_process_finds_packed_kernels(tmp_path: Path) -> None:
+    """Each kernel of a sample by its key, without what Triton keeps for people, and in a folder of another name."""
+    packed = tmp_path / "cache.tar.xz"
+    assert sample("pack", packed, tmp_path / "first") == [str([False] * 3)]
+    told, found = sample("use", packed, tmp_path / "second")
+    assert "3 kernels, unpacked in" in told and found == str([True] * 3)
+    suffixes = {path.suffix for path in (tmp_path / "second").rglob("*") if path.is_file()}
+    assert suffixes == {".cubin", ".json"}
+
+
+def test_kernels_of_other_sources_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "one.cubin").write_bytes(b"code")
+    gpu_cache.pack(tmp_path / "cache", tmp_path / "packed")
+    assert gpu_cache.unpack(tmp_path / "packed", tmp_path / "again") == 1
+    monkeypatch.setattr(gpu_cache, "sources", lambda: "others")
+    with pytest.raises(ValueError, match="sources .*, here others"):
+        gpu_cache.unpack(tmp_path / "packed", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    assert "is not used" in gpu_cache.unpacked(tmp_path / "packed")
+
+
+def test_sources_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line more in a kernel, and a file more."""
+    monkeypatch.setattr(gpu_cache, "ROOT", tmp_path)
+    (tmp_path / "kernels").mkdir()
+    seen = [gpu_cache.sources()]
+    for name, text in (("a.py", "x"), ("a.py", "\nx"), ("b.py", "\nx")):
+        (tmp_path / "kernels" / name).write_text(text)
+        seen.append(gpu_cache.sources())
+    assert len(set(seen)) == 4
