@@ -12,6 +12,7 @@ from tests.architectures import Narrow
 from tests.check import DEVICE, raises_like, randn
 from tests.networks import OPTIMIZERS, check_network, check_training
 from trinn.kernels import tuning
+from trinn.kernels.launch import INTERPRETED
 from trinn.models import AlexNet
 
 # torchvision's, whose checkpoints are to load.
@@ -90,7 +91,7 @@ def test_equals_torch(full_float32: None) -> None:
     check_network(*networks(narrow=False), randn(2, 3, 63, 63))
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="images of 224 x 224 need a GPU")
+@pytest.mark.skipif(INTERPRETED, reason="images of 224 x 224 need a GPU")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_equals_torch_at_full_size(optimizer: str, full_float32: None) -> None:
     """A thousand classes and images of 224 x 224: logits, gradients, and five steps of the optimizer."""

@@ -86,6 +86,17 @@ def test_graph(name: str) -> None:
 
 
 @gpu
+@names
+def test_launch_cache(name: str) -> None:
+    """From the third call on kernels are started from the launch cache (kernels/replay.py), and give the same bits."""
+    case = EVERY[name]
+    tensors, others = case.tensors(), case.others()
+    expected = results(case, tensors, others)
+    for _ in range(3):
+        same(results(case, [t.clone() for t in tensors], others), expected)
+
+
+@gpu
 def test_new_shape_inside_a_capture() -> None:
     """The first call for a shape, of a kernel that another shape has compiled."""
     tnn.relu(randn(64, 32))

@@ -14,6 +14,7 @@ from tests.check import DEVICE, randn
 from tests.every import BOXED, EVERY, Every, results
 from trinn import kernels
 from trinn.kernels import launch, tuning
+from trinn.kernels.launch import INTERPRETED
 from trinn.models import AlexNet
 
 RUNS = 20
@@ -54,7 +55,7 @@ def same_bits(case: Every, runs: int, busy: Callable[[], None]) -> None:
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("name", EVERY)
 def test_same_bits(name: str, busy: Callable[[], None]) -> None:
-    same_bits(EVERY[name], 2 if DEVICE == "cpu" else RUNS, busy)
+    same_bits(EVERY[name], 2 if INTERPRETED else RUNS, busy)
 
 
 @pytest.mark.usefixtures("strict")
@@ -62,8 +63,8 @@ def test_same_bits(name: str, busy: Callable[[], None]) -> None:
 def test_same_bits_in_boxes(name: str, busy: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "interpreted_block", 256)
     with in_boxes() as started:
-        same_bits(BOXED[name], 2 if DEVICE == "cpu" else RUNS, busy)
-    assert started or DEVICE != "cpu"
+        same_bits(BOXED[name], 2 if INTERPRETED else RUNS, busy)
+    assert started or not INTERPRETED
 
 
 @pytest.mark.long
@@ -85,7 +86,7 @@ def test_larger_sums_have_the_same_bits(busy: Callable[[], None]) -> None:
         return list(torch.autograd.grad(y.square().mul(y).sum(), leaves))
 
     first = run()
-    for _ in range(1 if DEVICE == "cpu" else RUNS - 1):
+    for _ in range(1 if INTERPRETED else RUNS - 1):
         assert all(map(torch.equal, run(), first))
 
 
@@ -146,7 +147,7 @@ def test_alexnet_trains_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """An image's output and gradient are the same bits alone as among others."""
     if default:
-        if DEVICE == "cpu" and re.match("conv|linear", name) and "depthwise" not in name:
+        if INTERPRETED and re.match("conv|linear", name) and "depthwise" not in name:
             pytest.skip("the interpreter's own tiles cut sums by the number of rows")
         monkeypatch.undo()
     request.getfixturevalue("rowwise_products")
@@ -158,7 +159,7 @@ def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch, 
 def test_batch_split_in_boxes(name: str) -> None:
     with in_boxes() as started:
         split(BOXED[name])
-    assert started or DEVICE != "cpu"
+    assert started or not INTERPRETED
 
 
 def split(case: Every) -> None:

@@ -178,10 +178,18 @@ def scopes(scope: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
 
 
 def test_comprehensions_run_on_python_3_12() -> None:
-    """CPython 3.12.0 to 3.12.3 lose a name that is global in one comprehension of a function and bound in another (gh-118513)."""
+    """CPython 3.12.0 to 3.12.3 lose a name that is global in one comprehension and bound in another (gh-118513)."""
     for source, path in SOURCES.items():
         for scope in scopes(symtable.symtable(path.read_text(), str(path), "exec")):
             found = list(comprehensions(scope))
             bound = {s.get_name() for one in found for s in one.get_symbols() if s.is_local()}
             read = {s.get_name() for one in found for s in one.get_symbols() if s.is_global()}
             assert not bound & read, f"{source}: {scope.get_name()}"
+
+
+def test_overloads_are_torchs() -> None:
+    """`kernels.ops` has operators on a CPU and plain functions on a GPU: only torch.ops has overloads on both."""
+    for source in in_folders("kernels", "layers", "models", "tests"):
+        if {name for name in imports(source) if name == "trinn.kernels.ops"}:
+            calls_overloads = [n for n in ast.walk(tree(source)) if isinstance(n, ast.Attribute) and n.attr == "default"]
+            assert not [n.lineno for n in calls_overloads if ast.unparse(n.value).startswith(("ops.", "getattr(ops"))], source

@@ -5,8 +5,7 @@ from torch.autograd import gradgradcheck
 
 import trinn.layers as tnn
 from tests.cases import named
-from tests.check import DEVICE, DTYPES, check, gradients, raises_like, randn
-from trinn.kernels import ops
+from tests.check import DEVICE, DTYPES, check, gradients, opcheck, raises_like, randn
 
 INF, NAN = float("inf"), float("nan")
 CASES = {
@@ -108,13 +107,12 @@ def test_errors() -> None:
 
 @pytest.mark.parametrize("case", named(CASES))
 def test_fakes_are_exact(case) -> None:  # type: ignore[no-untyped-def]
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.trinn.relu_forward.default, (case(),), test_utils=tests)
-    torch.library.opcheck(torch.ops.trinn.relu_backward.default, (case(), case()), test_utils=tests)
+    opcheck("relu_forward", (case(),))
+    opcheck("relu_backward", (case(), case()))
 
 
 def test_in_place_schema() -> None:
-    torch.library.opcheck(torch.ops.trinn.relu_.default, (randn(3, 4),), test_utils=("test_schema", "test_faketensor"))
+    opcheck("relu_", (randn(3, 4),))
 
 
 def test_module_is_torchs() -> None:
