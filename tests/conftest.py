@@ -17,6 +17,13 @@ from tests.boxes import in_boxes
 from trinn.kernels import replay, tuning
 from trinn.kernels.launch import INTERPRETED
 
+# What these test is the same with a GPU, and they assume that there is none: CPU tensors stand for its own.
+WITHOUT_A_GPU = (
+    "bench", "bench_conv", "compile", "contained", "convolution_page", "evidence", "gpu", "house", "install", "interpreted",
+    "machine_code", "mutants", "notes", "rates", "readme", "replay", "tune",
+)  # fmt: skip
+collect_ignore = [f"test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_available() else []
+
 if INTERPRETED:  # torch writes to indices that repeat in the order of its threads
     torch.set_num_threads(1)
 

@@ -122,9 +122,9 @@ def test_lines_of_images(arithmetic: str, layout: str, images: int, stride: int,
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
 def test_more_parts_than_lines(arithmetic: str, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
-    """A tap in a corner sees one pixel of an image: one line, in one of 12 parts."""
+    """A tap in a corner sees one pixel of an image: one line, in one of 4 parts."""
     monkeypatch.setattr(tuning, "wanted_programs", 264)
-    case = Conv((16, 16, 7, 7), (16, 16, 3, 3), {"padding": 6, "dilation": 6}, bias=False)
+    case = Conv((16, 16, 4, 4), (16, 16, 3, 3), {"padding": 3, "dilation": 3}, bias=False)
     x, w, _ = operands(case, allowed(arithmetic), "channels_last")
     check(tnn.conv2d, F.conv2d, x, w, None, **case.options)
     assert started.count("_wgrad_kernel") == 1
@@ -183,7 +183,7 @@ def test_where_it_lies(started: list[str]) -> None:
     large = randn(4, 48, 3, 3, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     for x in (large[:, 16:32], large[::2, 8:24], large[:, 1:17], large[:1, :16].expand(3, 16, 3, 3), large[:, :16].mT):
         check(tnn.conv2d, F.conv2d, x, w, None, padding=1)
-    assert started.count("_gather_kernel") == 10
+    assert started.count("_gather_kernel") == (10 if launch.INTERPRETED else 9), "a GPU's tile is too large for the last dgrad"
 
 
 def test_results_seen_as_rows(started: list[str]) -> None:
@@ -304,7 +304,7 @@ def test_infinities_over_padding() -> None:
 
 def test_infinities_of_narrow_groups() -> None:
     """docs/differences.md: they spread to the groups that are done at once, here four, and no further."""
-    shape, filters, options = (17, 32, 4, 5), (32, 4, 3, 3), {"padding": 1, "groups": 8}
+    shape, filters, options = (17, 32, 3, 4), (32, 4, 3, 3), {"padding": 1, "groups": 8}
     x, w, dy = (spoilt(size, seed=i) for i, size in enumerate((shape, filters, shape)))
     at = 0, 5, 1, 1
     (y, expected), _, (dw, dw_expected) = compared(spoilt(shape, at), w, dy, **options)

@@ -11,6 +11,7 @@ import pytest
 
 from bench import gpu, gpu_cache
 from bench.gpu import Part
+from tests.conftest import WITHOUT_A_GPU
 from tests.test_install import ROOT
 
 CHILD = (
@@ -46,6 +47,8 @@ def test_limits_fit() -> None:
     limited = sum(part.seconds or 0 for part in gpu.parts(Path("out")))
     assert limited <= 9 * 60 - 160
     assert all((ROOT / file).exists() for file in (*gpu.CALLS, *gpu.TESTS))
+    assert not {f"tests/test_{name}.py" for name in WITHOUT_A_GPU} & {*gpu.CALLS, *gpu.TESTS}
+    assert all((ROOT / f"tests/test_{name}.py").exists() for name in WITHOUT_A_GPU)
 
 
 def result(name: str, outcome: str, error: str = "") -> str:

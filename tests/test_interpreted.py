@@ -15,11 +15,8 @@ import trinn.layers as tnn
 from tests.check import randn
 from tests.every import EVERY, called
 from trinn.kernels import tuning
-from trinn.kernels.launch import INTERPRETED
 from trinn.layers.pad2d import pad2d
 from trinn.models import AlexNet, LeNet
-
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="a GPU runs programs side by side")
 
 INTERPRETED_BLOCK, WANTED_PROGRAMS = tuning.interpreted_block, tuning.wanted_programs  # before conftest.py makes them small
 IMAGE, HALF = (4, 16, 64, 64), (4, 16, 32, 32)
