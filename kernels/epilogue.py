@@ -8,7 +8,7 @@ largest             a max pooling by windows that do not overlap, of which a til
 import triton.language as tl
 
 from trinn.kernels.launch import device_function
-from trinn.kernels.precision import divided, widened
+from trinn.kernels.precision import widened
 
 
 @device_function
@@ -31,11 +31,12 @@ def rectified(value):
 def store_statistics(value, drawn, exists, means, variances):
     """The mean and the variance of each channel of a (rows, channels) tile over the rows that are `drawn`; of none, 0."""
     value = tl.where(drawn[:, None], widened(value).to(means.dtype.element_ty), 0.0)
-    count = tl.maximum(tl.sum(drawn.to(tl.int32), axis=0), 1).to(value.dtype)
-    mean = divided(tl.sum(value, axis=0), count)
+    count = tl.maximum(tl.sum(drawn.to(tl.int32), axis=0), 1)
+    # Off by two units at most. precision.py's `divided` calls a function, for which the accumulators would spill.
+    mean = tl.sum(value, axis=0) / count
     deviation = tl.where(drawn[:, None], value - mean[None, :], 0.0)
     tl.store(means, mean, mask=exists)
-    tl.store(variances, divided(tl.sum(deviation * deviation, axis=0), count), mask=exists)
+    tl.store(variances, tl.sum(deviation * deviation, axis=0) / count, mask=exists)
 
 
 @device_function

@@ -154,8 +154,8 @@ def functions(source: str) -> Iterator[ast.FunctionDef]:
 
 
 def test_kernels_divide_by_divided() -> None:
-    """Triton's float32 `/` is not rounded to nearest on a GPU; precision.py's `divided` is."""
-    allowed = {("kernels/precision", "divided"), ("kernels/indexing", "first_reader")}  # the second says why
+    """Triton's float32 `/` is not rounded to nearest on a GPU; precision.py's `divided` is. What is allowed says why."""
+    allowed = {("kernels/precision", "divided"), ("kernels/indexing", "first_reader"), ("kernels/epilogue", "store_statistics")}
     for source in in_folders("kernels"):
         for function in functions(source):
             if {"triton.jit", "device_function"} & set(map(ast.unparse, function.decorator_list)):
