@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import trinn
 from bench.registry import PRODUCTS
-from bench.rows import LAYOUTS, Contender, Errors, cast, errors_of, exact_results, timed, verdict
+from bench.rows import LAYOUTS, Contender, Errors, cast, errors_of, exactly, timed, verdict
 from bench.timing import Call, Machine, using
 from trinn.models import AlexNet, LeNet
 
@@ -146,8 +146,8 @@ def check(model: Model, dtype: torch.dtype, layout: str, device: str) -> dict[st
         return Run(model, side, dtype, layout, device, exact).results()
 
     got, expected = results("ours"), results("torch")
-    exact, cut = exact_results(lambda: results("torch", exact=True), dtype)
-    each = {name: errors_of(ours, expected[name], exact[name], cut and cut[name], _norm) for name, ours in got.items()}
+    exact, cut = exactly(lambda: results("torch", exact=True), dtype)
+    each = {name: errors_of(ours, expected[name], exact[name], cut[name] if cut else None, _norm) for name, ours in got.items()}
     errors = {"logits": each.pop("logits")}
     relative = [[e / max(_norm(exact[name]), 1e-300) for e in each[name]] for name in each]
     errors["gradients"] = Errors(*(math.sqrt(sum(e * e for e in column) / len(each)) for column in zip(*relative, strict=True)))

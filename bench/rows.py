@@ -157,8 +157,13 @@ def errors_of(
 Results = dict[str, Tensor]
 
 
-def exact_results(results: Callable[[], Results], dtype: torch.dtype) -> tuple[Results, Results | None]:
-    """What torch's `results` are in float64, and there with products of numbers cut to TF32, where torch allows that."""
+def exact_results(case: Case, dtype: torch.dtype, device: str) -> tuple[Results, Results | None]:
+    """Those of torch in float64, and those of products of numbers cut to TF32, where torch allows that."""
+    return exactly(Instance(case, "torch", dtype, "contiguous", device, exact=True).results, dtype)
+
+
+def exactly(results: Callable[[], Results], dtype: torch.dtype) -> tuple[Results, Results | None]:
+    """What computes in float64, as it is and with products of cut numbers."""
     with cudnn_benchmark(False):
         exact = results()
         if dtype != torch.float32 or not tf32.is_allowed():
@@ -169,7 +174,7 @@ def exact_results(results: Callable[[], Results], dtype: torch.dtype) -> tuple[R
 
 def check(got: Results, expected: Results, exact: Results, cut: Results | None = None) -> dict[str, Any]:
     """Our results and torch's against float64: errors, what is wrong with ours, and where its strides are not torch's."""
-    errors = {name: errors_of(ours, expected[name], exact[name], cut and cut[name]) for name, ours in got.items()}
+    errors = {name: errors_of(ours, expected[name], exact[name], cut[name] if cut else None) for name, ours in got.items()}
     ours, torchs = (results["output"].stride() for results in (got, expected))
     strides = f"output has strides {ours}, torch's {torchs}" if ours != torchs else None
     return verdict(errors) | {"strides": strides}
@@ -216,7 +221,7 @@ def rows_of(
         def results(side: str, layout: str) -> dict[str, Tensor]:
             return Instance(case, side, dtype, layout, machine.device).results()
 
-        exact, cut = exact_results(Instance(case, "torch", dtype, "contiguous", machine.device, exact=True).results, dtype)
+        exact, cut = exact_results(case, dtype, machine.device)
         got = {layout: results("ours", layout) for layout in layouts}
         checked = {layout: check(got[layout], results("torch", layout), exact, cut) for layout in layouts}
         del exact, cut

@@ -48,7 +48,7 @@ def test_case(name: str, arithmetic: str, contender: Contender, what: str, bench
     with using(arithmetic) as dtype:
         if contender.side == "ours":
             ours, torchs = (Instance(case, side, dtype, contender.layout, machine.device).results() for side in SIDES)
-            assert not check(ours, torchs, exact_results(case, dtype, machine.device))["wrong"]
+            assert not check(ours, torchs, *exact_results(case, dtype, machine.device))["wrong"]
         sets = machine.sets(case.works[what].bytes(dtype.itemsize))
         calls = itertools.cycle(calls_of(instances_of(case, contender, dtype, machine.device, sets), contender, what))
 

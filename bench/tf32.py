@@ -1,7 +1,7 @@
 """What TF32 costs where a matrix unit cuts float32 off, instead of rounding it, to the 10 bits that it multiplies.
 
 NVIDIA's units do not say which of the two they do to float32 in registers or shared memory: PTX leaves the last 13 bits
-undefined, and they are ignored. A library may round beforehand, with half of the largest error. Triton rounds only what a tensor
+undefined, and they are ignored. A library may round beforehand, with half the largest error. Triton rounds only what a tensor
 descriptor loads, from version 3.7 on. So where torch allows TF32, an error that cutting explains is no fault.
 """
 

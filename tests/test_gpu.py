@@ -69,7 +69,7 @@ def test_summary(tmp_path: Path) -> None:
     (tmp_path / "tests.jsonl").write_text("\n".join([*passed, *several, *broken]) + "\n")
     rate = {"unit": "bytes/s", "value": 4e12, "per_multiprocessor": 30.0, "assumed": 50.0, "at_most": None}
     (tmp_path / "rates.json").write_text(json.dumps({"rates": [rate | {"name": f"rate {i}"} for i in range(10)]}))
-    row = {
+    row: dict[str, Any] = {
         "op": "relu", "pass": "forward", "arithmetic": "bf16", "against": "eager", "bytes": 10**9, "flops": 0, "largest": 0,
         "sets": 2, "failed": {}, "checked": {"contiguous": {"errors": {}, "wrong": None, "cut": [], "strides": None}},
     }  # fmt: skip

@@ -53,7 +53,7 @@ def _unpool(x: Tensor) -> Tensor:
 
 
 # A call of each operator at a middling size, its tensors, and how many programs its forward and backward pass were.
-CALLS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], int]] = {
+CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int]] = {
     "conv2d": (lambda x, w, b: tnn.conv2d(x, w, b, padding=1), ((4, 3, 64, 64), (32, 3, 3, 3), (32,)), 7),
     "conv2d, stride 2": (lambda x, w, b: tnn.conv2d(x, w, b, 2, 1), (IMAGE, (32, 16, 3, 3), (32,)), 10),
     "conv2d, groups": (lambda x, w, b: tnn.conv2d(x, w, b, padding=1, groups=4), (IMAGE, (32, 4, 3, 3), (32,)), 16),

@@ -57,7 +57,7 @@ def test_layouts(values: torch.memory_format, places: torch.memory_format) -> No
     """The result has the order of `values`, as torch's has on a CPU; torch's on a GPU is contiguous."""
 
     def torchs(x: torch.Tensor, indices: torch.Tensor, kernel_size: int) -> torch.Tensor:
-        return F.max_unpool2d(x, indices, kernel_size).contiguous(memory_format=values)
+        return F.max_unpool2d(x, indices, (kernel_size, kernel_size)).contiguous(memory_format=values)
 
     x, indices = pooled(CASES["lenet"])
     x, indices = x.contiguous(memory_format=values), indices.contiguous(memory_format=places)
