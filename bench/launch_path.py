@@ -1,10 +1,12 @@
-"""What a call costs before the GPU has anything to do: `python -m bench.launch_path`, in microseconds of Python, without a GPU.
+"""What a call costs before the GPU has anything to do: `python -m bench.launch_path`, in microseconds of Python, without a GPU;
+with `--count` in calls of functions, Python's and C's, of which there are as many on every run and every machine.
 
 Kernels are compiled for an H100 or H200 and started by a driver that does nothing. Printed are: an operator by its launcher
 and Triton, and from notes (kernels/replay.py), each with what it takes to start the kernels alone; a functional without
 gradients, over its operator; and forward and backward of a convolution of one pixel, whose operators do nothing.
 """
 
+import gc
 import json
 import sys
 import timeit
@@ -21,9 +23,11 @@ import trinn.layers as tnn  # isort: skip
 from trinn import kernels
 from trinn.kernels import launch, replay
 
+Cost = Callable[[Callable[[], Any]], float]
+
 
 class Operator(NamedTuple):
-    """Microseconds of an operator; the launches are for one kernel."""
+    """The cost of an operator; the launches are for one kernel."""
 
     by_launcher: float
     triton_launch: float
@@ -35,6 +39,26 @@ def microseconds(call: Callable[[], Any]) -> float:
     """The least of some repetitions: what else runs on the machine only ever adds."""
     call()
     return min(timeit.repeat(call, number=100, repeat=60)) * 1e4
+
+
+def calls(call: Callable[[], Any]) -> float:
+    """The number of functions called, Python's and C's, by a call that is not the first."""
+    found = 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal found
+        found += event in ("call", "c_call")
+
+    for _ in range(3):
+        call()
+    gc.disable()  # which may call functions at any time
+    sys.setprofile(count)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return found - 1  # the last call of sys.setprofile
 
 
 X, Y, W = torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8), torch.randn(64, 64, 3, 3)
@@ -59,7 +83,7 @@ FUNCTIONALS: dict[str, Callable[[], Any]] = {
 }
 
 
-def operator(name: str) -> Operator:
+def operator(name: str, cost: Cost) -> Operator:
     args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]  # as the dispatcher hands them on
     launcher = getattr(kernels, name)
     noted = replay.replayed(launcher)
@@ -76,14 +100,14 @@ def operator(name: str) -> Operator:
             kernel[(programs,)](*positional, **constants)
 
     return Operator(
-        microseconds(lambda: launcher(*args)),
-        microseconds(triton) / len(launches),
-        microseconds(lambda: noted(*args)),
-        microseconds(lambda: replay.start(notes.starts, addresses, 0)) / len(launches),
+        cost(lambda: launcher(*args)),
+        cost(triton) / len(launches),
+        cost(lambda: noted(*args)),
+        cost(lambda: replay.start(notes.starts, addresses, 0)) / len(launches),
     )
 
 
-def functionals() -> dict[str, tuple[float, float]]:
+def functionals(cost: Cost) -> dict[str, tuple[float, float]]:
     """Without gradients: the operator from notes, and the functional that leads to it."""
     found = {}
     with torch.no_grad():
@@ -93,7 +117,7 @@ def functionals() -> dict[str, tuple[float, float]]:
             for _ in range(3):
                 noted(*args)
                 call()
-            found[name] = microseconds(lambda noted=noted, args=args: noted(*args)), microseconds(call)  # type: ignore[misc]
+            found[name] = cost(lambda noted=noted, args=args: noted(*args)), cost(call)  # type: ignore[misc]
     return found
 
 
@@ -114,7 +138,7 @@ class Bare(torch.autograd.Function):
 ONE = torch.ones(1, 1, 1, 1)
 
 
-def autograd() -> dict[str, float]:
+def autograd(cost: Cost) -> dict[str, float]:
     """Forward and backward of a convolution of one pixel: torch's own, a Function that does nothing, ours on such operators."""
     x, w, b = ONE.clone().requires_grad_(), ONE.clone().requires_grad_(), torch.ones(1, requires_grad=True)
     geometry = (1, 1), (1, 1), (0, 0), (1, 1), 1
@@ -124,7 +148,7 @@ def autograd() -> dict[str, float]:
             function().backward(ONE)
             x.grad = w.grad = b.grad = None
 
-        return microseconds(call)
+        return cost(call)
 
     still = SimpleNamespace(
         conv2d_fprop=lambda *_: ONE.detach(),
@@ -150,7 +174,8 @@ def autograd() -> dict[str, float]:
 def main() -> int:
     torch.set_num_threads(1)
     still_gpu.stand_in()
-    operators, over, both = {name: operator(name) for name in OPERATORS}, functionals(), autograd()
+    cost = calls if "--count" in sys.argv else microseconds
+    operators, over, both = {name: operator(name, cost) for name in OPERATORS}, functionals(cost), autograd(cost)
     if "--json" in sys.argv:
         print(json.dumps({"operators": operators, "functionals": over, "autograd": both}))
         return 0

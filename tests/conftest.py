@@ -14,6 +14,7 @@ import torch
 
 from tests import evidence
 from tests.boxes import in_boxes
+from tests.cutting import units_that_cut
 from trinn.kernels import replay, tuning
 from trinn.kernels.launch import INTERPRETED
 
@@ -66,6 +67,13 @@ def boxes(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def tf32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--tf32` the interpreter's products are those of TF32 wherever a GPU's are."""
+    with units_that_cut() if request.config.getoption("--tf32") else contextlib.nullcontext():
+        yield
+
+
 @pytest.fixture
 def rowwise_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's matrix products with every row summed alike. NumPy's may sum a row otherwise at another place."""
@@ -84,6 +92,7 @@ def full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boxes", action="store_true", help="convolutions in boxes wherever they can be, in the interpreter too")
+    parser.addoption("--tf32", action="store_true", help="products of cut numbers where torch allows TF32, as on a GPU")
     parser.addoption("--record", action="store_true", help="keep the number of torch's own inputs that passed, if all did")
 
 

@@ -1,6 +1,8 @@
-"""The rule of check.py bites: each way to be wrong is noticed."""
+"""The rule of check.py bites: each way to be wrong is noticed. And no test depends on a clock."""
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,16 +33,20 @@ def test_notices(wrong: str) -> None:
         check(WRONG[wrong], lambda x: x * 1, randn(2, 3, 4, 5))
 
 
+def convolution(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return F.conv2d(x, w, b, padding=1)
+
+
 def products(bits: int) -> Callable[..., Tensor]:
     """A convolution that multiplies numbers, forward and backward, of which so many bits are zero."""
 
-    def convolution(*tensors: Tensor) -> Tensor:
+    def cut(*tensors: Tensor) -> Tensor:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tf32, "CUT", ~((1 << bits) - 1))
             with tf32.Cutting():
-                return F.conv2d(*tensors, padding=1)
+                return convolution(*tensors)
 
-    return convolution
+    return cut
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -51,7 +57,47 @@ def test_tf32_may_be_cut(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None
     tensors = randn(2, 8, 6, 6), randn(8, 8, 3, 3, seed=1), randn(8, seed=2)
     for bits in (13, 15):
         if allowed and bits == 13:
-            check(products(bits), lambda *t: F.conv2d(*t, padding=1), *tensors)
+            check(products(bits), convolution, *tensors)
         else:
             with pytest.raises(AssertionError):
-                check(products(bits), lambda *t: F.conv2d(*t, padding=1), *tensors)
+                check(products(bits), convolution, *tensors)
+
+
+# Files whose code runs within a test.
+TESTS = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem.startswith(("test_", "conftest", "check"))]
+CLOCKS = {"time", "monotonic", "perf_counter", "process_time", "thread_time", "clock_gettime", "sleep"}
+
+
+def clocks_in(source: str) -> set[str]:
+    """What a module reads a clock by, or waits by: functions of `time`, and the module timeit."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
+            found.add(f"time.{node.attr}")
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {"time.time" if (alias.name, bool(alias.asname)) == ("time", True) else alias.name for alias in node.names}
+    clocks = {f"time.{name}{unit}" for name in CLOCKS for unit in ("", "_ns")}
+    return {name for name in found if name in clocks or name.partition(".")[0] == "timeit"}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_no_test_reads_a_clock(path: Path) -> None:
+    """A busy machine must fail no test. A clock of a test's own may take the place of one: that is a name in a string."""
+    assert not clocks_in(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import time\nstart = time.monotonic()",
+        "import time as t\nt.sleep(1)",
+        "from time import perf_counter_ns as now",
+        "def test():\n    import timeit",
+        "from timeit import repeat",
+    ],
+)
+def test_a_clock_is_found(source: str) -> None:
+    assert clocks_in(source)
+    assert not clocks_in('import time\npatch.setattr(time, "monotonic", lambda: 0.0)')

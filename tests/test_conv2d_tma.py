@@ -122,9 +122,9 @@ def test_lines_of_images(arithmetic: str, layout: str, images: int, stride: int,
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
 def test_more_parts_than_lines(arithmetic: str, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
-    """A tap in a corner sees one pixel of an image: one line, in one of 4 parts."""
+    """Taps of the first row see one row of an image: 5 lines, in 6 parts."""
     monkeypatch.setattr(tuning, "wanted_programs", 264)
-    case = Conv((16, 16, 4, 4), (16, 16, 3, 3), {"padding": 3, "dilation": 3}, bias=False)
+    case = Conv((16, 16, 5, 5), (16, 16, 3, 3), {"padding": 4, "dilation": 4}, bias=False)
     x, w, _ = operands(case, allowed(arithmetic), "channels_last")
     check(tnn.conv2d, F.conv2d, x, w, None, **case.options)
     assert started.count("_wgrad_kernel") == 1

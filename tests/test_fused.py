@@ -21,7 +21,7 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "3x3": ((2, 5, 9, 8), {"out_channels": 6, "kernel_size": 3, "padding": 1}),
     "more channels than a tile, no bias": ((2, 3, 6, 7), {"out_channels": 20, "kernel_size": 3, "bias": False}),
     "stride, dilation, groups": (
-        (2, 4, 13, 14),
+        (2, 4, 7, 8),
         {"out_channels": 6, "kernel_size": (3, 2), "stride": (2, 1), "dilation": (1, 2), "groups": 2, "padding": 2},
     ),
     "depthwise": ((2, 4, 8, 8), {"out_channels": 8, "kernel_size": 3, "padding": 1, "groups": 4}),

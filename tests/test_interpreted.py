@@ -3,6 +3,9 @@
 A program costs some milliseconds whatever its size, so their number is the time, and it is the same on every machine.
 """
 
+import itertools
+import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +17,7 @@ from triton.runtime import interpreter
 import trinn.layers as tnn
 from tests.check import randn
 from tests.every import EVERY, called
-from trinn.kernels import tuning
+from trinn.kernels import launch, tuning
 from trinn.layers.pad2d import pad2d
 from trinn.models import AlexNet, LeNet
 
@@ -96,6 +99,30 @@ def test_a_call(name: str, counter: Counter) -> None:
     function, shapes, recorded = CALLS[name]
     function(*(randn(*shape).requires_grad_() for shape in shapes)).sum().backward()
     few(counter.programs, recorded)
+
+
+def test_calls_stay_in_one_piece_of_the_stack() -> None:
+    """Wherever the stack stands, a thousand calls touch no new page each."""
+
+    def leaf() -> None:
+        pass
+
+    def calls() -> None:
+        for _ in range(1000):
+            leaf()
+
+    def at(depth: int, function: Callable[[], None]) -> None:
+        function() if depth == 0 else at(depth - 1, function)
+
+    def most_pages(function: Callable[[], None]) -> int:
+        pages = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+        for depth in range(300):
+            at(depth, function)
+            pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        return max(after - before for before, after in itertools.pairwise(pages))
+
+    assert most_pages(launch.with_room(calls)) < 100
+    assert sys.version_info < (3, 11) or most_pages(calls) >= 1000, "CPython does not do this any more: remove with_room"
 
 
 def test_every_operator_is_counted() -> None:

@@ -73,24 +73,25 @@ def test_tensors_off_the_gpu_are_never_noted() -> None:
 
 
 @functools.cache
-def microseconds() -> dict[str, Any]:
-    return json.loads(run("bench.launch_path", "--json"))
+def calls() -> dict[str, Any]:
+    """How many functions are called, Python's and C's: no clock is read, and the numbers are the same on every run."""
+    return json.loads(run("bench.launch_path", "--count", "--json"))
 
 
 def test_a_launch_is_cheap() -> None:
-    """Less than a third of Triton's own way, and no launcher's Python around it: on whatever machine, beside other work."""
-    for name, (launcher, triton, notes, start) in microseconds()["operators"].items():
-        assert start < triton / 3, name
-        assert notes < launcher / 2, name
+    """Less than a quarter of Triton's own way, and no launcher's Python around it."""
+    for name, (launcher, triton, notes, start) in calls()["operators"].items():
+        assert start < triton / 4, name
+        assert notes < launcher / 3, name
 
 
 def test_a_functional_is_cheap() -> None:
     """Not much more than its operator."""
-    for name, (operator, whole) in microseconds()["functionals"].items():
-        assert whole < 2.5 * operator, name
+    for name, (operator, whole) in calls()["functionals"].items():
+        assert whole < 2.25 * operator, name
 
 
 def test_forward_and_backward_are_cheap() -> None:
-    """Not much more than a Function of torch's costs that does nothing."""
-    found = microseconds()["autograd"]
-    assert found["ours"] < 1.6 * found["torch's Function"]
+    """Less than twice a Function of torch's that does nothing."""
+    found = calls()["autograd"]
+    assert found["ours"] < 2 * found["torch's Function"]
