@@ -64,7 +64,7 @@ def test_any_strides() -> None:
     check(tnn.conv2d, F.conv2d, randn(1, 3, 6, 6).expand(2, 3, 6, 6), randn(1, 3, 3, 3).expand(4, 3, 3, 3), randn(1).expand(4))
 
 
-def test_expanded_gradient() -> None:
+def test_expanded_gradient(full_float32: None) -> None:
     """`sum().backward()` sends a gradient whose strides are all zero."""
     x, w, b = operands(CONV["plain"])
     for got, expected in zip(gradients(tnn.conv2d, x, w, b), gradients(F.conv2d, x, w, b), strict=True):
@@ -190,7 +190,7 @@ def test_mixed_devices() -> None:
         tnn.conv2d(randn(*X), randn(*W).to("meta"), None, groups=2)
 
 
-def test_module_is_torchs() -> None:
+def test_module_is_torchs(full_float32: None) -> None:
     """Same name, signature, initialisation, state_dict and repr; a checkpoint goes both ways."""
     torch.manual_seed(0)
     ours = tnn.Conv2d(4, 6, (3, 2), 2, 1, groups=2).to(DEVICE)

@@ -72,7 +72,7 @@ def test_same_bits_every_time() -> None:
 
 
 @pytest.mark.parametrize("output_size", [(9, 9), (10, 9), [2, 5, 10, 10]])
-def test_output_size_picks_output_padding(output_size: list[int]) -> None:
+def test_output_size_picks_output_padding(output_size: list[int], full_float32: None) -> None:
     ours, torchs = (nn.ConvTranspose2d(4, 5, 3, 2, 1).to(DEVICE) for nn in (tnn, torch.nn))
     torchs.load_state_dict(ours.state_dict())
     x = randn(2, 4, 5, 5)

@@ -186,7 +186,7 @@ WEIGHT_RULES: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("layer", ["Conv2d", "ConvTranspose2d", "Linear"])
 @pytest.mark.parametrize("rule", WEIGHT_RULES)
-def test_computed_weights(rule: str, layer: str) -> None:
+def test_computed_weights(rule: str, layer: str, full_float32: None) -> None:
     """Weights that are computed anew for each call are computed for ours too; back to the very class."""
     sizes, shape = ((3, 4), (2, 3)) if layer == "Linear" else ((3, 4, 3), (2, 3, 5, 5))
     torchs, inner = (WEIGHT_RULES[rule](built(lambda: getattr(nn, layer)(*sizes))) for _ in range(2))
@@ -343,7 +343,7 @@ def test_a_layer_of_trinns_in_the_model() -> None:
     assert [m.__class__ for m in trinn.revert(model)][:2] == [nn.Linear, nn.Linear] and isinstance(model[2], tnn.Linear)
 
 
-def test_a_compiled_model_notices() -> None:
+def test_a_compiled_model_notices(full_float32: None) -> None:
     """One that was compiled before it is converted compiles anew, and again when it is reverted."""
     model = built(small).eval()
     x = randn(2, 2, 6, 6)

@@ -224,7 +224,7 @@ def test_pooled_tile(window: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -
         assert torch.equal(ours, theirs)
 
 
-def test_nan_wins_in_a_tile() -> None:
+def test_nan_wins_in_a_tile(full_float32: None) -> None:
     """The last NaN of a window, as in max_pool2d, and ties go to the first."""
     x = randn(1, 1, 6, 8)
     x[0, 0, 1, 1] = x[0, 0, 0, 0] = x[0, 0, 4, 5] = float("nan")
@@ -239,7 +239,7 @@ def test_nan_wins_in_a_tile() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.3, None])
-def test_running_statistics(momentum: float | None) -> None:
+def test_running_statistics(momentum: float | None, full_float32: None) -> None:
     shape, layer = conv("3x3")
     ours, theirs = twins(tnn.ConvBNReLU2d, layer, nn.BatchNorm2d(6, momentum=momentum), nn.ReLU())
     for seed in range(3):

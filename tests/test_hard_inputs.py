@@ -18,6 +18,7 @@ for operator in ("pool2d", "conv2d", "conv_transpose2d", "batchnorm2d", "relu", 
     importlib.import_module(f"tests.hard_inputs.{operator}")
 
 
+@pytest.mark.usefixtures("full_float32")
 @pytest.mark.parametrize("row", [pytest.param(row, id=f"hard_{row.number:03}: {row.name}") for row in ROWS])
 def test_hard_input(row: Row) -> None:
     row.run()

@@ -121,7 +121,7 @@ def test_trains_like_torchs(optimizer: str, full_float32: None) -> None:
     check_training(*networks(), batches, OPTIMIZERS[optimizer])
 
 
-def test_options() -> None:
+def test_options(full_float32: None) -> None:
     """Classes, channels and dropout, of two layers' inputs; the same elements are dropped as by torch's."""
     options: dict[str, Any] = {"num_classes": 3, "dropout": 0.5, "in_channels": 2}
     ours, torchs = LeNet(**options).to(DEVICE), LeNet(**options, nn=torch.nn).to(DEVICE)

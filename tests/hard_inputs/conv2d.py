@@ -210,6 +210,7 @@ def _() -> None:
     before = torch.backends.cudnn.conv.fp32_precision
     with launch.observed(lambda *_: None, "sm_90"):
         try:
+            torch.backends.cudnn.conv.fp32_precision = "tf32"
             assert conv_precision(torch.float32, device) == "tf32" and matmul_precision(torch.float32, device) == "tf32x3"
             torch.backends.cudnn.conv.fp32_precision = "ieee"
             assert conv_precision(torch.float32, device) == "tf32x3"
