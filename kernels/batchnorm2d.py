@@ -140,8 +140,8 @@ def _backward_kernel(
         db = tl.load(sums + channels + c, mask=c < channels, other=0.0)
         deviation = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
         deviation -= center[:, None]
-        pixels = tl.full((), pixels, ACCUMULATOR)
-        value -= divided(db, pixels)[:, None] + deviation * divided(scale * dw, pixels)[:, None]
+        share = divided(tl.full((), 1.0, ACCUMULATOR), tl.full((), pixels, ACCUMULATOR))  # of a pixel; one division a program
+        value -= (db * share)[:, None] + deviation * (scale * dw * share)[:, None]
     if w is not None:
         scale *= tl.load(w + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
     value *= scale[:, None]

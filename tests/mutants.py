@@ -201,7 +201,7 @@ MUTANTS = [
     Mutant("evaluation's gradient is that of training", "layers/batchnorm2d.py", "w, sums if batch else None, eps)", "w, sums, eps)", "batchnorm2d"),
     Mutant("running statistics shared with a graph", "layers/batchnorm2d.py", "mean, var = running_mean.clone(), running_var.clone()", "mean, var = running_mean, running_var", "batchnorm2d"),
     Mutant("second derivative without the deviation", "layers/batchnorm2d.py", "to_x = to_x - scale * s * moved", "to_x = to_x - scale * moved", "batchnorm2d"),
-    Mutant("gradient of the input without its second sum", "kernels/batchnorm2d.py", "value -= divided(db, pixels)[:, None] + deviation * divided(scale * dw, pixels)[:, None]", "value -= divided(db, pixels)[:, None]", "batchnorm2d"),
+    Mutant("gradient of the input without its second sum", "kernels/batchnorm2d.py", "value -= (db * share)[:, None] + deviation * (scale * dw * share)[:, None]", "value -= (db * share)[:, None]", "batchnorm2d"),
     Mutant("a process's sums as those of all", "layers/sync_batchnorm.py", "of_all = ops.sync_batchnorm_sums(_gathered(sums, len(counts), group), counts, _pixels(x))", "of_all = sums", "sync_batchnorm"),
     Mutant("sums of all over the pixels of one process", "kernels/sync_batchnorm.py", "tl.store(merged + element, total * share,", "tl.store(merged + element, total,", "sync_batchnorm"),
     Mutant("the last process's sums forgotten", "kernels/sync_batchnorm.py", "for part in range(0, parts):", "for part in range(0, parts - 1):", "sync_batchnorm"),
