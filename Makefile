@@ -27,8 +27,8 @@ help:
 	@echo 'make demo             LeNet learns handwritten digits on our kernels alone; draws what it learned'
 	@echo 'make notes            a walk from a first network to AlexNet and its initialisation, printed'
 	@echo 'make test             every operator against torch in float64, some minutes'
-	@echo 'make test-long        all of torch'"'"'s own test inputs against our operators, and the tests of convolutions'
-	@echo '                      by the kernels for Hopper, a quarter of an hour'
+	@echo 'make test-long        all of torch'"'"'s own test inputs against our operators, and the tests of convolutions by the'
+	@echo '                      kernels for Hopper and with TF32 as a GPU has it, a quarter of an hour'
 	@echo 'make mutants          breaks the kernels in dozens of ways, one by one, and sees that the tests notice'
 	@echo 'make fuzz             draws cases and compares with torch: MINUTES=10 OPS=conv2d,linear SEED=0'
 	@echo 'make precision        how exact every operator is, in units of torch'"'"'s own error'
@@ -59,6 +59,7 @@ test: $(BUILT)
 test-long: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'long or torchs_material'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --boxes $(CONVOLUTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --tf32 $(CONVOLUTIONS)
 
 mutants: $(BUILT)
 	$(BIN)/python -m tests.mutants

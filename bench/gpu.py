@@ -63,7 +63,7 @@ class Part(NamedTuple):
     seconds: float | None
 
 
-def pytest(out: Path, *arguments: str) -> list[str]:
+def pytest_command(out: Path, *arguments: str) -> list[str]:
     """pytest with a process for each core but two, as far as its plugins are there."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.contained", "--tb=short"]
     command += ["--results", str(out / "tests.jsonl")]
@@ -78,9 +78,9 @@ def parts(out: Path) -> list[Part]:
     return [
         Part("environment", [*python, "trinn.env"], 30),
         Part("descriptors", [*python, "tests.descriptors", "cuda"], 40),
-        Part("calls", pytest(out, *CALLS), 70),
+        Part("calls", pytest_command(out, *CALLS), 70),
         Part("rates", [*python, "bench.rates", "--out", str(out / "rates.json")], 45),
-        Part("tests", pytest(out, *TESTS), 190),
+        Part("tests", pytest_command(out, *TESTS), 190),
         Part("bench", [*python, "bench", "--quick", "--out", str(out), "--minutes"], None),
     ]
 
