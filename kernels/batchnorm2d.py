@@ -21,7 +21,7 @@ from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import cdiv
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, divided, widened
+from trinn.kernels.precision import accumulator, widened
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.tuning import elementwise_block
 from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_of, walk
@@ -122,10 +122,10 @@ def _sums_kernel(
 def _backward_kernel(
     x, dy, mean, var, w, sums, dx,
     x_strides, dy_strides, dx_strides,
-    sizes, pixels, eps: tl.float64,
+    sizes, share: tl.float64, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of dx; without sums, for given statistics."""
+    """One tile of dx; without sums, for given statistics. `share` is 1 / m."""
     channels = sizes[0]
     tiles = cdiv(channels, TILE.channels)
     program = tl.program_id(0)
@@ -140,7 +140,7 @@ def _backward_kernel(
         db = tl.load(sums + channels + c, mask=c < channels, other=0.0)
         deviation = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
         deviation -= center[:, None]
-        share = divided(tl.full((), 1.0, ACCUMULATOR), tl.full((), pixels, ACCUMULATOR))  # of a pixel; one division a program
+        share = tl.full((), share, ACCUMULATOR)
         value -= (db * share)[:, None] + deviation * (scale * dw * share)[:, None]
     if w is not None:
         scale *= tl.load(w + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
@@ -302,7 +302,7 @@ def batchnorm2d_backward(
         launch(
             _backward_kernel, path.tiles * path.chunks, x, dy, *_dense(mean, var, w), sums, dx,
             *path.strides,
-            path.sizes, x.numel() // x.shape[1], eps,
+            path.sizes, x.shape[1] / x.numel(), eps,
             ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, dx), TILE=path.tile, warps=8, device=x.device,
         )  # fmt: skip
     return dx
