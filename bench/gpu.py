@@ -149,8 +149,8 @@ def _of_parts(out: Path) -> Iterator[str]:
 
 def _of_tests(out: Path, most: int) -> Iterator[str]:
     """How many tests passed, and the errors by how many tests have them."""
-    path = out / "tests.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = (out / "tests.jsonl").read_text() if (out / "tests.jsonl").exists() else ""
+    rows = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]  # whole lines: the last may have been cut off
     last = {row["test"]: row for row in rows}
     last |= {row["test"]: row for row in rows if row["outcome"] == "failed"}
     counts = Counter(row["outcome"] for row in last.values())
@@ -220,13 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("There is no GPU here: PYTHON=... names a Python whose torch sees one.", file=sys.stderr)
         return 1
-    name = torch.cuda.get_device_name().lower().replace(" ", "-")
-    out = (
-        args.out.resolve()
-        if args.out
-        else RESULTS / name / datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M")
-    )
+    gpu = torch.cuda.get_device_name().lower().replace(" ", "-")
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M")
+    out = (args.out or RESULTS / gpu / stamp).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    for file in ("tests.jsonl", "rates.json", "log.txt"):  # of an earlier run, to which this one would add
+        (out / file).unlink(missing_ok=True)
     print(f"into {out}", flush=True)
     print(gpu_cache.unpacked(), flush=True)
     well = run_all(parts(out), out, until - time.monotonic())

@@ -3,6 +3,7 @@
 `python -m tests.rehearsal` runs
 
     the tests that bench/gpu.py runs on a GPU, in processes whose CPU tensors stand for the GPU's: pytest -p tests.rehearsal
+    the yardstick's most telling cases, shrunk, and a network: both sides, each pass and mode, by a clock that stands still too
     drawn calls of every operator, by Triton's own C launchers and from the launch cache, on a stub of the driver: what reaches
     cuLaunchKernelEx is the same bytes (tests/replays.py and tests/descriptors.py)
 
@@ -11,6 +12,7 @@ if all its Python runs. One that fails since a value is wrong, after it launched
 raises is a fault. With REHEARSAL_COMPILES set, kernels are compiled, for `make gpu-cache`.
 """
 
+import dataclasses
 import datetime
 import json
 import os
@@ -18,7 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ import torch  # isort: skip
 from torch.autograd.gradcheck import GradcheckError
 
 import tests.check
-from bench import gpu, gpu_cache, stub_driver
+from bench import gpu, gpu_cache, models, registry, rows, stub_driver
+from bench.timing import Machine
 from tests import evidence
 from trinn.kernels import max_unpool2d
 
@@ -124,6 +127,40 @@ def tests_run(environment: dict[str, str]) -> dict[str, Any]:
     }
 
 
+class StillClock:
+    def seconds(self, calls: Sequence[Callable[[], object]], ahead: bool) -> float:
+        for call in calls:
+            call()
+        return 1e-3
+
+
+def measure() -> None:
+    """Print a line of JSON for each row of the yardstick: its name, what failed, and how many kernels were launched."""
+    stand_in()
+    machine = Machine("cpu", StillClock())
+    cases = ((name, arithmetic) for name, several in registry.QUICK.items() for arithmetic in several)
+    small = dataclasses.replace(models.MODELS["LeNet b128"], batch=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "words_of", lambda errors: None)
+        patch.setattr(rows, "other_bits", lambda got, before: None)
+        for found in (
+            *(rows.rows_of(registry.CASES[name].small(), arithmetic, machine, rounds=2) for name, arithmetic in cases),
+            models.rows_of("LeNet", small, "bf16", machine, rounds=2),
+        ):
+            for row in found:
+                name = f"{row['name']} {row['pass']} {row['arithmetic']}"
+                print(json.dumps({"test": name, "failed": row["failed"], "launches": len(launches)}))
+                launches.clear()
+
+
+def rows_measured(environment: dict[str, str]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.rehearsal", "measure"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the yardstick: {done.stdout[-1000:]}{done.stderr[-3000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
 def bytes_compared(environment: dict[str, str]) -> dict[str, int]:
     """Of drawn calls: launches that were compared byte for byte, those from the launch cache, tensor maps, and C launchers."""
     for module in ("tests.descriptors", "tests.replays"):
@@ -141,8 +178,14 @@ def bytes_compared(environment: dict[str, str]) -> dict[str, int]:
 
 
 def main() -> int:
+    if sys.argv[1:] == ["measure"]:
+        measure()
+        return 0
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+    measured = rows_measured(environment)
     figures = {"date": f"{datetime.date.today()}", **tests_run(environment), "bytes": bytes_compared(environment)}
+    figures["rows"] = len(measured)
+    figures["faults"] += [row["test"] for row in measured if row["failed"] or not row["launches"]]
     print(json.dumps(figures, indent=1))
     evidence.record("rehearsal", figures, "a GPU that stands still")
     evidence.PAGE.write_text(evidence.render())

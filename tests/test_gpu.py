@@ -66,7 +66,7 @@ def test_summary(tmp_path: Path) -> None:
     several = [result(f"tests/test_{i}.py::test[{j}]", "failed", f"error {i}") for i in range(20) for j in range(i + 1)]
     passed = [result("tests/test_conv.py::test[a]", "passed"), result("tests/test_conv.py::test[b]", "passed")]
     broken = [result("tests/test_conv.py::test[b]", "failed", "worker 'gw1' crashed")]
-    (tmp_path / "tests.jsonl").write_text("\n".join([*passed, *several, *broken]) + "\n")
+    (tmp_path / "tests.jsonl").write_text("\n".join([*passed, *several, *broken]) + '\n{"test": "cut o')
     rate = {"unit": "bytes/s", "value": 4e12, "per_multiprocessor": 30.0, "assumed": 50.0, "at_most": None}
     (tmp_path / "rates.json").write_text(json.dumps({"rates": [rate | {"name": f"rate {i}"} for i in range(10)]}))
     row: dict[str, Any] = {
