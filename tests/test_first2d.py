@@ -46,7 +46,8 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Copies wherever they can be; the names of the kernels that are started."""
+    """Copies wherever they can be; the names of the kernels that are started. What others do is done in large tiles."""
+    monkeypatch.setattr(tuning, "interpreted_block", 4096)
     names: list[str] = []
 
     def noted(kernel: Any, *args: Any, **options: Any) -> None:
