@@ -4,8 +4,9 @@ A run ends with the number of torch's own inputs that passed; `--record` keeps i
 """
 
 import contextlib
+import importlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -15,8 +16,7 @@ import torch
 from tests import evidence
 from tests.boxes import in_boxes
 from tests.cutting import units_that_cut
-from trinn.kernels import replay, tuning
-from trinn.kernels.launch import INTERPRETED
+from trinn.kernels import launch, replay, tuning
 
 # What these test is the same with a GPU, and they assume that there is none: CPU tensors stand for its own.
 WITHOUT_A_GPU = (
@@ -25,14 +25,31 @@ WITHOUT_A_GPU = (
 )  # fmt: skip
 collect_ignore = [f"test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_available() else []
 
-if INTERPRETED:  # torch writes to indices that repeat in the order of its threads
-    torch.set_num_threads(1)
+
+def looked_up_once(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Triton's table of NumPy's dtypes, asked once for each scalar type: the interpreter builds all of it at every step."""
+    known: dict[str, Any] = {}
+
+    def dtype_of(type_: Any) -> Any:
+        if type(type_) is not launch.tl.dtype:
+            return find(type_)
+        if type_.name not in known:
+            known[type_.name] = find(type_)
+        return known[type_.name]
+
+    return dtype_of
+
+
+if launch.INTERPRETED:
+    torch.set_num_threads(1)  # torch writes to indices that repeat in the order of its threads
+    interpreter = vars(importlib.import_module("triton.runtime.interpreter"))  # behind trinn, which tells Triton to interpret
+    interpreter["_get_np_dtype"] = looked_up_once(interpreter["_get_np_dtype"])
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 16 and several splits where kernels are interpreted: edges, loops and second passes all take part."""
-    if INTERPRETED:
+    if launch.INTERPRETED:
         monkeypatch.setattr(tuning, "interpreted_block", 16)
         monkeypatch.setattr(tuning, "wanted_programs", 8)
 

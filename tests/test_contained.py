@@ -37,7 +37,7 @@ def test_costs_itself_alone(tmp_path: Path) -> None:
     file, results = tmp_path / "test_some.py", tmp_path / "results.jsonl"
     file.write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.contained", *CONTAINED]
-    command += ["-n", "2", "--timeout", "5", "--results", str(results), str(file)]
+    command += ["-n", "2", "--timeout", "3", "--results", str(results), str(file)]
     subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     outcomes = {row["test"][-2]: row["outcome"] for row in rows if row["outcome"] == "failed" or row["test"][-2] not in "23"}
