@@ -9,7 +9,7 @@ found in its cache.
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,18 @@ def _listen(**heard: Any) -> None:
 knobs.compilation.listener = _listen
 
 
-@pytest.fixture(autouse=True)
-def contained(record_property: Callable[[str, Any], None]) -> Iterator[None]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     _kernels.clear()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("kernels", dict(_kernels)))
+
+
+@pytest.fixture(autouse=True)
+def contained() -> Iterator[None]:
     yield
-    record_property("kernels", dict(_kernels))
     if wait is not None:
         try:
             wait()

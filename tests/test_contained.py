@@ -24,6 +24,7 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize("number", range(8))
 def test_one(number, gpu):
+    tests.contained._listen(cache_hit=number == 0)
     if number == 2:
         gpu.append("an illegal access")
     if number == 3:
@@ -42,5 +43,7 @@ def test_costs_itself_alone(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     outcomes = {row["test"][-2]: row["outcome"] for row in rows if row["outcome"] == "failed" or row["test"][-2] not in "23"}
     assert outcomes == {number: "failed" if number in "235" else "passed" for number in "01234567"}
+    kernels = {row["test"][-2]: row["kernels"] for row in rows}
+    assert kernels["0"] == {"found": 1} and kernels["1"] == {"compiled": 1}, "kernels that Triton found and compiled"
     errors = {row["test"][-2]: row["error"] for row in rows if row["outcome"] == "failed"}
     assert "crashed" in errors["2"] and "crashed" in errors["3"] and "wrong" in errors["5"]
