@@ -54,7 +54,7 @@ class _CutGradient(torch.autograd.Function):
 class Cutting(TorchFunctionMode):
     """Within, torch's convolutions and linear layers multiply cut numbers, forward and backward, where TF32 is allowed.
 
-    In float64 that is what a matrix unit computes that cuts, but for its sums. A bias is not multiplied, nor is it cut.
+    In float64 this is the result of a matrix unit that cuts, without the rounding of its sums. A bias is not cut.
     """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -15,7 +15,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
 def unfit_interpreter(triton_version: str, numpy_version: str) -> str:
-    """Why Triton's interpreter of that version fails with that NumPy, and what to install; empty if it works."""
+    """The reason that this version of Triton cannot interpret with this NumPy, and the remedy; empty if it can."""
     triton_minor, numpy_minor = (tuple(map(int, version.split(".")[:2])) for version in (triton_version, numpy_version))
     if triton_minor >= (3, 7) or numpy_minor < (2, 4):
         return ""

@@ -20,7 +20,7 @@ CHILD = (
 
 
 def test_parts_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that fails and one that hangs, with a child of its own, cost no other; all is written down as it comes."""
+    """A part that fails and a part that hangs, with a child process, cost no other part. Each is written down as it ends."""
     monkeypatch.setattr(gpu, "GRACE", 0.5)
     python = [sys.executable, "-c"]
     parts = [

@@ -164,7 +164,7 @@ def test_kernels_divide_by_divided() -> None:
 
 
 def comprehensions(scope: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
-    """Those of a function, which become a part of it from Python 3.12 on; a generator expression does not."""
+    """List, set and dict comprehensions of a function. Python 3.12 makes them a part of it; generator expressions stay apart."""
     for child in scope.get_children():
         if child.get_name() in ("listcomp", "setcomp", "dictcomp"):
             yield child
