@@ -164,7 +164,7 @@ def test_kernels_divide_by_divided() -> None:
 
 
 def comprehensions(scope: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
-    """List, set and dict comprehensions of a function. Python 3.12 makes them a part of it; generator expressions stay apart."""
+    """List, set and dict comprehensions of a function, which Python 3.12 makes a part of it; not generator expressions."""
     for child in scope.get_children():
         if child.get_name() in ("listcomp", "setcomp", "dictcomp"):
             yield child
