@@ -75,7 +75,10 @@ _jobs: list[Job] = []  # what the processes that compile have in common
 
 def _compiled(number: int) -> str | None:
     job = _jobs[number]
-    code = code_of(job)
+    try:
+        code = code_of(job)
+    except KeyError:  # there is no PTX of it: it is from gpu_cache.py's file, and was judged when that was made
+        return None
     if isinstance(code, Code):
         compile_launcher(job.kernel.warmup(*job.args, grid=(1,), **job.constants))
     return fault_of(job, code)

@@ -36,6 +36,7 @@ from trinn.kernels.conv_transpose2d import (  # noqa: E402
     conv_transpose2d_fprop,
     conv_transpose2d_wgrad,
 )
+from trinn.kernels.launch import hash_device_functions  # noqa: E402
 from trinn.kernels.linear import linear_dgrad, linear_fprop, linear_relu, linear_wgrad  # noqa: E402
 from trinn.kernels.max_unpool2d import max_unpool2d_add, max_unpool2d_backward, max_unpool2d_forward  # noqa: E402
 from trinn.kernels.op import library, ops  # noqa: E402
@@ -65,6 +66,8 @@ from trinn.kernels.upsample2d import (  # noqa: E402
 from trinn.kernels.vmap import register_vmap  # noqa: E402
 
 register_vmap(library)
+
+hash_device_functions([module for name, module in sorted(sys.modules.items()) if name.startswith("trinn.kernels.")])
 
 __all__ = [
     "adaptive_avg_pool2d_backward",

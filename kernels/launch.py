@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,15 @@ _UNFIT = unfit_interpreter(triton.__version__, importlib.import_module("numpy").
 
 # What a kernel calls. The interpreter would prepare each call anew, for some milliseconds, where a plain call does the same.
 device_function: Callable[..., Any] = (lambda function: function) if INTERPRETED else triton.jit
+
+
+def hash_device_functions(modules: Iterable[Any]) -> None:
+    """Hash what kernels call before any kernel: Triton's key of a kernel depends on whether that was hashed before."""
+    for module in modules:
+        for value in list(vars(module).values()):
+            if isinstance(value, triton.JITFunction) and not value.__name__.endswith("_kernel"):
+                value.cache_key  # noqa: B018
+
 
 # The interpreter checks each int32 step for overflow: right for the small tensors of a test, too slow for others.
 always_int64 = INTERPRETED
