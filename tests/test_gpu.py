@@ -158,3 +158,22 @@ def test_sources_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / "kernels" / name).write_text(text)
         seen.append(gpu_cache.sources())
     assert len(set(seen)) == 4
+
+
+KEY = """
+import importlib, os, sys
+os.environ["TRITON_INTERPRET"] = "0"
+names = {"linear": "_matmul_kernel", "conv2d": "_gather_gemm_kernel"}
+keys = {name: getattr(importlib.import_module(f"trinn.kernels.{name}"), names[name]).cache_key for name in sys.argv[1:]}
+print(keys["linear"])
+"""
+
+
+def test_keys_do_not_depend_on_order() -> None:
+    """Of two kernels that call the same function, whichever is launched first: else another process finds neither."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = {
+        subprocess.run([sys.executable, "-c", KEY, *order], env=environment, cwd=ROOT, capture_output=True, text=True).stdout
+        for order in (("linear", "conv2d"), ("conv2d", "linear"))
+    }
+    assert len(found) == 1 and found != {""}
