@@ -110,7 +110,7 @@ def unpacked(packed: Path = PACKED) -> str:
 
 
 def commands(stub: Path) -> list[tuple[list[str], dict[str, str]]]:
-    """What compiles the launches of each part of bench.gpu, and what to add to its environment.
+    """Commands that compile the launches of bench.gpu, each with its additional environment variables.
 
     The first two install the stub of the driver, in that folder, themselves.
     """

@@ -1,4 +1,4 @@
-"""What TF32 costs where a matrix unit cuts float32 off, instead of rounding it, to the 10 bits that it multiplies.
+"""The error of TF32 where a matrix unit cuts float32 to 10 bits instead of rounding it.
 
 NVIDIA's units do not say which of the two they do to float32 in registers or shared memory: PTX leaves the last 13 bits
 undefined, and they are ignored. A library may round beforehand, with half the largest error. Triton rounds only what a tensor

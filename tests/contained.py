@@ -1,6 +1,6 @@
 """`pytest -p tests.contained --results FILE`: tests on a GPU, of which none can harm another.
 
-A kernel that reads what is not there breaks the GPU for its whole process, and each later call in it fails. So a process ends
+An illegal memory access breaks the CUDA context of its process, and every later call in that process fails. So a process ends
 after the test that broke it; pytest-xdist counts that test as failed and starts another process. FILE gets a line of JSON for
 each test when it ends: its name, outcome, seconds, the last line of an error, and how many kernels Triton compiled for it and
 found in its cache.

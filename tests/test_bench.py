@@ -300,7 +300,7 @@ def test_nan_is_wrong() -> None:
 
 
 def test_what_cuts_tf32_is_timed_and_marked() -> None:
-    """A unit that cuts has up to three times the error of one that rounds; twice that of cutting is wrong."""
+    """The error of cutting passes and is marked. A larger error is wrong."""
     exact, rounded, cut = (torch.full((2,), value, dtype=torch.float64) for value in (1.0, 1.0002, 1.0006))
     results = [{"output": t} for t in (cut.float(), rounded.float(), exact, cut)]
     checked = rows.check(*results)

@@ -20,7 +20,7 @@ CHILD = (
 
 
 def test_parts_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part that fails and a part that hangs, with a child process, cost no other part. Each is written down as it ends."""
+    """Failing and hanging parts stop no other part, and their children are killed. Each part is recorded as it ends."""
     monkeypatch.setattr(gpu, "GRACE", 0.5)
     python = [sys.executable, "-c"]
     parts = [
