@@ -10,17 +10,19 @@ forward and backward read. The backward is a gather, without atomics. All is com
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import elements_of, first_reader, most_readers
+from trinn.kernels.indexing import first_reader, most_readers
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, divided, rounded
-from trinn.kernels.tuning import element_tiles, elementwise_block
+from trinn.kernels.precision import accumulator, divided
+from trinn.kernels.separable2d import gather2d
+from trinn.kernels.tuning import elementwise_block
 
 
 @device_function
@@ -58,60 +60,24 @@ def _weights_kernel(
         tl.store(weights + position * taps + i, weight, mask=position < out_size)
 
 
-@triton.jit
-def _forward_kernel(
-    x, y, weights_h, weights_w,
-    x_strides, y_strides,
-    elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64, taps_h, taps_w,
-    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """A tile of y."""
-    x_n, x_c, x_h, x_w = x_strides
-    y_n, y_c, y_h, y_w = y_strides
-    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
-    top, rows, _h = _taps(p, height, out_height, tl.full((), scale_h, ACCUMULATOR))
-    left, columns, _w = _taps(q, width, out_width, tl.full((), scale_w, ACCUMULATOR))
-    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
-    for i in range(taps_h):
-        weight_h = tl.load(weights_h + p * taps_h + i, mask=i < rows, other=0.0)
-        for j in range(taps_w):
-            weight_w = tl.load(weights_w + q * taps_w + j, mask=(j < columns) & (q < out_width), other=0.0)
-            reads = exists & (i < rows) & (j < columns)
-            value = tl.load(x + n * x_n + c * x_c + (top + i) * x_h + (left + j) * x_w, mask=reads, other=0).to(ACCUMULATOR)
-            acc += weight_h * weight_w * value
-    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, rounded(acc, y.dtype.element_ty), mask=exists)
+@device_function
+def _tap(i, position, axis, DTYPE: tl.constexpr):
+    """The i-th pixel that an output reads."""
+    size, out_size, taps, scale, weights = axis
+    first, count, _center = _taps(position, size, out_size, scale.to(DTYPE))
+    reads = i < count
+    return first + i, reads, tl.load(weights + position * taps + i, mask=reads, other=0.0)
 
 
-@triton.jit
-def _backward_kernel(
-    dy, dx, weights_h, weights_w,
-    dy_strides, dx_strides,
-    elements, channels, height, width, out_height, out_width, scale_h: tl.float64, scale_w: tl.float64, taps_h, taps_w,
-    readers_h, readers_w,
-    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """A tile of dx; `readers`, from most_readers, is how many outputs of an axis each pixel looks at."""
-    dy_n, dy_c, dy_p, dy_q = dy_strides
-    dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
-    scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
-    first_p = first_reader(h, out_height, scale_h, 0.5 - tl.maximum(scale_h, 1.0), 0.5)
-    first_q = first_reader(w, out_width, scale_w, 0.5 - tl.maximum(scale_w, 1.0), 0.5)
-    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
-    for i in range(readers_h):
-        p = first_p + i
-        top, rows, _h = _taps(p, height, out_height, scale_h)
-        reads_h = (p < out_height) & (h >= top) & (h < top + rows)
-        weight_h = tl.load(weights_h + p * taps_h + h - top, mask=reads_h, other=0.0)
-        for j in range(readers_w):
-            q = first_q + j
-            left, columns, _w = _taps(q, width, out_width, scale_w)
-            reads_w = (q < out_width) & (w >= left) & (w < left + columns)
-            weight_w = tl.load(weights_w + q * taps_w + w - left, mask=reads_w, other=0.0)
-            at = n * dy_n + c * dy_c + p * dy_p + q * dy_q
-            upstream = tl.load(dy + at, mask=exists & reads_h & reads_w, other=0.0).to(ACCUMULATOR)
-            acc += weight_h * weight_w * upstream
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=exists)
+@device_function
+def _reader(i, position, axis, DTYPE: tl.constexpr):
+    """The i-th output that may read a pixel."""
+    size, out_size, taps, scale, weights = axis
+    scale = scale.to(DTYPE)
+    reader = first_reader(position, out_size, scale, 0.5 - tl.maximum(scale, 1.0), 0.5) + i
+    first, count, _center = _taps(reader, size, out_size, scale)
+    reads = (reader < out_size) & (position >= first) & (position < first + count)
+    return reader, reads, tl.load(weights + reader * taps + position - first, mask=reads, other=0.0)
 
 
 def _empty(x: Tensor, size: Sequence[int], scales: Sequence[float]) -> Tensor:
@@ -132,15 +98,16 @@ def antialias2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float])
         (N, C, P, Q), channels_last if `x` is.
     """
     y = _empty(x, size, scales)
-    axes = list(zip(x.shape[2:], size, _effective(x.shape[2:], size, scales), strict=True))
-    programs, order = element_tiles(y)
-    launch(
-        _forward_kernel, programs, x, y, *(_weights(x, *axis) for axis in axes),
-        x.stride(), y.stride(),
-        y.numel(), *x.shape[1:], *size, *(scale for *_, scale in axes), *(_most_taps(scale) for *_, scale in axes),
-        **order, ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y),
-        device=x.device,
-    )  # fmt: skip
+    axes = _axes(x.shape[2:], size, scales)
+    gather2d(
+        x,
+        y,
+        [axis[:3] for axis in axes],
+        [axis.scale for axis in axes],
+        [axis.taps for axis in axes],
+        _tap,
+        tables=_weights(x, axes),
+    )
     return y
 
 
@@ -148,38 +115,39 @@ def antialias2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float])
 def antialias2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float]) -> Tensor:
     """Gradient of antialiased interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`."""
     dx = _empty(dy, size, scales)
-    axes = list(zip(size, dy.shape[2:], _effective(size, dy.shape[2:], scales), strict=True))
-    readers = [most_readers(*axis, 0.5 - max(axis[2], 1.0), 0.5 + max(axis[2], 1.0), 0.5) for axis in axes]
-    programs, order = element_tiles(dx)
-    launch(
-        _backward_kernel, programs, dy, dx, *(_weights(dy, *axis) for axis in axes),
-        dy.stride(), dx.stride(),
-        dx.numel(), *dx.shape[1:], *dy.shape[2:], *(scale for *_, scale in axes), *(_most_taps(scale) for *_, scale in axes),
-        *readers,
-        **order, ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx),
-        device=dy.device,
-    )  # fmt: skip
+    axes = _axes(size, dy.shape[2:], scales)
+    readers = [most_readers(a.size, a.out_size, a.scale, 0.5 - max(a.scale, 1.0), 0.5 + max(a.scale, 1.0), 0.5) for a in axes]
+    gather2d(dy, dx, [axis[:3] for axis in axes], [axis.scale for axis in axes], readers, _reader, tables=_weights(dy, axes))
     return dx
 
 
-def _weights(like: Tensor, size: int, out_size: int, scale: float) -> Tensor:
-    """The table of an axis: for each output the weights of the pixels it reads."""
-    taps = _most_taps(scale)
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    weights = torch.empty((out_size, taps), dtype=dtype, device=like.device)
-    block = elementwise_block(out_size)
-    launch(
-        _weights_kernel, triton.cdiv(out_size, block), weights, size, out_size, taps, scale,
-        ACCUMULATOR=accumulator(like.dtype), INDEX=index_type(weights), BLOCK=block, device=like.device,
-    )  # fmt: skip
-    return weights
+class _Axis(NamedTuple):
+    """Sizes before and after, the largest number of pixels that an output reads, and the scale, 1 for an axis that is copied."""
+
+    size: int
+    out_size: int
+    taps: int
+    scale: float
 
 
-def _most_taps(scale: float) -> int:
-    """The largest number of pixels that an output reads."""
-    return 2 * math.ceil(max(scale, 1.0)) + 1
+def _axes(size: Sequence[int], out_size: Sequence[int], scales: Sequence[float]) -> list[_Axis]:
+    scales = [1.0 if n == m else float(scale) for n, m, scale in zip(size, out_size, scales, strict=True)]
+    return [_Axis(n, m, 2 * math.ceil(max(s, 1.0)) + 1, s) for n, m, s in zip(size, out_size, scales, strict=True)]
 
 
-def _effective(size: Sequence[int], out_size: Sequence[int], scales: Sequence[float]) -> list[float]:
-    """The scales, but 1 for an axis that is copied."""
-    return [1.0 if n == m else float(scale) for n, m, scale in zip(size, out_size, scales, strict=True)]
+def _weights(like: Tensor, axes: Sequence[_Axis]) -> list[Tensor]:
+    """For each axis a table of the weights of the pixels that each output reads."""
+    tables = []
+    for axis in axes:
+        weights = torch.empty(
+            (axis.out_size, axis.taps),
+            dtype=torch.float64 if like.dtype == torch.float64 else torch.float32,
+            device=like.device,
+        )
+        block = elementwise_block(axis.out_size)
+        launch(
+            _weights_kernel, triton.cdiv(axis.out_size, block), weights, *axis,
+            ACCUMULATOR=accumulator(like.dtype), INDEX=index_type(weights), BLOCK=block, device=like.device,
+        )  # fmt: skip
+        tables.append(weights)
+    return tables

@@ -7,7 +7,7 @@
     each with h = p * stride - padding + r * dilation, w from q and s likewise, and c = k // (filters a channel)
 
 conv2d hands such shapes over; nobody else needs to know. Those with one filter a channel mostly go on to depthwise2d_strips.py,
-which reads less often. Of the others, fprop and dgrad are one kernel, elementwise over the result in its memory order. wgrad
+which reads less often. Of the others, fprop and dgrad are one kernel. wgrad
 holds all taps of a block of filters in registers, so that x and dy are read once.
 """
 
@@ -17,61 +17,63 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.columns import columns, columns_of, zeros
 from trinn.kernels.depthwise2d_strips import gather_strips, has_strips, wgrad_strips
 from trinn.kernels.epilogue import rectified
-from trinn.kernels.indexing import Axis, big_from_small, elements_of, inside, small_from_big, split_pixel
+from trinn.kernels.indexing import Axis, big_from_small, inside, small_from_big, split_pixel
 from trinn.kernels.launch import index_type, is_channels_last, launch
 from trinn.kernels.precision import accumulator
 from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.tuning import element_tiles, splits
+from trinn.kernels.tuning import splits
 
 
 @triton.jit
 def _gather_kernel(
     source, weight, scale, bias, result,
     source_strides, weight_strides, result_strides,
-    elements, channels, source_height, source_width, result_height, result_width,
+    channels, source_height, source_width, result_height, result_width, cut,
     H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the result; FILTERS is their number a channel, ADJOINT is dgrad."""
     x_n, x_c, x_h, x_w = source_strides
     w_k, w_r, w_s = weight_strides
     y_n, y_c, y_h, y_w = result_strides
 
-    n, channel, row, col, exists = elements_of(
-        tl.program_id(0), elements, channels, result_height, result_width, CHANNELS_LAST, INDEX, TILE
-    )
-    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
-    if ADJOINT:
-        top, first_r, hits_h = small_from_big(row, H)
-        left, first_s, hits_w = small_from_big(col, W)
-        for i in range(H.most_hits):
-            for j in range(W.most_hits):
-                h, w = top - i * H.tap_back, left - j * W.tap_back
-                at_tap = (first_r + i * H.tap_step) * w_r + (first_s + j * W.tap_step) * w_s
-                hit = exists & (i < hits_h) & (j < hits_w) & inside(h, source_height) & inside(w, source_width)
-                for f in range(FILTERS):
-                    k = channel * FILTERS + f
-                    value = tl.load(source + n * x_n + k * x_c + h * x_h + w * x_w, mask=hit, other=0.0)
-                    acc += value.to(ACCUMULATOR) * tl.load(weight + k * w_k + at_tap, mask=hit, other=0.0).to(ACCUMULATOR)
-    else:
-        for r in range(H.taps):
-            for s in range(W.taps):
-                h, w = big_from_small(row, r, H), big_from_small(col, s, W)
-                hit = exists & inside(h, source_height) & inside(w, source_width)
-                at = n * x_n + (channel // FILTERS) * x_c + h * x_h + w * x_w
-                value = tl.load(source + at, mask=hit, other=0.0).to(ACCUMULATOR)
-                at = channel * w_k + tl.full((), r, INDEX) * w_r + tl.full((), s, INDEX) * w_s
-                acc += value * tl.load(weight + at, mask=channel < channels, other=0.0).to(ACCUMULATOR)
-    if scale is not None:
-        acc *= tl.load(scale + channel, mask=channel < channels, other=0.0).to(ACCUMULATOR)
-    if bias is not None:
-        acc += tl.load(bias + channel, mask=channel < channels, other=0.0).to(ACCUMULATOR)
-    if RELU:
-        acc = rectified(acc)
-    at = n * y_n + channel * y_c + row * y_h + col * y_w
-    tl.store(result + at, acc.to(result.dtype.element_ty), mask=exists)
+    n, channel, col, exists, first, steps = columns_of(cut, channels, result_height, result_width, INDEX, TILE)
+    source += n * x_n
+    result += n * y_n + channel * y_c + col * y_w
+    for step in range(steps):
+        row = first + step
+        acc = zeros(TILE, ACCUMULATOR)
+        if ADJOINT:
+            top, first_r, hits_h = small_from_big(row, H)
+            left, first_s, hits_w = small_from_big(col, W)
+            for i in range(H.most_hits):
+                for j in range(W.most_hits):
+                    h, w = top - i * H.tap_back, left - j * W.tap_back
+                    at_tap = (first_r + i * H.tap_step) * w_r + (first_s + j * W.tap_step) * w_s
+                    hit = (i < hits_h) & (j < hits_w) & inside(h, source_height) & inside(w, source_width)
+                    for f in range(FILTERS):
+                        k = channel * FILTERS + f
+                        value = tl.load(source + k * x_c + h * x_h + w * x_w, mask=hit, other=0.0).to(ACCUMULATOR)
+                        acc += value * tl.load(weight + k * w_k + at_tap, mask=hit, other=0.0).to(ACCUMULATOR)
+        else:
+            for r in range(H.taps):
+                for s in range(W.taps):
+                    h, w = big_from_small(row, r, H), big_from_small(col, s, W)
+                    hit = inside(h, source_height) & inside(w, source_width)
+                    at = (channel // FILTERS) * x_c + h * x_h + w * x_w
+                    value = tl.load(source + at, mask=hit, other=0.0).to(ACCUMULATOR)
+                    at = channel * w_k + tl.full((), r, INDEX) * w_r + tl.full((), s, INDEX) * w_s
+                    acc += value * tl.load(weight + at).to(ACCUMULATOR)
+        if scale is not None:
+            acc *= tl.load(scale + channel).to(ACCUMULATOR)
+        if bias is not None:
+            acc += tl.load(bias + channel).to(ACCUMULATOR)
+        if RELU:
+            acc = rectified(acc)
+        tl.store(result + row * y_h, acc.to(result.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -123,16 +125,16 @@ def depthwise2d_gather(
     if has_strips(source, result, weight, stride, dilation, adjoint):
         return gather_strips(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     w_k, _, w_r, w_s = weight.stride()
-    programs, order = element_tiles(result)
+    programs, cut, tile = columns(result)
     launch(
         _gather_kernel, programs, source, weight, scale, bias, result,
         source.stride(), (w_k, w_r, w_s), result.stride(),
-        result.numel(), result.shape[1], source.shape[2], source.shape[3], result.shape[2], result.shape[3],
+        result.shape[1], *source.shape[2:], *result.shape[2:], cut,
         H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
         W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
         FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),
-        ADJOINT=adjoint, RELU=relu, **order, ACCUMULATOR=accumulator(source.dtype),
-        INDEX=index_type(source, weight, result), device=source.device,
+        ADJOINT=adjoint, RELU=relu, ACCUMULATOR=accumulator(source.dtype),
+        INDEX=index_type(source, weight, result), TILE=tile, device=source.device,
     )  # fmt: skip
 
 

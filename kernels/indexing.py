@@ -105,29 +105,6 @@ def pixel_of_window(pixel, rows, columns, WINDOW: tl.constexpr):
 
 
 @device_function
-def elements_of(
-    program, elements, channels, height, width, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
-):
-    """(image, channel, row, column, whether it exists) of the elements of a tile, in channels_last or contiguous order.
-
-    The lanes of a tile lie side by side in memory: they are channels, or columns. Its rows count all other axes. A coordinate
-    varies along one of the two and broadcasts along the other.
-    """
-    lanes = channels if CHANNELS_LAST else width
-    across = cdiv(lanes, TILE.lanes)
-    row = ((program // across).to(INDEX) * TILE.rows + tl.arange(0, TILE.rows))[:, None]
-    lane = ((program % across).to(INDEX) * TILE.lanes + tl.arange(0, TILE.lanes))[None, :]
-    exists = (row < elements // lanes) & (lane < lanes)
-    if CHANNELS_LAST:
-        n, h, w = split_pixel(row, height, width)
-        c = lane
-    else:
-        plane, h, w = row // height, row % height, lane
-        n, c = plane // channels, plane % channels
-    return n, c, h, w, exists
-
-
-@device_function
 def inside(position, size):
     """Whether a position lies on an axis of that size."""
     return (position >= 0) & (position < size)
@@ -190,15 +167,13 @@ def most_in_bin(size: int, bins: int) -> int:
 
 
 @device_function
-def bilinear_source(position, size, out_size, scale, ALIGN_CORNERS: tl.constexpr):
+def bilinear_source(position, size, out_size, scale, shift):
     """(first, second, weight): the two pixels an output position lies between, and the weight of the second.
 
-    `scale` is in input pixels an output pixel; its dtype is that of the coordinates. Axes of one size are copied.
+    `scale` is in input pixels an output pixel; its dtype is that of the coordinates. `shift` is where in a pixel its
+    coordinate lies: 0.5, or 0.0 if the corners of both images are aligned. Axes of one size are copied.
     """
-    if ALIGN_CORNERS:
-        source = position.to(scale.dtype) * scale
-    else:
-        source = tl.maximum((position.to(scale.dtype) + 0.5) * scale - 0.5, 0.0)
+    source = tl.maximum((position.to(scale.dtype) + shift) * scale - shift, 0.0)
     first = tl.minimum(source.to(position.dtype), size - 1)
     weight = tl.minimum(source - first.to(scale.dtype), 1.0)
     same = size == out_size
@@ -208,21 +183,21 @@ def bilinear_source(position, size, out_size, scale, ALIGN_CORNERS: tl.constexpr
 
 
 @device_function
-def nearest_source(position, size, scale, SHIFT: tl.constexpr):
-    """The pixel that an output position copies: the one under its edge (SHIFT 0.0) or its centre (0.5). Float32, as torch."""
-    return tl.minimum(tl.floor((position.to(tl.float32) + SHIFT) * scale).to(position.dtype), size - 1)
+def nearest_source(position, size, scale, shift):
+    """The pixel that an output position copies: the one under its edge (shift 0.0) or its centre (0.5). Float32, as torch."""
+    return tl.minimum(tl.floor((position.to(tl.float32) + shift) * scale).to(position.dtype), size - 1)
 
 
 @device_function
-def first_reader(position, out_size, scale, low, SHIFT: tl.constexpr):
+def first_reader(position, out_size, scale, low, shift):
     """The first output that may read the pixel of this position, with room for rounding.
 
-    An output reads a pixel if (output + SHIFT) * scale lies between pixel + low and pixel + high. Those before the first
+    An output reads a pixel if (output + shift) * scale lies between pixel + low and pixel + high. Those before the first
     pixel read that; they do not count for the second, where their weight is 0.
     """
     step = tl.maximum(scale, 1e-30)  # it is 0 where one pixel or one output is all there is
     # The slack covers the two units in the last place by which Triton's division may be off.
-    out = (position.to(scale.dtype) + low) / step - SHIFT - out_size * READER_SLACK
+    out = (position.to(scale.dtype) + low) / step - shift - out_size * READER_SLACK
     out = tl.minimum(tl.maximum(tl.ceil(out), 0.0), out_size - 1.0).to(position.dtype)
     return tl.where(position == 0, 0, out)
 

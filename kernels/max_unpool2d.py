@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import elements_of, inside
+from trinn.kernels.columns import columns, columns_of
+from trinn.kernels.indexing import inside
 from trinn.kernels.launch import empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.tuning import element_tiles, elementwise_block
+from trinn.kernels.tuning import elementwise_block
 
 VALUES = 64  # that a program compares with one another at a time
 
@@ -65,21 +66,26 @@ def _scatter_kernel(
 def _gather_kernel(
     dy, indices, dx,
     dy_strides, indices_strides, dx_strides,
-    elements, channels, height, width, out_height, out_width,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    channels, height, width, out_height, out_width, cut,
+    INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of dx."""
     dy_n, dy_c, dy_h, dy_w = dy_strides
     indices_n, indices_c, indices_h, indices_w = indices_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
-    place = tl.load(indices + n * indices_n + c * indices_c + h * indices_h + w * indices_w, mask=exists, other=0)
+    n, c, w, exists, first, steps = columns_of(cut, channels, height, width, INDEX, TILE)
+    dy += n * dy_n + c * dy_c
+    indices += n * indices_n + c * indices_c + w * indices_w
+    dx += n * dx_n + c * dx_c + w * dx_w
     out_pixels = tl.full((), out_height, tl.int64) * out_width
-    tl.device_assert(inside(place, out_pixels), "max_unpool2d: found an invalid max index", mask=exists)
-    row, column = (place // out_width).to(INDEX), (place % out_width).to(INDEX)
-    reads = exists & inside(row, out_height) & (place >= 0)
-    value = tl.load(dy + n * dy_n + c * dy_c + row * dy_h + column * dy_w, mask=reads, other=0)
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, value, mask=exists)
+    for step in range(steps):
+        h = first + step
+        place = tl.load(indices + h * indices_h)
+        there = inside(place, out_pixels)
+        tl.device_assert(there, "max_unpool2d: found an invalid max index", mask=exists)
+        place = tl.where(there, place, 0).to(INDEX)
+        value = tl.load(dy + place // out_width * dy_h + place % out_width * dy_w, mask=there, other=0)
+        tl.store(dx + h * dx_h, value, mask=exists)
 
 
 def _empty_forward(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
@@ -115,12 +121,12 @@ def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> T
     """Gradient of max unpooling: what lies at each place of dy (N, C, H, W), like `indices`, in the order asked for."""
     _check(indices, dy.shape[2:])
     dx = _empty_backward(dy, indices, channels_last)
-    programs, order = element_tiles(dx, channels_last)
+    programs, cut, tile = columns(dx, channels_last)
     launch(
         _gather_kernel, programs, dy, indices, dx,
         dy.stride(), indices.stride(), dx.stride(),
-        dx.numel(), *dx.shape[1:], *dy.shape[2:],
-        **order, INDEX=index_type(dy, indices, dx), device=dy.device, asserts=True,
+        *dx.shape[1:], *dy.shape[2:], cut,
+        INDEX=index_type(dy, indices, dx), TILE=tile, device=dy.device, asserts=True,
     )  # fmt: skip
     return dx
 

@@ -13,82 +13,67 @@ The backward is a gather over these. Zero padding needs no kernel: a convolution
 
 from collections.abc import Sequence
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import elements_of, inside
-from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
+from trinn.kernels.indexing import inside
+from trinn.kernels.launch import device_function, empty, is_channels_last
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator
-from trinn.kernels.tuning import element_tiles
+from trinn.kernels.separable2d import copy2d, gather2d
 
 
 @device_function
-def _source(position, near, size, MODE: tl.constexpr):
+def _reflected(i, position, axis, DTYPE: tl.constexpr):
     """h(p)."""
-    inner = position - near
-    if MODE == "reflect":
-        inner = (size - 1) - tl.abs((size - 1) - tl.abs(inner))
-    elif MODE == "replicate":
-        inner = tl.minimum(tl.maximum(inner, 0), size - 1)
-    else:
-        inner = (inner + size) % size
-    return inner
+    size, _out_size, near, _scale, _table = axis
+    return (size - 1) - tl.abs((size - 1) - tl.abs(position - near)), True, 1
 
 
 @device_function
-def _reader(i, position, near, size, out_size, MODE: tl.constexpr):
-    """The i-th p with h(p) = position, and whether there is one."""
-    if MODE == "replicate":
-        reader = tl.where(position == 0, 0, position + near) + i
-        reads = inside(reader, out_size) & (reader <= tl.where(position == size - 1, out_size - 1, position + near))
-    else:
-        if MODE == "reflect":
-            before, after = -position, (size - 1) - position + (size - 1)
-        else:
-            before, after = position - size, position + size
-        image = tl.where(i == 0, position, tl.where(i == 1, before, after))
-        reader = image + near
-        reads = inside(reader, out_size) & ((i == 0) | (image != position))
-    return reader, reads
+def _replicated(i, position, axis, DTYPE: tl.constexpr):
+    """h(p)."""
+    size, _out_size, near, _scale, _table = axis
+    return tl.minimum(tl.maximum(position - near, 0), size - 1), True, 1
 
 
-@triton.jit
-def _forward_kernel(
-    x, y,
-    x_strides, y_strides,
-    elements, channels, height, width, out_height, out_width, top, left,
-    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """A tile of y."""
-    x_n, x_c, x_h, x_w = x_strides
-    y_n, y_c, y_h, y_w = y_strides
-    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
-    h, w = _source(p, top, height, MODE), _source(q, left, width, MODE)
-    value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=exists)
-    tl.store(y + n * y_n + c * y_c + p * y_h + q * y_w, value, mask=exists)
+@device_function
+def _wrapped(i, position, axis, DTYPE: tl.constexpr):
+    """h(p)."""
+    size, _out_size, near, _scale, _table = axis
+    return (position - near + size) % size, True, 1
 
 
-@triton.jit
-def _backward_kernel(
-    dy, dx,
-    dy_strides, dx_strides,
-    elements, channels, height, width, out_height, out_width, top, left, readers_h, readers_w,
-    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """A tile of dx; `readers` is the largest number of outputs on an axis that copy one pixel."""
-    dy_n, dy_c, dy_p, dy_q = dy_strides
-    dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
-    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
-    for i in range(readers_h):
-        p, reads_h = _reader(i, h, top, height, out_height, MODE)
-        for j in range(readers_w):
-            q, reads_w = _reader(j, w, left, width, out_width, MODE)
-            reads = exists & reads_h & reads_w
-            acc += tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=reads, other=0.0).to(ACCUMULATOR)
-    tl.store(dx + n * dx_n + c * dx_c + h * dx_h + w * dx_w, acc.to(dx.dtype.element_ty), mask=exists)
+@device_function
+def _image(i, position, before, after, axis):
+    """Where a pixel and its images `before` and `after` it lie in the result: the i-th of these, if it is another and there."""
+    _size, out_size, near, _scale, _table = axis
+    image = tl.where(i == 0, position, tl.where(i == 1, before, after))
+    return image + near, inside(image + near, out_size) & ((i == 0) | (image != position)), 1
+
+
+@device_function
+def _reflected_reader(i, position, axis, DTYPE: tl.constexpr):
+    """The i-th p with h(p) = position."""
+    return _image(i, position, -position, 2 * (axis[0] - 1) - position, axis)
+
+
+@device_function
+def _replicated_reader(i, position, axis, DTYPE: tl.constexpr):
+    """The i-th p with h(p) = position."""
+    size, out_size, near, _scale, _table = axis
+    reader = tl.where(position == 0, 0, position + near) + i
+    last = tl.where(position == size - 1, out_size - 1, position + near)
+    return reader, inside(reader, out_size) & (reader <= last), 1
+
+
+@device_function
+def _wrapped_reader(i, position, axis, DTYPE: tl.constexpr):
+    """The i-th p with h(p) = position."""
+    return _image(i, position, position - axis[0], position + axis[0], axis)
+
+
+SOURCES = {"reflect": _reflected, "replicate": _replicated, "circular": _wrapped}
+READERS = {"reflect": _reflected_reader, "replicate": _replicated_reader, "circular": _wrapped_reader}
 
 
 def _empty_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
@@ -117,13 +102,7 @@ def pad2d_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
         (N, C, H + top + bottom, W + left + right), channels_last if `x` is, but for "circular".
     """
     y = _empty_forward(x, padding, mode)
-    programs, order = element_tiles(y)
-    launch(
-        _forward_kernel, programs, x, y,
-        x.stride(), y.stride(),
-        y.numel(), *x.shape[1:], *y.shape[2:], padding[2], padding[0],
-        MODE=mode, **order, INDEX=index_type(x, y), device=x.device,
-    )  # fmt: skip
+    copy2d(x, y, _axes(x, y, padding), (0.0, 0.0), SOURCES[mode])
     return y
 
 
@@ -133,14 +112,12 @@ def pad2d_backward(dy: Tensor, padding: Sequence[int], mode: str) -> Tensor:
     dx = _empty_backward(dy, padding, mode)
     left, right, top, bottom = padding
     readers = _most_readers(dx.shape[2], top, bottom, mode), _most_readers(dx.shape[3], left, right, mode)
-    programs, order = element_tiles(dx)
-    launch(
-        _backward_kernel, programs, dy, dx,
-        dy.stride(), dx.stride(),
-        dx.numel(), *dx.shape[1:], *dy.shape[2:], top, left, *readers,
-        MODE=mode, **order, ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), device=dy.device,
-    )  # fmt: skip
+    gather2d(dy, dx, _axes(dx, dy, padding), (0.0, 0.0), readers, READERS[mode])
     return dx
+
+
+def _axes(x: Tensor, y: Tensor, padding: Sequence[int]) -> list[tuple[int, int, int]]:
+    return [(x.shape[2], y.shape[2], padding[2]), (x.shape[3], y.shape[3], padding[0])]
 
 
 def _most_readers(size: int, near: int, far: int, mode: str) -> int:

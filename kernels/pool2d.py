@@ -8,188 +8,232 @@
 A max remembers its winner as the number of the tap, one byte; torch's int64 places are made from it only for those who ask.
 NaN wins, the last one; of equal values the first. Dilated taps may all miss a small image: such a window has the least
 value of its dtype and no winner. Both gradients are gathers: an input pixel looks at the few windows that
-can cover it, so there are no atomics. Kernels are elementwise over what they fill, in its memory order.
+can cover it, so there are no atomics.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import Axis, big_from_small, elements_of, inside, small_from_big
+from trinn.kernels.columns import Taps, always_inside, columns, columns_of, cut_columns, nothing, zeros
+from trinn.kernels.indexing import Axis, big_from_small, cdiv, inside
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, divided, widened
-from trinn.kernels.tuning import element_tiles
+from trinn.kernels.precision import accumulator, compared, divided, widened
+from trinn.kernels.separable2d import gather2d
+from trinn.kernels.windows2d import beats, least, max_backward, max_forward, pick, window_reader, window_tap
+
+MOST_TAPS = 25  # of a window, for kernels that are unrolled over them
 
 
 @device_function
-def beats(value, best):
-    """Whether a later value of a window wins over the best so far: it is larger, or NaN."""
-    value = widened(value)
-    return (value > widened(best)) | (value != value)
+def _best_of_row(x, step, row_inside, column_inside, first_tap, LEAST: tl.constexpr, TAPS: tl.constexpr, INSIDE: tl.constexpr):
+    """The largest value of one row of windows, and its column of taps. `INSIDE` says which taps never leave the image."""
+    for s in tl.static_range(TAPS):
+        if row_inside is None and INSIDE.low <= s and s < INSIDE.high:
+            value = compared(tl.load(x + s * step))
+        elif row_inside is None:
+            value = compared(tl.load(x + s * step, mask=column_inside[s], other=LEAST))
+        else:
+            value = compared(tl.load(x + s * step, mask=column_inside[s] & row_inside, other=LEAST))
+        if s == 0:
+            best, tap = value, first_tap
+        else:
+            wins = beats(value, best)
+            best, tap = tl.where(wins, value, best), tl.where(wins, s, tap)
+    return best, tap
 
 
 @triton.jit
 def _max_pool2d_kernel(
     x, y, codes,
     x_strides, y_strides,
-    elements, channels, height, width, out_height, out_width,
-    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, LEAST: tl.constexpr, INDEX: tl.constexpr,
-    TILE: tl.constexpr,
+    channels, height, width, out_height, out_width, cut,
+    H: tl.constexpr, W: tl.constexpr, ROWS_INSIDE: tl.constexpr, COLUMNS_INSIDE: tl.constexpr, LEAST: tl.constexpr,
+    INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y and the taps they came from."""
+    """A tile of y and the taps it came from. Rows of x that the next windows have too are kept, reduced along the columns."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
-    plane = n * x_n + c * x_c
-    code = tl.full((TILE.rows, TILE.lanes), -1, tl.int32)
-    # NumPy, under the interpreter, has no bfloat16 to fill a block with.
-    best = tl.full((TILE.rows, TILE.lanes), LEAST, tl.float32 if x.dtype.element_ty == tl.bfloat16 else x.dtype.element_ty)
-    best = best.to(x.dtype.element_ty)
-    for tap in range(H.taps * W.taps):
-        h, w = big_from_small(p, tap // W.taps, H), big_from_small(q, tap % W.taps, W)
-        hit = exists & inside(h, height) & inside(w, width)
-        value = tl.load(x + plane + h * x_h + w * x_w, mask=hit, other=0)
-        wins = hit & ((code < 0) | beats(value, best))
-        best = tl.where(wins, value, best)
-        code = tl.where(wins, tap, code)
-    at = n * y_n + c * y_c + p * y_h + q * y_w
-    tl.store(y + at, best, mask=exists)
-    tl.store(codes + at, tl.maximum(code, 0).to(codes.dtype.element_ty), mask=exists)
+    KEPT: tl.constexpr = max(H.taps - H.stride // H.dilation, 0) if H.stride % H.dilation == 0 else 0
+    n, c, q, exists, first, steps = columns_of(cut, channels, out_height, out_width, INDEX, TILE)
+    left = big_from_small(q, 0, W)
+    x += n * x_n + c * x_c + left * x_w
+    at = n * y_n + c * y_c + q * y_w
+    y += at
+    codes += at
+    column_inside = nothing()
+    for s in tl.static_range(W.taps):
+        column_inside += (inside(left + s * W.dilation, width),)
+    # Of a window of equal values the first tap inside the image wins.
+    first_s = zeros(TILE, tl.int32)
+    if COLUMNS_INSIDE.low > 0:
+        first_s += tl.minimum(tl.maximum(cdiv(-left, W.dilation), 0), W.taps - 1).to(tl.int32)
+
+    bests, taps = nothing(), nothing()
+    for r in tl.static_range(KEPT):
+        h = big_from_small(first, r, H)
+        best, tap = _best_of_row(
+            x + h * x_h, W.dilation * x_w, inside(h, height), column_inside, first_s, LEAST, W.taps, COLUMNS_INSIDE
+        )
+        bests, taps = bests + (best,), taps + (tap,)
+    for step in range(steps):
+        p = first + step
+        for r in tl.static_range(KEPT, H.taps):
+            h = big_from_small(p, r, H)
+            row_inside = None if ROWS_INSIDE.low <= r and r < ROWS_INSIDE.high else inside(h, height)
+            best, tap = _best_of_row(
+                x + h * x_h, W.dilation * x_w, row_inside, column_inside, first_s, LEAST, W.taps, COLUMNS_INSIDE
+            )
+            bests, taps = bests + (best,), taps + (tap,)
+        best, code = bests[0], taps[0]
+        if ROWS_INSIDE.low > 0:
+            first_r = tl.minimum(tl.maximum(cdiv(-big_from_small(p, 0, H), H.dilation), 0), H.taps - 1).to(tl.int32)
+            code += first_r * W.taps
+        for r in tl.static_range(1, H.taps):
+            wins = beats(bests[r], best)
+            best, code = tl.where(wins, bests[r], best), tl.where(wins, taps[r] + r * W.taps, code)
+        tl.store(y + p * y_h, best.to(y.dtype.element_ty), mask=exists)
+        tl.store(codes + p * y_h, code.to(codes.dtype.element_ty), mask=exists)
+        bests, taps = bests[H.taps - KEPT :], taps[H.taps - KEPT :]
 
 
-@triton.jit
-def _max_pool2d_pick_kernel(
-    x, codes, y,
-    x_strides, codes_strides, y_strides,
-    elements, channels, height, width, out_height, out_width,
-    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+class Reach(NamedTuple):
+    """Which windows of an axis may hold a pixel of a cell, counted from the window of the cell's number: low to high."""
+
+    low: int
+    high: int
+
+
+@triton.constexpr_function
+def _tap_of(pixel: int, window: int, axis: Axis, padding: int) -> int:
+    """As which of its taps a window, counted like that, holds a pixel of a cell; -1 if it does not."""
+    tap, rest = divmod(pixel + padding - window * axis.stride, axis.dilation)
+    return tap if rest == 0 and 0 <= tap < axis.taps else -1
+
+
+def _reach_of(axis: Axis, padding: int) -> Reach:
+    windows = range(-axis.taps * axis.dilation - padding, padding + 2)
+    reach = [w for w in windows if any(_tap_of(pixel, w, axis, padding) >= 0 for pixel in range(axis.stride))]
+    return Reach(min(reach), max(reach))
+
+
+@device_function
+def _windows_of(dys, codes, dy_at, codes_at, missing, row_missing, ACCUMULATOR: tl.constexpr):
+    """Of a row of windows those that may hold a cell's pixels: gradients, and winners, -1 of a window that is not there."""
+    loaded, gradients, winners = nothing(), nothing(), nothing()
+    for d in tl.static_range(len(missing)):
+        loaded += (tl.load(dys[d] + dy_at),)
+    for d in tl.static_range(len(missing)):
+        winners += (tl.load(codes[d] + codes_at).to(tl.int32) | missing[d] | row_missing,)
+        gradients += (widened(loaded[d]).to(ACCUMULATOR),)
+    return gradients, winners
+
+
+@device_function
+def _pixel_of_cell(
+    gradients, winners, i: tl.constexpr, j: tl.constexpr, ABOVE: tl.constexpr, REACH: tl.constexpr, H: tl.constexpr,
+    W: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y: the values of x at the winners or, without x, their places h * width + w.
-
-    Where nothing won, the value is 0 and the place that of some pixel.
-    """
-    codes_n, codes_c, codes_p, codes_q = codes_strides
-    y_n, y_c, y_h, y_w = y_strides
-    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
-    at = n * codes_n + c * codes_c + p * codes_p + q * codes_q
-    code = tl.load(codes + at, mask=exists, other=0).to(INDEX)
-    at = n * y_n + c * y_c + p * y_h + q * y_w
-    h, w = big_from_small(p, code // W.taps, H), big_from_small(q, code % W.taps, W)
-    if x is not None:
-        x_n, x_c, x_h, x_w = x_strides
-        hit = exists & inside(h, height) & inside(w, width)
-        value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0)
-        tl.store(y + at, value, mask=exists)
-    else:
-        h = tl.minimum(tl.maximum(h, 0), height - 1).to(tl.int64)
-        w = tl.minimum(tl.maximum(w, 0), width - 1)
-        tl.store(y + at, h * width + w, mask=exists)
+    """The gradient of one pixel of a cell: the sum over the windows it won, rows of windows from above."""
+    acc = tl.zeros_like(gradients[0])
+    for k in tl.static_range(len(gradients)):
+        r: tl.constexpr = _tap_of(i, k // (REACH.high - REACH.low + 1) - ABOVE, H, 0)
+        s: tl.constexpr = _tap_of(j, k % (REACH.high - REACH.low + 1) + REACH.low, W, W.padding)
+        if r >= 0 and s >= 0:
+            acc = tl.where(winners[k] == r * W.taps + s, acc + gradients[k], acc)
+    return acc
 
 
 @triton.jit
 def _max_pool2d_backward_kernel(
     dy, codes, dx,
     dy_strides, codes_strides, dx_strides,
-    elements, channels, height, width, out_height, out_width,
-    H: tl.constexpr, W: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
-    TILE: tl.constexpr,
+    channels, height, width, out_height, out_width, cells_h, cells_w, cut,
+    H: tl.constexpr, W: tl.constexpr, ABOVE: tl.constexpr, REACH: tl.constexpr, INSIDE: tl.constexpr, PAIRS: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dx."""
+    """A tile of dx in cells of stride by stride pixels, of which all have the same windows, by the same taps.
+
+    The columns of a cell begin at a multiple of the stride, its rows where a window begins. So the windows of its pixels are
+    those of its own row and `ABOVE` rows before it, which are kept.
+    """
     dy_n, dy_c, dy_p, dy_q = dy_strides
     codes_n, codes_c, codes_p, codes_q = codes_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
-    last_p, first_r, hits_h = small_from_big(h, H)
-    last_q, first_s, hits_w = small_from_big(w, W)
-    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
-    for i in range(H.most_hits):
-        for j in range(W.most_hits):
-            p, q = last_p - i * H.tap_back, last_q - j * W.tap_back
-            tap = (first_r + i * H.tap_step) * W.taps + first_s + j * W.tap_step
-            hit = exists & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
-            code = tl.load(codes + n * codes_n + c * codes_c + p * codes_p + q * codes_q, mask=hit, other=0)
-            upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
-            acc += tl.where(code.to(INDEX) == tap, upstream, 0.0)
-    at = n * dx_n + c * dx_c + h * dx_h + w * dx_w
-    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=exists)
+    n, c, k, exists, first, steps = columns_of(cut, channels, cells_h, cells_w, INDEX, TILE)
+    dys, all_codes, missing = nothing(), nothing(), nothing()
+    for d in tl.static_range(REACH.low, REACH.high + 1):
+        q = k + d
+        if INSIDE.low <= d and d < INSIDE.high:
+            missing += (0,)
+        else:
+            missing += (tl.where(inside(q, out_width), 0, -1),)
+            q = tl.minimum(tl.maximum(q, 0), out_width - 1)
+        dys += (dy + n * dy_n + c * dy_c + q * dy_q,)
+        all_codes += (codes + n * codes_n + c * codes_c + q * codes_q,)
+    at = n * dx_n + c * dx_c + k * W.stride * dx_w
+    if PAIRS:  # two columns side by side, of a row that begins at an even place
+        at = at[:, :, None] + (tl.arange(0, 2) * dx_w)[None, None, :]
+        at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 2]), [1, 1, 2])
+    dx += at
+
+    gradients, winners = nothing(), nothing()
+    for a in tl.static_range(ABOVE):
+        p = first + a - ABOVE
+        row_missing = tl.where(inside(p, out_height), 0, -1)
+        p = tl.minimum(tl.maximum(p, 0), out_height - 1)
+        more = _windows_of(dys, all_codes, p * dy_p, p * codes_p, missing, row_missing, ACCUMULATOR)
+        gradients, winners = gradients + more[0], winners + more[1]
+    for step in range(steps):
+        m = first + step
+        row_missing = tl.where(m < out_height, 0, -1)
+        p = tl.minimum(m, out_height - 1)
+        more = _windows_of(dys, all_codes, p * dy_p, p * codes_p, missing, row_missing, ACCUMULATOR)
+        gradients, winners = gradients + more[0], winners + more[1]
+        for i in tl.static_range(H.stride):
+            h = big_from_small(m, 0, H) + i
+            if PAIRS:
+                left = _pixel_of_cell(gradients, winners, i, 0, ABOVE, REACH, H, W)
+                right = _pixel_of_cell(gradients, winners, i, 1, ABOVE, REACH, H, W)
+                pair = tl.join(left, right).to(dx.dtype.element_ty)
+                tl.store(dx + h * dx_h, pair, mask=exists[:, :, None] & inside(h, height))
+            else:
+                for j in tl.static_range(W.stride):
+                    value = _pixel_of_cell(gradients, winners, i, j, ABOVE, REACH, H, W).to(dx.dtype.element_ty)
+                    mask = exists & inside(h, height) & (k * W.stride + j < width)
+                    tl.store(dx + h * dx_h + j * dx_w, value, mask=mask)
+        gradients, winners = gradients[REACH.high - REACH.low + 1 :], winners[REACH.high - REACH.low + 1 :]
 
 
 @device_function
-def _pixels(small, size, AXIS: tl.constexpr, COUNT_PADDING: tl.constexpr):
-    """How many pixels of an axis a window averages: those inside the image or, counting padding, inside that too."""
-    first = small * AXIS.stride - AXIS.padding
-    if COUNT_PADDING:
-        return tl.minimum(first + AXIS.taps - AXIS.padding, size) + AXIS.padding - first
-    return tl.minimum(first + AXIS.taps, size) - tl.maximum(first, 0)
+def _tap(i, position, axis, DTYPE: tl.constexpr):
+    """The i-th pixel that a window averages."""
+    size, taps, stride, padding, _counted, _divisor, _scale, _table = axis
+    return window_tap(i, position, (size, taps, stride, padding, 1), DTYPE)
 
 
 @device_function
-def _divisor(
-    p, q, height, width, divisor, H: tl.constexpr, W: tl.constexpr, COUNT_PADDING: tl.constexpr, ACCUMULATOR: tl.constexpr
-):
-    """What the sum over the window of (p, q) is divided by."""
-    if divisor is not None:
-        count = p * 0 + divisor
-    else:
-        count = _pixels(p, height, H, COUNT_PADDING) * _pixels(q, width, W, COUNT_PADDING)
-    return count.to(ACCUMULATOR)
+def _pixels(position, axis):
+    """What a window's sum is divided by for an axis: its pixels in the image and what of the padding counts, or a given number."""
+    size, taps, stride, padding, counted, divisor, _scale, _table = axis
+    first = position * stride - padding
+    pixels = tl.minimum(first + taps, size + counted) - tl.maximum(first, -counted)
+    return tl.where(divisor == 0, pixels, divisor)
 
 
-@triton.jit
-def _avg_pool2d_kernel(
-    x, y,
-    x_strides, y_strides,
-    elements, channels, height, width, out_height, out_width, divisor,
-    H: tl.constexpr, W: tl.constexpr, COUNT_PADDING: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """A tile of y."""
-    x_n, x_c, x_h, x_w = x_strides
-    y_n, y_c, y_h, y_w = y_strides
-    n, c, p, q, exists = elements_of(tl.program_id(0), elements, channels, out_height, out_width, CHANNELS_LAST, INDEX, TILE)
-    acc = tl.full((TILE.rows, TILE.lanes), 0, ACCUMULATOR)
-    for tap in range(H.taps * W.taps):
-        h, w = big_from_small(p, tap // W.taps, H), big_from_small(q, tap % W.taps, W)
-        hit = exists & inside(h, height) & inside(w, width)
-        acc += tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=hit, other=0).to(ACCUMULATOR)
-    count = _divisor(p, q, height, width, divisor, H, W, COUNT_PADDING, ACCUMULATOR)
-    if ACCUMULATOR == tl.int64:
-        acc = acc // count  # towards zero, as torch
-    else:
-        acc = divided(acc, count)
-    at = n * y_n + c * y_c + p * y_h + q * y_w
-    tl.store(y + at, acc.to(y.dtype.element_ty), mask=exists)
-
-
-@triton.jit
-def _avg_pool2d_backward_kernel(
-    dy, dx,
-    dy_strides, dx_strides,
-    elements, channels, height, width, out_height, out_width, divisor,
-    H: tl.constexpr, W: tl.constexpr, COUNT_PADDING: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """A tile of dx."""
-    dy_n, dy_c, dy_p, dy_q = dy_strides
-    dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, h, w, exists = elements_of(tl.program_id(0), elements, channels, height, width, CHANNELS_LAST, INDEX, TILE)
-    last_p, _, hits_h = small_from_big(h, H)
-    last_q, _, hits_w = small_from_big(w, W)
-    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
-    for i in range(H.most_hits):
-        for j in range(W.most_hits):
-            p, q = last_p - i * H.tap_back, last_q - j * W.tap_back
-            hit = exists & (i < hits_h) & (j < hits_w) & inside(p, out_height) & inside(q, out_width)
-            upstream = tl.load(dy + n * dy_n + c * dy_c + p * dy_p + q * dy_q, mask=hit, other=0.0).to(ACCUMULATOR)
-            count = _divisor(p, q, height, width, divisor, H, W, COUNT_PADDING, ACCUMULATOR)
-            acc += divided(upstream, tl.where(hit, count, 1.0))
-    at = n * dx_n + c * dx_c + h * dx_h + w * dx_w
-    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=exists)
+@device_function
+def _reader(i, pixel, axis, DTYPE: tl.constexpr):
+    """The i-th window that may average a pixel, and what that is worth to it. `axis` has the number of windows first."""
+    windows, taps, stride, padding, counted, divisor, size, _scale, _table = axis
+    position, reads, _tap = window_reader(i, pixel, (windows, taps, stride, padding, 1), DTYPE)
+    count = _pixels(position, (size, taps, stride, padding, counted, divisor, None, None))
+    count = tl.where(reads, count, 1).to(DTYPE)
+    return position, reads, divided(tl.full(count.shape, 1, DTYPE), count)
 
 
 def _empty_max_pool2d_forward(
@@ -265,14 +309,17 @@ def max_pool2d_forward(
         for windows of at most 256 taps, else int32; 0 where none did.
     """
     y, codes = _empty_max_pool2d_forward(x, size, kernel, stride, padding, dilation)
-    programs, order = element_tiles(y)
+    H, W = _axes(kernel, stride, padding, dilation)
+    if not _is_small(H, W):
+        max_forward(x, y, codes, _window_axes(x.shape[2:], H, W), kernel, window_tap)
+        return y, codes
+    programs, cut, tile = columns(y)
     launch(
         _max_pool2d_kernel, programs, x, y, codes,
         x.stride(), y.stride(),
-        y.numel(), *x.shape[1:], *size,
-        **_axes(kernel, stride, padding, dilation), **order,
-        LEAST=float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min,
-        INDEX=index_type(x, y), device=x.device,
+        *x.shape[1:], *size, cut,
+        H=H, W=W, ROWS_INSIDE=always_inside(H, x.shape[2], size[0]), COLUMNS_INSIDE=always_inside(W, x.shape[3], size[1]),
+        LEAST=least(x.dtype), INDEX=index_type(x, y), TILE=tile, device=x.device,
     )  # fmt: skip
     return y, codes
 
@@ -293,13 +340,22 @@ def max_pool2d_backward(
         (N, C, H, W), channels_last if `codes` is.
     """
     dx = _empty_max_pool2d_backward(dy, codes, size, kernel, stride, padding, dilation)
-    programs, order = element_tiles(dx)
+    H, W = _axes(kernel, stride, padding, dilation)
+    if not _is_small(H, W):
+        readers = [triton.cdiv((axis.taps - 1) * axis.dilation + 1, axis.stride) for axis in (H, W)]
+        max_backward(dy, codes, dx, _window_axes(dy.shape[2:], H, W), readers, W.taps, window_reader)
+        return dx
+    n, c, height, width = dx.shape
+    cells_h, cells_w = triton.cdiv(height + H.padding, H.stride), triton.cdiv(width, W.stride)
+    reach, channels_last = _reach_of(W, W.padding), is_channels_last(dx)
+    programs, cut, tile = cut_columns(n, c, cells_h, cells_w, channels_last, 1024)
     launch(
         _max_pool2d_backward_kernel, programs, dy, codes, dx,
         dy.stride(), codes.stride(), dx.stride(),
-        dx.numel(), *dx.shape[1:], *dy.shape[2:],
-        **_axes(kernel, stride, padding, dilation), **order,
-        ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, codes, dx), device=dy.device,
+        *dx.shape[1:], *dy.shape[2:], cells_h, cells_w, cut,
+        H=H, W=W, ABOVE=-_reach_of(H, 0).low, REACH=reach, INSIDE=Taps(0, dy.shape[3] - cells_w + 1),
+        PAIRS=tile.order == "contiguous" and W.stride == 2 and width % 2 == 0 and tile.parts == 1, ACCUMULATOR=accumulator(dy.dtype),
+        INDEX=index_type(dy, codes, dx), TILE=tile, device=dy.device,
     )  # fmt: skip
     return dx
 
@@ -350,15 +406,8 @@ def avg_pool2d_forward(
         (N, C, P, Q), channels_last if `x` is.
     """
     y = _empty_avg_pool2d_forward(x, size, kernel, stride, padding, count_include_pad, divisor_override)
-    programs, order = element_tiles(y)
-    launch(
-        _avg_pool2d_kernel, programs, x, y,
-        x.stride(), y.stride(),
-        y.numel(), *x.shape[1:], *size, divisor_override,
-        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, **order,
-        ACCUMULATOR=tl.int64 if x.dtype == torch.int64 else accumulator(x.dtype), INDEX=index_type(x, y),
-        device=x.device,
-    )  # fmt: skip
+    axes = _average_axes(x.shape[2:], kernel, stride, padding, count_include_pad, divisor_override)
+    gather2d(x, y, axes, (0.0, 0.0), kernel, _tap, _pixels)
     return y
 
 
@@ -372,14 +421,10 @@ def avg_pool2d_backward(
     In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
     """
     dx = _empty_avg_pool2d_backward(dy, size, kernel, stride, padding, count_include_pad, divisor_override, channels_last)
-    programs, order = element_tiles(dx, channels_last)
-    launch(
-        _avg_pool2d_backward_kernel, programs, dy, dx,
-        dy.stride(), dx.stride(),
-        dx.numel(), *dx.shape[1:], *dy.shape[2:], divisor_override,
-        **_axes(kernel, stride, padding, (1, 1)), COUNT_PADDING=count_include_pad, **order,
-        ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), device=dy.device,
-    )  # fmt: skip
+    axes = _average_axes(dy.shape[2:], kernel, stride, padding, count_include_pad, divisor_override)
+    axes = [(*axis, n) for axis, n in zip(axes, size, strict=True)]
+    readers = [triton.cdiv(taps, step) for taps, step in zip(kernel, stride, strict=True)]
+    gather2d(dy, dx, axes, (0.0, 0.0), readers, _reader, channels_last=channels_last)
     return dx
 
 
@@ -387,18 +432,30 @@ def _pick(
     x: Tensor | None, codes: Tensor, y: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int],
 ) -> None:  # fmt: skip
-    programs, order = element_tiles(y)
-    launch(
-        _max_pool2d_pick_kernel, programs, x, codes, y,
-        x.stride() if x is not None else None, codes.stride(), y.stride(),
-        y.numel(), y.shape[1], *size, *y.shape[2:],
-        **_axes(kernel, stride, padding, dilation), **order,
-        INDEX=index_type(*(t for t in (x, codes, y) if t is not None)), device=y.device,
-    )  # fmt: skip
+    H, W = _axes(kernel, stride, padding, dilation)
+    pick(x, codes, y, size, _window_axes(size, H, W), W.taps, window_tap)
 
 
-def _axes(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> dict[str, Any]:
-    return {
-        "H": Axis(kernel[0], stride[0], padding[0], dilation[0]),
-        "W": Axis(kernel[1], stride[1], padding[1], dilation[1]),
-    }
+def _axes(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> tuple[Axis, Axis]:
+    H, W = (Axis(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
+    return H, W
+
+
+def _is_small(H: Axis, W: Axis) -> bool:
+    """Whether a kernel may be unrolled over all taps of a window, and keep the rows of windows that share pixels."""
+    return H.taps * W.taps <= MOST_TAPS and max(H.dilation, W.dilation) == 1
+
+
+def _window_axes(size: Sequence[int], H: Axis, W: Axis) -> list[tuple[int, ...]]:
+    """What windows2d.py is told of the axes, with the size of the image or the number of windows."""
+    return [(n, axis.taps, axis.stride, axis.padding, axis.dilation) for n, axis in zip(size, (H, W), strict=True)]
+
+
+def _average_axes(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], count_include_pad: bool,
+    divisor_override: int | None,
+) -> list[tuple[int, ...]]:  # fmt: skip
+    """What _tap, _pixels and _reader are told of the axes."""
+    divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)
+    axes = zip(size, kernel, stride, padding, divisors, strict=True)
+    return [(n, taps, step, pad, pad if count_include_pad else 0, divisor) for n, taps, step, pad, divisor in axes]

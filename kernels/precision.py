@@ -79,6 +79,15 @@ def widened(value):
 
 
 @device_function
+def compared(value):
+    """A value as it is compared: those of 16 bits as float32."""
+    value = widened(value)
+    if value.dtype == tl.float16:
+        value = value.to(tl.float32)
+    return value
+
+
+@device_function
 def divided(value, by):
     """value / by, two tensors of one dtype, rounded to nearest: Triton's own float32 division is off by up to two units."""
     if value.dtype == tl.float32:

@@ -8,16 +8,16 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
-from trinn.kernels.launch import INTERPRETED, architecture, gpu, is_channels_last
+from trinn.kernels.launch import INTERPRETED, architecture, gpu
 
 # An interpreted program costs some milliseconds, whatever its size, so one takes all it can.
 interpreted_block = 16384
+interpreted_rows = 1  # of an image that a kernel which walks down rows takes one after the other
 # Enough programs to fill a large GPU twice; the interpreter runs them one after the other.
 wanted_programs = 1 if INTERPRETED else 264
 
@@ -42,23 +42,6 @@ class ElementTile(NamedTuple):
 
     rows: int
     lanes: int
-
-
-def element_tiles(image: Tensor, channels_last: bool | None = None) -> tuple[int, dict[str, Any]]:
-    """How many programs fill a dense (N, C, H, W), element by element, and the constants that say how.
-
-    In the order that `channels_last` says, or else that of the image. Lanes are a power of two, and not too many of them
-    idle: neighbours in memory are best read and written by one program.
-    """
-    channels_last = is_channels_last(image) if channels_last is None else channels_last
-    elements, axis = image.numel(), max(1, image.shape[1 if channels_last else 3])
-    block = elementwise_block(elements)
-    lanes = min(triton.next_power_of_2(axis), block if INTERPRETED else 128)
-    while lanes > 16 and not INTERPRETED and triton.cdiv(axis, lanes) * lanes > 1.25 * axis:
-        lanes //= 2
-    rows = elements // axis
-    tile = ElementTile(min(block // lanes, triton.next_power_of_2(max(1, rows))), lanes)
-    return triton.cdiv(rows, tile.rows) * triton.cdiv(axis, lanes), {"CHANNELS_LAST": channels_last, "TILE": tile}
 
 
 class Product(NamedTuple):

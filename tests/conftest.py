@@ -51,6 +51,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 16 and several splits where kernels are interpreted: edges, loops and second passes all take part."""
     if launch.INTERPRETED:
         monkeypatch.setattr(tuning, "interpreted_block", 16)
+        monkeypatch.setattr(tuning, "interpreted_rows", 3)
         monkeypatch.setattr(tuning, "wanted_programs", 8)
 
 

@@ -1,0 +1,170 @@
+"""A walk down the rows: how a kernel fills an image when the memory, and not arithmetic, should set its speed.
+
+A program owns a tile of columns and walks down one part of the rows:
+
+    n, c, col, exists, first, steps = columns_of(...)
+    for step in range(steps):
+        row = first + step
+
+What depends on the column is computed once, before the loop. What depends on the row is a scalar. So a step costs its loads,
+its arithmetic and its stores. Sizes are known at run time only: a new shape needs no new kernel.
+
+    order             along the lanes of a tile, neighbours in memory            along its rows
+    "channels_last"   channels                                                   columns of all images
+    "few channels"    channels, then columns of all images, in channels_last
+    "contiguous"      columns of all images and channels
+
+The interpreter pays for each step and not for its size. There a tile takes several parts of the rows at once, along its own
+rows, and `first` is a block instead of a scalar.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels import tuning
+from trinn.kernels.indexing import Axis
+from trinn.kernels.launch import INTERPRETED, device_function, index_type, is_channels_last
+
+LEAST_ROWS = 6  # of a part on a GPU: before its first row a kernel computes what depends on the column
+PROGRAMS = 6  # parts are cut so that there are this many times tuning.wanted_programs
+
+
+class Tile(NamedTuple):
+    """The columns of a program, known when a kernel is compiled: its shape is (parts * columns, lanes)."""
+
+    order: str
+    whole: bool  # whether every tile is full
+    parts: int
+    columns: int
+    lanes: int
+
+
+class Taps(NamedTuple):
+    """The taps of an axis that lie inside the image for every window: low <= tap < high."""
+
+    low: int
+    high: int
+
+
+def always_inside(axis: Axis, size: int, out_size: int) -> Taps:
+    """Those taps, for `out_size` windows over `size` pixels."""
+    low = min(axis.taps, -(-axis.padding // axis.dilation))
+    last_window = (out_size - 1) * axis.stride - axis.padding
+    return Taps(low, max(low, min(axis.taps, (size - 1 - last_window) // axis.dilation + 1)))
+
+
+@device_function
+def columns_of(cut, channels, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
+    """(image, channel, column, whether it exists, first row, number of rows) of this program, of an image that `cut` cuts.
+
+    A column that does not exist is given the place of one that does: its loads need no mask.
+    """
+    places, parts, part_tiles, channel_tiles, rows_per_part = cut
+    program = tl.program_id(0)
+    channel_tile, program = program % channel_tiles, program // channel_tiles
+    part, tile = (program % part_tiles).to(INDEX), (program // part_tiles).to(INDEX)
+    row, lane = tl.arange(0, TILE.parts * TILE.columns)[:, None], tl.arange(0, TILE.lanes)[None, :]
+    if TILE.order == "channels_last":
+        place, c = tile * TILE.columns + row % TILE.columns, channel_tile.to(INDEX) * TILE.lanes + lane
+        exists = (place < places) & (c < channels)
+        if not TILE.whole:
+            place, c = tl.minimum(place, places - 1), tl.minimum(c, channels - 1)
+        n, col = place // width, place % width
+    else:
+        place = tile * TILE.lanes + lane
+        exists = (place < places) & (row >= 0)
+        if not TILE.whole:
+            place = tl.minimum(place, places - 1)
+        if TILE.order == "few channels":
+            c, place = place % channels, place // channels
+            n, col = place // width, place % width
+        else:
+            plane, col = place // width, place % width
+            n, c = plane // channels, plane % channels
+    if TILE.whole:
+        exists = tl.full((TILE.parts * TILE.columns, TILE.lanes), True, tl.int1)
+    if TILE.parts > 1:  # whole parts, of which the last may be there twice
+        first = tl.minimum(part * TILE.parts + row // TILE.columns, parts - 1) * rows_per_part
+        steps = rows_per_part
+    else:
+        first = part * rows_per_part
+        steps = tl.minimum(first + rows_per_part, height) - first
+    return n, c, col, exists, first, steps
+
+
+@device_function
+def some(condition, TILE: tl.constexpr):
+    """Whether to do at all what a condition on the row allows: where the row is a block, some of it may need it."""
+    if TILE.parts > 1:
+        condition = True
+    return condition
+
+
+@device_function
+def zeros(TILE: tl.constexpr, DTYPE: tl.constexpr):
+    """A tile of zeros."""
+    return tl.full((TILE.parts * TILE.columns, TILE.lanes), 0, DTYPE)
+
+
+@device_function
+def filled(value, DTYPE: tl.constexpr, TILE: tl.constexpr):
+    """A tile of one value of a dtype, in the dtype that `compared` gives."""
+    return tl.full(
+        (TILE.parts * TILE.columns, TILE.lanes), value, tl.float32 if DTYPE == tl.bfloat16 or DTYPE == tl.float16 else DTYPE
+    )
+
+
+@device_function
+def nothing():
+    """A tuple to begin with."""
+    return ()
+
+
+def wide_index_type(axes: Iterable[Sequence[Any]], *tensors: Tensor) -> tl.dtype:
+    """The type of offsets, and of products of the first two numbers of an axis."""
+    return tl.int64 if max((axis[0] + 1) * (axis[1] + 1) for axis in axes) >= 2**31 else index_type(*tensors)
+
+
+Cut = tuple[int, int, int, int, int]
+
+
+def columns(image: Tensor, channels_last: bool | None = None, room: int = 1024) -> tuple[int, Cut, Tile]:
+    """How many programs fill an image (N, C, H, W), how its rows and columns are cut, and the tile, of `room` elements.
+
+    In the order that `channels_last` says, or else that of the image.
+    """
+    n, c, height, width = image.shape
+    channels_last = is_channels_last(image) if channels_last is None else channels_last
+    return cut_columns(n, c, height, width, channels_last, room)
+
+
+def cut_columns(n: int, c: int, height: int, width: int, channels_last: bool, room: int) -> tuple[int, Cut, Tile]:
+    """The same of an image of that size."""
+    order = "contiguous" if not channels_last else "few channels" if c % 8 else "channels_last"
+    if min(n, c, height, width) == 0:
+        return 0, (1, 1, 1, 1, 1), Tile(order, False, 1, 1, 16)
+    places = n * width if order == "channels_last" else n * c * width
+    if INTERPRETED:
+        room = tuning.elementwise_block(n * c * height * width)
+    if order == "channels_last":
+        lanes = min(triton.next_power_of_2(c) if INTERPRETED else c & -c, room if INTERPRETED else 128)
+        columns, channel_tiles = min(triton.next_power_of_2(places), room // lanes), triton.cdiv(c, lanes)
+        place_tiles, whole = triton.cdiv(places, columns), places % columns == 0 and c % lanes == 0
+    else:
+        lanes = min(max(16, triton.next_power_of_2(places)), room if INTERPRETED else room // 4)
+        columns, channel_tiles, place_tiles, whole = 1, 1, triton.cdiv(places, lanes), places % lanes == 0
+    if INTERPRETED:
+        rows_per_part = max(rows for rows in range(1, tuning.interpreted_rows + 1) if height % rows == 0)
+        parts = height // rows_per_part
+        parts_at_once = min(triton.next_power_of_2(parts), room // (columns * lanes))
+    else:
+        wanted = triton.cdiv(PROGRAMS * tuning.wanted_programs, place_tiles * channel_tiles)
+        rows_per_part = triton.cdiv(height, max(1, min(wanted, height // LEAST_ROWS)))
+        parts, parts_at_once = triton.cdiv(height, rows_per_part), 1
+    part_tiles = triton.cdiv(parts, parts_at_once)
+    tile = Tile(order, whole, parts_at_once, columns, lanes)
+    return place_tiles * part_tiles * channel_tiles, (places, parts, part_tiles, channel_tiles, rows_per_part), tile
