@@ -30,7 +30,7 @@ from trinn.kernels.indexing import Axis
 from trinn.kernels.launch import INTERPRETED, device_function, index_type, is_channels_last
 
 LEAST_ROWS = 6  # of a part on a GPU: before its first row a kernel computes what depends on the column
-PROGRAMS = 6  # parts are cut so that there are this many times tuning.wanted_programs
+PROGRAMS = 4  # parts are cut so that there are this many times tuning.wanted_programs
 
 
 class Tile(NamedTuple):
@@ -58,12 +58,12 @@ def always_inside(axis: Axis, size: int, out_size: int) -> Taps:
 
 
 @device_function
-def columns_of(cut, channels, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
+def columns_of(cut, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
     """(image, channel, column, whether it exists, first row, number of rows) of this program, of an image that `cut` cuts.
 
     A column that does not exist is given the place of one that does: its loads need no mask.
     """
-    places, parts, part_tiles, channel_tiles, rows_per_part = cut
+    places, channels, parts, part_tiles, channel_tiles, rows_per_part = cut
     program = tl.program_id(0)
     channel_tile, program = program % channel_tiles, program // channel_tiles
     part, tile = (program % part_tiles).to(INDEX), (program // part_tiles).to(INDEX)
@@ -105,6 +105,14 @@ def some(condition, TILE: tl.constexpr):
 
 
 @device_function
+def all_of(condition, TILE: tl.constexpr):
+    """Whether a condition on the row is true; where the row is a block, nobody knows."""
+    if TILE.parts > 1:
+        condition = False
+    return condition
+
+
+@device_function
 def zeros(TILE: tl.constexpr, DTYPE: tl.constexpr):
     """A tile of zeros."""
     return tl.full((TILE.parts * TILE.columns, TILE.lanes), 0, DTYPE)
@@ -129,42 +137,52 @@ def wide_index_type(axes: Iterable[Sequence[Any]], *tensors: Tensor) -> tl.dtype
     return tl.int64 if max((axis[0] + 1) * (axis[1] + 1) for axis in axes) >= 2**31 else index_type(*tensors)
 
 
-Cut = tuple[int, int, int, int, int]
+class Columns(NamedTuple):
+    """How an image is filled: the number of programs, and what a kernel that calls columns_of is told."""
+
+    programs: int
+    cut: tuple[int, ...]
+    tile: Tile
+    strides: list[tuple[int, ...]]  # of the tensors
 
 
-def columns(image: Tensor, channels_last: bool | None = None, room: int = 1024) -> tuple[int, Cut, Tile]:
-    """How many programs fill an image (N, C, H, W), how its rows and columns are cut, and the tile, of `room` elements.
+def columns(
+    image: Tensor, tensors: Sequence[Tensor], channels_last: bool | None = None, room: int = 1024, lanes: int = 256,
+    size: Sequence[int] = (),
+) -> Columns:  # fmt: skip
+    """The columns of an image (N, C, H, W), and the strides of these tensors, which have the same images and channels.
 
-    In the order that `channels_last` says, or else that of the image.
+    Args:
+        channels_last: the order, where the strides of the image do not tell.
+        room: elements of a tile in channels_last.
+        lanes: elements of a tile that lies along columns.
+        size: rows and columns to walk, if they are not those of the image.
     """
-    n, c, height, width = image.shape
+    n, c, height, width = (*image.shape[:2], *(size or image.shape[2:]))
     channels_last = is_channels_last(image) if channels_last is None else channels_last
-    return cut_columns(n, c, height, width, channels_last, room)
-
-
-def cut_columns(n: int, c: int, height: int, width: int, channels_last: bool, room: int) -> tuple[int, Cut, Tile]:
-    """The same of an image of that size."""
     order = "contiguous" if not channels_last else "few channels" if c % 8 else "channels_last"
-    if min(n, c, height, width) == 0:
-        return 0, (1, 1, 1, 1, 1), Tile(order, False, 1, 1, 16)
-    places = n * width if order == "channels_last" else n * c * width
+    strides = [tensor.stride() for tensor in tensors]
+    if image.numel() == 0:
+        return Columns(0, (1,) * 6, Tile(order, False, 1, 1, 16), strides)
+    if order == "contiguous" and strides and all(s[0] == c * s[1] for s in strides):
+        n, c, strides = n * c, 1, [(s[1], 0, *s[2:]) for s in strides]  # a channel is an image: there is less to divide
     if INTERPRETED:
-        room = tuning.elementwise_block(n * c * height * width)
+        room = lanes = tuning.elementwise_block(n * c * height * width)
     if order == "channels_last":
-        lanes = min(triton.next_power_of_2(c) if INTERPRETED else c & -c, room if INTERPRETED else 128)
-        columns, channel_tiles = min(triton.next_power_of_2(places), room // lanes), triton.cdiv(c, lanes)
-        place_tiles, whole = triton.cdiv(places, columns), places % columns == 0 and c % lanes == 0
+        places, lanes = n * width, min(triton.next_power_of_2(c), room) if INTERPRETED else min(c & -c, 128)
+        across, channel_tiles = min(triton.next_power_of_2(places), room // lanes), triton.cdiv(c, lanes)
+        place_tiles, whole = triton.cdiv(places, across), places % across == 0 and c % lanes == 0
     else:
-        lanes = min(max(16, triton.next_power_of_2(places)), room if INTERPRETED else room // 4)
-        columns, channel_tiles, place_tiles, whole = 1, 1, triton.cdiv(places, lanes), places % lanes == 0
+        places, lanes = n * c * width, min(max(16, triton.next_power_of_2(n * c * width)), lanes)
+        across, channel_tiles, place_tiles, whole = 1, 1, triton.cdiv(places, lanes), places % lanes == 0
     if INTERPRETED:
         rows_per_part = max(rows for rows in range(1, tuning.interpreted_rows + 1) if height % rows == 0)
         parts = height // rows_per_part
-        parts_at_once = min(triton.next_power_of_2(parts), room // (columns * lanes))
+        parts_at_once = min(triton.next_power_of_2(parts), room // (across * lanes))
     else:
         wanted = triton.cdiv(PROGRAMS * tuning.wanted_programs, place_tiles * channel_tiles)
         rows_per_part = triton.cdiv(height, max(1, min(wanted, height // LEAST_ROWS)))
         parts, parts_at_once = triton.cdiv(height, rows_per_part), 1
     part_tiles = triton.cdiv(parts, parts_at_once)
-    tile = Tile(order, whole, parts_at_once, columns, lanes)
-    return place_tiles * part_tiles * channel_tiles, (places, parts, part_tiles, channel_tiles, rows_per_part), tile
+    cut = (places, c, parts, part_tiles, channel_tiles, rows_per_part)
+    return Columns(place_tiles * part_tiles * channel_tiles, cut, Tile(order, whole, parts_at_once, across, lanes), strides)

@@ -31,7 +31,7 @@ from trinn.kernels.tuning import splits
 def _gather_kernel(
     source, weight, scale, bias, result,
     source_strides, weight_strides, result_strides,
-    channels, source_height, source_width, result_height, result_width, cut,
+    source_height, source_width, result_height, result_width, cut,
     H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -40,7 +40,7 @@ def _gather_kernel(
     w_k, w_r, w_s = weight_strides
     y_n, y_c, y_h, y_w = result_strides
 
-    n, channel, col, exists, first, steps = columns_of(cut, channels, result_height, result_width, INDEX, TILE)
+    n, channel, col, exists, first, steps = columns_of(cut, result_height, result_width, INDEX, TILE)
     source += n * x_n
     result += n * y_n + channel * y_c + col * y_w
     for step in range(steps):
@@ -125,11 +125,11 @@ def depthwise2d_gather(
     if has_strips(source, result, weight, stride, dilation, adjoint):
         return gather_strips(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     w_k, _, w_r, w_s = weight.stride()
-    programs, cut, tile = columns(result)
+    programs, cut, tile, _ = columns(result, ())
     launch(
         _gather_kernel, programs, source, weight, scale, bias, result,
         source.stride(), (w_k, w_r, w_s), result.stride(),
-        result.shape[1], *source.shape[2:], *result.shape[2:], cut,
+        *source.shape[2:], *result.shape[2:], cut,
         H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
         W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
         FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),

@@ -66,14 +66,14 @@ def _scatter_kernel(
 def _gather_kernel(
     dy, indices, dx,
     dy_strides, indices_strides, dx_strides,
-    channels, height, width, out_height, out_width, cut,
+    height, width, out_height, out_width, cut,
     INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of dx."""
     dy_n, dy_c, dy_h, dy_w = dy_strides
     indices_n, indices_c, indices_h, indices_w = indices_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, w, exists, first, steps = columns_of(cut, channels, height, width, INDEX, TILE)
+    n, c, w, exists, first, steps = columns_of(cut, height, width, INDEX, TILE)
     dy += n * dy_n + c * dy_c
     indices += n * indices_n + c * indices_c + w * indices_w
     dx += n * dx_n + c * dx_c + w * dx_w
@@ -121,11 +121,11 @@ def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> T
     """Gradient of max unpooling: what lies at each place of dy (N, C, H, W), like `indices`, in the order asked for."""
     _check(indices, dy.shape[2:])
     dx = _empty_backward(dy, indices, channels_last)
-    programs, cut, tile = columns(dx, channels_last)
+    programs, cut, tile, strides = columns(dx, (dy, indices, dx), channels_last)
     launch(
         _gather_kernel, programs, dy, indices, dx,
-        dy.stride(), indices.stride(), dx.stride(),
-        *dx.shape[1:], *dy.shape[2:], cut,
+        *strides,
+        *dx.shape[2:], *dy.shape[2:], cut,
         INDEX=index_type(dy, indices, dx), TILE=tile, device=dy.device, asserts=True,
     )  # fmt: skip
     return dx

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import Taps, always_inside, columns, columns_of, cut_columns, nothing, zeros
-from trinn.kernels.indexing import Axis, big_from_small, cdiv, inside
+from trinn.kernels.columns import Taps, always_inside, columns, columns_of, nothing, zeros
+from trinn.kernels.indexing import Axis, big_from_small, inside
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, compared, divided, widened
@@ -52,54 +52,51 @@ def _best_of_row(x, step, row_inside, column_inside, first_tap, LEAST: tl.conste
 def _max_pool2d_kernel(
     x, y, codes,
     x_strides, y_strides,
-    channels, height, width, out_height, out_width, cut,
+    height, width, out_height, out_width, cut,
     H: tl.constexpr, W: tl.constexpr, ROWS_INSIDE: tl.constexpr, COLUMNS_INSIDE: tl.constexpr, LEAST: tl.constexpr,
     INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of y and the taps it came from. Rows of x that the next windows have too are kept, reduced along the columns."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    KEPT: tl.constexpr = max(H.taps - H.stride // H.dilation, 0) if H.stride % H.dilation == 0 else 0
-    n, c, q, exists, first, steps = columns_of(cut, channels, out_height, out_width, INDEX, TILE)
+    R: tl.constexpr = H.taps
+    S: tl.constexpr = W.taps
+    KEPT: tl.constexpr = max(H.taps - H.stride, 0)
+    n, c, q, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     left = big_from_small(q, 0, W)
     x += n * x_n + c * x_c + left * x_w
     at = n * y_n + c * y_c + q * y_w
     y += at
     codes += at
     column_inside = nothing()
-    for s in tl.static_range(W.taps):
-        column_inside += (inside(left + s * W.dilation, width),)
+    for s in tl.static_range(S):
+        column_inside += (inside(left + s, width),)
     # Of a window of equal values the first tap inside the image wins.
     first_s = zeros(TILE, tl.int32)
     if COLUMNS_INSIDE.low > 0:
-        first_s += tl.minimum(tl.maximum(cdiv(-left, W.dilation), 0), W.taps - 1).to(tl.int32)
+        first_s += tl.maximum(-left, 0).to(tl.int32)
 
     bests, taps = nothing(), nothing()
     for r in tl.static_range(KEPT):
         h = big_from_small(first, r, H)
-        best, tap = _best_of_row(
-            x + h * x_h, W.dilation * x_w, inside(h, height), column_inside, first_s, LEAST, W.taps, COLUMNS_INSIDE
-        )
+        best, tap = _best_of_row(x + h * x_h, x_w, inside(h, height), column_inside, first_s, LEAST, S, COLUMNS_INSIDE)
         bests, taps = bests + (best,), taps + (tap,)
     for step in range(steps):
         p = first + step
-        for r in tl.static_range(KEPT, H.taps):
+        for r in tl.static_range(KEPT, R):
             h = big_from_small(p, r, H)
             row_inside = None if ROWS_INSIDE.low <= r and r < ROWS_INSIDE.high else inside(h, height)
-            best, tap = _best_of_row(
-                x + h * x_h, W.dilation * x_w, row_inside, column_inside, first_s, LEAST, W.taps, COLUMNS_INSIDE
-            )
+            best, tap = _best_of_row(x + h * x_h, x_w, row_inside, column_inside, first_s, LEAST, S, COLUMNS_INSIDE)
             bests, taps = bests + (best,), taps + (tap,)
         best, code = bests[0], taps[0]
         if ROWS_INSIDE.low > 0:
-            first_r = tl.minimum(tl.maximum(cdiv(-big_from_small(p, 0, H), H.dilation), 0), H.taps - 1).to(tl.int32)
-            code += first_r * W.taps
-        for r in tl.static_range(1, H.taps):
+            code += tl.maximum(-big_from_small(p, 0, H), 0).to(tl.int32) * S
+        for r in tl.static_range(1, R):
             wins = beats(bests[r], best)
-            best, code = tl.where(wins, bests[r], best), tl.where(wins, taps[r] + r * W.taps, code)
+            best, code = tl.where(wins, bests[r], best), tl.where(wins, taps[r] + r * S, code)
         tl.store(y + p * y_h, best.to(y.dtype.element_ty), mask=exists)
         tl.store(codes + p * y_h, code.to(codes.dtype.element_ty), mask=exists)
-        bests, taps = bests[H.taps - KEPT :], taps[H.taps - KEPT :]
+        bests, taps = bests[R - KEPT :], taps[R - KEPT :]
 
 
 class Reach(NamedTuple):
@@ -126,9 +123,10 @@ def _reach_of(axis: Axis, padding: int) -> Reach:
 def _windows_of(dys, codes, dy_at, codes_at, missing, row_missing, ACCUMULATOR: tl.constexpr):
     """Of a row of windows those that may hold a cell's pixels: gradients, and winners, -1 of a window that is not there."""
     loaded, gradients, winners = nothing(), nothing(), nothing()
-    for d in tl.static_range(len(missing)):
+    N: tl.constexpr = len(missing)
+    for d in tl.static_range(N):
         loaded += (tl.load(dys[d] + dy_at),)
-    for d in tl.static_range(len(missing)):
+    for d in tl.static_range(N):
         winners += (tl.load(codes[d] + codes_at).to(tl.int32) | missing[d] | row_missing,)
         gradients += (widened(loaded[d]).to(ACCUMULATOR),)
     return gradients, winners
@@ -136,14 +134,15 @@ def _windows_of(dys, codes, dy_at, codes_at, missing, row_missing, ACCUMULATOR: 
 
 @device_function
 def _pixel_of_cell(
-    gradients, winners, i: tl.constexpr, j: tl.constexpr, ABOVE: tl.constexpr, REACH: tl.constexpr, H: tl.constexpr,
+    gradients, winners, ROW: tl.constexpr, COLUMN: tl.constexpr, ABOVE: tl.constexpr, LOW: tl.constexpr, H: tl.constexpr,
     W: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one pixel of a cell: the sum over the windows it won, rows of windows from above."""
     acc = tl.zeros_like(gradients[0])
-    for k in tl.static_range(len(gradients)):
-        r: tl.constexpr = _tap_of(i, k // (REACH.high - REACH.low + 1) - ABOVE, H, 0)
-        s: tl.constexpr = _tap_of(j, k % (REACH.high - REACH.low + 1) + REACH.low, W, W.padding)
+    N: tl.constexpr = len(gradients)
+    WINDOWS: tl.constexpr = N // (ABOVE + 1)
+    for k in tl.static_range(N):
+        r, s = _tap_of(ROW, k // WINDOWS - ABOVE, H, 0), _tap_of(COLUMN, k % WINDOWS + LOW, W, W.padding)
         if r >= 0 and s >= 0:
             acc = tl.where(winners[k] == r * W.taps + s, acc + gradients[k], acc)
     return acc
@@ -153,7 +152,7 @@ def _pixel_of_cell(
 def _max_pool2d_backward_kernel(
     dy, codes, dx,
     dy_strides, codes_strides, dx_strides,
-    channels, height, width, out_height, out_width, cells_h, cells_w, cut,
+    height, width, out_height, out_width, cells_h, cells_w, cut,
     H: tl.constexpr, W: tl.constexpr, ABOVE: tl.constexpr, REACH: tl.constexpr, INSIDE: tl.constexpr, PAIRS: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -165,9 +164,13 @@ def _max_pool2d_backward_kernel(
     dy_n, dy_c, dy_p, dy_q = dy_strides
     codes_n, codes_c, codes_p, codes_q = codes_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, k, exists, first, steps = columns_of(cut, channels, cells_h, cells_w, INDEX, TILE)
+    n, c, k, exists, first, steps = columns_of(cut, cells_h, cells_w, INDEX, TILE)
+    LOW: tl.constexpr = REACH.low
+    WINDOWS: tl.constexpr = REACH.high - REACH.low + 1
+    ROWS: tl.constexpr = H.stride
+    COLUMNS: tl.constexpr = W.stride
     dys, all_codes, missing = nothing(), nothing(), nothing()
-    for d in tl.static_range(REACH.low, REACH.high + 1):
+    for d in tl.static_range(LOW, LOW + WINDOWS):
         q = k + d
         if INSIDE.low <= d and d < INSIDE.high:
             missing += (0,)
@@ -195,19 +198,19 @@ def _max_pool2d_backward_kernel(
         p = tl.minimum(m, out_height - 1)
         more = _windows_of(dys, all_codes, p * dy_p, p * codes_p, missing, row_missing, ACCUMULATOR)
         gradients, winners = gradients + more[0], winners + more[1]
-        for i in tl.static_range(H.stride):
+        for i in tl.static_range(ROWS):
             h = big_from_small(m, 0, H) + i
             if PAIRS:
-                left = _pixel_of_cell(gradients, winners, i, 0, ABOVE, REACH, H, W)
-                right = _pixel_of_cell(gradients, winners, i, 1, ABOVE, REACH, H, W)
+                left = _pixel_of_cell(gradients, winners, i, 0, ABOVE, LOW, H, W)
+                right = _pixel_of_cell(gradients, winners, i, 1, ABOVE, LOW, H, W)
                 pair = tl.join(left, right).to(dx.dtype.element_ty)
                 tl.store(dx + h * dx_h, pair, mask=exists[:, :, None] & inside(h, height))
             else:
-                for j in tl.static_range(W.stride):
-                    value = _pixel_of_cell(gradients, winners, i, j, ABOVE, REACH, H, W).to(dx.dtype.element_ty)
-                    mask = exists & inside(h, height) & (k * W.stride + j < width)
+                for j in tl.static_range(COLUMNS):
+                    value = _pixel_of_cell(gradients, winners, i, j, ABOVE, LOW, H, W).to(dx.dtype.element_ty)
+                    mask = exists & inside(h, height) & (k * COLUMNS + j < width)
                     tl.store(dx + h * dx_h + j * dx_w, value, mask=mask)
-        gradients, winners = gradients[REACH.high - REACH.low + 1 :], winners[REACH.high - REACH.low + 1 :]
+        gradients, winners = gradients[WINDOWS:], winners[WINDOWS:]
 
 
 @device_function
@@ -231,7 +234,7 @@ def _reader(i, pixel, axis, DTYPE: tl.constexpr):
     """The i-th window that may average a pixel, and what that is worth to it. `axis` has the number of windows first."""
     windows, taps, stride, padding, counted, divisor, size, _scale, _table = axis
     position, reads, _tap = window_reader(i, pixel, (windows, taps, stride, padding, 1), DTYPE)
-    count = _pixels(position, (size, taps, stride, padding, counted, divisor, None, None))
+    count = _pixels(position, (size, taps, stride, padding, counted, divisor, 0, 0))
     count = tl.where(reads, count, 1).to(DTYPE)
     return position, reads, divided(tl.full(count.shape, 1, DTYPE), count)
 
@@ -313,11 +316,11 @@ def max_pool2d_forward(
     if not _is_small(H, W):
         max_forward(x, y, codes, _window_axes(x.shape[2:], H, W), kernel, window_tap)
         return y, codes
-    programs, cut, tile = columns(y)
+    programs, cut, tile, strides = columns(y, (x, y))
     launch(
         _max_pool2d_kernel, programs, x, y, codes,
-        x.stride(), y.stride(),
-        *x.shape[1:], *size, cut,
+        *strides,
+        *x.shape[2:], *size, cut,
         H=H, W=W, ROWS_INSIDE=always_inside(H, x.shape[2], size[0]), COLUMNS_INSIDE=always_inside(W, x.shape[3], size[1]),
         LEAST=least(x.dtype), INDEX=index_type(x, y), TILE=tile, device=x.device,
     )  # fmt: skip
@@ -345,16 +348,15 @@ def max_pool2d_backward(
         readers = [triton.cdiv((axis.taps - 1) * axis.dilation + 1, axis.stride) for axis in (H, W)]
         max_backward(dy, codes, dx, _window_axes(dy.shape[2:], H, W), readers, W.taps, window_reader)
         return dx
-    n, c, height, width = dx.shape
-    cells_h, cells_w = triton.cdiv(height + H.padding, H.stride), triton.cdiv(width, W.stride)
-    reach, channels_last = _reach_of(W, W.padding), is_channels_last(dx)
-    programs, cut, tile = cut_columns(n, c, cells_h, cells_w, channels_last, 1024)
+    cells = triton.cdiv(size[0] + H.padding, H.stride), triton.cdiv(size[1], W.stride)
+    programs, cut, tile, strides = columns(dx, (dy, codes, dx), size=cells)
+    in_pairs = tile.order == "contiguous" and W.stride == 2 and size[1] % 2 == 0 and tile.parts == 1
     launch(
         _max_pool2d_backward_kernel, programs, dy, codes, dx,
-        dy.stride(), codes.stride(), dx.stride(),
-        *dx.shape[1:], *dy.shape[2:], cells_h, cells_w, cut,
-        H=H, W=W, ABOVE=-_reach_of(H, 0).low, REACH=reach, INSIDE=Taps(0, dy.shape[3] - cells_w + 1),
-        PAIRS=tile.order == "contiguous" and W.stride == 2 and width % 2 == 0 and tile.parts == 1, ACCUMULATOR=accumulator(dy.dtype),
+        *strides,
+        *size, *dy.shape[2:], *cells, cut,
+        H=H, W=W, ABOVE=-_reach_of(H, 0).low, REACH=_reach_of(W, W.padding), INSIDE=Taps(0, dy.shape[3] - cells[1] + 1),
+        PAIRS=in_pairs, ACCUMULATOR=accumulator(dy.dtype),
         INDEX=index_type(dy, codes, dx), TILE=tile, device=dy.device,
     )  # fmt: skip
     return dx

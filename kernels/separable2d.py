@@ -30,7 +30,7 @@ MOST_UNROLLED = 8  # taps along a row: a thread holds the place and the weight o
 def _gather_kernel(
     source, result, table_h, table_w,
     source_strides, result_strides,
-    channels, out_height, out_width, cut,
+    out_height, out_width, cut,
     axis_h, axis_w, scale_h: tl.float64, scale_w: tl.float64, taps_h, taps_w,
     TAP: tl.constexpr, COUNT: tl.constexpr, UNROLLED: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     TILE: tl.constexpr,
@@ -39,7 +39,7 @@ def _gather_kernel(
     x_n, x_c, x_h, x_w = source_strides
     y_n, y_c, y_h, y_w = result_strides
     axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64), table_h), axis_w + (tl.full((), scale_w, tl.float64), table_w)
-    n, c, col, exists, first, steps = columns_of(cut, channels, out_height, out_width, INDEX, TILE)
+    n, c, col, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     source += n * x_n + c * x_c
     result += n * y_n + c * y_c + col * y_w
     sources, reads, weights = nothing(), nothing(), nothing()
@@ -54,7 +54,9 @@ def _gather_kernel(
         for i in range(taps_h):
             h, reads_h, weight_h = TAP(i, row, axis_h, ACCUMULATOR)
             if some(reads_h, TILE):
-                line = acc if COUNT is not None else zeros(TILE, ACCUMULATOR)  # a mean adds pixels up one after the other, as torch
+                line = (
+                    acc if COUNT is not None else zeros(TILE, ACCUMULATOR)
+                )  # a mean adds pixels up one after the other, as torch
                 if UNROLLED > 0:
                     for j in tl.static_range(UNROLLED):
                         value = tl.load(sources[j] + h * x_h, mask=reads_h & reads[j], other=0)
@@ -78,15 +80,15 @@ def _gather_kernel(
 def _copy_kernel(
     source, result,
     source_strides, result_strides,
-    channels, out_height, out_width, cut,
+    out_height, out_width, cut,
     axis_h, axis_w, scale_h: tl.float64, scale_w: tl.float64,
     TAP: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the result, whose elements each read one pixel."""
     x_n, x_c, x_h, x_w = source_strides
     y_n, y_c, y_h, y_w = result_strides
-    axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64), None), axis_w + (tl.full((), scale_w, tl.float64), None)
-    n, c, col, exists, first, steps = columns_of(cut, channels, out_height, out_width, INDEX, TILE)
+    axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64), 0), axis_w + (tl.full((), scale_w, tl.float64), 0)
+    n, c, col, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     w, _reads, _weight = TAP(0, col, axis_w, tl.float32)
     source += n * x_n + c * x_c + w * x_w
     result += n * y_n + c * y_c + col * y_w
@@ -98,7 +100,7 @@ def _copy_kernel(
 
 def gather2d(
     source: Tensor, result: Tensor, axes: Any, scales: Any, taps: Any, tap: Callable[..., Any], count: Any = None,
-    tables: Any = (None, None), channels_last: bool | None = None,
+    tables: Any = (0, 0), channels_last: bool | None = None,
 ) -> None:  # fmt: skip
     """Fill a result (N, C, P, Q) from a source (N, C, H, W), any strides; `axes`, `scales`, `taps`: of rows and columns.
 
@@ -108,11 +110,11 @@ def gather2d(
         tap, count: the functions above; without `count` nothing is divided.
         channels_last: the order of the result, where its strides do not tell.
     """
-    programs, cut, tile = columns(result, channels_last, 2048)
+    programs, cut, tile, strides = columns(result, (source, result), channels_last, room=2048, lanes=512)
     launch(
         _gather_kernel, programs, source, result, *tables,
-        source.stride(), result.stride(),
-        *result.shape[1:], cut,
+        *strides,
+        *result.shape[2:], cut,
         *axes, *map(float, scales), *taps,
         TAP=tap, COUNT=count, UNROLLED=taps[1] if taps[1] <= MOST_UNROLLED else 0,
         ACCUMULATOR=tl.int64 if source.dtype == torch.int64 else accumulator(source.dtype),
@@ -122,11 +124,11 @@ def gather2d(
 
 def copy2d(source: Tensor, result: Tensor, axes: Any, scales: Any, tap: Callable[..., Any]) -> None:
     """The same where each element of the result is one of the source, of any dtype."""
-    programs, cut, tile = columns(result, None, 2048)
+    programs, cut, tile, strides = columns(result, (source, result), room=2048, lanes=1024)
     launch(
         _copy_kernel, programs, source, result,
-        source.stride(), result.stride(),
-        *result.shape[1:], cut,
+        *strides,
+        *result.shape[2:], cut,
         *axes, *map(float, scales),
         TAP=tap, INDEX=wide_index_type(axes, source, result), TILE=tile, device=source.device,
     )  # fmt: skip

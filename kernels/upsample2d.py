@@ -10,23 +10,115 @@ and with what weight, so there are no atomics, and 16-bit gradients are summed i
 or float64 for float64; nearest ones are always float32, as torch's.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 
+import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import bilinear_source, first_reader, most_readers, nearest_source
-from trinn.kernels.launch import device_function, empty, is_channels_last
+from trinn.kernels.columns import Taps, all_of, columns, columns_of, nothing, some, zeros
+from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source
+from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.separable2d import copy2d, gather2d
+from trinn.kernels.precision import accumulator, rounded, widened
+from trinn.kernels.separable2d import MOST_UNROLLED, copy2d, gather2d
 
 
 @device_function
-def _bilinear(i, position, axis, DTYPE: tl.constexpr):
-    """The i-th pixel that an output reads, of two."""
-    size, out_size, shift, scale, _table = axis
-    first, second, weight = bilinear_source(position, size, out_size, scale.to(DTYPE), shift)
-    return tl.where(i == 0, first, second), True, tl.where(i == 0, 1 - weight, weight)
+def _between(left, right, across, ACCUMULATOR: tl.constexpr):
+    """Values between those of two columns of pixels."""
+    return (1 - across) * widened(tl.load(left)).to(ACCUMULATOR) + across * widened(tl.load(right)).to(ACCUMULATOR)
+
+
+@triton.jit
+def _bilinear_kernel(
+    x, y,
+    x_strides, y_strides,
+    height, width, out_height, out_width, cut,
+    scale_h: tl.float64, scale_w: tl.float64, shift,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A tile of y. The two rows of x that a row lies between are kept for the next one."""
+    x_n, x_c, x_h, x_w = x_strides
+    y_n, y_c, y_h, y_w = y_strides
+    scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
+    n, c, q, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    left, right, across = bilinear_source(q, width, out_width, scale_w, shift)
+    x += n * x_n + c * x_c
+    left, right = x + left * x_w, x + right * x_w
+    y += n * y_n + c * y_c + q * y_w
+    upper = zeros(TILE, ACCUMULATOR)
+    lower = upper
+    at_upper = tl.full((), -1, INDEX)
+    at_lower = at_upper
+    for step in range(steps):
+        p = first + step
+        top, bottom, down = bilinear_source(p, height, out_height, scale_h, shift)
+        if some(top != at_upper, TILE):
+            if all_of(top == at_lower, TILE):
+                upper = lower
+            else:
+                upper = _between(left + top * x_h, right + top * x_h, across, ACCUMULATOR)
+        if some(bottom != at_lower, TILE):
+            lower = _between(left + bottom * x_h, right + bottom * x_h, across, ACCUMULATOR)
+        at_upper, at_lower = top, bottom
+        tl.store(y + p * y_h, rounded((1 - down) * upper + down * lower, y.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def _bilinear_backward_kernel(
+    dy, dx,
+    dy_strides, dx_strides,
+    height, width, out_height, out_width, cut,
+    scale_h: tl.float64, scale_w: tl.float64, shift, readers_h,
+    READERS: tl.constexpr, INSIDE: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A tile of dx, from one row of dy after the other: each has a part in two rows of dx, which are being summed."""
+    dy_n, dy_c, dy_p, dy_q = dy_strides
+    dx_n, dx_c, dx_h, dx_w = dx_strides
+    n, c, w, exists, first, steps = columns_of(cut, height, width, INDEX, TILE)
+    scale_h, axis_w = tl.full((), scale_h, ACCUMULATOR), (width, out_width, shift, tl.full((), scale_w, ACCUMULATOR), 0)
+    dy += n * dy_n + c * dy_c
+    dx += n * dx_n + c * dx_c + w * dx_w
+    dys, reads, weights = nothing(), nothing(), nothing()
+    for j in tl.static_range(READERS):
+        q, reads_w, weight = _bilinear_reader(j, w, axis_w, ACCUMULATOR)
+        dys, reads, weights = dys + (dy + q * dy_q,), reads + (reads_w,), weights + (weight,)
+    last = first + steps
+    start = first_reader(first, out_height, scale_h, shift - 1, shift)
+    end = tl.minimum(first_reader(last - 1, out_height, scale_h, shift - 1, shift) + readers_h, out_height)
+    row = first - 1
+    acc = zeros(TILE, ACCUMULATOR)
+    below = acc
+    for p in range(start, end):
+        top, bottom, down = bilinear_source(tl.full((), p, INDEX), height, out_height, scale_h, shift)
+        if row < top:  # nothing more is added to this row
+            if row >= first:
+                tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=exists & (row < last))
+            acc, below = below, zeros(TILE, ACCUMULATOR)
+            row += 1
+            while row < top:  # of an image that shrinks, rows that nothing reads
+                if row >= first:
+                    tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=exists & (row < last))
+                acc = below
+                row += 1
+        if row == top:
+            line = zeros(TILE, ACCUMULATOR)
+            for j in tl.static_range(READERS):
+                if INSIDE.low <= j and j < INSIDE.high:
+                    value = tl.load(dys[j] + p * dy_p)
+                else:
+                    value = tl.load(dys[j] + p * dy_p, mask=reads[j], other=0.0)
+                line += weights[j] * widened(value).to(ACCUMULATOR)
+            acc += (tl.where(bottom == top, down, 0.0) + (1 - down)) * line
+            below += tl.where(bottom == top, 0.0, down) * line
+    while row < last:
+        if row >= first:
+            tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=exists)
+        acc, below = below, zeros(TILE, ACCUMULATOR)
+        row += 1
 
 
 @device_function
@@ -54,6 +146,19 @@ def _nearest_reader(i, position, axis, DTYPE: tl.constexpr):
     return reader, (reader < out_size) & (nearest_source(reader, size, scale.to(tl.float32), shift) == position), 1
 
 
+@functools.lru_cache(maxsize=1024)
+def always_read(size: int, out_size: int, scale: float, shift: float, readers: int) -> Taps:
+    """Which outputs, counted from the first_reader of a pixel, read every pixel of an axis."""
+    always = [True] * readers
+    for pixel in range(size if size <= 2**12 else 0):
+        first = math.ceil((pixel + shift - 1) / scale - shift - out_size * READER_SLACK.value) if scale and pixel else 0
+        for j in range(readers):
+            source = max((max(first, 0) + j + shift) * scale - shift, 0.0)
+            always[j] &= max(first, 0) + j < out_size and (abs(source - pixel) < 0.999 or (source > pixel == size - 1))
+    low = always.index(True) if any(always) and size <= 2**12 else readers
+    return Taps(low, (always + [False]).index(False, low))
+
+
 def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
     return empty(x, (*x.shape[:2], *size), is_channels_last(x))
 
@@ -79,7 +184,14 @@ def bilinear2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], 
     """
     y = _empty(x, size)
     shift = 0.0 if align_corners else 0.5
-    gather2d(x, y, _axes(x.shape[2:], size, shift), scales, (2, 2), _bilinear)
+    programs, cut, tile, strides = columns(y, (x, y), room=2048, lanes=1024)
+    launch(
+        _bilinear_kernel, programs, x, y,
+        *strides,
+        *x.shape[2:], *size, cut,
+        *map(float, scales), shift,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), TILE=tile, device=x.device,
+    )  # fmt: skip
     return y
 
 
@@ -94,7 +206,17 @@ def bilinear2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float]
     # The copy of an axis, in the words of its readers.
     scales = [1.0 if n == m else float(scale) for n, m, scale in zip(size, dy.shape[2:], scales, strict=True)]
     readers = _readers(size, dy, scales, shift - 1, shift + 1, shift)
-    gather2d(dy, dx, _axes(size, dy.shape[2:], shift), scales, readers, _bilinear_reader)
+    programs, cut, tile, strides = columns(dx, (dy, dx), room=2048, lanes=512)
+    if tile.parts > 1 or readers[1] > MOST_UNROLLED:
+        gather2d(dy, dx, _axes(size, dy.shape[2:], shift), scales, readers, _bilinear_reader)
+        return dx
+    launch(
+        _bilinear_backward_kernel, programs, dy, dx,
+        *strides,
+        *size, *dy.shape[2:], cut,
+        *scales, shift, readers[0],
+        READERS=readers[1], INSIDE=always_read(size[1], dy.shape[3], scales[1], shift, readers[1]), ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), TILE=tile, device=dy.device,
+    )  # fmt: skip
     return dx
 
 

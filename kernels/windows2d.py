@@ -70,14 +70,14 @@ def bin_reader(i, pixel, axis, DTYPE: tl.constexpr):
 def _max_kernel(
     x, y, codes,
     x_strides, y_strides,
-    channels, out_height, out_width, cut,
+    out_height, out_width, cut,
     axis_h, axis_w, taps_h, taps_w,
     TAP: tl.constexpr, LEAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of y and the taps it came from."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    n, c, q, exists, first, steps = columns_of(cut, channels, out_height, out_width, INDEX, TILE)
+    n, c, q, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     x += n * x_n + c * x_c
     at = n * y_n + c * y_c + q * y_w
     for step in range(steps):
@@ -102,7 +102,7 @@ def _max_kernel(
 def _max_backward_kernel(
     dy, codes, dx,
     dy_strides, codes_strides, dx_strides,
-    channels, height, width, cut,
+    height, width, cut,
     axis_h, axis_w, readers_h, readers_w, taps_w,
     READER: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +110,7 @@ def _max_backward_kernel(
     dy_n, dy_c, dy_p, dy_q = dy_strides
     codes_n, codes_c, codes_p, codes_q = codes_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, w, exists, first, steps = columns_of(cut, channels, height, width, INDEX, TILE)
+    n, c, w, exists, first, steps = columns_of(cut, height, width, INDEX, TILE)
     dy += n * dy_n + c * dy_c
     codes += n * codes_n + c * codes_c
     dx += n * dx_n + c * dx_c + w * dx_w
@@ -133,7 +133,7 @@ def _max_backward_kernel(
 def _pick_kernel(
     x, codes, y,
     x_strides, codes_strides, y_strides,
-    channels, height, width, out_height, out_width, cut,
+    height, width, out_height, out_width, cut,
     axis_h, axis_w, taps_w,
     TAP: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -143,7 +143,7 @@ def _pick_kernel(
     """
     codes_n, codes_c, codes_p, codes_q = codes_strides
     y_n, y_c, y_h, y_w = y_strides
-    n, c, q, exists, first, steps = columns_of(cut, channels, out_height, out_width, INDEX, TILE)
+    n, c, q, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     codes += n * codes_n + c * codes_c + q * codes_q
     y += n * y_n + c * y_c + q * y_w
     if x is not None:
@@ -169,11 +169,11 @@ def max_forward(x: Tensor, y: Tensor, codes: Tensor, axes: Any, taps: Sequence[i
         axes: what TAP is told of rows and of columns.
         taps: the largest number of pixels along each axis of a window.
     """
-    programs, cut, tile = columns(y)
+    programs, cut, tile, strides = columns(y, (x, y))
     launch(
         _max_kernel, programs, x, y, codes,
-        x.stride(), y.stride(),
-        *y.shape[1:], cut,
+        *strides,
+        *y.shape[2:], cut,
         *axes, *taps,
         TAP=tap, LEAST=least(x.dtype), INDEX=wide_index_type(axes, x, y), TILE=tile, device=x.device,
     )  # fmt: skip
@@ -189,11 +189,11 @@ def max_backward(
         readers: the largest number of windows along each axis that may hold a pixel.
         taps_w: the largest number of taps along a row.
     """
-    programs, cut, tile = columns(dx)
+    programs, cut, tile, strides = columns(dx, (dy, codes, dx))
     launch(
         _max_backward_kernel, programs, dy, codes, dx,
-        dy.stride(), codes.stride(), dx.stride(),
-        *dx.shape[1:], cut,
+        *strides,
+        *dx.shape[2:], cut,
         *axes, *readers, taps_w,
         READER=reader, ACCUMULATOR=accumulator(dy.dtype), INDEX=wide_index_type(axes, dy, codes, dx), TILE=tile, device=dy.device,
     )  # fmt: skip
@@ -203,11 +203,11 @@ def pick(
     x: Tensor | None, codes: Tensor, y: Tensor, size: Sequence[int], axes: Any, taps_w: int, tap: Callable[..., Any]
 ) -> None:
     """Fill y, like codes (N, C, P, Q), from x (N, C, H, W) at the winners, or with their places in an image of that size."""
-    programs, cut, tile = columns(y)
+    programs, cut, tile, strides = columns(y, (x if x is not None else y, codes, y))
     launch(
         _pick_kernel, programs, x, codes, y,
-        x.stride() if x is not None else None, codes.stride(), y.stride(),
-        y.shape[1], *size, *y.shape[2:], cut,
+        *strides,
+        *size, *y.shape[2:], cut,
         *axes, taps_w,
         TAP=tap, INDEX=wide_index_type(axes, codes, y, *([x] if x is not None else [])), TILE=tile, device=y.device,
     )  # fmt: skip
