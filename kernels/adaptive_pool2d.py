@@ -16,32 +16,35 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import bin_end, bin_start, most_in_bin
+from trinn.kernels.indexing import most_in_bin
 from trinn.kernels.launch import device_function, empty, is_channels_last
 from trinn.kernels.op import op
 from trinn.kernels.precision import divided
 from trinn.kernels.separable2d import gather2d
-from trinn.kernels.windows2d import bin_reader, bin_tap, max_backward, max_forward, pick
+from trinn.kernels.windows2d import Windows, bin_of, bins_of, max_backward, max_forward, pick
 
 
 @device_function
 def _tap(i, position, axis, DTYPE: tl.constexpr):
     """The i-th pixel of a bin."""
-    return bin_tap(i, position, axis[:2], DTYPE)
+    first, end, _step = bin_of(position, axis)
+    return first + i, first + i < end, 1
 
 
 @device_function
-def _pixels(position, axis):
-    """How many pixels of an axis a bin touches."""
-    return bin_end(position, axis[0], axis[1]) - bin_start(position, axis[0], axis[1])
+def _pixels(position, axis, DTYPE: tl.constexpr):
+    """How many pixels of an axis a bin holds."""
+    first, end, _step = bin_of(position, axis)
+    return end - first
 
 
 @device_function
-def _reader(i, pixel, axis, DTYPE: tl.constexpr):
-    """The i-th bin that holds a pixel, and what each of its pixels is worth."""
-    position, reads, _tap = bin_reader(i, pixel, axis[:2], DTYPE)
-    count = tl.where(reads, _pixels(position, axis), 1).to(DTYPE)
-    return position, reads, divided(tl.full(count.shape, 1, DTYPE), count)
+def _holder(i, pixel, axis, DTYPE: tl.constexpr):
+    """The i-th bin that holds a pixel, and the share of each of its pixels."""
+    first, end = bins_of(pixel, axis)
+    holds = first + i < end
+    count = tl.where(holds, _pixels(first + i, axis, DTYPE), 1).to(DTYPE)
+    return first + i, holds, divided(tl.full(count.shape, 1, DTYPE), count)
 
 
 def _empty_avg_forward(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -74,7 +77,8 @@ def _empty_max_indices(codes: Tensor, size: Sequence[int]) -> Tensor:
 def adaptive_avg_pool2d_forward(x: Tensor, size: Sequence[int]) -> Tensor:
     """The mean of each bin: x (N, C, H, W), any strides, to (N, C, P, Q) with (P, Q) = `size`, channels_last if `x` is."""
     y = _empty_avg_forward(x, size)
-    gather2d(x, y, _axes(x.shape[2:], size), (0.0, 0.0), _most(x.shape[2:], size), _tap, _pixels)
+    bins = _bins(x.shape[2:], size)
+    gather2d(x, y, bins.axes, (0.0, 0.0), bins.taps, _tap, _pixels, in_order=True)
     return y
 
 
@@ -85,8 +89,8 @@ def adaptive_avg_pool2d_backward(dy: Tensor, size: Sequence[int], channels_last:
     In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
     """
     dx = _empty_avg_backward(dy, size, channels_last)
-    axes, readers = _axes(size, dy.shape[2:]), _most(dy.shape[2:], size)
-    gather2d(dy, dx, axes, (0.0, 0.0), readers, _reader, channels_last=channels_last)
+    bins = _bins(size, dy.shape[2:])
+    gather2d(dy, dx, bins.axes, (0.0, 0.0), bins.most, _holder, channels_last=channels_last)
     return dx
 
 
@@ -103,7 +107,7 @@ def adaptive_max_pool2d_forward(x: Tensor, size: Sequence[int]) -> tuple[Tensor,
         the widest bin; uint8 where no bin has more than 256 such pixels, else int32.
     """
     y, codes = _empty_max_forward(x, size)
-    max_forward(x, y, codes, _axes(x.shape[2:], size), _most(x.shape[2:], size), bin_tap)
+    max_forward(x, y, codes, _bins(x.shape[2:], size))
     return y, codes
 
 
@@ -120,8 +124,7 @@ def adaptive_max_pool2d_backward(dy: Tensor, codes: Tensor, size: Sequence[int])
         (N, C, H, W), channels_last if `codes` is.
     """
     dx = _empty_max_backward(dy, codes, size)
-    axes, readers = _axes(size, dy.shape[2:]), _most(dy.shape[2:], size)
-    max_backward(dy, codes, dx, axes, readers, most_in_bin(size[1], dy.shape[3]), bin_reader)
+    max_backward(dy, codes, dx, _bins(size, dy.shape[2:]))
     return dx
 
 
@@ -129,7 +132,7 @@ def adaptive_max_pool2d_backward(dy: Tensor, codes: Tensor, size: Sequence[int])
 def adaptive_max_pool2d_pick(x: Tensor, codes: Tensor) -> Tensor:
     """The value of `x` (N, C, H, W) at the winner of each bin, like `codes`: the adjoint of adaptive_max_pool2d_backward."""
     y = _empty_max_pick(x, codes)
-    _pick(x, codes, y, x.shape[2:])
+    pick(x, codes, y, _bins(x.shape[2:], y.shape[2:]))
     return y
 
 
@@ -137,17 +140,11 @@ def adaptive_max_pool2d_pick(x: Tensor, codes: Tensor) -> Tensor:
 def adaptive_max_pool2d_indices(codes: Tensor, size: Sequence[int]) -> Tensor:
     """The place h * W + w of the winner of each bin, int64, like `codes`, in an image of (H, W) = `size`."""
     indices = _empty_max_indices(codes, size)
-    _pick(None, codes, indices, size)
+    pick(None, codes, indices, _bins(size, codes.shape[2:]))
     return indices
 
 
-def _pick(x: Tensor | None, codes: Tensor, y: Tensor, size: Sequence[int]) -> None:
-    pick(x, codes, y, size, _axes(size, y.shape[2:]), most_in_bin(size[1], y.shape[3]), bin_tap)
-
-
-def _axes(size: Sequence[int], bins: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(size, bins, strict=True))
-
-
-def _most(size: Sequence[int], bins: Sequence[int]) -> tuple[int, int]:
-    return most_in_bin(size[0], bins[0]), most_in_bin(size[1], bins[1])
+def _bins(size: Sequence[int], bins: Sequence[int]) -> Windows:
+    axes = list(zip(size, bins, strict=True))
+    taps, most = [most_in_bin(n, m) for n, m in axes], [most_in_bin(m, n) for n, m in axes]
+    return Windows(axes, taps, most, bin_of, bins_of)

@@ -19,34 +19,34 @@ from torch import Tensor
 from trinn.kernels.indexing import inside
 from trinn.kernels.launch import device_function, empty, is_channels_last
 from trinn.kernels.op import op
-from trinn.kernels.separable2d import copy2d, gather2d
+from trinn.kernels.separable2d import gather2d
 
 
 @device_function
 def _reflected(i, position, axis, DTYPE: tl.constexpr):
     """h(p)."""
-    size, _out_size, near, _scale, _table = axis
+    size, _out_size, near, _scale = axis
     return (size - 1) - tl.abs((size - 1) - tl.abs(position - near)), True, 1
 
 
 @device_function
 def _replicated(i, position, axis, DTYPE: tl.constexpr):
     """h(p)."""
-    size, _out_size, near, _scale, _table = axis
+    size, _out_size, near, _scale = axis
     return tl.minimum(tl.maximum(position - near, 0), size - 1), True, 1
 
 
 @device_function
 def _wrapped(i, position, axis, DTYPE: tl.constexpr):
     """h(p)."""
-    size, _out_size, near, _scale, _table = axis
+    size, _out_size, near, _scale = axis
     return (position - near + size) % size, True, 1
 
 
 @device_function
 def _image(i, position, before, after, axis):
     """Where a pixel and its images `before` and `after` it lie in the result: the i-th of these, if it is another and there."""
-    _size, out_size, near, _scale, _table = axis
+    _size, out_size, near, _scale = axis
     image = tl.where(i == 0, position, tl.where(i == 1, before, after))
     return image + near, inside(image + near, out_size) & ((i == 0) | (image != position)), 1
 
@@ -60,7 +60,7 @@ def _reflected_reader(i, position, axis, DTYPE: tl.constexpr):
 @device_function
 def _replicated_reader(i, position, axis, DTYPE: tl.constexpr):
     """The i-th p with h(p) = position."""
-    size, out_size, near, _scale, _table = axis
+    size, out_size, near, _scale = axis
     reader = tl.where(position == 0, 0, position + near) + i
     last = tl.where(position == size - 1, out_size - 1, position + near)
     return reader, inside(reader, out_size) & (reader <= last), 1
@@ -102,7 +102,7 @@ def pad2d_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
         (N, C, H + top + bottom, W + left + right), channels_last if `x` is, but for "circular".
     """
     y = _empty_forward(x, padding, mode)
-    copy2d(x, y, _axes(x, y, padding), (0.0, 0.0), SOURCES[mode])
+    gather2d(x, y, _axes(x, y, padding), (0.0, 0.0), (), SOURCES[mode])
     return y
 
 

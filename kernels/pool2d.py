@@ -12,7 +12,7 @@ can cover it, so there are no atomics.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,7 +25,7 @@ from trinn.kernels.launch import device_function, empty, index_type, is_channels
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, compared, divided, widened
 from trinn.kernels.separable2d import gather2d
-from trinn.kernels.windows2d import beats, least, max_backward, max_forward, pick, window_reader, window_tap
+from trinn.kernels.windows2d import Windows, beats, least, max_backward, max_forward, pick, window, windows_of
 
 MOST_TAPS = 25  # of a window, for kernels that are unrolled over them
 
@@ -216,38 +216,30 @@ def _max_pool2d_backward_kernel(
 @device_function
 def _tap(i, position, axis, DTYPE: tl.constexpr):
     """The i-th pixel that a window averages."""
-    size, taps, stride, padding, _counted, _divisor, _scale, _table = axis
-    return window_tap(i, position, (size, taps, stride, padding, 1), DTYPE)
+    first, end, _step = window(position, axis[:6])
+    return first + i, inside(first + i, end), 1
 
 
 @device_function
-def _pixels(position, axis):
-    """What a window's sum is divided by for an axis: its pixels in the image and what of the padding counts, or a given number."""
-    size, taps, stride, padding, counted, divisor, _scale, _table = axis
+def _count(position, axis, DTYPE: tl.constexpr):
+    """What a sum is divided by for an axis: a window's pixels in the image and what counts of the padding, or a given number."""
+    size, _windows, taps, stride, padding, _dilation, counted, divisor, _scale = axis
     first = position * stride - padding
     pixels = tl.minimum(first + taps, size + counted) - tl.maximum(first, -counted)
     return tl.where(divisor == 0, pixels, divisor)
 
 
 @device_function
-def _reader(i, pixel, axis, DTYPE: tl.constexpr):
-    """The i-th window that may average a pixel, and what that is worth to it. `axis` has the number of windows first."""
-    windows, taps, stride, padding, counted, divisor, size, _scale, _table = axis
-    position, reads, _tap = window_reader(i, pixel, (windows, taps, stride, padding, 1), DTYPE)
-    count = _pixels(position, (size, taps, stride, padding, counted, divisor, 0, 0))
-    count = tl.where(reads, count, 1).to(DTYPE)
-    return position, reads, divided(tl.full(count.shape, 1, DTYPE), count)
+def _holder(i, pixel, axis, DTYPE: tl.constexpr):
+    """The i-th window that averages a pixel, and the share of each of its pixels."""
+    first, end = windows_of(pixel, axis[:6])
+    holds = first + i < end
+    count = tl.where(holds, _count(first + i, axis, DTYPE), 1).to(DTYPE)
+    return first + i, holds, divided(tl.full(count.shape, 1, DTYPE), count)
 
 
-def _empty_max_pool2d_forward(
-    x: Tensor,
-    size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    shape, channels_last = (x.shape[0], x.shape[1], *size), is_channels_last(x)
+def _empty_max_pool2d_forward(x: Tensor, size: Sequence[int], kernel: Sequence[int], *_: Any) -> tuple[Tensor, Tensor]:
+    shape, channels_last = (*x.shape[:2], *size), is_channels_last(x)
     return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(kernel))
 
 
@@ -256,38 +248,24 @@ def code_type(kernel: Sequence[int]) -> torch.dtype:
     return torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32
 
 
-def _empty_max_pool2d_backward(
-    dy: Tensor, codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # fmt: skip
+def _empty_max_pool2d_backward(dy: Tensor, codes: Tensor, size: Sequence[int], *_: Any) -> Tensor:
     return empty(dy, (*codes.shape[:2], *size), is_channels_last(codes))
 
 
-def _empty_max_pool2d_pick(
-    x: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+def _empty_max_pool2d_pick(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(codes, dtype=x.dtype)
 
 
-def _empty_max_pool2d_indices(
-    codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # fmt: skip
+def _empty_max_pool2d_indices(codes: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(codes, dtype=torch.int64)
 
 
-def _empty_avg_pool2d_forward(
-    x: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    count_include_pad: bool, divisor_override: int | None,
-) -> Tensor:  # fmt: skip
+def _empty_avg_pool2d_forward(x: Tensor, size: Sequence[int], *_: Any) -> Tensor:
     return empty(x, (*x.shape[:2], *size), is_channels_last(x))
 
 
-def _empty_avg_pool2d_backward(
-    dy: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    count_include_pad: bool, divisor_override: int | None, channels_last: bool,
-) -> Tensor:  # fmt: skip
-    return empty(dy, (*dy.shape[:2], *size), channels_last)
+def _empty_avg_pool2d_backward(dy: Tensor, size: Sequence[int], *more: Any) -> Tensor:
+    return empty(dy, (*dy.shape[:2], *size), channels_last=more[-1])
 
 
 @op(fake=_empty_max_pool2d_forward)
@@ -311,10 +289,10 @@ def max_pool2d_forward(
         y and codes, (N, C, P, Q), channels_last if `x` is: the values, and the number r * S + s of the tap that won, uint8
         for windows of at most 256 taps, else int32; 0 where none did.
     """
-    y, codes = _empty_max_pool2d_forward(x, size, kernel, stride, padding, dilation)
+    y, codes = _empty_max_pool2d_forward(x, size, kernel)
     H, W = _axes(kernel, stride, padding, dilation)
     if not _is_small(H, W):
-        max_forward(x, y, codes, _window_axes(x.shape[2:], H, W), kernel, window_tap)
+        max_forward(x, y, codes, _windows(x.shape[2:], size, H, W))
         return y, codes
     programs, cut, tile, strides = columns(y, (x, y))
     launch(
@@ -342,11 +320,10 @@ def max_pool2d_backward(
     Returns:
         (N, C, H, W), channels_last if `codes` is.
     """
-    dx = _empty_max_pool2d_backward(dy, codes, size, kernel, stride, padding, dilation)
+    dx = _empty_max_pool2d_backward(dy, codes, size)
     H, W = _axes(kernel, stride, padding, dilation)
     if not _is_small(H, W):
-        readers = [triton.cdiv((axis.taps - 1) * axis.dilation + 1, axis.stride) for axis in (H, W)]
-        max_backward(dy, codes, dx, _window_axes(dy.shape[2:], H, W), readers, W.taps, window_reader)
+        max_backward(dy, codes, dx, _windows(size, dy.shape[2:], H, W))
         return dx
     cells = triton.cdiv(size[0] + H.padding, H.stride), triton.cdiv(size[1], W.stride)
     programs, cut, tile, strides = columns(dx, (dy, codes, dx), size=cells)
@@ -370,8 +347,8 @@ def max_pool2d_pick(
 
     0 where nothing won.
     """
-    y = _empty_max_pool2d_pick(x, codes, kernel, stride, padding, dilation)
-    _pick(x, codes, y, x.shape[2:], kernel, stride, padding, dilation)
+    y = _empty_max_pool2d_pick(x, codes)
+    pick(x, codes, y, _windows(x.shape[2:], y.shape[2:], *_axes(kernel, stride, padding, dilation)))
     return y
 
 
@@ -384,8 +361,8 @@ def max_pool2d_indices(
 
     Some place in the image where nothing won.
     """
-    indices = _empty_max_pool2d_indices(codes, size, kernel, stride, padding, dilation)
-    _pick(None, codes, indices, size, kernel, stride, padding, dilation)
+    indices = _empty_max_pool2d_indices(codes)
+    pick(None, codes, indices, _windows(size, codes.shape[2:], *_axes(kernel, stride, padding, dilation)))
     return indices
 
 
@@ -407,9 +384,9 @@ def avg_pool2d_forward(
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
-    y = _empty_avg_pool2d_forward(x, size, kernel, stride, padding, count_include_pad, divisor_override)
-    axes = _average_axes(x.shape[2:], kernel, stride, padding, count_include_pad, divisor_override)
-    gather2d(x, y, axes, (0.0, 0.0), kernel, _tap, _pixels)
+    y = _empty_avg_pool2d_forward(x, size)
+    axes = _average_axes(x.shape[2:], size, kernel, stride, padding, count_include_pad, divisor_override)
+    gather2d(x, y, axes, (0.0, 0.0), kernel, _tap, _count, in_order=True)
     return y
 
 
@@ -422,20 +399,11 @@ def avg_pool2d_backward(
 
     In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
     """
-    dx = _empty_avg_pool2d_backward(dy, size, kernel, stride, padding, count_include_pad, divisor_override, channels_last)
-    axes = _average_axes(dy.shape[2:], kernel, stride, padding, count_include_pad, divisor_override)
-    axes = [(*axis, n) for axis, n in zip(axes, size, strict=True)]
-    readers = [triton.cdiv(taps, step) for taps, step in zip(kernel, stride, strict=True)]
-    gather2d(dy, dx, axes, (0.0, 0.0), readers, _reader, channels_last=channels_last)
+    dx = _empty_avg_pool2d_backward(dy, size, channels_last)
+    axes = _average_axes(size, dy.shape[2:], kernel, stride, padding, count_include_pad, divisor_override)
+    most = [triton.cdiv(taps, step) for taps, step in zip(kernel, stride, strict=True)]
+    gather2d(dy, dx, axes, (0.0, 0.0), most, _holder, channels_last=channels_last)
     return dx
-
-
-def _pick(
-    x: Tensor | None, codes: Tensor, y: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
-    padding: Sequence[int], dilation: Sequence[int],
-) -> None:  # fmt: skip
-    H, W = _axes(kernel, stride, padding, dilation)
-    pick(x, codes, y, size, _window_axes(size, H, W), W.taps, window_tap)
 
 
 def _axes(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> tuple[Axis, Axis]:
@@ -448,16 +416,19 @@ def _is_small(H: Axis, W: Axis) -> bool:
     return H.taps * W.taps <= MOST_TAPS and max(H.dilation, W.dilation) == 1
 
 
-def _window_axes(size: Sequence[int], H: Axis, W: Axis) -> list[tuple[int, ...]]:
-    """What windows2d.py is told of the axes, with the size of the image or the number of windows."""
-    return [(n, axis.taps, axis.stride, axis.padding, axis.dilation) for n, axis in zip(size, (H, W), strict=True)]
+def _windows(size: Sequence[int], out_size: Sequence[int], H: Axis, W: Axis) -> Windows:
+    """For windows2d.py: the windows over an image of that size."""
+    axes = [(n, m, *axis) for n, m, axis in zip(size, out_size, (H, W), strict=True)]
+    most = [triton.cdiv((axis.taps - 1) * axis.dilation + 1, axis.stride) for axis in (H, W)]
+    return Windows(axes, (H.taps, W.taps), most, window, windows_of)
 
 
 def _average_axes(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], count_include_pad: bool,
-    divisor_override: int | None,
+    size: Sequence[int], out_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    count_include_pad: bool, divisor_override: int | None,
 ) -> list[tuple[int, ...]]:  # fmt: skip
-    """What _tap, _pixels and _reader are told of the axes."""
+    """What _tap, _count and _holder are told of the axes."""
+    windows = _windows(size, out_size, *_axes(kernel, stride, padding, (1, 1)))
     divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)
-    axes = zip(size, kernel, stride, padding, divisors, strict=True)
-    return [(n, taps, step, pad, pad if count_include_pad else 0, divisor) for n, taps, step, pad, divisor in axes]
+    counted = padding if count_include_pad else (0, 0)
+    return [(*axis, pad, divisor) for axis, pad, divisor in zip(windows.axes, counted, divisors, strict=True)]

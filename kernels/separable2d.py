@@ -7,11 +7,12 @@ read a pixel. An operator says what it does to an axis by a function
 
     TAP(i, position, axis, DTYPE) -> (pixel, reads, weight)
 
-the i-th pixel of the source that a position of the result reads, if it `reads` it, and with what weight. Both gradients are
-gathers: there are no atomics, and sums have a fixed order.
+the i-th pixel of the source that a position of the result reads, if it `reads` it, and with what weight. Where there is also
+COUNT(position, axis, DTYPE), the sum is divided by the count of its row times that of its column. Gradients are gathers: there are no
+atomics, and sums have a fixed order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,25 +21,25 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.columns import columns, columns_of, nothing, some, wide_index_type, zeros
-from trinn.kernels.launch import launch
+from trinn.kernels.launch import INTERPRETED, launch
 from trinn.kernels.precision import accumulator, divided, rounded, widened
 
-MOST_UNROLLED = 8  # taps along a row: a thread holds the place and the weight of each of them
+MOST_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: a thread holds the place and the weight of each of them
 
 
 @triton.jit
 def _gather_kernel(
-    source, result, table_h, table_w,
+    source, result,
     source_strides, result_strides,
     out_height, out_width, cut,
     axis_h, axis_w, scale_h: tl.float64, scale_w: tl.float64, taps_h, taps_w,
-    TAP: tl.constexpr, COUNT: tl.constexpr, UNROLLED: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
-    TILE: tl.constexpr,
+    TAP: tl.constexpr, COUNT: tl.constexpr, COPY: tl.constexpr, IN_ORDER: tl.constexpr, UNROLLED: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the result, which `COUNT` divides by the numbers of its rows and columns."""
+    """A tile of the result."""
     x_n, x_c, x_h, x_w = source_strides
     y_n, y_c, y_h, y_w = result_strides
-    axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64), table_h), axis_w + (tl.full((), scale_w, tl.float64), table_w)
+    axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64),), axis_w + (tl.full((), scale_w, tl.float64),)
     n, c, col, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     source += n * x_n + c * x_c
     result += n * y_n + c * y_c + col * y_w
@@ -47,88 +48,56 @@ def _gather_kernel(
         w, reads_w, weight = TAP(j, col, axis_w, ACCUMULATOR)
         sources, reads, weights = sources + (source + w * x_w,), reads + (reads_w,), weights + (weight,)
     if COUNT is not None:
-        columns = COUNT(col, axis_w)
+        columns = COUNT(col, axis_w, ACCUMULATOR)
     for step in range(steps):
         row = first + step
-        acc = zeros(TILE, ACCUMULATOR)
-        for i in range(taps_h):
-            h, reads_h, weight_h = TAP(i, row, axis_h, ACCUMULATOR)
-            if some(reads_h, TILE):
-                line = (
-                    acc if COUNT is not None else zeros(TILE, ACCUMULATOR)
-                )  # a mean adds pixels up one after the other, as torch
-                if UNROLLED > 0:
-                    for j in tl.static_range(UNROLLED):
-                        value = tl.load(sources[j] + h * x_h, mask=reads_h & reads[j], other=0)
-                        line += weights[j] * widened(value).to(ACCUMULATOR)
-                else:
-                    for j in range(taps_w):
-                        w, reads_w, weight = TAP(j, col, axis_w, ACCUMULATOR)
-                        value = tl.load(source + h * x_h + w * x_w, mask=reads_h & reads_w, other=0)
-                        line += weight * widened(value).to(ACCUMULATOR)
-                acc = line if COUNT is not None else acc + weight_h * line
-        if COUNT is not None:
-            count = (COUNT(row, axis_h) * columns).to(ACCUMULATOR)
-            if ACCUMULATOR == tl.int64:
-                acc = acc // count  # towards zero, as torch
-            else:
-                acc = divided(acc, count)
-        tl.store(result + row * y_h, rounded(acc, result.dtype.element_ty), mask=exists)
-
-
-@triton.jit
-def _copy_kernel(
-    source, result,
-    source_strides, result_strides,
-    out_height, out_width, cut,
-    axis_h, axis_w, scale_h: tl.float64, scale_w: tl.float64,
-    TAP: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """A tile of the result, whose elements each read one pixel."""
-    x_n, x_c, x_h, x_w = source_strides
-    y_n, y_c, y_h, y_w = result_strides
-    axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64), 0), axis_w + (tl.full((), scale_w, tl.float64), 0)
-    n, c, col, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
-    w, _reads, _weight = TAP(0, col, axis_w, tl.float32)
-    source += n * x_n + c * x_c + w * x_w
-    result += n * y_n + c * y_c + col * y_w
-    for step in range(steps):
-        row = first + step
-        h, _reads, _weight = TAP(0, row, axis_h, tl.float32)
-        tl.store(result + row * y_h, tl.load(source + h * x_h), mask=exists)
+        if COPY:
+            h, _reads, _weight = TAP(0, row, axis_h, ACCUMULATOR)
+            value = tl.load(sources[0] + h * x_h)
+        else:
+            acc = zeros(TILE, ACCUMULATOR)
+            for i in range(taps_h):
+                h, reads_h, weight_h = TAP(i, row, axis_h, ACCUMULATOR)
+                if some(reads_h, TILE):
+                    line = acc if IN_ORDER else zeros(TILE, ACCUMULATOR)
+                    if UNROLLED > 0:
+                        for j in tl.static_range(UNROLLED):
+                            value = tl.load(sources[j] + h * x_h, mask=reads_h & reads[j], other=0)
+                            line += weights[j] * widened(value).to(ACCUMULATOR)
+                    else:
+                        for j in range(taps_w):
+                            w, reads_w, weight = TAP(j, col, axis_w, ACCUMULATOR)
+                            value = tl.load(source + h * x_h + w * x_w, mask=reads_h & reads_w, other=0)
+                            line += weight * widened(value).to(ACCUMULATOR)
+                    acc = line if IN_ORDER else acc + weight_h * line
+            if COUNT is not None:
+                count = (COUNT(row, axis_h, ACCUMULATOR) * columns).to(ACCUMULATOR)
+                acc = acc // count if ACCUMULATOR == tl.int64 else divided(acc, count)  # integers towards zero, as torch
+            value = rounded(acc, result.dtype.element_ty)
+        tl.store(result + row * y_h, value, mask=exists)
 
 
 def gather2d(
-    source: Tensor, result: Tensor, axes: Any, scales: Any, taps: Any, tap: Callable[..., Any], count: Any = None,
-    tables: Any = (0, 0), channels_last: bool | None = None,
+    source: Tensor, result: Tensor, axes: Sequence[tuple[Any, ...]], scales: Sequence[float], taps: Sequence[int],
+    tap: Callable[..., Any], count: Callable[..., Any] | None = None, in_order: bool = False, channels_last: bool | None = None,
 ) -> None:  # fmt: skip
-    """Fill a result (N, C, P, Q) from a source (N, C, H, W), any strides; `axes`, `scales`, `taps`: of rows and columns.
+    """Fill a result (N, C, P, Q) from a source (N, C, H, W), any strides.
 
     Args:
-        axes: what TAP is told of each axis, numbers; their scales and their tables are put behind them.
-        taps: the largest number of pixels that a position of the result reads.
-        tap, count: the functions above; without `count` nothing is divided.
+        axes, scales: what TAP is told of rows and of columns: numbers, and behind them a scale, as float64.
+        taps: the largest number of pixels that a position of the result reads along each axis; () to copy one, of any dtype.
+        tap, count: the functions above.
+        in_order: all weights are 1, and pixels are added one after the other, as torch does for means; else row by row.
         channels_last: the order of the result, where its strides do not tell.
     """
-    programs, cut, tile, strides = columns(result, (source, result), channels_last, room=2048, lanes=512)
+    programs, cut, tile, strides = columns(result, (source, result), channels_last, room=2048, lanes=512 if taps else 1024)
+    taps_h, taps_w = taps or (1, 1)
     launch(
-        _gather_kernel, programs, source, result, *tables,
+        _gather_kernel, programs, source, result,
         *strides,
         *result.shape[2:], cut,
-        *axes, *map(float, scales), *taps,
-        TAP=tap, COUNT=count, UNROLLED=taps[1] if taps[1] <= MOST_UNROLLED else 0,
+        *axes, *map(float, scales), taps_h, taps_w,
+        TAP=tap, COUNT=count, COPY=not taps, IN_ORDER=in_order, UNROLLED=taps_w if taps_w <= MOST_UNROLLED else 0,
         ACCUMULATOR=tl.int64 if source.dtype == torch.int64 else accumulator(source.dtype),
         INDEX=wide_index_type(axes, source, result), TILE=tile, device=source.device,
-    )  # fmt: skip
-
-
-def copy2d(source: Tensor, result: Tensor, axes: Any, scales: Any, tap: Callable[..., Any]) -> None:
-    """The same where each element of the result is one of the source, of any dtype."""
-    programs, cut, tile, strides = columns(result, (source, result), room=2048, lanes=1024)
-    launch(
-        _copy_kernel, programs, source, result,
-        *strides,
-        *result.shape[2:], cut,
-        *axes, *map(float, scales),
-        TAP=tap, INDEX=wide_index_type(axes, source, result), TILE=tile, device=source.device,
     )  # fmt: skip

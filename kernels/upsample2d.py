@@ -23,7 +23,7 @@ from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, 
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, rounded, widened
-from trinn.kernels.separable2d import MOST_UNROLLED, copy2d, gather2d
+from trinn.kernels.separable2d import MOST_UNROLLED, gather2d
 
 
 @device_function
@@ -79,7 +79,7 @@ def _bilinear_backward_kernel(
     dy_n, dy_c, dy_p, dy_q = dy_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
     n, c, w, exists, first, steps = columns_of(cut, height, width, INDEX, TILE)
-    scale_h, axis_w = tl.full((), scale_h, ACCUMULATOR), (width, out_width, shift, tl.full((), scale_w, ACCUMULATOR), 0)
+    scale_h, axis_w = tl.full((), scale_h, ACCUMULATOR), (width, out_width, shift, tl.full((), scale_w, ACCUMULATOR))
     dy += n * dy_n + c * dy_c
     dx += n * dx_n + c * dx_c + w * dx_w
     dys, reads, weights = nothing(), nothing(), nothing()
@@ -124,7 +124,7 @@ def _bilinear_backward_kernel(
 @device_function
 def _bilinear_reader(i, position, axis, DTYPE: tl.constexpr):
     """The i-th output that may read a pixel."""
-    size, out_size, shift, scale, _table = axis
+    size, out_size, shift, scale = axis
     reader = first_reader(position, out_size, scale.to(DTYPE), shift - 1, shift) + i
     first, second, weight = bilinear_source(reader, size, out_size, scale.to(DTYPE), shift)
     share = tl.where(first == position, 1 - weight, 0.0) + tl.where(second == position, weight, 0.0)
@@ -134,14 +134,14 @@ def _bilinear_reader(i, position, axis, DTYPE: tl.constexpr):
 @device_function
 def _nearest(i, position, axis, DTYPE: tl.constexpr):
     """The pixel that an output copies."""
-    size, shift, scale, _table = axis
+    size, _out_size, shift, scale = axis
     return nearest_source(position, size, scale.to(tl.float32), shift), True, 1
 
 
 @device_function
 def _nearest_reader(i, position, axis, DTYPE: tl.constexpr):
     """The i-th output that may copy a pixel."""
-    size, out_size, shift, scale, _table = axis
+    size, out_size, shift, scale = axis
     reader = first_reader(position, out_size, scale.to(tl.float32), 0.0, shift) + i
     return reader, (reader < out_size) & (nearest_source(reader, size, scale.to(tl.float32), shift) == position), 1
 
@@ -239,7 +239,7 @@ def nearest2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], e
     """
     y = _empty(x, size)
     shift = 0.5 if exact else 0.0
-    copy2d(x, y, [(n, shift) for n in x.shape[2:]], scales, _nearest)
+    gather2d(x, y, _axes(x.shape[2:], size, shift), scales, (), _nearest)
     return y
 
 

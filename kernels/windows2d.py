@@ -5,15 +5,16 @@
 
 An operator says by two functions what an axis of its windows is:
 
-    TAP(i, position, axis, DTYPE)    -> (pixel, reads, 1)       the i-th pixel of a window, and whether there is one
-    READER(i, pixel, axis, DTYPE)    -> (position, reads, tap)  the i-th window that may hold a pixel, and as which of its taps
+    WINDOW(position, axis)   -> (first, end, step)    a window's pixels: those of first, first + step, ... from 0 on to `end`
+    HOLDERS(pixel, axis)     -> (first, end)          the windows that may hold a pixel; they do if it is one of theirs
 
-A winner is remembered as the number of its tap, `taps along a row * i + j`. NaN wins, the last one; of equal values the first.
-A window that misses the image has the least value of its dtype and no winner.
+where `axis` begins with the size of the image and the number of windows. A winner is remembered as the number of its tap,
+counted row by row of the widest window. NaN wins, the last one; of equal values the first. A window that misses the image has
+the least value of its dtype and no winner.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.columns import columns, columns_of, filled, some, wide_index_type, zeros
-from trinn.kernels.indexing import bin_end, bin_start, inside
+from trinn.kernels.indexing import bin_end, bin_start, cdiv, inside
 from trinn.kernels.launch import device_function, launch
 from trinn.kernels.precision import accumulator, compared, widened
 
@@ -33,37 +34,31 @@ def beats(value, best):
 
 
 @device_function
-def window_tap(i, position, axis, DTYPE: tl.constexpr):
-    """A pooling's window: `axis` has the size of the image, taps, stride, padding and dilation."""
-    size, taps, stride, padding, dilation = axis
-    pixel = position * stride - padding + i * dilation
-    return pixel, (i < taps) & inside(pixel, size), 1
+def window(position, axis):
+    """A pooling's window: `axis` goes on with taps, stride, padding and dilation."""
+    size, _windows, taps, stride, padding, dilation = axis
+    first = position * stride - padding
+    return first, tl.minimum(first + taps * dilation, size), dilation
 
 
 @device_function
-def window_reader(i, pixel, axis, DTYPE: tl.constexpr):
-    """The i-th window that may hold a pixel; the last one comes first. `axis` has the number of windows for the size."""
-    windows, taps, stride, padding, dilation = axis
-    position = (pixel + padding) // stride - i
-    behind = pixel + padding - position * stride
-    reads = (behind % dilation == 0) & (behind // dilation < taps) & inside(position, windows)
-    return position, reads, behind // dilation
+def windows_of(pixel, axis):
+    """The windows of a pooling that may hold a pixel."""
+    _size, windows, taps, stride, padding, dilation = axis
+    first = tl.maximum(cdiv(pixel + padding - (taps - 1) * dilation, stride), 0)
+    return first, tl.minimum((pixel + padding) // stride + 1, windows)
 
 
 @device_function
-def bin_tap(i, position, axis, DTYPE: tl.constexpr):
-    """A bin of adaptive pooling: `axis` has the size of the image and the number of bins."""
-    size, bins = axis
-    pixel = bin_start(position, size, bins) + i
-    return pixel, pixel < bin_end(position, size, bins), 1
+def bin_of(position, axis):
+    """A bin of adaptive pooling."""
+    return bin_start(position, axis[0], axis[1]), bin_end(position, axis[0], axis[1]), 1
 
 
 @device_function
-def bin_reader(i, pixel, axis, DTYPE: tl.constexpr):
-    """The i-th bin that holds a pixel."""
-    size, bins = axis
-    position = bin_start(pixel, bins, size) + i
-    return position, position < bin_end(pixel, bins, size), pixel - bin_start(position, size, bins)
+def bins_of(pixel, axis):
+    """The bins that hold a pixel."""
+    return bin_start(pixel, axis[1], axis[0]), bin_end(pixel, axis[1], axis[0])
 
 
 @triton.jit
@@ -72,7 +67,7 @@ def _max_kernel(
     x_strides, y_strides,
     out_height, out_width, cut,
     axis_h, axis_w, taps_h, taps_w,
-    TAP: tl.constexpr, LEAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    WINDOW: tl.constexpr, LEAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of y and the taps it came from."""
     x_n, x_c, x_h, x_w = x_strides
@@ -80,16 +75,19 @@ def _max_kernel(
     n, c, q, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     x += n * x_n + c * x_c
     at = n * y_n + c * y_c + q * y_w
+    left, right, across = WINDOW(q, axis_w)
     for step in range(steps):
         p = first + step
+        top, bottom, down = WINDOW(p, axis_h)
         code = zeros(TILE, tl.int32) - 1
         best = filled(LEAST, y.dtype.element_ty, TILE)
         for i in range(taps_h):
-            h, reads_h, _one = TAP(i, p, axis_h, tl.float32)
-            if some(reads_h, TILE):
+            h = top + i * down
+            row_inside = inside(h, bottom)
+            if some(row_inside, TILE):
                 for j in range(taps_w):
-                    w, reads_w, _one = TAP(j, q, axis_w, tl.float32)
-                    hit = reads_h & reads_w
+                    w = left + j * across
+                    hit = row_inside & inside(w, right)
                     value = compared(tl.load(x + h * x_h + w * x_w, mask=hit, other=0))
                     wins = hit & ((code < 0) | beats(value, best))
                     best = tl.where(wins, value, best)
@@ -103,8 +101,8 @@ def _max_backward_kernel(
     dy, codes, dx,
     dy_strides, codes_strides, dx_strides,
     height, width, cut,
-    axis_h, axis_w, readers_h, readers_w, taps_w,
-    READER: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    axis_h, axis_w, most_h, most_w, taps_w,
+    WINDOW: tl.constexpr, HOLDERS: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of dx."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
@@ -114,18 +112,24 @@ def _max_backward_kernel(
     dy += n * dy_n + c * dy_c
     codes += n * codes_n + c * codes_c
     dx += n * dx_n + c * dx_c + w * dx_w
+    left, right = HOLDERS(w, axis_w)
     for step in range(steps):
         h = first + step
+        top, bottom = HOLDERS(h, axis_h)
         acc = zeros(TILE, ACCUMULATOR)
-        for i in range(readers_h):
-            p, reads_h, tap_h = READER(i, h, axis_h, tl.float32)
-            if some(reads_h, TILE):
-                for j in range(readers_w):
-                    q, reads_w, tap_w = READER(j, w, axis_w, tl.float32)
-                    hit = reads_h & reads_w
-                    code = tl.load(codes + p * codes_p + q * codes_q, mask=hit, other=0).to(tl.int32)
-                    upstream = tl.load(dy + p * dy_p + q * dy_q, mask=hit, other=0.0)
-                    acc += tl.where(code == tap_h * taps_w + tap_w, widened(upstream).to(ACCUMULATOR), 0.0)
+        for i in range(most_h):
+            p = top + i
+            first_h, _end, down = WINDOW(p, axis_h)
+            row_holds = (p < bottom) & ((h - first_h) % down == 0)
+            if some(row_holds, TILE):
+                for j in range(most_w):
+                    q = left + j
+                    first_w, _end, across = WINDOW(q, axis_w)
+                    holds = row_holds & (q < right) & ((w - first_w) % across == 0)
+                    code = tl.load(codes + p * codes_p + q * codes_q, mask=holds, other=0).to(tl.int32)
+                    upstream = widened(tl.load(dy + p * dy_p + q * dy_q, mask=holds, other=0.0)).to(ACCUMULATOR)
+                    own = (h - first_h) // down * taps_w + (w - first_w) // across
+                    acc += tl.where(code == own, upstream, 0.0)
         tl.store(dx + h * dx_h, acc.to(dx.dtype.element_ty), mask=exists)
 
 
@@ -135,7 +139,7 @@ def _pick_kernel(
     x_strides, codes_strides, y_strides,
     height, width, out_height, out_width, cut,
     axis_h, axis_w, taps_w,
-    TAP: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    WINDOW: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of y: the values of x at the winners or, without x, their places h * width + w.
 
@@ -149,11 +153,12 @@ def _pick_kernel(
     if x is not None:
         x_n, x_c, x_h, x_w = x_strides
         x += n * x_n + c * x_c
+    left, _end, across = WINDOW(q, axis_w)
     for step in range(steps):
         p = first + step
+        top, _end, down = WINDOW(p, axis_h)
         code = tl.load(codes + p * codes_p).to(tl.int32)
-        h, _reads, _one = TAP(code // taps_w, p, axis_h, tl.float32)
-        w, _reads, _one = TAP(code % taps_w, q, axis_w, tl.float32)
+        h, w = top + code // taps_w * down, left + code % taps_w * across
         if x is not None:
             value = tl.load(x + h * x_h + w * x_w, mask=inside(h, height) & inside(w, width), other=0)
             tl.store(y + p * y_h, value, mask=exists)
@@ -162,54 +167,51 @@ def _pick_kernel(
             tl.store(y + p * y_h, h * width + w, mask=exists)
 
 
-def max_forward(x: Tensor, y: Tensor, codes: Tensor, axes: Any, taps: Sequence[int], tap: Callable[..., Any]) -> None:
-    """Fill y and codes (N, C, P, Q) from x (N, C, H, W), any strides.
+class Windows(NamedTuple):
+    """The windows of an operator: what WINDOW and HOLDERS are told of rows and of columns, and the two functions."""
 
-    Args:
-        axes: what TAP is told of rows and of columns.
-        taps: the largest number of pixels along each axis of a window.
-    """
+    axes: Sequence[tuple[int, ...]]
+    taps: Sequence[int]  # the largest number of pixels along each axis of a window
+    most: Sequence[int]  # the largest number of windows along each axis that may hold a pixel
+    window: Callable[..., Any]
+    holders: Callable[..., Any]
+
+
+def max_forward(x: Tensor, y: Tensor, codes: Tensor, windows: Windows) -> None:
+    """Fill y and codes (N, C, P, Q) from x (N, C, H, W), any strides."""
     programs, cut, tile, strides = columns(y, (x, y))
     launch(
         _max_kernel, programs, x, y, codes,
         *strides,
         *y.shape[2:], cut,
-        *axes, *taps,
-        TAP=tap, LEAST=least(x.dtype), INDEX=wide_index_type(axes, x, y), TILE=tile, device=x.device,
+        *windows.axes, *windows.taps,
+        WINDOW=windows.window, LEAST=least(x.dtype), INDEX=wide_index_type(windows.axes, x, y), TILE=tile, device=x.device,
     )  # fmt: skip
 
 
-def max_backward(
-    dy: Tensor, codes: Tensor, dx: Tensor, axes: Any, readers: Sequence[int], taps_w: int, reader: Callable[..., Any]
-) -> None:
-    """Fill dx (N, C, H, W) from dy and codes (N, C, P, Q), any strides.
-
-    Args:
-        axes: what READER is told of rows and of columns.
-        readers: the largest number of windows along each axis that may hold a pixel.
-        taps_w: the largest number of taps along a row.
-    """
+def max_backward(dy: Tensor, codes: Tensor, dx: Tensor, windows: Windows) -> None:
+    """Fill dx (N, C, H, W) from dy and codes (N, C, P, Q), any strides."""
     programs, cut, tile, strides = columns(dx, (dy, codes, dx))
     launch(
         _max_backward_kernel, programs, dy, codes, dx,
         *strides,
         *dx.shape[2:], cut,
-        *axes, *readers, taps_w,
-        READER=reader, ACCUMULATOR=accumulator(dy.dtype), INDEX=wide_index_type(axes, dy, codes, dx), TILE=tile, device=dy.device,
+        *windows.axes, *windows.most, windows.taps[1],
+        WINDOW=windows.window, HOLDERS=windows.holders, ACCUMULATOR=accumulator(dy.dtype),
+        INDEX=wide_index_type(windows.axes, dy, codes, dx), TILE=tile, device=dy.device,
     )  # fmt: skip
 
 
-def pick(
-    x: Tensor | None, codes: Tensor, y: Tensor, size: Sequence[int], axes: Any, taps_w: int, tap: Callable[..., Any]
-) -> None:
-    """Fill y, like codes (N, C, P, Q), from x (N, C, H, W) at the winners, or with their places in an image of that size."""
+def pick(x: Tensor | None, codes: Tensor, y: Tensor, windows: Windows) -> None:
+    """Fill y, like codes (N, C, P, Q), from x (N, C, H, W) at the winners, or without x with their places."""
     programs, cut, tile, strides = columns(y, (x if x is not None else y, codes, y))
     launch(
         _pick_kernel, programs, x, codes, y,
         *strides,
-        *size, *y.shape[2:], cut,
-        *axes, taps_w,
-        TAP=tap, INDEX=wide_index_type(axes, codes, y, *([x] if x is not None else [])), TILE=tile, device=y.device,
+        *(axis[0] for axis in windows.axes), *y.shape[2:], cut,
+        *windows.axes, windows.taps[1],
+        WINDOW=windows.window, INDEX=wide_index_type(windows.axes, codes, y, x if x is not None else y), TILE=tile,
+        device=y.device,
     )  # fmt: skip
 
 
