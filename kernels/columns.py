@@ -27,7 +27,7 @@ from torch import Tensor
 
 from trinn.kernels import tuning
 from trinn.kernels.indexing import Axis
-from trinn.kernels.launch import INTERPRETED, device_function, index_type, is_channels_last
+from trinn.kernels.launch import architecture, device_function, index_type, is_channels_last
 
 LEAST_ROWS = 6  # of a part on a GPU: before its first row a kernel computes what depends on the column
 PROGRAMS = 4  # parts are cut so that there are this many times tuning.wanted_programs
@@ -166,16 +166,17 @@ def columns(
         return Columns(0, (1,) * 6, Tile(order, False, 1, 1, 16), strides)
     if order == "contiguous" and strides and all(s[0] == c * s[1] for s in strides):
         n, c, strides = n * c, 1, [(s[1], 0, *s[2:]) for s in strides]  # a channel is an image: there is less to divide
-    if INTERPRETED:
+    interpreted = architecture(image.device) == "interpreter"
+    if interpreted:
         room = lanes = tuning.elementwise_block(n * c * height * width)
     if order == "channels_last":
-        places, lanes = n * width, min(triton.next_power_of_2(c), room) if INTERPRETED else min(c & -c, 128)
+        places, lanes = n * width, min(triton.next_power_of_2(c), room) if interpreted else min(c & -c, 128)
         across, channel_tiles = min(triton.next_power_of_2(places), room // lanes), triton.cdiv(c, lanes)
         place_tiles, whole = triton.cdiv(places, across), places % across == 0 and c % lanes == 0
     else:
         places, lanes = n * c * width, min(max(16, triton.next_power_of_2(n * c * width)), lanes)
         across, channel_tiles, place_tiles, whole = 1, 1, triton.cdiv(places, lanes), places % lanes == 0
-    if INTERPRETED:
+    if interpreted:
         rows_per_part = max(rows for rows in range(1, tuning.interpreted_rows + 1) if height % rows == 0)
         parts = height // rows_per_part
         parts_at_once = min(triton.next_power_of_2(parts), room // (across * lanes))

@@ -31,15 +31,15 @@ MOST_TAPS = 25  # of a window, for kernels that are unrolled over them
 
 
 @device_function
-def _best_of_row(x, step, row_inside, column_inside, first_tap, LEAST: tl.constexpr, TAPS: tl.constexpr, INSIDE: tl.constexpr):
+def _best_of_row(x, x_w, row_inside, column_inside, first_tap, LEAST: tl.constexpr, TAPS: tl.constexpr, INSIDE: tl.constexpr):
     """The largest value of one row of windows, and its column of taps. `INSIDE` says which taps never leave the image."""
     for s in tl.static_range(TAPS):
         if row_inside is None and INSIDE.low <= s and s < INSIDE.high:
-            value = compared(tl.load(x + s * step))
+            value = compared(tl.load(x + s * x_w))
         elif row_inside is None:
-            value = compared(tl.load(x + s * step, mask=column_inside[s], other=LEAST))
+            value = compared(tl.load(x + s * x_w, mask=column_inside[s], other=LEAST))
         else:
-            value = compared(tl.load(x + s * step, mask=column_inside[s] & row_inside, other=LEAST))
+            value = compared(tl.load(x + s * x_w, mask=column_inside[s] & row_inside, other=LEAST))
         if s == 0:
             best, tap = value, first_tap
         else:
@@ -59,6 +59,7 @@ def _max_pool2d_kernel(
     """A tile of y and the taps it came from. Rows of x that the next windows have too are kept, reduced along the columns."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
+    x_w = tl.full((), 1, INDEX) * x_w
     R: tl.constexpr = H.taps
     S: tl.constexpr = W.taps
     KEPT: tl.constexpr = max(H.taps - H.stride, 0)

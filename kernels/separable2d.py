@@ -90,8 +90,9 @@ def gather2d(
         in_order: all weights are 1, and pixels are added one after the other, as torch does for means; else row by row.
         channels_last: the order of the result, where its strides do not tell.
     """
-    programs, cut, tile, strides = columns(result, (source, result), channels_last, room=2048, lanes=512 if taps else 1024)
     taps_h, taps_w = taps or (1, 1)
+    lanes = 1024 if taps_w <= 2 else 512
+    programs, cut, tile, strides = columns(result, (source, result), channels_last, room=2048, lanes=lanes)
     launch(
         _gather_kernel, programs, source, result,
         *strides,

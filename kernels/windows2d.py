@@ -119,12 +119,12 @@ def _max_backward_kernel(
         acc = zeros(TILE, ACCUMULATOR)
         for i in range(most_h):
             p = top + i
-            first_h, _end, down = WINDOW(p, axis_h)
+            first_h, _end_h, down = WINDOW(p, axis_h)
             row_holds = (p < bottom) & ((h - first_h) % down == 0)
             if some(row_holds, TILE):
                 for j in range(most_w):
                     q = left + j
-                    first_w, _end, across = WINDOW(q, axis_w)
+                    first_w, _end_w, across = WINDOW(q, axis_w)
                     holds = row_holds & (q < right) & ((w - first_w) % across == 0)
                     code = tl.load(codes + p * codes_p + q * codes_q, mask=holds, other=0).to(tl.int32)
                     upstream = widened(tl.load(dy + p * dy_p + q * dy_q, mask=holds, other=0.0)).to(ACCUMULATOR)
@@ -153,10 +153,10 @@ def _pick_kernel(
     if x is not None:
         x_n, x_c, x_h, x_w = x_strides
         x += n * x_n + c * x_c
-    left, _end, across = WINDOW(q, axis_w)
+    left, _end_w, across = WINDOW(q, axis_w)
     for step in range(steps):
         p = first + step
-        top, _end, down = WINDOW(p, axis_h)
+        top, _end_h, down = WINDOW(p, axis_h)
         code = tl.load(codes + p * codes_p).to(tl.int32)
         h, w = top + code // taps_w * down, left + code % taps_w * across
         if x is not None:

@@ -23,6 +23,7 @@ SEES: dict[str, set[str]] = {
 SHARED = {
     "kernels": {
         "boxes",
+        "columns",
         "epilogue",
         "indexing",
         "launch",
@@ -31,17 +32,18 @@ SHARED = {
         "reduce",
         "relayout",
         "replay",
+        "separable2d",
         "statistics2d",
         "tuning",
         "vmap",
         "walk",
+        "windows2d",
     },
     "layers": {"function", "reduce", "window"},
 }
 # An operator that stands on another one.
 STANDS_ON = {
     "kernels": {
-        "adaptive_pool2d": {"pool2d"},
         "conv2d": {"conv2d_tma", "conv2d_tma_wgrad", "depthwise2d"},
         "conv2d_fused": {"conv2d", "conv2d_tma", "depthwise2d", "pool2d"},
         "conv2d_tma": {"first2d"},

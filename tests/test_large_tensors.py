@@ -82,12 +82,13 @@ SMALL_PRODUCTS = {
     "conv2d_tma_wgrad._wgrad_kernel": "coordinates of lines, for descriptors, and places within a filter",
     "first2d._fold_kernel": "columns, and the elements of a row",
     "depthwise2d._gather_kernel": CONSTANT_FACTOR,
-    "pool2d._max_pool2d_backward_kernel": CONSTANT_FACTOR,
     "statistics2d._statistics_kernel": "chunks of some thousand elements",
     "reduce._channel_sum_kernel": "chunks of some thousand elements",
     "statistics2d._merge_kernel": "chunks of some thousand elements",
     "batchnorm2d._sums_kernel": "chunks of some thousand elements",
-    "adaptive_pool2d._max_kernel": "the number of a pixel in its bin",
+    "pool2d._max_pool2d_kernel": CONSTANT_FACTOR,
+    "separable2d._gather_kernel": "twice a size, and the reach of a window",
+    "windows2d._max_kernel": "the number of a tap",
 }
 
 
