@@ -121,32 +121,29 @@ def _reach_of(axis: Axis, padding: int) -> Reach:
 
 
 @device_function
-def _windows_of(dys, codes, dy_at, codes_at, missing, row_missing, ACCUMULATOR: tl.constexpr):
-    """Of a row of windows those that may hold a cell's pixels: gradients, and winners, -1 of a window that is not there."""
+def _with_row(cells, p, dys, codes, missing, dy_p, codes_p, out_height, LOW: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+    """The sums of cells, with what row p of windows adds: to the pixels of its own cell first, then to those of cells below."""
+    ROWS: tl.constexpr = H.stride
+    COLUMNS: tl.constexpr = W.stride
+    CELLS: tl.constexpr = len(cells)
+    WINDOWS: tl.constexpr = len(dys)
+    row_missing = tl.where(inside(p, out_height), 0, -1)
+    p = tl.minimum(tl.maximum(p, 0), out_height - 1)
     loaded, gradients, winners = nothing(), nothing(), nothing()
-    N: tl.constexpr = len(missing)
-    for d in tl.static_range(N):
-        loaded += (tl.load(dys[d] + dy_at),)
-    for d in tl.static_range(N):
-        winners += (tl.load(codes[d] + codes_at).to(tl.int32) | missing[d] | row_missing,)
-        gradients += (widened(loaded[d]).to(ACCUMULATOR),)
-    return gradients, winners
-
-
-@device_function
-def _pixel_of_cell(
-    gradients, winners, ROW: tl.constexpr, COLUMN: tl.constexpr, ABOVE: tl.constexpr, LOW: tl.constexpr, H: tl.constexpr,
-    W: tl.constexpr,
-):  # fmt: skip
-    """The gradient of one pixel of a cell: the sum over the windows it won, rows of windows from above."""
-    acc = tl.zeros_like(gradients[0])
-    N: tl.constexpr = len(gradients)
-    WINDOWS: tl.constexpr = N // (ABOVE + 1)
-    for k in tl.static_range(N):
-        r, s = _tap_of(ROW, k // WINDOWS - ABOVE, H, 0), _tap_of(COLUMN, k % WINDOWS + LOW, W, W.padding)
-        if r >= 0 and s >= 0:
-            acc = tl.where(winners[k] == r * W.taps + s, acc + gradients[k], acc)
-    return acc
+    for d in tl.static_range(WINDOWS):
+        loaded += (tl.load(dys[d] + p * dy_p),)
+    for d in tl.static_range(WINDOWS):
+        winners += (tl.load(codes[d] + p * codes_p).to(tl.int32) | missing[d] | row_missing,)  # no tap is -1
+        gradients += (widened(loaded[d]).to(cells[0].dtype),)
+    sums = nothing()
+    for k in tl.static_range(CELLS):
+        acc = cells[k]
+        for d in tl.static_range(WINDOWS):
+            r, s = _tap_of(k // COLUMNS % ROWS, -(k // (ROWS * COLUMNS)), H, 0), _tap_of(k % COLUMNS, d + LOW, W, W.padding)
+            if r >= 0 and s >= 0:
+                acc = tl.where(winners[d] == r * W.taps + s, acc + gradients[d], acc)
+        sums += (acc,)
+    return sums
 
 
 @triton.jit
@@ -154,13 +151,13 @@ def _max_pool2d_backward_kernel(
     dy, codes, dx,
     dy_strides, codes_strides, dx_strides,
     height, width, out_height, out_width, cells_h, cells_w, cut,
-    H: tl.constexpr, W: tl.constexpr, ABOVE: tl.constexpr, REACH: tl.constexpr, INSIDE: tl.constexpr, PAIRS: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, BELOW: tl.constexpr, REACH: tl.constexpr, INSIDE: tl.constexpr, PAIRS: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of dx in cells of stride by stride pixels, of which all have the same windows, by the same taps.
 
-    The columns of a cell begin at a multiple of the stride, its rows where a window begins. So the windows of its pixels are
-    those of its own row and `ABOVE` rows before it, which are kept.
+    The columns of a cell begin at a multiple of the stride, its rows where a window begins. So a row of windows completes the
+    cells of its own number, and adds to `BELOW` cells below them, whose sums are kept.
     """
     dy_n, dy_c, dy_p, dy_q = dy_strides
     codes_n, codes_c, codes_p, codes_q = codes_strides
@@ -170,6 +167,7 @@ def _max_pool2d_backward_kernel(
     WINDOWS: tl.constexpr = REACH.high - REACH.low + 1
     ROWS: tl.constexpr = H.stride
     COLUMNS: tl.constexpr = W.stride
+    CELL: tl.constexpr = ROWS * COLUMNS
     dys, all_codes, missing = nothing(), nothing(), nothing()
     for d in tl.static_range(LOW, LOW + WINDOWS):
         q = k + d
@@ -186,32 +184,24 @@ def _max_pool2d_backward_kernel(
         at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 2]), [1, 1, 2])
     dx += at
 
-    gradients, winners = nothing(), nothing()
-    for a in tl.static_range(ABOVE):
-        p = first + a - ABOVE
-        row_missing = tl.where(inside(p, out_height), 0, -1)
-        p = tl.minimum(tl.maximum(p, 0), out_height - 1)
-        more = _windows_of(dys, all_codes, p * dy_p, p * codes_p, missing, row_missing, ACCUMULATOR)
-        gradients, winners = gradients + more[0], winners + more[1]
+    cells = (zeros(TILE, ACCUMULATOR),) * (BELOW * CELL)
+    for a in tl.static_range(BELOW):
+        more = (zeros(TILE, ACCUMULATOR),) * CELL
+        cells = _with_row(cells + more, first - BELOW + a, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)[CELL:]
     for step in range(steps):
         m = first + step
-        row_missing = tl.where(m < out_height, 0, -1)
-        p = tl.minimum(m, out_height - 1)
-        more = _windows_of(dys, all_codes, p * dy_p, p * codes_p, missing, row_missing, ACCUMULATOR)
-        gradients, winners = gradients + more[0], winners + more[1]
+        more = (zeros(TILE, ACCUMULATOR),) * CELL
+        cells = _with_row(cells + more, m, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)
         for i in tl.static_range(ROWS):
             h = big_from_small(m, 0, H) + i
             if PAIRS:
-                left = _pixel_of_cell(gradients, winners, i, 0, ABOVE, LOW, H, W)
-                right = _pixel_of_cell(gradients, winners, i, 1, ABOVE, LOW, H, W)
-                pair = tl.join(left, right).to(dx.dtype.element_ty)
+                pair = tl.join(cells[i * 2], cells[i * 2 + 1]).to(dx.dtype.element_ty)
                 tl.store(dx + h * dx_h, pair, mask=exists[:, :, None] & inside(h, height))
             else:
                 for j in tl.static_range(COLUMNS):
-                    value = _pixel_of_cell(gradients, winners, i, j, ABOVE, LOW, H, W).to(dx.dtype.element_ty)
                     mask = exists & inside(h, height) & (k * COLUMNS + j < width)
-                    tl.store(dx + h * dx_h + j * dx_w, value, mask=mask)
-        gradients, winners = gradients[WINDOWS:], winners[WINDOWS:]
+                    tl.store(dx + h * dx_h + j * dx_w, cells[i * COLUMNS + j].to(dx.dtype.element_ty), mask=mask)
+        cells = cells[CELL:]
 
 
 @device_function
@@ -333,7 +323,7 @@ def max_pool2d_backward(
         _max_pool2d_backward_kernel, programs, dy, codes, dx,
         *strides,
         *size, *dy.shape[2:], *cells, cut,
-        H=H, W=W, ABOVE=-_reach_of(H, 0).low, REACH=_reach_of(W, W.padding), INSIDE=Taps(0, dy.shape[3] - cells[1] + 1),
+        H=H, W=W, BELOW=-_reach_of(H, 0).low, REACH=_reach_of(W, W.padding), INSIDE=Taps(0, dy.shape[3] - cells[1] + 1),
         PAIRS=in_pairs, ACCUMULATOR=accumulator(dy.dtype),
         INDEX=index_type(dy, codes, dx), TILE=tile, device=dy.device,
     )  # fmt: skip
