@@ -23,6 +23,8 @@ from bench.tune import compile_launcher, patched
 from trinn import kernels
 from trinn.kernels import launch, tuning
 
+Launch = tuple[Any, int, tuple[Any, ...], dict[str, Any]]  # the kernel, how many programs, arguments and constants
+
 
 class _Launchers(TorchDispatchMode):
     """Within, an operator of ours is its launcher on any device, the meta device too."""
@@ -68,6 +70,17 @@ def _runs(
     for name, arithmetics in networks.items():
         for arithmetic in arithmetics:
             yield name, lambda dtype, model=models.MODELS[name]: run_network(dtype, model), arithmetic  # type: ignore[misc]
+
+
+def launches_of(name: str, arithmetic: str, layout: str, what: str) -> list[Launch]:
+    """What a pass of a case launches, without what it has to have launched before."""
+    found: list[Launch] = []
+    with using(arithmetic) as dtype, patched(tuning, gpu=lambda device: ""), _Launchers():
+        with launch.observed(lambda *_: None, "sm_90"):
+            call = Instance(registry.CASES[name], "ours", dtype, layout, "meta").call(what)
+        with launch.observed(lambda *of: found.append(of), "sm_90"):
+            call()
+    return found
 
 
 _jobs: list[Job] = []  # what the processes that compile have in common

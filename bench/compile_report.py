@@ -6,8 +6,9 @@ is, and on a kernel or a tile that no shape reaches. Fails as well where Hopper'
 what its copy engine brings: machine_code.py says how that shows.
 
 On sm_90 the launches of what networks compute are held to the row that bench/compiled/ has of them: registers, spills, shared
-memory, how many of the instructions that read and write global memory move 16 bytes, and how many instructions the program has
-for each element that a thread computes. Fails when one gets worse; `--record` writes the rows anew, for a change that is meant.
+memory, how many of the instructions that read and write global memory move 16 bytes, and how many instructions it executes for
+each element of its largest tensor, or has for each of its tile where the copy engine feeds it. Fails when one gets worse;
+`--record` writes the rows anew, for a change that is meant. Memory-bound operators are held to bench/limits.py as well.
 """
 
 import os
@@ -30,6 +31,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from bench.executed import executed
 from bench.machine_code import SHARED_MEMORY, Code, Driver, Program, Row, count, held, read_amdgcn, read_cubin, read_sass, waits
 from bench.shapes import ARITHMETIC, HELD, Case, Passes, boxes_of, cases, convolutions, wgrad
 from trinn.kernels import launch, tuning
@@ -48,17 +50,19 @@ class Job(NamedTuple):
     case: str
     dtype: torch.dtype
     kernel: Any
+    programs: int
     args: tuple[Any, ...]
     constants: dict[str, Any]
     held: bool
 
     @property
     def elements(self) -> float:
-        """How many elements of its tile a thread computes."""
-        blocks = {n: v for n, v in self.constants.items() if n.startswith("BLOCK") and n != "BLOCK_K"}
-        sizes = [*blocks.values(), *self.constants.get("TILE", ()), *self.constants.get("BOX", ())]
-        taps = self.constants.get("TAPS", 1) if self.by_copies else 1
-        return taps * math.prod(sizes) / (32 * self.constants["num_warps"])
+        """The elements of its largest tensor, for each thread; of a convolution in boxes, those of its tile."""
+        warps = self.constants["num_warps"]
+        if not self.by_copies:
+            return max(arg.numel() for arg in self.args if isinstance(arg, Tensor)) / (32 * warps * self.programs)
+        blocks = [v for n, v in self.constants.items() if n.startswith("BLOCK") and n != "BLOCK_K"]
+        return self.constants.get("TAPS", 1) * math.prod([*blocks, *self.constants.get("BOX", ())]) / (32 * warps)
 
     @property
     def by_copies(self) -> bool:
@@ -94,10 +98,10 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
         is_held = is_hopper and arithmetic in ("fp16", "tf32") and name in HELD
         remember = remembering(jobs, architecture, label, ARITHMETIC[arithmetic][0], is_held)
 
-        def observe(kernel: Any, args: Any, constants: dict[str, Any]) -> None:
+        def observe(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
             traits = {f"{arithmetic} {trait}" for trait in box_traits(args, constants)}
             if all_of_it or traits - seen:
-                remember(kernel, args, constants)
+                remember(kernel, programs, args, constants)
             seen.update(traits)
 
         launched(passes, arithmetic, channels_last, architecture, observe, tile)
@@ -138,7 +142,7 @@ def _box_tile(constants: dict[str, Any]) -> str:
 
 
 def launched(
-    passes: Passes, arithmetic: str, channels_last: bool, architecture: str, observe: Callable[[Any, Any, Any], None],
+    passes: Passes, arithmetic: str, channels_last: bool, architecture: str, observe: Callable[[Any, int, Any, Any], None],
     tile: tuning.Tile | None = None,
 ) -> None:  # fmt: skip
     """Show each launch of some passes, with this tile or those that tuning.py gives."""
@@ -171,12 +175,12 @@ def measured_cases() -> list[tuple[Case, tuning.Tile]]:
 
 def remembering(
     jobs: dict[Any, Job], architecture: str, case: str, dtype: torch.dtype, held: bool
-) -> Callable[[Any, Any, Any], None]:
+) -> Callable[[Any, int, Any, Any], None]:
     """Takes note of a launch that compiles like none before it: what `launch.observed` is to call."""
 
-    def observe(kernel: Any, args: Any, constants: Any) -> None:
+    def observe(kernel: Any, programs: int, args: Any, constants: Any) -> None:
         def remember(*, key: str, **_: Any) -> bool:
-            jobs.setdefault((kernel, key), Job(architecture, case, dtype, kernel, args, constants, held))
+            jobs.setdefault((kernel, key), Job(architecture, case, dtype, kernel, programs, args, constants, held))
             return True  # which keeps Triton from compiling now
 
         triton.knobs.runtime.jit_cache_hook = remember
@@ -199,7 +203,10 @@ def code_of(job: Job) -> Code | str:
     read = read._replace(shared=binary.metadata.shared)
     if job.held or job.by_copies:
         instructions = read_sass(binary.asm["cubin"])
-        read = read._replace(program=count(instructions))
+        program = count(instructions)
+        if not job.by_copies:
+            program = program._replace(instructions=executed(binary, job.programs, job.args, instructions).instructions)
+        read = read._replace(program=program)
     if job.by_copies:
         read = read._replace(waits=waits(binary.asm["ttgir"], job.constants["num_stages"], instructions))
     return read
@@ -272,7 +279,7 @@ def boxes_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
         sizes = {"BLOCK_M": tile.m, "BOX": (tile.n,), "BLOCK_K": tile.k, "num_warps": tile.warps, "num_stages": tile.stages}
         wanted |= {_box_tile(sizes | {"ADJOINT": adjoint}) for adjoint in (False, True)}
 
-    def observe(kernel: Any, args: Any, constants: dict[str, Any]) -> None:
+    def observe(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
         if "BLOCK_N" in constants and box_traits(args, constants):
             wanted.add(_box_tile(constants))
 
@@ -305,10 +312,13 @@ def main() -> int:
     parser.add_argument("--architectures", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="NAME")
     parser.add_argument("--cases", default="", metavar="REGEX", help="these alone; kernels and tiles may then be missing")
     parser.add_argument("--record", action="store_true", help="hold the launches of all cases to these rows from now on")
+    parser.add_argument("--limits", action="store_true", help="compile only what bench/limits.py holds to limits")
     parser.add_argument("--registers", type=int, metavar="N", help="all a thread may have, on NVIDIA: what would spill?")
     args = parser.parse_args()
 
     start = time.monotonic()
+    if args.limits:
+        return _ended(*_limits(args.cases), start)
     for architecture in args.architectures:
         _jobs.extend(jobs_of(architecture, args.cases))
     for job in _jobs:
@@ -335,7 +345,21 @@ def main() -> int:
 
     if rows and not (args.cases or args.registers):  # cases left out may change which is the first to compile like that
         faults += held(named(iter(rows)), args.record)
-    print(f"{len(_jobs)} compiled with Triton {triton.__version__} in {time.monotonic() - start:.0f} s, {len(faults)} faults")
+    count = len(_jobs)
+    if "sm_90" in args.architectures and not (args.cases or args.registers):
+        more, missed = _limits()
+        count, faults = count + more, [*faults, *missed]
+    return _ended(count, faults, start)
+
+
+def _limits(pattern: str = "") -> tuple[int, list[str]]:
+    from bench import limits  # which imports this
+
+    return limits.check(pattern)
+
+
+def _ended(count: int, faults: Sequence[str], start: float) -> int:
+    print(f"{count} compiled with Triton {triton.__version__} in {time.monotonic() - start:.0f} s, {len(faults)} faults")
     for fault in faults:
         print("FAULT", fault)
     return 1 if faults else 0

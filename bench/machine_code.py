@@ -17,9 +17,11 @@ ROWS = Path(__file__).with_name("compiled") / f"triton-{triton.__version__}.json
 
 
 class Program(NamedTuple):
-    """The instructions of a program's text, and among them those for global memory; wide ones move 16 bytes."""
+    """The instructions of a program's text, or those that a thread executes, and those of the text for global memory; wide
+    ones move 16 bytes.
+    """
 
-    instructions: int
+    instructions: float
     wide_loads: int
     loads: int
     wide_stores: int
@@ -32,6 +34,7 @@ class Instruction(NamedTuple):
     address: int
     name: str
     operands: str
+    predicate: str = ""  # "@P0" or "@!P0"
 
 
 class Loop(NamedTuple):
@@ -62,7 +65,7 @@ class Code(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What bench/compiled/ holds a launch to; instructions are those of the program for each element of a thread."""
+    """What bench/compiled/ holds a launch to; instructions are those for each element of a thread."""
 
     registers: int
     spilled: int
@@ -103,9 +106,9 @@ def read_cubin(cubin: bytes, ptx: str) -> Code:
 
 def read_sass(cubin: bytes) -> list[Instruction]:
     """The machine code of an NVIDIA binary. Instructions that only fill the end of a program are left out."""
-    line = r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*) *([^;]*);"
+    line = r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*) *([^;]*);"
     found = re.findall(line, _dumped(cubin, "-sass"), re.MULTILINE)
-    return [Instruction(int(at, 16), name, operands.strip()) for at, name, operands in found if name != "NOP"]
+    return [Instruction(int(at, 16), name, words.strip(), if_.strip()) for at, if_, name, words in found if name != "NOP"]
 
 
 def count(instructions: Sequence[Instruction]) -> Program:

@@ -234,7 +234,7 @@ def compiled(architecture: str = "sm_90") -> dict[str, dict[str, Any]]:
     """
     triton.runtime.driver.set_active(Driver(architecture))
     binaries: list[Any] = []
-    with launch.observed(lambda k, args, named: binaries.append(k.warmup(*args, grid=(1,), **named)), architecture):
+    with launch.observed(lambda k, _, args, named: binaries.append(k.warmup(*args, grid=(1,), **named)), architecture):
         names = [(name, work.call())[0] for name, work in works("meta", 1)]
     found: dict[str, dict[str, Any]] = {}
     for name, binary in zip(names, binaries, strict=True):

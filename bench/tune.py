@@ -192,7 +192,7 @@ def compiling(architecture: str) -> Iterator[list[str]]:
     """Within, what is launched is compiled into Triton's cache and does not run; what is wrong with it."""
     faults: list[str] = []
 
-    def compile_it(kernel: Any, args: Any, constants: Any) -> None:
+    def compile_it(kernel: Any, programs: int, args: Any, constants: Any) -> None:
         try:
             binary = kernel.warmup(*args, grid=(1,), **constants)
         except Exception as error:  # whatever a compiler may raise

@@ -108,7 +108,7 @@ def launch(
     if asserts and not INTERPRETED:
         constants.update(debug=True, sanitize_overflow=False)
     if _observe is not None:
-        _observe(kernel, args, constants)
+        _observe(kernel, programs, args, constants)
     elif _UNFIT:
         raise RuntimeError(_UNFIT)
     elif INTERPRETED:
@@ -131,7 +131,7 @@ def is_observed() -> bool:
 
 @contextlib.contextmanager
 def observed(observe: Callable[..., None], architecture: str) -> Iterator[None]:
-    """Within, each launch is a call `observe(kernel, args, constants)`, with tiles as on that architecture ("sm_90")."""
+    """Within, each launch is a call `observe(kernel, programs, args, constants)`, tiled as on that architecture ("sm_90")."""
     global _observe, _observed_architecture
     _observe, _observed_architecture = observe, architecture
     try:

@@ -54,7 +54,7 @@ def main() -> None:
     launch.always_int64 = True
     found: dict[str, set[str]] = {}
 
-    def observe(kernel: Any, args: Any, constants: dict[str, Any]) -> None:
+    def observe(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
         name = f"{kernel.fn.__module__.removeprefix('trinn.kernels.')}.{kernel.fn.__name__}"
         code = code_of(kernel, args, constants)
         products = re.findall(r"^.*\barith\.muli\b.*\b(?:i32|\d+xi32>).*$", code, re.MULTILINE)

@@ -68,7 +68,7 @@ def described(case: Conv, dtype: torch.dtype, layout: str) -> list[TensorDescrip
     """What the launches of all three passes are told on a Hopper GPU; no kernel runs."""
     found: list[TensorDescriptor] = []
 
-    def observe(kernel: Any, args: Any, constants: Any) -> None:
+    def observe(kernel: Any, programs: int, args: Any, constants: Any) -> None:
         found.extend(arg for arg in args if isinstance(arg, TensorDescriptor))
 
     w = new(case.w, dtype)
@@ -170,7 +170,7 @@ def test_columns_far_apart() -> None:
     found: list[TensorDescriptor] = []
     x = torch.empty_strided((32, 64, 2, 4), (2**34, 1, 2**33, 2**31), dtype=torch.float16, device="meta")
 
-    def observe(kernel: Any, args: Any, constants: Any) -> None:
+    def observe(kernel: Any, programs: int, args: Any, constants: Any) -> None:
         found.extend(arg for arg in args if isinstance(arg, TensorDescriptor))
 
     with launch.observed(observe, "sm_90"):

@@ -183,7 +183,7 @@ def images(function: Callable[..., Any], x: Tensor, rest: list[Tensor], others: 
 def launched(passes: Callable[[], object], architecture: str) -> dict[str, Any]:
     """What the last of some passes asks for on an architecture."""
     found: list[dict[str, Any]] = []
-    with launch.observed(lambda kernel, args, constants: found.append(constants), architecture):
+    with launch.observed(lambda kernel, _, args, constants: found.append(constants), architecture):
         passes()
     return found[-1]
 

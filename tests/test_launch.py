@@ -61,7 +61,7 @@ def test_observed_launches_do_not_run() -> None:
     """What the compile report stands on: the real launchers, on meta tensors, with the options of every launch."""
     seen = []
     x = torch.empty(2, 3, 9, 9, device="meta")
-    with launch.observed(lambda kernel, args, constants: seen.append((kernel, constants)), "sm_90"):
+    with launch.observed(lambda kernel, _, args, constants: seen.append((kernel, constants)), "sm_90"):
         from trinn.kernels import conv2d_fprop
 
         conv2d_fprop(x, torch.empty(4, 3, 3, 3, device="meta"), None, (7, 7), (1, 1), (0, 0), (1, 1), 1)

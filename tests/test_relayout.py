@@ -161,7 +161,7 @@ def test_planes_sum_to_every_number() -> None:
 def launched(copy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments and constants of the kernel that a copy starts."""
     seen: list[tuple[Any, ...]] = []
-    with launch.observed(lambda kernel, args, constants: seen.append((args, constants)), "sm_90"):
+    with launch.observed(lambda kernel, _, args, constants: seen.append((args, constants)), "sm_90"):
         copy(x)
     (found,) = seen
     return found
