@@ -4,9 +4,14 @@ The modules of both memory formats run on meta tensors, forward and backward, ea
 would launch is compiled. On the machine that measures, the launchers' own stubs are compiled as well.
 """
 
+import contextlib
+import hashlib
+import itertools
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bench.compile_report import Job, code_of, fault_of, remembering  # sets TRITON_INTERPRET, so it comes first  # isort: skip
@@ -14,8 +19,11 @@ from bench.compile_report import Job, code_of, fault_of, remembering  # sets TRI
 import torch
 import triton
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.cache import get_cache_manager
 
 from bench import models, registry
+from bench.executed import executed
+from bench.gpu_cache import sources
 from bench.machine_code import Code, Driver
 from bench.rows import LAYOUTS, Instance
 from bench.timing import Machine, using
@@ -72,15 +80,52 @@ def _runs(
             yield name, lambda dtype, model=models.MODELS[name]: run_network(dtype, model), arithmetic  # type: ignore[misc]
 
 
-def launches_of(name: str, arithmetic: str, layout: str, what: str) -> list[Launch]:
+def launches_of(name: str, arithmetic: str, layout: str, what: str, architecture: str = "sm_90") -> list[Launch]:
     """What a pass of a case launches, without what it has to have launched before."""
     found: list[Launch] = []
     with using(arithmetic) as dtype, patched(tuning, gpu=lambda device: ""), _Launchers():
-        with launch.observed(lambda *_: None, "sm_90"):
+        with launch.observed(lambda *_: None, architecture):
             call = Instance(registry.CASES[name], "ours", dtype, layout, "meta").call(what)
-        with launch.observed(lambda *of: found.append(of), "sm_90"):
+        with launch.observed(lambda *of: found.append(of), architecture):
             call()
     return found
+
+
+def instructions_of(name: str, arithmetic: str, layout: str, what: str) -> float:
+    """How many instructions the threads of a pass execute. Triton's cache keeps that number, as it does kernels.
+
+    Raises:
+        ValueError, KeyError, OSError: that cannot be told.
+    """
+    target = triton.runtime.driver.active.get_current_target()
+    if target.backend != "cuda":
+        raise ValueError("the machine code is not NVIDIA's")
+    words = f"{sources()} {triton.__version__} {target} {name} {arithmetic} {layout} {what}"
+    cache = get_cache_manager(hashlib.sha256(words.encode()).hexdigest())
+    if known := cache.get_file("instructions.json"):
+        return json.loads(Path(known).read_text())
+    found = 0.0
+    for kernel, programs, args, constants in launches_of(name, arithmetic, layout, what, f"sm_{target.arch}"):
+        done = executed(kernel.warmup(*args, grid=(1,), **constants), programs, args)
+        found += 32 * constants["num_warps"] * programs * done.instructions
+    cache.put(json.dumps(found), "instructions.json", binary=False)
+    return found
+
+
+def counted(cases: Mapping[str, Sequence[str]]) -> int:
+    """Have the instructions of cases without products counted, and kept; of how many passes."""
+    passes = []
+    for name, arithmetics in cases.items():
+        works = [what for what, work in registry.CASES[name].works.items() if not work.flops]
+        passes += [(name, *of) for of in itertools.product(arithmetics, LAYOUTS, works)]
+    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+        return sum(pool.imap_unordered(_is_counted, passes, chunksize=4))
+
+
+def _is_counted(of: tuple[str, str, str, str]) -> bool:
+    with contextlib.suppress(ValueError, KeyError, OSError):
+        return instructions_of(*of) > 0
+    return False
 
 
 _jobs: list[Job] = []  # what the processes that compile have in common

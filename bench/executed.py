@@ -4,12 +4,13 @@ The trips of loops are computed and not given: PTX, from which ptxas makes the m
 launch, as far as branches depend on it: integers and scalar floats, from the arguments and the number of the program. ptxas
 unrolls loops, so that loops of both texts are matched: a loop of the machine code does the work of so many turns of one of PTX
 as it has times the loads, stores, shuffles and barriers, of which ptxas neither adds nor removes any. What both texts execute
-of these in all says whether that came out right.
+of these in all says whether that came out right. What a predicate leaves out is issued, and counts.
 
 A branch that depends on data is taken as not taken: a loop of that kind counts once. A block that a branch may skip counts as
 often as PTX executes the one with the same such instructions and, without any, always: what cannot be known is counted.
 """
 
+import bisect
 import math
 import re
 import struct
@@ -40,7 +41,7 @@ class Executed(NamedTuple):
     """What a thread executes, on average over the programs of a launch."""
 
     names: Counter[str]  # how many of each instruction
-    doubt: float  # the share of loads, stores, shuffles and barriers by which PTX and machine code differ
+    doubt: float  # of the loads, stores, shuffles and barriers that PTX executes, the share that is missing
     of_data: bool  # whether branches depend on data
 
     @property
@@ -361,13 +362,13 @@ def _computed(name: str, sources: Sequence[int | None]) -> int | None:
 
 def _jumps(code: Sequence[Instruction]) -> list[tuple[int | None, bool]]:
     """How each instruction goes on, as Graph takes it. Subroutines, which only strange numbers need, are not followed."""
-    number = {instruction.address: i for i, instruction in enumerate(code)}
+    addresses = [instruction.address for instruction in code]
     found: list[tuple[int | None, bool]] = []
     for i in code:
         name = i.name.split(".")[0]
         if name == "BRA":
-            target = number[int(i.operands.split()[-1], 16)]
-            found.append((target, bool(i.predicate) or "," in i.operands))
+            target = bisect.bisect_left(addresses, int(i.operands.split()[-1], 16))  # which may be a NOP, and left out
+            found.append((min(target, len(code) - 1), bool(i.predicate) or "," in i.operands))
         else:
             found.append((None, name not in ("EXIT", "RET") or bool(i.predicate)))
     return found
@@ -480,4 +481,5 @@ def executed_of(ptx: str, code: Sequence[Instruction], programs: int, values: Se
     for b, times in blocks.items():
         for i in graph.blocks[b]:
             names[code[i].name] += times  # type: ignore[assignment]
-    return Executed(names, _distance(match.events(blocks), runs.events(runs.graph.all)), runs.of_data)
+    wanted = runs.events(runs.graph.all)
+    return Executed(names, (wanted - match.events(blocks)).total() / max(1e-9, wanted.total()), runs.of_data)

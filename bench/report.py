@@ -26,6 +26,7 @@ class Comparison:
     ours: dict[str, Any] | None  # the better memory format's, as is the rival's
     torchs: dict[str, Any] | None
     floor: float | None  # seconds; None for networks
+    issue: float | None  # seconds that issuing ours takes at least; None where its instructions were not counted
 
     @property
     def ratio(self) -> float:
@@ -46,15 +47,21 @@ def floor_of(row: dict[str, Any], ceilings: dict[str, Any]) -> float | None:
     return max(row["bytes"] / ceilings["copy"], row["flops"] / ceilings["product"].get(row["arithmetic"], math.inf))
 
 
+def issue_of(row: dict[str, Any], ours: dict[str, Any] | None, ceilings: dict[str, Any]) -> float | None:
+    """The least seconds in which the GPU issues the instructions of ours, in the memory format of that time."""
+    count = row.get("instructions", {}).get(ours["layout"]) if ours else None
+    return count / ceilings["issue"] if count and ceilings.get("issue") else None
+
+
 def comparisons(result: Result) -> list[Comparison]:
     found = []
     for row in result["rows"]:
         modes = ["compiled"] if row["against"] == "compiled" else ["eager", "graphed"] if row["op"] == "model" else ["eager"]
         for mode in modes:
-            ours = {"compiled": "graphed" if row["op"] == "model" else "eager"}.get(mode, mode)
-            found.append(
-                Comparison(row, mode, _best(row, "ours", ours), _best(row, "torch", mode), floor_of(row, result["ceilings"]))
-            )
+            like = {"compiled": "graphed" if row["op"] == "model" else "eager"}.get(mode, mode)
+            ours, ceilings = _best(row, "ours", like), result["ceilings"]
+            floors = floor_of(row, ceilings), issue_of(row, ours, ceilings)
+            found.append(Comparison(row, mode, ours, _best(row, "torch", mode), *floors))
     return found
 
 
@@ -172,16 +179,17 @@ def lines_of(result: Result) -> Iterator[str]:
     if ceilings:
         products = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {name}" for name, rate in ceilings["product"].items())
         yield f"measured here: {ceilings['copy'] / 1e12:.2f} TB/s in a copy; {products} in a matrix product"
-    yield "us: of one call in the better memory format, n contiguous, c channels_last; floor%: what of that no one can avoid"
+    yield "us: of one call in the better memory format, n contiguous, c channels_last; floor%: what of that no one can avoid;"
+    yield "issue%: what of it the GPU takes to issue the instructions of our kernels, at full rate"
     found = comparisons(result)
     width = max((len(c.row["name"]) for c in found), default=4)
     yield ""
-    yield line_of(("", "", "", "against"), width, "ours us", "+-%", "floor%", "torch us", "+-%", "ratio")
+    yield line_of(("", "", "", "against"), width, "ours us", "+-%", "floor%", "issue%", "torch us", "+-%", "ratio")
     noted: set[int] = set()
     for c in found:
-        share = f"{100 * c.floor / c.ours['median']:.0f}" if c.ours and c.floor is not None else ""
+        shares = [f"{100 * s / c.ours['median']:.0f}" if c.ours and s is not None else "" for s in (c.floor, c.issue)]
         ratio = "WRONG" if any(r["wrong"] for r in c.row["checked"].values()) else f"{c.ratio:.2f}" if c.torchs else ""
-        yield line_of(c.words, width, *_cells(c.ours), share, *_cells(c.torchs), ratio)
+        yield line_of(c.words, width, *_cells(c.ours), *shares, *_cells(c.torchs), ratio)
         if id(c.row) not in noted:
             yield from (f"    {remark}" for remark in remarks(c.row))
         noted.add(id(c.row))
@@ -198,7 +206,7 @@ def lines_of(result: Result) -> Iterator[str]:
 def line_of(words: Sequence[str], width: int, *cells: str) -> str:
     name, what, arithmetic, mode = words
     left = f"{name:{width}} {what:9} {arithmetic:4} {mode:8}"
-    return left + "".join(f"{cell:>{9 if i % 3 != 1 else 6}}" for i, cell in enumerate(cells))
+    return left + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (9, 6, 8, 8, 10, 6, 9), strict=True))
 
 
 def _cells(time: dict[str, Any] | None) -> tuple[str, str]:

@@ -242,9 +242,22 @@ def rows_of(
                 if wrong := other_bits(results("ours", layout), got[layout]):
                     row["checked"] = row["checked"] | {layout: checked[layout] | {"wrong": wrong}}
                     row["times"] = [t for t in row["times"] if (t["side"], t["layout"]) != ("ours", layout)]
+            if not work.flops and machine.device == "cuda":
+                row["instructions"] = instruction_counts(case, arithmetic, what)
             yield row
         del instances
     gc.collect()
+
+
+def instruction_counts(case: Case, arithmetic: str, what: str) -> dict[str, float]:
+    """How many instructions the threads of a pass of ours execute in each memory format, where that can be told."""
+    from bench import ahead
+
+    found = {}
+    for layout in LAYOUTS:
+        with contextlib.suppress(Exception):  # whatever the compiler's tools may raise, the pass is measured
+            found[layout] = ahead.instructions_of(case.name, arithmetic, layout, what)
+    return found
 
 
 def instances_of(case: Case, contender: Contender, dtype: torch.dtype, device: str, sets: int) -> list[Instance]:

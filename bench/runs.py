@@ -98,7 +98,7 @@ def measured(item: Item, machine: Machine, quick: bool) -> Iterator[dict[str, An
     kind, name, arithmetic, against = item
     if kind == "ceilings":
         products = {a: machine.product_rate(a) for a in registry.PRODUCTS}
-        yield {"copy": machine.copy_rate(), "product": products}
+        yield {"copy": machine.copy_rate(), "product": products, "issue": machine.issue_rate()}
     elif kind == "model":
         yield from models.rows_of(name, models.MODELS[name], arithmetic, machine, against)
     else:
@@ -171,6 +171,8 @@ def compile_only(items: Sequence[Item], architecture: str, gpu: str) -> int:
     faults = [(job, fault) for job, fault in ahead.compiled(jobs) if fault]
     for job, fault in faults:
         print("FAULT", "  ".join(job.words), fault)
+    passes = ahead.counted(cases)
+    print(f"the instructions of {passes} passes counted")
     print(
         f"{len(jobs)} kernels of {len(cases)} cases and {len(networks)} networks compiled for {architecture} "
         f"in {time.monotonic() - start:.0f} s, {len(faults)} faults"

@@ -18,6 +18,7 @@ Call = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)
 
 MOST_SETS = 64  # of inputs to rotate
+H200_CLOCK = 1.755e9
 LEAST = 0.5e-3  # seconds for a sample, as far as MOST_CALLS allow
 MOST_CALLS = 20  # in a sample: with their kernels they must fit into the GPU's queue
 ROUNDS = 15
@@ -135,6 +136,14 @@ class Machine:
         sets = [torch.randn(2, bytes // 4, device=self.device) for _ in range(2)]
         found = interleaved({"copy": [lambda s=s: s[0].copy_(s[1]) for s in sets]}, self.clock)["copy"]  # type: ignore[misc]
         return 2 * bytes / found.median
+
+    def issue_rate(self) -> float:
+        """Instructions of threads a second that a GPU issues at most: one of a warp in each quarter of a multiprocessor."""
+        if self.device != "cuda":
+            return 0.0
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        clock = 1e3 * getattr(properties, "clock_rate", H200_CLOCK / 1e3)
+        return properties.multi_processor_count * 4 * 32 * clock
 
     def product_rate(self, arithmetic: str, size: int = 8192) -> float:
         """Floating-point operations a second of torch's matrix product of random numbers."""

@@ -250,6 +250,18 @@ def test_rows_of_a_case() -> None:
         assert contenders == {(side, layout) for side in registry.SIDES for layout in FORMATS} and not row["failed"]
         assert all(t["median"] == pytest.approx(1e-3) for t in row["times"])
         assert (row["bytes"], row["flops"]) == (case.works[row["pass"]].bytes(4), case.works[row["pass"]].flops)
+        assert "instructions" not in row
+
+
+def test_instructions_are_counted_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def instructions_of(name: str, arithmetic: str, layout: str, what: str) -> float:
+        assert (name, arithmetic, what) == ("ResNet stem pool", "bf16", "backward")
+        if layout == "channels_last":
+            raise KeyError("ptx")
+        return 1e9
+
+    monkeypatch.setitem(sys.modules, "bench.ahead", SimpleNamespace(instructions_of=instructions_of))
+    assert rows.instruction_counts(CASES["ResNet stem pool"], "bf16", "backward") == {"contiguous": 1e9}
 
 
 def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,14 +460,14 @@ def _row(name: str, ours: float, torchs: float, **more: Any) -> dict[str, Any]:
 
 
 def _result(found: list[dict[str, Any]]) -> report.Result:
-    ceilings = {"copy": 3e12, "product": {"bf16": 500e12}}
+    ceilings = {"copy": 3e12, "product": {"bf16": 500e12}, "issue": 2e13}
     return {"environment": {"gpu": "NVIDIA H200"}, "ceilings": ceilings, "rows": found, "done": [], "failed": [], "left": []}
 
 
 def test_report() -> None:
-    """Ratios are to the better format of each side, shares are of the larger of two floors."""
+    """Ratios are to the better format of each side, shares are of the larger of two floors, and of that of instructions."""
     found = [
-        _row("one", 1.25e-3, 2.5e-3),
+        _row("one", 1.25e-3, 2.5e-3, instructions={"contiguous": 1e10, "channels_last": 2e10}),
         _row("two", 4e-3, 2e-3),
         _row("three", 1e-3, 3e-3, op="conv2d", flops=10**12, bytes=10**6),
         _row("LeNet b128", 1e-3, 1.6e-3, op="model", mode="graphed", bytes=0, **{"pass": "training"}),
@@ -468,7 +480,9 @@ def test_report() -> None:
     text = "\n".join(report.lines_of(result))
     assert "measured here: 3.00 TB/s in a copy; 500 TFLOP/s in bf16 in a matrix product" in text
     (line,) = (line for line in text.splitlines() if line.startswith("one "))
-    assert line.split()[1:] == ["forward", "bf16", "eager", "1250.0n", "10", "80", "2500.0n", "10", "2.00"]
+    assert line.split()[1:] == ["forward", "bf16", "eager", "1250.0n", "10", "80", "40", "2500.0n", "10", "2.00"]
+    (line,) = (line for line in text.splitlines() if line.startswith("two "))
+    assert line.split()[4:] == ["4000.0n", "10", "25", "2000.0n", "10", "0.50"]  # its instructions were not counted
     assert report.geomean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
     (line,) = (line for line in text.splitlines() if line.startswith("relu "))
     assert line.split() == ["relu", "forward", "eager", "2/2", "1.00", "0.50", "two", "forward", "bf16"]
@@ -627,5 +641,7 @@ def test_compile_only() -> None:
     command = [sys.executable, "-m", "bench", "--compile-only", "--arithmetics", "bf16", "--", "^LeNet (pool1|linear1) b128$"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert " of 2 cases and 0 networks compiled for sm_90 in " in done.stdout and done.stdout.endswith(", 0 faults\n")
-    assert int(done.stdout.split()[0]) >= 6  # pooling and linear, forward and backward
+    counted, compiled = done.stdout.splitlines()
+    assert counted == "the instructions of 4 passes counted"  # pooling, forward and backward in both memory formats
+    assert " of 2 cases and 0 networks compiled for sm_90 in " in compiled and compiled.endswith(", 0 faults")
+    assert int(compiled.split()[0]) >= 6  # pooling and linear, forward and backward

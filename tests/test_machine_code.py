@@ -1,9 +1,11 @@
 """Compiled code is held to what is on record: each way of getting worse is a fault, and recording ends it.
 
 And Hopper's matrix units are held to wait for nothing but the copy engine: each other thing in their loops is a fault.
+Instructions are counted as often as a launch executes them.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import triton
 
 from bench import machine_code
+from bench.executed import executed_of
 from bench.machine_code import SHARED_MEMORY, Instruction, Row, held, read_loops, stalled, unfed
 
 BEFORE = Row(registers=40, spilled=0, shared=1024, wide_loads=3, loads=4, wide_stores=1, stores=1, instructions=10.0)
@@ -212,3 +215,202 @@ def test_convolutions_in_boxes_are_fed(tmp_path: Path) -> None:
     assert [tile for case, tile in measured if "tf32" in case] == [
         "64x32x32 w4 s3 taps 3", "64x64x32 w4 s3 taps 1"
     ]  # fmt: skip
+
+
+# A loop of as many turns as the launch has of a program, which is the number of the program and the argument together.
+PTX = """\
+.visible .entry kernel(
+	.param .u64 .ptr .global .align 1 kernel_param_0,
+	.param .u32 kernel_param_1,
+	.param .u64 .ptr .global .align 1 kernel_param_2
+)
+.reqntid 128
+{
+	.reg .pred 	%p<3>;
+	ld.param.b64 	%rd1, [kernel_param_0];
+	ld.param.b32 	%r1, [kernel_param_1];
+	mov.u32 	%r2, %ctaid.x;
+	add.s32 	%r3, %r1, %r2;
+	setp.lt.s32 	%p1, %r3, 1;
+	@%p1 bra 	$L__BB0_3;
+	mov.b32 	%r4, 0;
+$L__BB0_2:                              // a comment
+	.loc	1 52 28
+	// begin inline asm
+	mov.u32 %r5, 0x0;
+	@%p2 ld.global.b32 { %r5 }, [ %rd1 + 0 ];
+	// end inline asm
+	add.s32 	%r4, %r4, 1;
+	setp.lt.s32 	%p2, %r4, %r3;
+	@%p2 bra 	$L__BB0_2;
+$L__BB0_3:
+	@%p2 st.global.b32 [ %rd1 + 0 ], { %r5 };
+	ret;
+}
+"""
+
+
+def _code(*lines: str) -> list[Instruction]:
+    """Machine code of lines like "@P0 BRA 0x40"."""
+    found = []
+    for i, line in enumerate(lines):
+        predicate, _, rest = line.rpartition("@")[2].partition(" ") if "@" in line else ("", "", line)
+        name, _, operands = rest.partition(" ")
+        found.append(Instruction(16 * i, name, operands, predicate and f"@{predicate}"))
+    return found
+
+
+PLAIN = _code("MOV R1, R2", "@P0 BRA 0x50", "LDG.E R1", "IADD3 R2", "@P1 BRA 0x20", "STG.E R1", "EXIT", "BRA 0x70")
+# Four turns at once, then two, then one.
+UNROLLED = _code(
+    "MOV R1, R2", "@P0 BRA 0xf0", "@P1 BRA 0x80", "LDG.E R1", "LDG.E R1", "LDG.E R1", "LDG.E R1", "@P1 BRA 0x30",
+    "@P2 BRA 0xc0", "LDG.E R1", "LDG.E R1", "IADD3 R2", "@P3 BRA 0xf0", "LDG.E R1", "IADD3 R2", "STG.E R1", "EXIT",
+)  # fmt: skip
+# The same, with a loop for what four turns leave.
+WITH_REST = _code(
+    "@P0 BRA 0x90", "@P1 BRA 0x70", "LDG.E R1", "LDG.E R1", "LDG.E R1", "LDG.E R1", "@P1 BRA 0x20", "LDG.E R1", "@P3 BRA 0x70",
+    "STG.E R1", "EXIT",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_instructions_of_a_loop(turns: int) -> None:
+    """However ptxas unrolled it, a launch executes as many loads as the loop has turns."""
+    for code in (PLAIN, UNROLLED, WITH_REST):
+        found = executed_of(PTX, code, 1, [None, turns])
+        assert found.names["LDG.E"] == turns and found.names["STG.E"] == 1
+        assert found.doubt == 0 and not found.of_data
+        assert found.bytes("LDG") == ({4: 4 * turns} if turns else {4: 0})
+    assert executed_of(PTX, PLAIN, 1, [None, turns]).instructions == 4 + 3 * turns
+    of_all = executed_of(PTX, PLAIN, 5, [None, turns])  # programs 0 to 4
+    assert of_all.names["LDG.E"] == turns + 2
+
+
+def test_what_cannot_be_counted() -> None:
+    with pytest.raises(ValueError, match="parameters"):
+        executed_of(PTX, PLAIN, 1, [None, 1, None, None])
+    endless = PTX.replace("add.s32 	%r4, %r4, 1", "add.s32 	%r4, %r4, 0")
+    with pytest.raises(ValueError, match="does not end"):
+        executed_of(endless, PLAIN, 1, [None, 1])
+    of_data = executed_of(PTX.replace("%p2, %r4, %r3", "%p2, %r5, %r3"), PLAIN, 1, [None, 9])
+    assert of_data.of_data and of_data.names["LDG.E"] == 1
+    other = [i._replace(name="IADD3") if i.name == "LDG.E" else i for i in PLAIN]
+    assert executed_of(PTX, other, 1, [None, 9]).doubt > 0.1  # no machine code of it
+
+
+COUNTED = """
+import os
+os.environ["TRITON_INTERPRET"] = "0"
+import json, torch, triton, triton.language as tl
+from bench.executed import executed
+from bench.machine_code import Driver
+
+
+@triton.jit
+def rows(x, y, height, parts, STEP: tl.constexpr):
+    lane = tl.arange(0, 512)
+    per = (height + parts - 1) // parts
+    first = tl.program_id(0) % parts * per
+    total = tl.full((512,), 0.0, tl.float32)
+    for row in range(first, tl.minimum(first + per, height), STEP):
+        total += tl.load(x + row * 512 + lane)
+    tl.store(y + tl.program_id(0) * 512 + lane, total)
+
+
+@triton.jit
+def halves(x, y, height, scale):
+    lane = tl.arange(0, 512)
+    before, value = -1, tl.full((512,), 0.0, tl.float32)
+    for row in range(height):
+        source = tl.floor((row + 0.5) * scale).to(tl.int32)
+        if source != before:
+            value = tl.sqrt(tl.exp(tl.load(x + source * 512 + lane)) + 1)  # too much for ptxas to do it by predicates
+            before = source
+        tl.store(y + row * 512 + lane, value)
+
+
+@triton.jit
+def nested(x, y, height, width):
+    lane = tl.arange(0, 512)
+    for row in range(height):
+        total = tl.full((512,), 0.0, tl.float32)
+        for column in range(row, width):
+            total += tl.load(x + column * 512 + lane)
+        tl.store(y + row * 512 + lane, total)
+
+
+@triton.jit
+def of_data(x, y):
+    lane = tl.arange(0, 512)
+    for row in range(tl.load(y).to(tl.int32)):
+        tl.store(x + row * 512 + lane, lane.to(tl.float32))
+
+
+triton.runtime.driver.set_active(Driver("sm_90"))
+x, found = torch.empty(2**20, device="meta"), []
+for kernel, programs, args, constants in (
+    (rows, 3, (x, x, 13, 3), {"STEP": 1}), (rows, 6, (x, x, 100, 3), {"STEP": 2}), (rows, 3000, (x, x, 13, 3), {"STEP": 1}),
+    (halves, 1, (x, x, 20, 0.5), {}), (nested, 1, (x, x, 10, 10), {}), (of_data, 1, (x, x), {}),
+):
+    done = executed(kernel.warmup(*args, grid=(1,), num_warps=4, **constants), programs, args)
+    found.append([done.bytes("LDG")[16] / 16, done.bytes("STG")[16] / 16, done.doubt, done.of_data])
+print(json.dumps(found))
+"""
+
+
+def test_instructions_of_compiled_kernels(tmp_path: Path) -> None:
+    """Loads and stores of a thread, by what the loops say: trips differ from program to program, and branches skip loads."""
+    (tmp_path / "counted.py").write_text(COUNTED)
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{root}".lstrip(":")}
+    command = [sys.executable, str(tmp_path / "counted.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    whole, strided, sampled, halves, nested, of_data = json.loads(done.stdout)
+    assert whole == [pytest.approx(13 / 3), 1.0, pytest.approx(0.0), False]  # 5, 5 and 3 rows
+    assert strided == [pytest.approx((17 + 17 + 16) / 3), 1.0, pytest.approx(0.0), False]  # 34, 34 and 32 rows, every second
+    assert sampled[0] == pytest.approx(13 / 3, rel=0.02) and sampled[1:] == whole[1:]
+    assert halves[:2] == [pytest.approx(10), pytest.approx(20)] and nested[:2] == [pytest.approx(55), pytest.approx(10)]
+    assert halves[2:] == nested[2:] == [pytest.approx(0.0), False]
+    assert of_data[1:] == [1.0, 0.0, True]
+
+
+LIMITS = """
+import json
+from bench import limits
+from bench.executed import Executed
+from bench.machine_code import Code
+from collections import Counter
+
+held = limits.Held("a case, bf16, contiguous, forward", None, 1, (), {}, 64, 10.0, 16, 8)
+moved = Counter({"LDG.E.128": 4, "LDG.E": 4, "STG.E.64": 1, "STG.E.U16": 1, "IADD3": 9.0})
+found = limits.Found(Code(32, 0, 0, 0, 128), Executed(moved, 0.0, False), 10.0, 0.5, 0.5)
+worse = [
+    found, "does not compile", found._replace(instructions=10.5), found._replace(code=found.code._replace(spilled=8)),
+    found._replace(executed=Executed(moved - Counter({"LDG.E.128": 4}), 0.0, False)),
+    found._replace(executed=Executed(moved - Counter({"STG.E.64": 1}), 0.0, False)),
+    found._replace(executed=Executed(moved, 0.9, False)), found._replace(executed=Executed(moved, 0.0, True)),
+]
+print(json.dumps([list(limits.faults_of(held, code)) for code in worse]))
+"""
+
+
+def test_limits() -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", LIMITS], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        [], ["does not compile"], ["10.5 instructions for an element, of 10"], ["spills 8 bytes a thread"],
+        ["100% of the bytes read by less than 16 at once"], ["100% of the bytes written by less than 8 at once"],
+        ["what it executes is not known well"], ["what it executes is not known well"],
+    ]  # fmt: skip
+
+
+def test_launches_are_held_to_limits() -> None:
+    """Forward and backward, in three arithmetics and two memory formats, each with a line."""
+    command = [sys.executable, "-m", "bench.compile_report", "--limits", "--cases", "^LeNet pool1"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("LeNet pool1 b1024") for line in lines) == 12
+    assert lines[-1].startswith("12 compiled with Triton") and lines[-1].endswith(", 0 faults")
