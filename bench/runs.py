@@ -171,10 +171,9 @@ def compile_only(items: Sequence[Item], architecture: str, gpu: str) -> int:
     faults = [(job, fault) for job, fault in ahead.compiled(jobs) if fault]
     for job, fault in faults:
         print("FAULT", "  ".join(job.words), fault)
-    passes = ahead.counted(cases)
-    print(f"the instructions of {passes} passes counted")
+    counted = ahead.counted(cases)
     print(
         f"{len(jobs)} kernels of {len(cases)} cases and {len(networks)} networks compiled for {architecture} "
-        f"in {time.monotonic() - start:.0f} s, {len(faults)} faults"
+        f"in {time.monotonic() - start:.0f} s, the instructions of {counted} passes counted, {len(faults)} faults"
     )
     return 1 if faults or not jobs else 0
