@@ -205,7 +205,11 @@ def code_of(job: Job) -> Code | str:
         instructions = read_sass(binary.asm["cubin"])
         program = count(instructions)
         if not job.by_copies:
-            program = program._replace(instructions=executed(binary, job.programs, job.args, instructions).instructions)
+            try:
+                done = executed(binary, job.programs, job.args, instructions)
+            except ValueError as error:
+                return f"what it executes is not known: {error}"
+            program = program._replace(instructions=done.instructions)
         read = read._replace(program=program)
     if job.by_copies:
         read = read._replace(waits=waits(binary.asm["ttgir"], job.constants["num_stages"], instructions))

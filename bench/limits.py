@@ -30,7 +30,7 @@ from bench.timing import H200_CLOCK
 BYTES_A_SECOND = 4.3e12
 INSTRUCTIONS_A_SECOND = 132 * 4 * 32 * H200_CLOCK  # of threads: multiprocessors, warp instructions a clock, threads of a warp
 REALISTIC = 0.65
-DOUBT = 0.3  # ptxas may drop loads that it has already
+DOUBT = 0.1
 
 
 class Limit(NamedTuple):

@@ -49,6 +49,18 @@ def read_ptx(ptx: str) -> tuple[list[Operation], list[tuple[int | None, bool]]]:
     return operations, jumps
 
 
+def _names(operations: Sequence[Operation], jumps: Sequence[tuple[int | None, bool]]) -> list[str]:
+    """The names, without those of loads that repeat one of their block: ptxas drops them."""
+    targets, names, seen = {to for to, _ in jumps}, list[str](), set[tuple[str, ...]]()
+    for i, (predicate, name, operands) in enumerate(operations):
+        load = predicate, name, operands[-1]
+        names.append("" if name.startswith("ld.global") and load in seen and i not in targets else name)
+        if i in targets or name.startswith("bra"):
+            seen.clear()
+        seen.add(load)
+    return names
+
+
 class Runs:
     """How often the blocks of PTX are executed by some programs of a launch.
 
@@ -58,7 +70,7 @@ class Runs:
 
     def __init__(self, ptx: str, programs: int, values: Sequence[Any]) -> None:
         self.operations, jumps = read_ptx(ptx)
-        self.graph = Graph([operation.name for operation in self.operations], jumps)
+        self.graph = Graph(_names(self.operations, jumps), jumps)
         self.values = values
         head = ptx[ptx.index(".entry ") : ptx.index("\n{")]
         if not 0 <= head.count(".param ") - len(values) <= 2:  # Triton may add two
