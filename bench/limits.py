@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 
 from bench import registry
-from bench.compile_report import line_printer
+from bench.compile_report import PUT_ASIDE, line_printer
 from bench.executed import Executed, executed
 from bench.machine_code import Code, Driver, read_cubin, read_sass
 from bench.rows import LAYOUTS
@@ -154,7 +154,7 @@ def faults_of(held: Held, found: Found | str) -> Iterator[str]:
         return
     if found.instructions > held.most:
         yield f"{found.instructions:.1f} instructions for an element, of {held.most:g}"
-    if found.code.spilled:
+    if found.code.spilled > PUT_ASIDE:
         yield f"spills {found.code.spilled} bytes a thread"
     for kind, verb, least in (("LDG", "read", held.read), ("STG", "written", held.written)):
         moved = found.executed.bytes(kind)

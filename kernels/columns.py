@@ -2,7 +2,7 @@
 
 A program owns a tile of columns and walks down one part of the rows:
 
-    n, c, col, exists, first, steps = columns_of(...)
+    n, c, col, first, steps = columns_of(...)
     for step in range(steps):
         row = first + step
 
@@ -59,9 +59,9 @@ def always_inside(axis: Axis, size: int, out_size: int) -> Taps:
 
 @device_function
 def columns_of(cut, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """(image, channel, column, whether it exists, first row, number of rows) of this program, of an image that `cut` cuts.
+    """(image, channel, column, first row, number of rows) of this program, of an image that `cut` cuts.
 
-    A column that does not exist is given the place of one that does: its loads need no mask.
+    A column or channel past the last is the last once more: it reads and writes the same, and needs no mask.
     """
     places, channels, parts, part_tiles, channel_tiles, rows_per_part = cut
     program = tl.program_id(0)
@@ -70,13 +70,11 @@ def columns_of(cut, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
     row, lane = tl.arange(0, TILE.parts * TILE.columns)[:, None], tl.arange(0, TILE.lanes)[None, :]
     if TILE.order == "channels_last":
         place, c = tile * TILE.columns + row % TILE.columns, channel_tile.to(INDEX) * TILE.lanes + lane
-        exists = (place < places) & (c < channels)
         if not TILE.whole:
             place, c = tl.minimum(place, places - 1), tl.minimum(c, channels - 1)
         n, col = place // width, place % width
     else:
         place = tile * TILE.lanes + lane
-        exists = (place < places) & (row >= 0)
         if not TILE.whole:
             place = tl.minimum(place, places - 1)
         if TILE.order == "few channels":
@@ -85,15 +83,13 @@ def columns_of(cut, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
         else:
             plane, col = place // width, place % width
             n, c = plane // channels, plane % channels
-    if TILE.whole:
-        exists = tl.full((TILE.parts * TILE.columns, TILE.lanes), True, tl.int1)
     if TILE.parts > 1:  # whole parts, of which the last may be there twice
         first = tl.minimum(part * TILE.parts + row // TILE.columns, parts - 1) * rows_per_part
         steps = rows_per_part
     else:
         first = part * rows_per_part
         steps = tl.minimum(first + rows_per_part, height) - first
-    return n, c, col, exists, first, steps
+    return n, c, col, first, steps
 
 
 @device_function
@@ -181,7 +177,7 @@ def columns(
         parts = height // rows_per_part
         parts_at_once = min(triton.next_power_of_2(parts), room // (across * lanes))
     else:
-        wanted = triton.cdiv(PROGRAMS * tuning.wanted_programs, place_tiles * channel_tiles)
+        wanted = PROGRAMS * tuning.wanted_programs // (place_tiles * channel_tiles)
         rows_per_part = triton.cdiv(height, max(1, min(wanted, height // LEAST_ROWS)))
         parts, parts_at_once = triton.cdiv(height, rows_per_part), 1
     part_tiles = triton.cdiv(parts, parts_at_once)

@@ -40,7 +40,7 @@ def _gather_kernel(
     w_k, w_r, w_s = weight_strides
     y_n, y_c, y_h, y_w = result_strides
 
-    n, channel, col, exists, first, steps = columns_of(cut, result_height, result_width, INDEX, TILE)
+    n, channel, col, first, steps = columns_of(cut, result_height, result_width, INDEX, TILE)
     source += n * x_n
     result += n * y_n + channel * y_c + col * y_w
     for step in range(steps):
@@ -73,7 +73,7 @@ def _gather_kernel(
             acc += tl.load(bias + channel).to(ACCUMULATOR)
         if RELU:
             acc = rectified(acc)
-        tl.store(result + row * y_h, acc.to(result.dtype.element_ty), mask=exists)
+        tl.store(result + row * y_h, acc.to(result.dtype.element_ty))
 
 
 @triton.jit

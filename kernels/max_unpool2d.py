@@ -73,7 +73,7 @@ def _gather_kernel(
     dy_n, dy_c, dy_h, dy_w = dy_strides
     indices_n, indices_c, indices_h, indices_w = indices_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, w, exists, first, steps = columns_of(cut, height, width, INDEX, TILE)
+    n, c, w, first, steps = columns_of(cut, height, width, INDEX, TILE)
     dy += n * dy_n + c * dy_c
     indices += n * indices_n + c * indices_c + w * indices_w
     dx += n * dx_n + c * dx_c + w * dx_w
@@ -82,10 +82,10 @@ def _gather_kernel(
         h = first + step
         place = tl.load(indices + h * indices_h)
         there = inside(place, out_pixels)
-        tl.device_assert(there, "max_unpool2d: found an invalid max index", mask=exists)
+        tl.device_assert(there, "max_unpool2d: found an invalid max index")
         place = tl.where(there, place, 0).to(INDEX)
         value = tl.load(dy + place // out_width * dy_h + place % out_width * dy_w, mask=there, other=0)
-        tl.store(dx + h * dx_h, value, mask=exists)
+        tl.store(dx + h * dx_h, value)
 
 
 def _empty_forward(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:

@@ -63,7 +63,7 @@ def _max_pool2d_kernel(
     R: tl.constexpr = H.taps
     S: tl.constexpr = W.taps
     KEPT: tl.constexpr = max(H.taps - H.stride, 0)
-    n, c, q, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     left = big_from_small(q, 0, W)
     x += n * x_n + c * x_c + left * x_w
     at = n * y_n + c * y_c + q * y_w
@@ -95,8 +95,8 @@ def _max_pool2d_kernel(
         for r in tl.static_range(1, R):
             wins = beats(bests[r], best)
             best, code = tl.where(wins, bests[r], best), tl.where(wins, taps[r] + r * S, code)
-        tl.store(y + p * y_h, best.to(y.dtype.element_ty), mask=exists)
-        tl.store(codes + p * y_h, code.to(codes.dtype.element_ty), mask=exists)
+        tl.store(y + p * y_h, best.to(y.dtype.element_ty))
+        tl.store(codes + p * y_h, code.to(codes.dtype.element_ty))
         bests, taps = bests[R - KEPT :], taps[R - KEPT :]
 
 
@@ -162,7 +162,7 @@ def _max_pool2d_backward_kernel(
     dy_n, dy_c, dy_p, dy_q = dy_strides
     codes_n, codes_c, codes_p, codes_q = codes_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, k, exists, first, steps = columns_of(cut, cells_h, cells_w, INDEX, TILE)
+    n, c, k, first, steps = columns_of(cut, cells_h, cells_w, INDEX, TILE)
     LOW: tl.constexpr = REACH.low
     WINDOWS: tl.constexpr = REACH.high - REACH.low + 1
     ROWS: tl.constexpr = H.stride
@@ -196,10 +196,10 @@ def _max_pool2d_backward_kernel(
             h = big_from_small(m, 0, H) + i
             if PAIRS:
                 pair = tl.join(cells[i * 2], cells[i * 2 + 1]).to(dx.dtype.element_ty)
-                tl.store(dx + h * dx_h, pair, mask=exists[:, :, None] & inside(h, height))
+                tl.store(dx + h * dx_h, pair, mask=inside(h, height))
             else:
                 for j in tl.static_range(COLUMNS):
-                    mask = exists & inside(h, height) & (k * COLUMNS + j < width)
+                    mask = inside(h, height) & (k * COLUMNS + j < width)
                     tl.store(dx + h * dx_h + j * dx_w, cells[i * COLUMNS + j].to(dx.dtype.element_ty), mask=mask)
         cells = cells[CELL:]
 

@@ -40,7 +40,7 @@ def _gather_kernel(
     x_n, x_c, x_h, x_w = source_strides
     y_n, y_c, y_h, y_w = result_strides
     axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64),), axis_w + (tl.full((), scale_w, tl.float64),)
-    n, c, col, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    n, c, col, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     source += n * x_n + c * x_c
     result += n * y_n + c * y_c + col * y_w
     sources, reads, weights = nothing(), nothing(), nothing()
@@ -74,7 +74,7 @@ def _gather_kernel(
                 count = (COUNT(row, axis_h, ACCUMULATOR) * columns).to(ACCUMULATOR)
                 acc = acc // count if ACCUMULATOR == tl.int64 else divided(acc, count)  # integers towards zero, as torch
             value = rounded(acc, result.dtype.element_ty)
-        tl.store(result + row * y_h, value, mask=exists)
+        tl.store(result + row * y_h, value)
 
 
 def gather2d(

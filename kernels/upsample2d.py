@@ -44,7 +44,7 @@ def _bilinear_kernel(
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
     scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
-    n, c, q, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     left, right, across = bilinear_source(q, width, out_width, scale_w, shift)
     x += n * x_n + c * x_c
     left, right = x + left * x_w, x + right * x_w
@@ -64,7 +64,7 @@ def _bilinear_kernel(
         if some(bottom != at_lower, TILE):
             lower = _between(left + bottom * x_h, right + bottom * x_h, across, ACCUMULATOR)
         at_upper, at_lower = top, bottom
-        tl.store(y + p * y_h, rounded((1 - down) * upper + down * lower, y.dtype.element_ty), mask=exists)
+        tl.store(y + p * y_h, rounded((1 - down) * upper + down * lower, y.dtype.element_ty))
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def _bilinear_backward_kernel(
     """A tile of dx, from one row of dy after the other: each has a part in two rows of dx, which are being summed."""
     dy_n, dy_c, dy_p, dy_q = dy_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, w, exists, first, steps = columns_of(cut, height, width, INDEX, TILE)
+    n, c, w, first, steps = columns_of(cut, height, width, INDEX, TILE)
     scale_h, axis_w = tl.full((), scale_h, ACCUMULATOR), (width, out_width, shift, tl.full((), scale_w, ACCUMULATOR))
     dy += n * dy_n + c * dy_c
     dx += n * dx_n + c * dx_c + w * dx_w
@@ -96,12 +96,12 @@ def _bilinear_backward_kernel(
         top, bottom, down = bilinear_source(tl.full((), p, INDEX), height, out_height, scale_h, shift)
         if row < top:  # nothing more is added to this row
             if row >= first:
-                tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=exists & (row < last))
+                tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=row < last)
             acc, below = below, zeros(TILE, ACCUMULATOR)
             row += 1
             while row < top:  # of an image that shrinks, rows that nothing reads
                 if row >= first:
-                    tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=exists & (row < last))
+                    tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=row < last)
                 acc = below
                 row += 1
         if row == top:
@@ -116,7 +116,7 @@ def _bilinear_backward_kernel(
             below += tl.where(bottom == top, 0.0, down) * line
     while row < last:
         if row >= first:
-            tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=exists)
+            tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty))
         acc, below = below, zeros(TILE, ACCUMULATOR)
         row += 1
 

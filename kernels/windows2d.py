@@ -72,7 +72,7 @@ def _max_kernel(
     """A tile of y and the taps it came from."""
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
-    n, c, q, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     x += n * x_n + c * x_c
     at = n * y_n + c * y_c + q * y_w
     left, right, across = WINDOW(q, axis_w)
@@ -92,8 +92,8 @@ def _max_kernel(
                     wins = hit & ((code < 0) | beats(value, best))
                     best = tl.where(wins, value, best)
                     code = tl.where(wins, i * taps_w + j, code)
-        tl.store(y + at + p * y_h, best.to(y.dtype.element_ty), mask=exists)
-        tl.store(codes + at + p * y_h, tl.maximum(code, 0).to(codes.dtype.element_ty), mask=exists)
+        tl.store(y + at + p * y_h, best.to(y.dtype.element_ty))
+        tl.store(codes + at + p * y_h, tl.maximum(code, 0).to(codes.dtype.element_ty))
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def _max_backward_kernel(
     dy_n, dy_c, dy_p, dy_q = dy_strides
     codes_n, codes_c, codes_p, codes_q = codes_strides
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, w, exists, first, steps = columns_of(cut, height, width, INDEX, TILE)
+    n, c, w, first, steps = columns_of(cut, height, width, INDEX, TILE)
     dy += n * dy_n + c * dy_c
     codes += n * codes_n + c * codes_c
     dx += n * dx_n + c * dx_c + w * dx_w
@@ -130,7 +130,7 @@ def _max_backward_kernel(
                     upstream = widened(tl.load(dy + p * dy_p + q * dy_q, mask=holds, other=0.0)).to(ACCUMULATOR)
                     own = (h - first_h) // down * taps_w + (w - first_w) // across
                     acc += tl.where(code == own, upstream, 0.0)
-        tl.store(dx + h * dx_h, acc.to(dx.dtype.element_ty), mask=exists)
+        tl.store(dx + h * dx_h, acc.to(dx.dtype.element_ty))
 
 
 @triton.jit
@@ -147,7 +147,7 @@ def _pick_kernel(
     """
     codes_n, codes_c, codes_p, codes_q = codes_strides
     y_n, y_c, y_h, y_w = y_strides
-    n, c, q, exists, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     codes += n * codes_n + c * codes_c + q * codes_q
     y += n * y_n + c * y_c + q * y_w
     if x is not None:
@@ -161,10 +161,10 @@ def _pick_kernel(
         h, w = top + code // taps_w * down, left + code % taps_w * across
         if x is not None:
             value = tl.load(x + h * x_h + w * x_w, mask=inside(h, height) & inside(w, width), other=0)
-            tl.store(y + p * y_h, value, mask=exists)
+            tl.store(y + p * y_h, value)
         else:
             h, w = tl.minimum(tl.maximum(h, 0), height - 1).to(tl.int64), tl.minimum(tl.maximum(w, 0), width - 1)
-            tl.store(y + p * y_h, h * width + w, mask=exists)
+            tl.store(y + p * y_h, h * width + w)
 
 
 class Windows(NamedTuple):
