@@ -74,7 +74,7 @@ class Job(NamedTuple):
         """The kernel, the case, and blocks, warps and stages."""
         kernel = f"{self.kernel.__module__.removeprefix('trinn.kernels.')}.{self.kernel.__name__}"
         blocks = [value for name, value in self.constants.items() if name.startswith("BLOCK")]
-        blocks += self.constants.get("TILE", ())
+        blocks += [size for size in self.constants.get("TILE", ()) if type(size) is int]
         warps, stages = self.constants["num_warps"], self.constants["num_stages"]
         box = f" box {'x'.join(map(str, self.constants['BOX']))}" if "BOX" in self.constants else ""
         taps = f" taps {self.constants['TAPS']}" if self.by_copies and "TAPS" in self.constants else ""

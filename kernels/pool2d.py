@@ -213,7 +213,7 @@ def _tap(i, position, axis, DTYPE: tl.constexpr):
 
 @device_function
 def _count(position, axis, DTYPE: tl.constexpr):
-    """What a sum is divided by for an axis: a window's pixels in the image and what counts of the padding, or a given number."""
+    """What an axis divides a sum by: its pixels of the window, with those of padding that count, or a given number."""
     size, _windows, taps, stride, padding, _dilation, counted, divisor, _scale = axis
     first = position * stride - padding
     pixels = tl.minimum(first + taps, size + counted) - tl.maximum(first, -counted)

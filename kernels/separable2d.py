@@ -2,14 +2,14 @@
 
     result[n, c, row, col] = sum_i a_i(row) * sum_j b_j(col) * source[n, c, h_i(row), w_j(col)]
 
-Average pooling, resizing and padding are of this kind, and so is the gradient of each: there i and j count the outputs that
-read a pixel. An operator says what it does to an axis by a function
+Average pooling, resizing and padding have this form, and so has the gradient of each: there i and j count the outputs that
+read a pixel. An operator describes one axis by a function
 
     TAP(i, position, axis, DTYPE) -> (pixel, reads, weight)
 
-the i-th pixel of the source that a position of the result reads, if it `reads` it, and with what weight. Where there is also
-COUNT(position, axis, DTYPE), the sum is divided by the count of its row times that of its column. Gradients are gathers: there are no
-atomics, and sums have a fixed order.
+the i-th pixel of the source for a position of the result, whether the position reads it, and with what weight. With a function
+COUNT(position, axis, DTYPE) the sum is divided by the counts of its row and its column. Gradients are gathers: there are no
+atomics, and every sum has a fixed order.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +33,8 @@ def _gather_kernel(
     source_strides, result_strides,
     out_height, out_width, cut,
     axis_h, axis_w, scale_h: tl.float64, scale_w: tl.float64, taps_h, taps_w,
-    TAP: tl.constexpr, COUNT: tl.constexpr, COPY: tl.constexpr, IN_ORDER: tl.constexpr, UNROLLED: tl.constexpr, ACCUMULATOR: tl.constexpr,
-    INDEX: tl.constexpr, TILE: tl.constexpr,
+    TAP: tl.constexpr, COUNT: tl.constexpr, COPY: tl.constexpr, IN_ORDER: tl.constexpr, UNROLLED: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the result."""
     x_n, x_c, x_h, x_w = source_strides

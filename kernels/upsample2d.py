@@ -215,7 +215,8 @@ def bilinear2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float]
         *strides,
         *size, *dy.shape[2:], cut,
         *scales, shift, readers[0],
-        READERS=readers[1], INSIDE=always_read(size[1], dy.shape[3], scales[1], shift, readers[1]), ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), TILE=tile, device=dy.device,
+        READERS=readers[1], INSIDE=always_read(size[1], dy.shape[3], scales[1], shift, readers[1]),
+        ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), TILE=tile, device=dy.device,
     )  # fmt: skip
     return dx
 

@@ -72,7 +72,7 @@ def many(name: str, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]
 
 
 def some(*bounds: int) -> object:
-    """The programs of a launch with very many: the last ones of each quarter, since phases and groups come one after another."""
+    """The programs of a launch with very many: the last of each quarter, since phases and groups come one after another."""
     if len(bounds) > 1 or bounds[0] < 4096:
         return range(*bounds)
     (programs,) = bounds

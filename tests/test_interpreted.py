@@ -64,22 +64,22 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int]] = 
     "linear": (tnn.linear, ((128, 400), (120, 400), (120,)), 7),
     "linear, ReLU": (called(tnn.LinearReLU(tnn.Linear(400, 120), tnn.ReLU())), ((128, 400), (120, 400), (120,)), 6),
     "relu": (tnn.relu, (IMAGE,), 8),
-    "max_pool2d": (lambda x: tnn.max_pool2d(x, 3, 2, 1), (IMAGE,), 5),
-    "avg_pool2d": (lambda x: tnn.avg_pool2d(x, 2), (IMAGE,), 5),
-    "adaptive_avg_pool2d": (lambda x: tnn.adaptive_avg_pool2d(x, 6), (IMAGE,), 5),
-    "adaptive_max_pool2d": (lambda x: tnn.adaptive_max_pool2d(x, 6), (IMAGE,), 5),
+    "max_pool2d": (lambda x: tnn.max_pool2d(x, 3, 2, 1), (IMAGE,), 2),
+    "avg_pool2d": (lambda x: tnn.avg_pool2d(x, 2), (IMAGE,), 3),
+    "adaptive_avg_pool2d": (lambda x: tnn.adaptive_avg_pool2d(x, 6), (IMAGE,), 3),
+    "adaptive_max_pool2d": (lambda x: tnn.adaptive_max_pool2d(x, 6), (IMAGE,), 3),
     "max_unpool2d": (_unpool, (HALF,), 65),
     "batch_norm": (_batch_norm, (IMAGE, (16,), (16,)), 11),
-    "interpolate, bilinear": (lambda x: tnn.interpolate(x, scale_factor=2, mode="bilinear"), (HALF,), 5),
-    "interpolate, antialias": (lambda x: tnn.interpolate(x, (24, 20), mode="bilinear", antialias=True), (IMAGE,), 10),
-    "interpolate, nearest": (lambda x: tnn.interpolate(x, scale_factor=2), (HALF,), 5),
-    "pad2d": (lambda x: pad2d(x, (1, 1, 1, 1), "reflect"), (IMAGE,), 13),
+    "interpolate, bilinear": (lambda x: tnn.interpolate(x, scale_factor=2, mode="bilinear"), (HALF,), 3),
+    "interpolate, antialias": (lambda x: tnn.interpolate(x, (24, 20), mode="bilinear", antialias=True), (IMAGE,), 3),
+    "interpolate, nearest": (lambda x: tnn.interpolate(x, scale_factor=2), (HALF,), 3),
+    "pad2d": (lambda x: pad2d(x, (1, 1, 1, 1), "reflect"), (IMAGE,), 5),
     "batch norm, addition, ReLU": (
         called(tnn.BNAddReLU2d(tnn.BatchNorm2d(16, track_running_stats=False), tnn.ReLU())), (IMAGE, IMAGE, (16,), (16,)), 10
     ),
     "conv2d, ReLU, max pool": (
         called(tnn.ConvReLUMaxPool2d(tnn.Conv2d(16, 32, 3, padding=1), tnn.ReLU(), tnn.MaxPool2d(2))),
-        (IMAGE, (32, 16, 3, 3), (32,)), 14
+        (IMAGE, (32, 16, 3, 3), (32,)), 7
     ),
     "conv2d, batch norm, ReLU": (
         called(tnn.ConvBNReLU2d(tnn.Conv2d(16, 32, 3, padding=1), tnn.BatchNorm2d(32, track_running_stats=False), tnn.ReLU())),
