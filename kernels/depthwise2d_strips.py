@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels import tuning
+from trinn.kernels.columns import nothing
 from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import Axis, big_from_small, inside
 from trinn.kernels.launch import INTERPRETED, device_function, index_type, is_channels_last, launch
@@ -28,12 +29,6 @@ from trinn.kernels.tuning import ElementTile
 # elements one by one, also what that takes.
 MOST_REGISTERS, READING = 120, 10
 MOST_TAPS = 49
-
-
-@device_function
-def _none():
-    """A tuple to begin with."""
-    return ()
 
 
 @device_function
@@ -57,7 +52,7 @@ def _rows_from(h, start, seen, x_h, x_tap, height, H: tl.constexpr, W: tl.conste
     """H.stride rows from `h` on, each as one tile for each tap of a row, shifted by that."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
-    rows = _none()
+    rows = nothing()
     for i in tl.static_range(ROWS):
         for s in tl.static_range(TAPS):
             rows += (tl.load(start + (h + i) * x_h + s * x_tap, mask=seen[s] & inside(h + i, height), other=0.0),)
@@ -67,7 +62,7 @@ def _rows_from(h, start, seen, x_h, x_tap, height, H: tl.constexpr, W: tl.conste
 @device_function
 def _converted(tiles, DTYPE: tl.constexpr):
     """The tiles, as that dtype."""
-    result = _none()
+    result = nothing()
     for i in tl.static_range(len(tiles)):
         result += (tiles[i].to(DTYPE),)
     return result
@@ -78,7 +73,7 @@ def _with_products(sums, filters, rows, H: tl.constexpr, W: tl.constexpr):
     """The sums of some rows of the smaller image, the last begun first, each with the products of its taps over `rows`."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
-    result = _none()
+    result = nothing()
     for j in tl.static_range(len(sums)):
         acc = sums[j]
         for i in tl.static_range(ROWS):
@@ -94,7 +89,7 @@ def _with_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.con
     """The gradients of all taps, those over `rows` with their products with the row of the smaller image begun J steps ago."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
-    result = _none()
+    result = nothing()
     for tap in tl.static_range(len(accs)):
         acc = accs[tap]
         if tap // TAPS // ROWS == J:
@@ -128,10 +123,10 @@ def _gather_kernel(
         program % pixel_tiles, channel_tile, pixels, channels, result_width, CHANNELS_LAST, INDEX, TILE
     )
     left = big_from_small(col, 0, W)
-    seen = _none()
+    seen = nothing()
     for s in tl.static_range(TAPS):
         seen += (has_pixel & has_channel & inside(left + s * W.dilation, source_width),)
-    filters = _none()
+    filters = nothing()
     for tap in tl.static_range(ALL_TAPS):
         turned = ALL_TAPS - 1 - tap if ADJOINT else tap
         at = channel * w_k + tl.full((), turned // TAPS, INDEX) * w_r + tl.full((), turned % TAPS, INDEX) * w_s
@@ -194,7 +189,7 @@ def _wgrad_kernel(
         last = tl.minimum(first + rows_per_part, out_height)
         exists = has_pixel & has_channel
         left = big_from_small(q, 0, W)
-        seen = _none()
+        seen = nothing()
         for s in tl.static_range(TAPS):
             seen += (exists & inside(left + s * W.dilation, width),)
         from_x = x + n * x_n + channel * x_c + left * x_w
