@@ -20,6 +20,7 @@ from trinn.kernels.indexing import most_in_bin
 from trinn.kernels.launch import device_function, empty, is_channels_last
 from trinn.kernels.op import op
 from trinn.kernels.precision import divided
+from trinn.kernels.reduce import plane_mean, plane_spread
 from trinn.kernels.separable2d import gather2d
 from trinn.kernels.windows2d import Windows, bin_of, bins_of, max_backward, max_forward, pick
 
@@ -76,6 +77,8 @@ def _empty_max_indices(codes: Tensor, size: Sequence[int]) -> Tensor:
 @op(fake=_empty_avg_forward)
 def adaptive_avg_pool2d_forward(x: Tensor, size: Sequence[int]) -> Tensor:
     """The mean of each bin: x (N, C, H, W), any strides, to (N, C, P, Q) with (P, Q) = `size`, channels_last if `x` is."""
+    if list(size) == [1, 1]:
+        return plane_mean(x)
     y = _empty_avg_forward(x, size)
     bins = _bins(x.shape[2:], size)
     gather2d(x, y, bins.axes, (0.0, 0.0), bins.taps, _tap, _pixels, in_order=True)
@@ -88,6 +91,8 @@ def adaptive_avg_pool2d_backward(dy: Tensor, size: Sequence[int], channels_last:
 
     In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
     """
+    if list(dy.shape[2:]) == [1, 1]:
+        return plane_spread(dy, size, channels_last)
     dx = _empty_avg_backward(dy, size, channels_last)
     bins = _bins(size, dy.shape[2:])
     gather2d(dy, dx, bins.axes, (0.0, 0.0), bins.most, _holder, channels_last=channels_last)

@@ -18,19 +18,18 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.epilogue import rectified
-from trinn.kernels.indexing import cdiv
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, widened
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.tuning import elementwise_block
-from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_of, walk
+from trinn.kernels.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
 
 
 @device_function
-def _inverse_deviation(var, c, channels, eps, ACCUMULATOR: tl.constexpr):
+def _inverse_deviation(var, c, exists, eps, ACCUMULATOR: tl.constexpr):
     """s of some channels."""
-    return tl.rsqrt(tl.load(var + c, mask=c < channels, other=1.0).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))
+    return tl.rsqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))
 
 
 @triton.jit
@@ -41,7 +40,7 @@ def _fold_kernel(
 ):  # fmt: skip
     """BLOCK channels of scale and shift."""
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    factor = _inverse_deviation(var, c, channels, eps, ACCUMULATOR)
+    factor = _inverse_deviation(var, c, c < channels, eps, ACCUMULATOR)
     if w is not None:
         factor *= tl.load(w + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
     offset = -tl.load(mean + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
@@ -58,94 +57,106 @@ def _fold_kernel(
 def _forward_kernel(
     x, mean, var, w, b, residual, y,
     x_strides, y_strides, residual_strides,
-    sizes, eps: tl.float64,
+    grid, eps: tl.float64,
     RELU: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of y."""
-    channels = sizes[0]
-    tiles = cdiv(channels, TILE.channels)
-    program = tl.program_id(0)
-    c = channels_of(program % tiles, INDEX, TILE)
-    at_outer, at_inner, exists = pixels_of((program // tiles).to(INDEX), sizes, INDEX, TILE)
-    mask = (c < channels)[:, None] & exists[None, :]
-    value = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
-    center = tl.load(mean + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
-    scale = _inverse_deviation(var, c, channels, eps, ACCUMULATOR)
+    """Some columns of y, down some rows."""
+    column, exists, c = columns_of(grid, INDEX, TILE)
+    first, last = rows_of(grid, INDEX)
+    center = tl.load(mean + c).to(ACCUMULATOR)
+    scale = _inverse_deviation(var, c, None, eps, ACCUMULATOR)
     if w is not None:
-        scale *= tl.load(w + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
-    value = (value - center[:, None]) * scale[:, None]
+        scale *= tl.load(w + c).to(ACCUMULATOR)
     if b is not None:
-        value += tl.load(b + c, mask=c < channels, other=0.0).to(ACCUMULATOR)[:, None]
+        shift = tl.load(b + c).to(ACCUMULATOR)
+    x, y = start_of(x, column, grid, x_strides, TILE), start_of(y, column, grid, y_strides, TILE)
     if residual is not None:
-        at = offsets_of(c, at_outer, at_inner, sizes, residual_strides)
-        value += tl.load(residual + at, mask=mask, other=0.0).to(ACCUMULATOR)
-    if RELU:
-        value = rectified(value)
-    tl.store(y + offsets_of(c, at_outer, at_inner, sizes, y_strides), value.to(y.dtype.element_ty), mask=mask)
+        residual = start_of(residual, column, grid, residual_strides, TILE)
+    for row in range(first, last, TILE.rows * TILE.ahead):
+        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+        if residual is not None:
+            residuals = loaded(residual, row, last, grid, residual_strides, INDEX, TILE)
+        for i in tl.static_range(len(values)):
+            value = (widened(values[i]).to(ACCUMULATOR) - center) * scale
+            if b is not None:
+                value += shift
+            if residual is not None:
+                value += widened(residuals[i]).to(ACCUMULATOR)
+            if RELU:
+                value = rectified(value)
+            at = row + i * TILE.rows
+            value = value.to(y.dtype.element_ty)
+            tl.store(y + down(at, grid, y_strides, INDEX, TILE), value, mask=exists & rows_left(at, last, TILE))
 
 
 @triton.jit
 def _sums_kernel(
     x, dy, y, mean, var, partials, dz,
     x_strides, dy_strides, y_strides, dz_strides,
-    sizes, parts, chunks_per_part, eps: tl.float64,
+    grid, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """dw and db of a tile's channels over one part of the pixels; with y, dz is what of dy a ReLU let through."""
-    channels = sizes[0]
-    program = tl.program_id(0)
-    part = (program % parts).to(INDEX)
-    c = channels_of(program // parts, INDEX, TILE)
-    first, last = part_of(part, chunks_per_part, sizes, TILE)
-    center = tl.load(mean + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
-    total = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
-    moment = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
-    for chunk in range(first, last):
-        at_outer, at_inner, exists = pixels_of(chunk, sizes, INDEX, TILE)
-        mask = (c < channels)[:, None] & exists[None, :]
-        value = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
-        upstream = tl.load(dy + offsets_of(c, at_outer, at_inner, sizes, dy_strides), mask=mask, other=0.0)
+    """dw and db of a tile's channels over some rows; with y, dz is what of dy a ReLU let through."""
+    column, exists, c = columns_of(grid, INDEX, TILE)
+    first, last = rows_of(grid, INDEX)
+    center = tl.load(mean + c).to(ACCUMULATOR)
+    x, dy = start_of(x, column, grid, x_strides, TILE), start_of(dy, column, grid, dy_strides, TILE)
+    if y is not None:
+        y, dz = start_of(y, column, grid, y_strides, TILE), start_of(dz, column, grid, dz_strides, TILE)
+    total = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
+    moment = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
+    for row in range(first, last, TILE.rows * TILE.ahead):
+        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+        upstreams = loaded(dy, row, last, grid, dy_strides, INDEX, TILE)
         if y is not None:
-            result = tl.load(y + offsets_of(c, at_outer, at_inner, sizes, y_strides), mask=mask, other=0.0)
-            upstream = tl.where(widened(result) <= 0, tl.zeros_like(upstream), upstream)
-            tl.store(dz + offsets_of(c, at_outer, at_inner, sizes, dz_strides), upstream, mask=mask)
-        upstream = upstream.to(ACCUMULATOR)
-        total += upstream
-        moment += upstream * (value - center[:, None])
-    dw = tl.sum(moment, axis=1) * _inverse_deviation(var, c, channels, eps, ACCUMULATOR)
-    at = part * 2 * channels + c
-    tl.store(partials + at, dw, mask=c < channels)
-    tl.store(partials + at + channels, tl.sum(total, axis=1), mask=c < channels)
+            results = loaded(y, row, last, grid, y_strides, INDEX, TILE)
+        for i in tl.static_range(len(values)):
+            upstream = upstreams[i]
+            if y is not None:
+                upstream = tl.where(widened(results[i]) <= 0, tl.zeros_like(upstream), upstream)
+                at = row + i * TILE.rows
+                tl.store(dz + down(at, grid, dz_strides, INDEX, TILE), upstream, mask=exists & rows_left(at, last, TILE))
+            gradient = widened(upstream).to(ACCUMULATOR)
+            total += gradient
+            moment += gradient * (widened(values[i]).to(ACCUMULATOR) - center)
+    c, exists, partial, pixels = channels_of(grid, INDEX, TILE)
+    dw = over_rows(by_channel(moment, pixels, grid, TILE)) * _inverse_deviation(var, c, exists, eps, ACCUMULATOR)
+    at = partial * 2 * grid.channels + c
+    tl.store(partials + at, dw, mask=exists)
+    tl.store(partials + at + grid.channels, over_rows(by_channel(total, pixels, grid, TILE)), mask=exists)
 
 
 @triton.jit
 def _backward_kernel(
     x, dy, mean, var, w, sums, dx,
     x_strides, dy_strides, dx_strides,
-    sizes, share: tl.float64, eps: tl.float64,
+    grid, share: tl.float64, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of dx; without sums, for given statistics. `share` is 1 / m."""
-    channels = sizes[0]
-    tiles = cdiv(channels, TILE.channels)
-    program = tl.program_id(0)
-    c = channels_of(program % tiles, INDEX, TILE)
-    at_outer, at_inner, exists = pixels_of((program // tiles).to(INDEX), sizes, INDEX, TILE)
-    mask = (c < channels)[:, None] & exists[None, :]
-    value = tl.load(dy + offsets_of(c, at_outer, at_inner, sizes, dy_strides), mask=mask, other=0.0).to(ACCUMULATOR)
-    scale = _inverse_deviation(var, c, channels, eps, ACCUMULATOR)
+    """Some columns of dx, down some rows; without sums, for given statistics. `share` is 1 / m."""
+    column, exists, c = columns_of(grid, INDEX, TILE)
+    first, last = rows_of(grid, INDEX)
+    scale = _inverse_deviation(var, c, None, eps, ACCUMULATOR)
     if sums is not None:
-        center = tl.load(mean + c, mask=c < channels, other=0.0)
-        dw = tl.load(sums + c, mask=c < channels, other=0.0)
-        db = tl.load(sums + channels + c, mask=c < channels, other=0.0)
-        deviation = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
-        deviation -= center[:, None]
         share = tl.full((), share, ACCUMULATOR)
-        value -= (db * share)[:, None] + deviation * (scale * dw * share)[:, None]
+        center = tl.load(mean + c).to(ACCUMULATOR)
+        slope = scale * tl.load(sums + c) * share
+        level = tl.load(sums + grid.channels + c) * share
+        x = start_of(x, column, grid, x_strides, TILE)
     if w is not None:
-        scale *= tl.load(w + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
-    value *= scale[:, None]
-    tl.store(dx + offsets_of(c, at_outer, at_inner, sizes, dx_strides), value.to(dx.dtype.element_ty), mask=mask)
+        scale *= tl.load(w + c).to(ACCUMULATOR)
+    dy, dx = start_of(dy, column, grid, dy_strides, TILE), start_of(dx, column, grid, dx_strides, TILE)
+    for row in range(first, last, TILE.rows * TILE.ahead):
+        upstreams = loaded(dy, row, last, grid, dy_strides, INDEX, TILE)
+        if sums is not None:
+            values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+        for i in tl.static_range(len(upstreams)):
+            value = widened(upstreams[i]).to(ACCUMULATOR)
+            if sums is not None:
+                value -= level + (widened(values[i]).to(ACCUMULATOR) - center) * slope
+            at = row + i * TILE.rows
+            value = (value * scale).to(dx.dtype.element_ty)
+            tl.store(dx + down(at, grid, dx_strides, INDEX, TILE), value, mask=exists & rows_left(at, last, TILE))
 
 
 def _like(x: Tensor, *_: Any) -> Tensor:
@@ -226,11 +237,11 @@ def _forward(
     if x.numel() > 0:
         path = walk(x, y, residual if residual is not None else x)
         launch(
-            _forward_kernel, path.tiles * path.chunks, x, *_dense(mean, var, w, b), residual, y,
+            _forward_kernel, path.programs, x, *_dense(mean, var, w, b), residual, y,
             *path.strides,
-            path.sizes, eps,
+            path.grid, eps,
             RELU=relu, ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y, residual if residual is not None else x),
-            TILE=path.tile, warps=8, device=x.device,
+            TILE=path.tile, warps=4, device=x.device,
         )  # fmt: skip
     return y
 
@@ -270,14 +281,13 @@ def _sums(x: Tensor, dy: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, dz
     if x.numel() == 0:
         return sums.zero_()
     masked = (y, dz) if y is not None and dz is not None else (dy, dy)
-    path = walk(x, dy, *masked)
-    parts, chunks = path.parts()
-    partials = partials_of(sums, parts)
+    path = walk(x, dy, *masked, sums=True, ahead=2 if dz is None else 1)
+    partials = partials_of(sums, path.partials)
     launch(
-        _sums_kernel, path.tiles * parts, x, dy, y, *_dense(mean, var), partials, dz,
+        _sums_kernel, path.programs, x, dy, y, *_dense(mean, var), partials, dz,
         *path.strides,
-        path.sizes, parts, chunks, eps,
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, *masked), TILE=path.tile, warps=8, device=x.device,
+        path.grid, eps,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, *masked), TILE=path.tile, warps=4, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, sums)
 
@@ -300,10 +310,10 @@ def batchnorm2d_backward(
     if x.numel() > 0:
         path = walk(x, dy, dx)
         launch(
-            _backward_kernel, path.tiles * path.chunks, x, dy, *_dense(mean, var, w), sums, dx,
+            _backward_kernel, path.programs, x, dy, *_dense(mean, var, w), sums, dx,
             *path.strides,
-            path.sizes, x.shape[1] / x.numel(), eps,
-            ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, dx), TILE=path.tile, warps=8, device=x.device,
+            path.grid, x.shape[1] / x.numel(), eps,
+            ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, dx), TILE=path.tile, warps=4, device=x.device,
         )  # fmt: skip
     return dx
 

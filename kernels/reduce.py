@@ -6,31 +6,52 @@ A long reduction is cut into parts that fill the GPU. Each part is summed by one
 second pass adds the parts one after the other. There are no atomics, so the same inputs give the same bits.
 """
 
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels import tuning
 from trinn.kernels.epilogue import rectified
-from trinn.kernels.launch import empty, index_type, launch
+from trinn.kernels.launch import INTERPRETED, empty, index_type, is_channels_last, launch, memory_order
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator
+from trinn.kernels.precision import accumulator, divided, widened
 from trinn.kernels.tuning import elementwise_block
-from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_of, walk
+from trinn.kernels.walk import (
+    by_channel,
+    channels_of,
+    columns_of,
+    down,
+    lanes_of,
+    loaded,
+    over_rows,
+    parts_of,
+    place_of,
+    rows_left,
+    rows_of,
+    start_of,
+    walk,
+)
 
 
 @triton.jit
 def _sum_partials_kernel(
-    partials, total, elements, parts, RELU: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr
+    partials, total, elements, parts, count, RELU: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr
 ):
-    """BLOCK elements of the total: the sum over the parts, PARTS of them at a time."""
+    """BLOCK elements of the total: the sum over the parts, PARTS of them at a time; with a count, over that."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.full((PARTS, BLOCK), 0.0, partials.dtype.element_ty)
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS).to(INDEX)
         at = (part * elements)[:, None] + element[None, :]
         acc += tl.load(partials + at, mask=(part < parts)[:, None] & (element < elements)[None, :], other=0.0)
-    value = tl.sum(acc, axis=0)
+    value = over_rows(acc)
+    if count is not None:
+        value = divided(value, tl.full((), count, value.dtype))
     if RELU:
         value = rectified(value)
     tl.store(total + element, value.to(total.dtype.element_ty), mask=element < elements)
@@ -38,23 +59,82 @@ def _sum_partials_kernel(
 
 @triton.jit
 def _channel_sum_kernel(
-    x, partials,
-    x_strides,
-    sizes, parts, chunks_per_part,
+    x, partials, x_strides, grid, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """Sums of a tile's channels over some rows."""
+    column, _, _ = columns_of(grid, INDEX, TILE)
+    first, last = rows_of(grid, INDEX)
+    x = start_of(x, column, grid, x_strides, TILE)
+    acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
+    for row in range(first, last, TILE.rows * TILE.ahead):
+        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+        for i in tl.static_range(len(values)):
+            acc += widened(values[i]).to(ACCUMULATOR)
+    c, exists, partial, pixels = channels_of(grid, INDEX, TILE)
+    total = over_rows(by_channel(acc, pixels, grid, TILE)).to(partials.dtype.element_ty)
+    tl.store(partials + partial * grid.channels + c, total, mask=exists)
+
+
+class PlaneTile(NamedTuple):
+    """What one program takes of images: some pixels of some planes."""
+
+    planes: int
+    pixels: int
+
+
+@triton.jit
+def _plane_mean_kernel(
+    x, partials, x_strides,
+    planes, channels, tiles, pixels, pixels_per_part, pixel_axes, count,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Sums of a tile's channels over one part of the pixels."""
-    channels = sizes[0]
-    program = tl.program_id(0)
-    part = (program % parts).to(INDEX)
-    c = channels_of(program // parts, INDEX, TILE)
-    first, last = part_of(part, chunks_per_part, sizes, TILE)
-    acc = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
-    for chunk in range(first, last):
-        at_outer, at_inner, exists = pixels_of(chunk, sizes, INDEX, TILE)
-        at = offsets_of(c, at_outer, at_inner, sizes, x_strides)
-        acc += tl.load(x + at, mask=(c < channels)[:, None] & exists[None, :], other=0.0).to(ACCUMULATOR)
-    tl.store(partials + part * channels + c, tl.sum(acc, axis=1).to(partials.dtype.element_ty), mask=c < channels)
+    """Sums of some planes over one part of their pixels; with a count, over that."""
+    part = (tl.program_id(0) // tiles).to(INDEX)
+    plane = ((tl.program_id(0) % tiles).to(INDEX) * TILE.planes + tl.arange(0, TILE.planes))[:, None]
+    x += plane // channels * x_strides[0] + plane % channels * x_strides[1]
+    last = tl.minimum((part + 1) * pixels_per_part, pixels)
+    acc = tl.full((TILE.planes, TILE.pixels), 0.0, ACCUMULATOR)
+    for start in tl.range(part * pixels_per_part, last, TILE.pixels, loop_unroll_factor=2):
+        pixel = (tl.full((), start, INDEX) + tl.arange(0, TILE.pixels))[None, :]
+        value = tl.load(x + place_of(pixel, pixel_axes, x_strides[2]), mask=(plane < planes) & (pixel < last), other=0.0)
+        acc += widened(value).to(ACCUMULATOR)
+    total = tl.sum(acc, axis=1, keep_dims=True)
+    if count is not None:
+        total = divided(total, tl.full((), count, ACCUMULATOR))
+    tl.store(partials + part * planes + plane, total.to(partials.dtype.element_ty), mask=plane < planes)
+
+
+@triton.jit
+def _small_plane_mean_kernel(x, y, planes, pixels, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr):
+    """Means of some planes that lie end to end: they are read in a row, and sorted by their pixels afterwards."""
+    plane = tl.program_id(0).to(INDEX) * TILE.planes + tl.arange(0, TILE.planes)
+    lane = tl.arange(0, TILE.planes * TILE.pixels)
+    span = tl.full((), TILE.planes, INDEX) * pixels
+    at = tl.program_id(0) * span + lane
+    value = tl.load(x + at, mask=(lane < span) & (at < tl.full((), planes, INDEX) * pixels), other=0.0)
+    row, column = tl.arange(0, TILE.pixels)[:, None], tl.arange(0, TILE.planes)[None, :]
+    lanes = tl.reshape(column * pixels + row, (TILE.planes * TILE.pixels,))
+    value = tl.reshape(tl.gather(widened(value).to(ACCUMULATOR), lanes, 0), (TILE.pixels, TILE.planes))
+    total = over_rows(tl.where(row < pixels, value, 0.0))
+    mean = divided(total, tl.full((), pixels, ACCUMULATOR))
+    tl.store(y + plane, mean.to(y.dtype.element_ty), mask=plane < planes)
+
+
+@triton.jit
+def _copy_kernel(
+    x, y, x_strides, y_strides, grid, count, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """Some columns of y, down some rows; with a count, x over that."""
+    column, exists, _ = columns_of(grid, INDEX, TILE)
+    first, last = rows_of(grid, INDEX)
+    x, y = start_of(x, column, grid, x_strides, TILE), start_of(y, column, grid, y_strides, TILE)
+    for row in range(first, last, TILE.rows * TILE.ahead):
+        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+        for i in tl.static_range(len(values)):
+            value, at = values[i], row + i * TILE.rows
+            if count is not None:
+                value = divided(widened(value).to(ACCUMULATOR), tl.full((), count, ACCUMULATOR)).to(y.dtype.element_ty)
+            tl.store(y + down(at, grid, y_strides, INDEX, TILE), value, mask=exists & rows_left(at, last, TILE))
 
 
 def partials_of(total: Tensor, parts: int) -> Tensor:
@@ -65,14 +145,17 @@ def partials_of(total: Tensor, parts: int) -> Tensor:
     return torch.empty((parts, total.numel()), dtype=dtype, device=total.device)
 
 
-def sum_partials(partials: Tensor, total: Tensor, relu: bool = False) -> Tensor:
-    """Fill a dense `total` with the sum of its partial results, from `partials_of`; `relu` is for more than one of them."""
+def sum_partials(partials: Tensor, total: Tensor, relu: bool = False, count: int | None = None) -> Tensor:
+    """Fill a dense `total` with the sum of its partial results, from `partials_of`, over `count`.
+
+    `relu` and `count` are for more than one of them.
+    """
     if partials is not total:
         room = elementwise_block(partials.numel())
         at_once = min(triton.next_power_of_2(partials.shape[0]), max(1, room // 16))
         block = room // at_once
         launch(
-            _sum_partials_kernel, triton.cdiv(total.numel(), block), partials, total, total.numel(), partials.shape[0],
+            _sum_partials_kernel, triton.cdiv(total.numel(), block), partials, total, total.numel(), partials.shape[0], count,
             RELU=relu, INDEX=index_type(partials), BLOCK=block, PARTS=at_once, device=total.device,
         )  # fmt: skip
     return total
@@ -95,13 +178,59 @@ def channel_sum(x: Tensor) -> Tensor:
     total = _empty_channel_sum(x)
     if x.numel() == 0:
         return total.zero_()
-    path = walk(x)
-    parts, chunks = path.parts()
-    partials = partials_of(total, parts)
+    path = walk(x, sums=True, ahead=4)
+    partials = partials_of(total, path.partials)
     launch(
-        _channel_sum_kernel, path.tiles * parts, x, partials,
+        _channel_sum_kernel, path.programs, x, partials,
         *path.strides,
-        path.sizes, parts, chunks,
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), TILE=path.tile, warps=8, device=x.device,
+        path.grid,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), TILE=path.tile, warps=4, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, total)
+
+
+def plane_mean(x: Tensor) -> Tensor:
+    """The mean of each plane: x (N, C, H, W), any strides, to (N, C, 1, 1), channels_last if `x` is."""
+    y = empty(x, (*x.shape[:2], 1, 1), is_channels_last(x))
+    if x.numel() == 0:
+        return y.fill_(math.nan)
+    planes, pixels, room = y.numel(), x.shape[2] * x.shape[3], 2 * elementwise_block(x.numel())
+    constants: dict[str, Any] = {"ACCUMULATOR": accumulator(x.dtype), "INDEX": index_type(x, y), "device": x.device}
+    if x.is_contiguous() and pixels <= room // 8:
+        lanes = triton.next_power_of_2(pixels)
+        tile = PlaneTile(min(triton.next_power_of_2(planes), 4 * room // lanes), lanes)
+        launch(_small_plane_mean_kernel, triton.cdiv(planes, tile.planes), x, y, planes, pixels, TILE=tile, **constants)
+        return y
+    pixel_axes, (pixel_strides,) = memory_order(x[:1, :1])
+    if x.stride(1) < pixel_strides[0]:  # lanes along the channels
+        at_once = min(triton.next_power_of_2(planes), room if INTERPRETED else 64)
+        tile = PlaneTile(at_once, min(triton.next_power_of_2(pixels), max(1, room // at_once)))
+    else:
+        lanes = lanes_of(pixels, room, 1.35)
+        tile = PlaneTile(min(triton.next_power_of_2(planes), room // lanes), lanes)
+    tiles = triton.cdiv(planes, tile.planes)
+    parts, steps = parts_of(tiles, triton.cdiv(pixels, tile.pixels))
+    partials = partials_of(y, parts)
+    launch(
+        _plane_mean_kernel, tiles * parts, x, partials, (x.stride(0), x.stride(1), pixel_strides),
+        planes, x.shape[1], tiles, pixels, steps * tile.pixels, pixel_axes, pixels if parts == 1 else None,
+        TILE=tile, warps=1 if tiles * parts >= 4 * tuning.wanted_programs else 4, **constants,
+    )  # fmt: skip
+    return sum_partials(partials, y, count=pixels)
+
+
+def plane_spread(dy: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
+    """Gradient of plane_mean: dy (N, C, 1, 1), any strides, to (N, C, H, W) with (H, W) = `size`."""
+    dx, shares = empty(dy, (*dy.shape[:2], *size), channels_last), empty(dy, dy.shape)
+    if dx.numel() > 0:
+        _copy(dy, shares, math.prod(size))
+        _copy(shares.expand(dx.shape), dx, None)
+    return dx
+
+
+def _copy(x: Tensor, y: Tensor, count: int | None) -> None:
+    path = walk(y, x)
+    launch(
+        _copy_kernel, path.programs, x, y, *reversed(path.strides), path.grid, count,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), TILE=path.tile, device=x.device,
+    )  # fmt: skip

@@ -11,32 +11,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import offset_of
 from trinn.kernels.launch import index_type, launch, memory_order
 from trinn.kernels.op import op
 from trinn.kernels.precision import widened
 from trinn.kernels.tuning import elementwise_block
+from trinn.kernels.walk import place_of
 
 
 @triton.jit
-def _relu_kernel(x, y, sizes, x_strides, y_strides, elements, INDEX: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK elements of y."""
+def _relu_kernel(x, dy, result, sizes, x_strides, dy_strides, strides, elements, INDEX: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK elements of the result: of y, or with dy of dx, where x is y."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements)
-    zero = tl.full((BLOCK,), 0, value.dtype)
-    tl.store(y + offset_of(element, sizes, y_strides), tl.where(widened(value) < 0, zero, value), mask=element < elements)
-
-
-@triton.jit
-def _relu_backward_kernel(
-    y, dy, dx, sizes, y_strides, dy_strides, dx_strides, elements, INDEX: tl.constexpr, BLOCK: tl.constexpr
-):
-    """BLOCK elements of dx."""
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(y + offset_of(element, sizes, y_strides), mask=element < elements)
-    upstream = tl.load(dy + offset_of(element, sizes, dy_strides), mask=element < elements)
-    zero = tl.full((BLOCK,), 0, upstream.dtype)
-    tl.store(dx + offset_of(element, sizes, dx_strides), tl.where(widened(value) <= 0, zero, upstream), mask=element < elements)
+    value = tl.load(x + place_of(element, sizes, x_strides), mask=element < elements)
+    if dy is None:
+        value = tl.where(widened(value) < 0, tl.zeros_like(value), value)
+    else:
+        upstream = tl.load(dy + place_of(element, sizes, dy_strides), mask=element < elements)
+        value = tl.where(widened(value) <= 0, tl.zeros_like(upstream), upstream)
+    tl.store(result + place_of(element, sizes, strides), value, mask=element < elements)
 
 
 def _empty_relu(x: Tensor) -> Tensor:
@@ -62,14 +54,14 @@ def relu_forward(x: Tensor) -> Tensor:
         Like `x`, in its memory order.
     """
     y = _empty_relu(x)
-    _relu(x, y)
+    _relu(x, None, y)
     return y
 
 
 @op(fake=_nothing, mutates=("x",))
 def relu_(x: Tensor) -> None:
     """max(x, 0), written over `x`, whose elements must not share memory."""
-    _relu(x, x)
+    _relu(x, None, x)
 
 
 @op(fake=_empty_relu_backward)
@@ -81,19 +73,14 @@ def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
         y: what relu returned.
     """
     dx = _empty_relu_backward(dy, y)
-    sizes, (y_strides, dy_strides, dx_strides) = memory_order(y, dy, dx)
-    block = elementwise_block(y.numel())
-    launch(
-        _relu_backward_kernel, triton.cdiv(y.numel(), block), y, dy, dx, sizes, y_strides, dy_strides, dx_strides, y.numel(),
-        INDEX=index_type(y, dy, dx), BLOCK=block, device=y.device,
-    )  # fmt: skip
+    _relu(y, dy, dx)
     return dx
 
 
-def _relu(x: Tensor, y: Tensor) -> None:
-    sizes, (x_strides, y_strides) = memory_order(x, y)
+def _relu(x: Tensor, dy: Tensor | None, result: Tensor) -> None:
+    sizes, (x_strides, dy_strides, strides) = memory_order(x, x if dy is None else dy, result)
     block = elementwise_block(x.numel())
     launch(
-        _relu_kernel, triton.cdiv(x.numel(), block), x, y, sizes, x_strides, y_strides, x.numel(),
-        INDEX=index_type(x, y), BLOCK=block, device=x.device,
+        _relu_kernel, triton.cdiv(x.numel(), block), x, dy, result, sizes, x_strides, dy_strides, strides, x.numel(),
+        INDEX=index_type(x, x if dy is None else dy, result), BLOCK=block, device=x.device,
     )  # fmt: skip

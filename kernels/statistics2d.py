@@ -2,9 +2,9 @@
 
     mean[c] = sum x[n, c, h, w] / m        var[c] = sum (x[n, c, h, w] - mean[c])^2 / m
 
-A variance is never the difference of two large numbers. Each part of the pixels is summed as deviations from the mean of its
-first tile. In a part T times as long as that tile, the square of the mean deviation is less than T times the variance, so
-that subtracting it costs little. The parts, of m_i pixels each, are merged by
+A variance is never the difference of two large numbers. A program adds up, for each element of its tile, deviations from what
+it read there first. Over T of them the square of their mean is less than T times their variance, so that subtracting it costs
+little. The elements, and then the programs, of m_i pixels each, are merged by
 
     mean = sum m_i * mean_i / m        var = sum m_i * (var_i + (mean_i - mean)^2) / m
 """
@@ -16,54 +16,61 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.indexing import cdiv
 from trinn.kernels.launch import device_function, empty, index_type, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, divided
+from trinn.kernels.precision import accumulator, divided, widened
 from trinn.kernels.tuning import elementwise_block
-from trinn.kernels.walk import channels_of, offsets_of, part_of, pixels_before, pixels_of, walk
+from trinn.kernels.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
 
 Parts = tuple[Tensor, Tensor, Tensor]  # means and variances, (parts, C), and how many pixels each part has
 
 
+@device_function
+def _inverse(value):
+    return divided(tl.full(value.shape, 1.0, value.dtype), value)
+
+
 @triton.jit
 def _statistics_kernel(
-    x, means, variances, counts,
-    x_strides,
-    sizes, parts, chunks_per_part,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Mean and variance of a tile's channels over one part of the pixels, and how many those are, where anybody asks."""
-    channels = sizes[0]
-    program = tl.program_id(0)
-    part = (program % parts).to(INDEX)
-    c = channels_of(program // parts, INDEX, TILE)
-    first, last = part_of(part, chunks_per_part, sizes, TILE)
-
-    at_outer, at_inner, exists = pixels_of(first, sizes, INDEX, TILE)
-    mask = (c < channels)[:, None] & exists[None, :]
-    value = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
-    before = pixels_before(first, sizes, TILE)
-    origin = divided(tl.sum(value, axis=1), (pixels_before(first + 1, sizes, TILE) - before).to(ACCUMULATOR))
+    x, means, variances, counts, x_strides, grid, partials, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
+):
+    """Mean and variance of a tile's channels over some rows, and how many pixels those are, where anybody asks."""
+    column, _, _ = columns_of(grid, INDEX, TILE)
+    first, last = rows_of(grid, INDEX)
+    x = start_of(x, column, grid, x_strides, TILE)
+    origin = tl.load(x + down(first, grid, x_strides, INDEX, TILE), mask=rows_left(first, last, TILE), other=0.0)
+    origin = widened(origin).to(ACCUMULATOR)
     origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)  # the mean of an infinity is infinite, not inf - inf
+    total = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
+    squares = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
+    for row in range(first, last, TILE.rows * TILE.ahead):
+        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+        for i in tl.static_range(len(values)):
+            deviation = widened(values[i]).to(ACCUMULATOR) - origin
+            if not TILE.rows_fit:
+                deviation = tl.where(rows_left(row + i * TILE.rows, last, TILE), deviation, 0.0)
+            total += deviation
+            squares += deviation * deviation
 
-    total = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
-    squares = tl.full((TILE.channels, TILE.pixels), 0.0, ACCUMULATOR)
-    for chunk in range(first, last):
-        at_outer, at_inner, exists = pixels_of(chunk, sizes, INDEX, TILE)
-        mask = (c < channels)[:, None] & exists[None, :]
-        value = tl.load(x + offsets_of(c, at_outer, at_inner, sizes, x_strides), mask=mask, other=0.0).to(ACCUMULATOR)
-        deviation = tl.where(mask, value - origin[:, None], 0.0)
-        total += deviation
-        squares += deviation * deviation
-    count = pixels_before(last, sizes, TILE) - before
-    pixels = count.to(ACCUMULATOR)
-    shift = divided(tl.sum(total, axis=1), pixels)
-    variance = divided(tl.sum(squares, axis=1), pixels) - shift * shift
-    at = c * parts + part
-    tl.store(means + at, origin + shift, mask=c < channels)
-    tl.store(variances + at, tl.where(variance < 0, 0.0, variance), mask=c < channels)
+    # Each element of the tile has a mean and a sum of squares. The means are measured from the channel's first origin.
+    c, exists, partial, pixels = channels_of(grid, INDEX, TILE)
+    row = tl.arange(0, TILE.rows * TILE.pixels)[:, None] // TILE.pixels
+    seen = cdiv(last - first - row, TILE.rows).to(ACCUMULATOR)
+    share, count = _inverse(tl.maximum(seen, 1.0)), ((last - first) * pixels).to(ACCUMULATOR)
+    seen = tl.where(tl.arange(0, TILE.rows * TILE.pixels)[:, None] % TILE.pixels < pixels, seen, 0.0)
+    origin, total = by_channel(origin, pixels, grid, TILE), by_channel(total, pixels, grid, TILE)
+    squares = by_channel(squares, pixels, grid, TILE) - total * (total * share)
+    start = over_rows(tl.where(tl.arange(0, TILE.rows * TILE.pixels)[:, None] == 0, origin, 0.0))
+    mean = origin - start[None, :] + total * share
+    center = over_rows(seen * mean) * _inverse(count)
+    mean -= center[None, :]
+    variance = over_rows(squares + seen * (mean * mean)) * _inverse(count)
+    at = c * partials + partial
+    tl.store(means + at, start + center, mask=exists)
+    tl.store(variances + at, tl.where(variance < 0, 0.0, variance), mask=exists)
     if counts is not None:
-        tl.store(counts + part, count.to(counts.dtype.element_ty), mask=program // parts == 0)
+        tl.store(counts + at, count, mask=c == 0)
 
 
 @device_function
@@ -164,14 +171,14 @@ def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = _empty_statistics(x)
     if x.numel() == 0:
         return mean.zero_(), var.zero_()
-    path = walk(x)
-    parts, chunks = path.parts()
-    means, variances, counts = (mean[None], var[None], None) if parts == 1 else empty_parts(mean, parts)
+    path = walk(x, sums=True, ahead=4)
+    one = path.partials == 1
+    means, variances, counts = (mean[None], var[None], None) if one else empty_parts(mean, path.partials)
     launch(
-        _statistics_kernel, path.tiles * parts, x, means, variances, counts,
+        _statistics_kernel, path.programs, x, means, variances, counts,
         *path.strides,
-        path.sizes, parts, chunks,
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), TILE=path.tile, warps=8, device=x.device,
+        path.grid, path.partials,
+        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), TILE=path.tile, warps=4, device=x.device,
     )  # fmt: skip
     return (mean, var) if counts is None else batchnorm2d_merge(means, variances, counts)
 

@@ -1,11 +1,14 @@
-"""A walk over tensors of one shape (N, C, H, W), channel by channel, in the order of their memory.
+"""A walk down the rows of tensors of one shape (N, C, H, W), in the order of the first one's memory.
 
-A tile is some channels times some pixels. `inner` counts pixels along the axis that lies densest, `outer` through all others:
-in a contiguous tensor these are H * W and N; in channels_last there is one axis of N * H * W, and a tile lies along the
-channels. Pixels are cut into chunks of one tile each. The lanes of a tile divide by powers of two only, which costs nothing.
+Columns are the channels and what lies closer together than they do, rows are all else. In a contiguous tensor a row is an image
+and a channel has H * W columns, side by side; in channels_last a row is a pixel and a channel one column. A program takes some
+columns and steps down some of the rows. What depends on the column it computes once; a step is loads, arithmetic and stores.
+
+A pass that changes each element takes any columns. One that sums channels takes some channels whole, or a piece of one.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import triton
@@ -13,98 +16,235 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels import tuning
-from trinn.kernels.indexing import cdiv, offset_of
-from trinn.kernels.launch import device_function, memory_order
+from trinn.kernels.launch import INTERPRETED, device_function, memory_order
+
+SETUP = 4  # how many steps take as long as all that a program does besides
+_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 class Tile(NamedTuple):
-    """What a program holds at once: `channels`, times `inner` pixels in a row at `outer` places."""
+    """What a program holds at once: `lanes` columns of `rows` rows; where it sums, these are `pixels` of some `channels`."""
 
+    rows: int
+    lanes: int
+    ahead: int  # how many such tiles, one below the other, are read before the first is used
+    rows_fit: bool  # none of the rows lies past the last one
+    lanes_fit: bool
+    vectors_fit: bool  # of 16 neighbours all exist, or none
+    channels: int = 1
+    pixels: int = 1
+
+
+class Grid(NamedTuple):
+    """What kernels need to know of the tensors and the programs. A tile's columns are some channels, or a piece of one."""
+
+    column_axes: tuple[int, ...]
+    row_axes: tuple[int, ...]
+    columns: int
+    rows: int
     channels: int
-    outer: int
-    inner: int
+    inner: int  # columns of a channel
+    tiles: int  # side by side
+    rows_per_part: int
+    group: int  # columns of the channels that a tile holds, or holds a piece of
+    pieces: int  # of a group
+    span: int  # columns of a piece
+    together: int  # channels of a group
 
-    @property
-    def pixels(self) -> int:
-        return self.outer * self.inner
 
-
-Sizes = tuple[int, int, int, tuple[int, ...]]  # channels, outer, inner, and the axes of outer from within
-Strides = tuple[int, int, tuple[int, ...]]  # of channels, of inner, of the axes of outer
+Strides = tuple[tuple[int, ...], tuple[int, ...]]  # of the axes of columns, of rows
 
 
 class Walk(NamedTuple):
-    """The tile, how many of them, and what the kernels need to know of the tensors."""
+    """How to start a kernel that walks. Where it sums, each channel has `partials` sums, by as many programs."""
 
     tile: Tile
-    tiles: int  # over the channels
-    chunks: int  # over the pixels
-    sizes: Sizes
+    programs: int
+    partials: int
+    grid: Grid
     strides: list[Strides]
 
-    def parts(self) -> tuple[int, int]:
-        """Into how many parts to cut a reduction over the pixels so that it fills the GPU, and the chunks in each."""
-        wanted = min(triton.cdiv(2 * tuning.wanted_programs, self.tiles), self.chunks // 4)
-        chunks = triton.cdiv(self.chunks, max(1, wanted))
-        return triton.cdiv(self.chunks, chunks), chunks
 
+def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
+    """The walk in the memory order of the first of these tensors, none of which is empty; whether it sums channels.
 
-def walk(*tensors: Tensor) -> Walk:
-    """The walk in the memory order of the first of these tensors, none of which is empty."""
-    axes, pixel_strides = memory_order(*(t[:, 0] for t in tensors))
-    strides = [(t.stride(1), s[0], s[1:]) for t, s in zip(tensors, pixel_strides, strict=True)]
-    channels, outer, inner = tensors[0].shape[1], math.prod(axes[1:]), axes[0]
-    elements = tensors[0].numel()
-    # Few channels fill a GPU by their pixels: tiles so small that each program of a reduction gets its four.
-    fair = max(256, triton.next_power_of_2(elements // (4 * tuning.wanted_programs)))
-    room = min(4 * tuning.elementwise_block(elements), fair)
-    tile_c, tile_inner = min(triton.next_power_of_2(channels), 64), triton.next_power_of_2(inner)
-    stride_c, stride_inner, _ = strides[0]
-    if stride_c < stride_inner:
-        tile_inner = min(tile_inner, room // tile_c)
+    `ahead` tiles are read at once, where there are so many: the fewer tensors are read, the more are needed on their way.
+    """
+    x = tensors[0]
+    channels, room = x.shape[1], 2 * tuning.elementwise_block(x.numel())
+    order = sorted((a for a in range(x.dim()) if x.shape[a] != 1), key=x.stride)
+    at = order.index(1) if channels > 1 else max(1, len(order) - 1)
+    inner, outer = math.prod(x.shape[a] for a in order[:at]), order[at + (channels > 1) :]
+    column_axes, column_strides = memory_order(*(_without(t, outer) for t in tensors))
+    row_axes, row_strides = memory_order(*(_without(t, [a for a in order if a not in outer]) for t in tensors))
+    columns, rows = math.prod(column_axes), math.prod(row_axes)
+
+    # Columns of a tile.
+    shape, pixels, together = (1, 1), inner, channels
+    if not sums:
+        lanes = lanes_of(columns, room)
+        group, span = triton.cdiv(columns, 16) * 16, lanes
+        pieces = triton.cdiv(columns, lanes)
     else:
-        tile_inner = min(tile_inner, room)
-        tile_c = min(tile_c, room // tile_inner)
-    tile = Tile(tile_c, min(triton.next_power_of_2(outer), room // (tile_c * tile_inner)), tile_inner)
-    chunks = triton.cdiv(outer, tile.outer) * triton.cdiv(inner, tile.inner)
-    return Walk(tile, triton.cdiv(channels, tile_c), chunks, (channels, outer, inner, axes[1:]), strides)
+        if inner == 1:
+            together = lanes_of(channels, room if tuning.INTERPRETED else 64)
+        elif inner <= room:
+            together = min(room // triton.next_power_of_2(inner), channels)
+        else:
+            pixels = triton.cdiv(inner, triton.cdiv(inner, lanes_of(inner, room, 1.35)))
+            together, pixels = 1, triton.cdiv(pixels, 16) * 16
+        shape = triton.next_power_of_2(together), triton.next_power_of_2(pixels)
+        lanes, group, span, pieces = math.prod(shape), together * inner, together * pixels, triton.cdiv(inner, pixels)
+    tiles = triton.cdiv(columns, group) * pieces
+
+    # Rows of a tile, and how many in a row a program takes.
+    at_once = min(triton.next_power_of_2(rows), max(1, room // lanes))
+    while ahead > 1 and (
+        rows % at_once == 0 < rows % (ahead * at_once) or tiles * rows < tuning.wanted_programs * ahead * at_once
+    ):
+        ahead //= 2
+    parts, steps = parts_of(tiles, triton.cdiv(rows, ahead * at_once))
+    lanes_fit = span == lanes and group % lanes == 0 and columns % group == 0
+    vectors_fit = all(size % 16 == 0 for size in (columns, group, span))
+    tile = Tile(at_once, lanes, ahead, rows % (ahead * at_once) == 0, lanes_fit, vectors_fit, *shape)
+    rows_per_part = steps * ahead * at_once
+    grid = Grid(
+        column_axes, row_axes, columns, rows, channels, inner, tiles, rows_per_part, group, pieces, span, together
+    )  # fmt: skip
+    return Walk(tile, tiles * parts, parts * pieces, grid, list(zip(column_strides, row_strides, strict=True)))
+
+
+def _without(tensor: Tensor, axes: Sequence[int]) -> Tensor:
+    """The first element along these axes."""
+    return tensor[tuple(slice(1) if axis in axes else slice(None) for axis in range(tensor.dim()))]
+
+
+def lanes_of(columns: int, most: int, waste: float = 1.15) -> int:
+    """How many columns side by side, a power of two; not too many of the last ones idle."""
+    lanes = min(triton.next_power_of_2(columns), most)
+    while lanes > 16 and not tuning.INTERPRETED and triton.cdiv(columns, lanes) * lanes > waste * columns:
+        lanes //= 2
+    return lanes
+
+
+def parts_of(tiles: int, steps: int) -> tuple[int, int]:
+    """Into how many parts to cut the steps, and the steps of each: a few programs for each multiprocessor, and all as many."""
+    units, many = (tuning.wanted_programs, [1]) if tuning.INTERPRETED else (tuning.wanted_programs // 2, [3, 4, 5])
+    longest = (triton.cdiv(steps, min(steps, max(1, turns * units // tiles))) for turns in many)
+    steps_per_part = min(longest, key=lambda n: triton.cdiv(tiles * triton.cdiv(steps, n), units) * (n + SETUP))
+    return triton.cdiv(steps, steps_per_part), steps_per_part
 
 
 @device_function
-def channels_of(tile, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """The channels of the tile of that number."""
-    return tile.to(INDEX) * TILE.channels + tl.arange(0, TILE.channels)
+def place_of(index, sizes, strides):
+    """indexing.py's offset_of for an index within the sizes: what lies end to end, and so is one axis, needs no division."""
+    offset = index * 0
+    for axis in tl.static_range(len(sizes)):
+        if axis + 1 < len(sizes):
+            offset += (index % sizes[axis]) * strides[axis]
+            index = index // sizes[axis]
+        else:
+            offset += index * strides[axis]
+    return offset
 
 
 @device_function
-def pixels_of(chunk, sizes, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """(outer, inner, whether it exists) of each pixel of the chunk of that number, which is an INDEX."""
-    _, outer, inner, _ = sizes
-    lane = tl.arange(0, TILE.pixels).to(INDEX)
-    stretches = cdiv(inner, TILE.inner)
-    at_outer = chunk // stretches * TILE.outer + lane // TILE.inner
-    at_inner = chunk % stretches * TILE.inner + lane % TILE.inner
-    return at_outer, at_inner, (at_outer < outer) & (at_inner < inner)
+def columns_of(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
+    """(columns, whether they are the program's, their channels) of a tile; idle lanes read some column that exists."""
+    tile = (tl.program_id(0) % grid.tiles).to(INDEX)
+    lane = tl.broadcast_to(tl.arange(0, TILE.lanes)[None, :], (TILE.rows, TILE.lanes))
+    at = tile % grid.pieces * grid.span + lane
+    column = tile // grid.pieces * grid.group + at
+    exists = (lane < grid.span) & (at < grid.group) & (column < grid.columns)
+    if TILE.lanes_fit:
+        exists = tl.full((TILE.rows, TILE.lanes), True, tl.int1)
+    elif TILE.vectors_fit:
+        column = tl.max_contiguous(tl.multiple_of(tl.where(exists, column, lane % 16), (1, 16)), (1, 16))
+    else:
+        column = tl.where(exists, column, 0)
+    return column, exists, column // grid.inner
 
 
 @device_function
-def offsets_of(c, at_outer, at_inner, sizes, strides):
-    """Where the elements of a tile, (TILE.channels, TILE.pixels), lie in the tensor of those strides."""
-    stride_c, stride_inner, stride_outer = strides
-    return (c * stride_c)[:, None] + (at_inner * stride_inner + offset_of(at_outer, sizes[3], stride_outer))[None, :]
+def rows_of(grid, INDEX: tl.constexpr):
+    """The first row of a program, and the row after its last."""
+    first = (tl.program_id(0) // grid.tiles).to(INDEX) * grid.rows_per_part
+    return first, tl.minimum(first + grid.rows_per_part, grid.rows)
 
 
 @device_function
-def part_of(part, chunks_per_part, sizes, TILE: tl.constexpr):
-    """The first chunk of a part, or of several, and the chunk after its last."""
-    chunks = cdiv(sizes[1], TILE.outer) * cdiv(sizes[2], TILE.inner)
-    first = tl.minimum(part * chunks_per_part, chunks)
-    return first, tl.minimum(first + chunks_per_part, chunks)
+def start_of(tensor, column, grid, strides, TILE: tl.constexpr):
+    """Where the columns of a tile begin; `down` is how far it is from there to the tile that begins with some row."""
+    start = tensor + place_of(column, grid.column_axes, strides[0])
+    if len(grid.row_axes) == 1:
+        start += (tl.arange(0, TILE.rows).to(column.dtype) * strides[1][0])[:, None]
+    return start
 
 
 @device_function
-def pixels_before(chunk, sizes, TILE: tl.constexpr):
-    """How many pixels there are in the chunks before that one: a tile has several places only if each fits into it whole."""
-    _, outer, inner, _ = sizes
-    stretches = cdiv(inner, TILE.inner)
-    return tl.minimum(chunk // stretches * TILE.outer, outer) * inner + chunk % stretches * TILE.inner
+def down(row, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
+    row = tl.full((), row, INDEX)  # a loop's counter is no tensor where kernels are interpreted
+    if len(grid.row_axes) == 1:
+        offset = row * strides[1][0]
+    else:
+        offset = place_of(row + tl.arange(0, TILE.rows), grid.row_axes, strides[1])[:, None]
+    return offset
+
+
+@device_function
+def rows_left(row, last, TILE: tl.constexpr):
+    """Which rows of the tile that begins with that row exist."""
+    left = row + tl.arange(0, TILE.rows) < last
+    if TILE.rows_fit:
+        left = tl.full((TILE.rows,), True, tl.int1)
+    return left[:, None]
+
+
+@device_function
+def _none():
+    """A tuple to begin with."""
+    return ()
+
+
+@device_function
+def loaded(start, row, last, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
+    """The tiles from that row on, TILE.ahead of them; 0 where no row exists."""
+    AHEAD: tl.constexpr = TILE.ahead
+    tiles = _none()
+    for i in tl.static_range(AHEAD):
+        at = row + i * TILE.rows
+        tiles += (tl.load(start + down(at, grid, strides, INDEX, TILE), mask=rows_left(at, last, TILE), other=0.0),)
+    return tiles
+
+
+@device_function
+def channels_of(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
+    """(channels, whether they exist, which of the partial sums, pixels in a row) of a program that sums."""
+    tile, lane = (tl.program_id(0) % grid.tiles).to(INDEX), tl.arange(0, TILE.channels)
+    c, piece = tile // grid.pieces * grid.together + lane, tile % grid.pieces
+    pixels = tl.minimum(grid.span, grid.group - piece * grid.span) // grid.together
+    partial = (tl.program_id(0) // grid.tiles).to(INDEX) * grid.pieces + piece
+    return c, (lane < grid.together) & (c < grid.channels), partial, pixels
+
+
+@device_function
+def by_channel(value, pixels, grid, TILE: tl.constexpr):
+    """A tile as (TILE.rows * TILE.pixels, TILE.channels), and 0 where a program has no such pixel."""
+    place, channel = tl.arange(0, TILE.rows * TILE.pixels)[:, None], tl.arange(0, TILE.channels)[None, :]
+    pixel = place % TILE.pixels
+    if TILE.channels > 1 and TILE.pixels > 1:
+        at = place // TILE.pixels * TILE.lanes + channel * tl.minimum(grid.inner, TILE.pixels) + pixel
+        value = tl.reshape(value, (TILE.rows * TILE.lanes,))
+        value = tl.gather(value, tl.reshape(at, (TILE.rows * TILE.lanes,)).to(tl.int32), 0)
+    value = tl.reshape(value, (TILE.rows * TILE.pixels, TILE.channels))
+    return tl.where((pixel < pixels) & (channel < grid.together), value, 0.0)
+
+
+@device_function
+def over_rows(value):
+    """The sums of columns. NumPy adds one row after the other, and would lose what a GPU, which adds in pairs, does not."""
+    if _INTERPRETED:
+        total = tl.sum(value.to(tl.float64), axis=0).to(value.dtype)
+    else:
+        total = tl.sum(value, axis=0)
+    return total

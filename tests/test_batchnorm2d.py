@@ -17,7 +17,8 @@ from trinn.kernels.walk import walk
 CASES = {
     "plain": lambda: randn(3, 5, 4, 6),
     "several parts, each of several tiles": lambda: randn(9, 2, 23, 31),
-    "one image, one channel, a tile and one pixel": lambda: randn(1, 1, 41, 25),
+    "one image, one channel, a tile and one pixel": lambda: randn(1, 1, 27, 19),
+    "one image, one channel, two tiles and one pixel": lambda: randn(1, 1, 41, 25),
     "channels past one tile": lambda: randn(2, 70, 3, 3),
     "small planes: a tile takes several images": lambda: randn(150, 3, 2, 1),
     "no plane": lambda: randn(40, 7),
@@ -285,9 +286,17 @@ def test_few_channels_fill_a_gpu(
     """Each channel is cut into so many parts that there is a program for every multiprocessor, with the tiles of a GPU."""
     monkeypatch.setattr(tuning, "wanted_programs", 264)
     monkeypatch.setattr(tuning, "elementwise_block", lambda elements: 1024)
-    plan = walk(torch.empty(shape, device="meta", memory_format=memory_format))
-    parts, chunks = plan.parts()
-    assert plan.tiles * parts >= 90 and parts * chunks >= plan.chunks
+    assert walk(torch.empty(shape, device="meta", memory_format=memory_format), sums=True).programs >= 90
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(4, 40, 14, 14), (5, 70, 7, 7), (2, 2, 65, 63), (8, 96, 3, 3)])
+def test_tiles_of_a_gpu(shape: tuple[int, ...], memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole planes in one tile, pieces of a plane, channels that no tile divides, tiles read ahead."""
+    monkeypatch.setattr(tuning, "INTERPRETED", False)
+    monkeypatch.setattr(tuning, "elementwise_block", lambda elements: 1024)
+    x = randn(*shape).contiguous(memory_format=memory_format)
+    check_batch_norm(x, *parameters(x), training=True)
 
 
 def test_constant_channel() -> None:
