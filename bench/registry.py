@@ -177,15 +177,16 @@ def global_average(name: str, x: Shape) -> Case:
     )
 
 
-def bilinear(name: str, x: Shape) -> Case:
-    work = Work(prod(x) + 4 * prod(x))
+def upsample(name: str, x: Shape) -> Case:
+    """To twice the size, in the mode that the name begins with."""
+    work, mode = Work(prod(x) + 4 * prod(x)), name.split()[0]
     return Case(
         name,
-        "bilinear",
-        lambda nn: nn.Upsample(scale_factor=2, mode="bilinear"),
+        mode,
+        lambda nn: nn.Upsample(scale_factor=2, mode=mode),
         (x,),
         {"forward": work, "backward": work},
-        lambda: bilinear(name, (2, 2, 3, 4)),
+        lambda: upsample(name, (2, 2, 3, 4)),
         arithmetics=ELEMENTWISE,
         largest=4 * prod(x),
     )
@@ -396,10 +397,11 @@ _TABLE = (
     conv_transpose("DCGAN 256-128", (128, 256, 16, 16), 128, 4, 2, 1),
     conv_transpose("DCGAN 128-3", (128, 128, 32, 32), 3, 4, 2, 1),
     conv_transpose("U-Net up-convolution", (8, 128, 128, 128), 64, 2, 2, bias=True),
-    bilinear("bilinear 128x64", (16, 128, 64, 64)),
-    bilinear("bilinear 64x128", (16, 64, 128, 128)),
-    bilinear("bilinear 128x128", (8, 128, 128, 128)),
-    bilinear("bilinear 64x256", (8, 64, 256, 256)),
+    upsample("bilinear 128x64", (16, 128, 64, 64)),
+    upsample("bilinear 64x128", (16, 64, 128, 128)),
+    upsample("bilinear 128x128", (8, 128, 128, 128)),
+    upsample("bilinear 64x256", (8, 64, 256, 256)),
+    upsample("nearest 64x128", (16, 64, 128, 128)),
 )
 CASES: dict[str, Case] = {case.name: case for case in _TABLE}
 

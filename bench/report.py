@@ -110,7 +110,7 @@ def _is(
 
 
 def _large(comparison: Comparison) -> bool:
-    memory_bound = _is(("relu", "max_pool2d", "bilinear", "batch_norm"))
+    memory_bound = _is(("relu", "max_pool2d", "bilinear", "nearest", "batch_norm"))
     return memory_bound(comparison) and comparison.row["largest"] > LARGE and comparison.floor is not None
 
 

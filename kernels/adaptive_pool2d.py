@@ -20,7 +20,7 @@ from trinn.kernels.indexing import most_in_bin
 from trinn.kernels.launch import device_function, empty, is_channels_last
 from trinn.kernels.op import op
 from trinn.kernels.precision import divided
-from trinn.kernels.reduce import plane_mean, plane_spread
+from trinn.kernels.reduce import plane_mean
 from trinn.kernels.separable2d import gather2d
 from trinn.kernels.windows2d import Windows, bin_of, bins_of, max_backward, max_forward, pick
 
@@ -91,10 +91,13 @@ def adaptive_avg_pool2d_backward(dy: Tensor, size: Sequence[int], channels_last:
 
     In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
     """
-    if list(dy.shape[2:]) == [1, 1]:
-        return plane_spread(dy, size, channels_last)
     dx = _empty_avg_backward(dy, size, channels_last)
     bins = _bins(size, dy.shape[2:])
+    if list(dy.shape[2:]) == [1, 1]:  # all pixels of a plane get the same: it is divided once, and copied
+        shares = empty(dy, dy.shape)
+        gather2d(dy, shares, bins.axes, (0.0, 0.0), (1, 1), _tap, _pixels, in_order=True)
+        gather2d(shares, dx, bins.axes, (0.0, 0.0), (), _holder, channels_last=channels_last)
+        return dx
     gather2d(dy, dx, bins.axes, (0.0, 0.0), bins.most, _holder, channels_last=channels_last)
     return dx
 

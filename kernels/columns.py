@@ -122,12 +122,6 @@ def filled(value, DTYPE: tl.constexpr, TILE: tl.constexpr):
     )
 
 
-@device_function
-def nothing():
-    """A tuple to begin with."""
-    return ()
-
-
 def wide_index_type(axes: Iterable[Sequence[Any]], *tensors: Tensor) -> tl.dtype:
     """The type of offsets, and of products of the first two numbers of an axis."""
     return tl.int64 if max((axis[0] + 1) * (axis[1] + 1) for axis in axes) >= 2**31 else index_type(*tensors)

@@ -17,9 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels import tuning
-from trinn.kernels.columns import nothing
 from trinn.kernels.epilogue import rectified
-from trinn.kernels.indexing import Axis, big_from_small, inside
+from trinn.kernels.indexing import Axis, big_from_small, inside, nothing
 from trinn.kernels.launch import INTERPRETED, device_function, index_type, is_channels_last, launch
 from trinn.kernels.precision import accumulator
 from trinn.kernels.reduce import partials_of, sum_partials

@@ -70,6 +70,12 @@ class Axis(NamedTuple):
 
 
 @device_function
+def nothing():
+    """A tuple to begin with."""
+    return ()
+
+
+@device_function
 def cdiv(a, b):
     """a / b, rounded up, for b > 0 and a > -b; as large an `a` as its type holds."""
     return a // b + (a % b > 0)

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import Taps, always_inside, columns, columns_of, nothing, zeros
-from trinn.kernels.indexing import Axis, big_from_small, inside
+from trinn.kernels.columns import Taps, always_inside, columns, columns_of, zeros
+from trinn.kernels.indexing import Axis, big_from_small, inside, nothing
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, compared, divided, widened

@@ -7,7 +7,6 @@ second pass adds the parts one after the other. There are no atomics, so the sam
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,13 +24,11 @@ from trinn.kernels.walk import (
     by_channel,
     channels_of,
     columns_of,
-    down,
     lanes_of,
     loaded,
     over_rows,
     parts_of,
     place_of,
-    rows_left,
     rows_of,
     start_of,
     walk,
@@ -120,23 +117,6 @@ def _small_plane_mean_kernel(x, y, planes, pixels, ACCUMULATOR: tl.constexpr, IN
     tl.store(y + plane, mean.to(y.dtype.element_ty), mask=plane < planes)
 
 
-@triton.jit
-def _copy_kernel(
-    x, y, x_strides, y_strides, grid, count, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
-):  # fmt: skip
-    """Some columns of y, down some rows; with a count, x over that."""
-    column, exists, _ = columns_of(grid, INDEX, TILE)
-    first, last = rows_of(grid, INDEX)
-    x, y = start_of(x, column, grid, x_strides, TILE), start_of(y, column, grid, y_strides, TILE)
-    for row in range(first, last, TILE.rows * TILE.ahead):
-        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
-        for i in tl.static_range(len(values)):
-            value, at = values[i], row + i * TILE.rows
-            if count is not None:
-                value = divided(widened(value).to(ACCUMULATOR), tl.full((), count, ACCUMULATOR)).to(y.dtype.element_ty)
-            tl.store(y + down(at, grid, y_strides, INDEX, TILE), value, mask=exists & rows_left(at, last, TILE))
-
-
 def partials_of(total: Tensor, parts: int) -> Tensor:
     """Room for that many partial results, each laid out like the total; the total itself if there is only one."""
     if parts == 1:
@@ -217,20 +197,3 @@ def plane_mean(x: Tensor) -> Tensor:
         TILE=tile, warps=1 if tiles * parts >= 4 * tuning.wanted_programs else 4, **constants,
     )  # fmt: skip
     return sum_partials(partials, y, count=pixels)
-
-
-def plane_spread(dy: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
-    """Gradient of plane_mean: dy (N, C, 1, 1), any strides, to (N, C, H, W) with (H, W) = `size`."""
-    dx, shares = empty(dy, (*dy.shape[:2], *size), channels_last), empty(dy, dy.shape)
-    if dx.numel() > 0:
-        _copy(dy, shares, math.prod(size))
-        _copy(shares.expand(dx.shape), dx, None)
-    return dx
-
-
-def _copy(x: Tensor, y: Tensor, count: int | None) -> None:
-    path = walk(y, x)
-    launch(
-        _copy_kernel, path.programs, x, y, *reversed(path.strides), path.grid, count,
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), TILE=path.tile, device=x.device,
-    )  # fmt: skip

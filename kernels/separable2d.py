@@ -20,7 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import columns, columns_of, nothing, some, wide_index_type, zeros
+from trinn.kernels.columns import columns, columns_of, some, wide_index_type, zeros
+from trinn.kernels.indexing import nothing
 from trinn.kernels.launch import INTERPRETED, launch
 from trinn.kernels.precision import accumulator, divided, rounded, widened
 

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import Taps, all_of, columns, columns_of, nothing, some, zeros
-from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source
+from trinn.kernels.columns import Taps, all_of, columns, columns_of, some, zeros
+from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, rounded, widened

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels import tuning
+from trinn.kernels.indexing import nothing
 from trinn.kernels.launch import INTERPRETED, device_function, memory_order
 
 SETUP = 4  # how many steps take as long as all that a program does besides
@@ -201,16 +202,10 @@ def rows_left(row, last, TILE: tl.constexpr):
 
 
 @device_function
-def _none():
-    """A tuple to begin with."""
-    return ()
-
-
-@device_function
 def loaded(start, row, last, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
     """The tiles from that row on, TILE.ahead of them; 0 where no row exists."""
     AHEAD: tl.constexpr = TILE.ahead
-    tiles = _none()
+    tiles = nothing()
     for i in tl.static_range(AHEAD):
         at = row + i * TILE.rows
         tiles += (tl.load(start + down(at, grid, strides, INDEX, TILE), mask=rows_left(at, last, TILE), other=0.0),)
