@@ -386,7 +386,7 @@ held = limits.Held("a case, bf16, contiguous, forward", None, 1, (), {}, 64, 10.
 moved = Counter({"LDG.E.128": 4, "LDG.E": 4, "STG.E.64": 1, "STG.E.U16": 1, "IADD3": 9.0})
 found = limits.Found(Code(32, 0, 0, 0, 128), Executed(moved, 0.0, False), 10.0, 0.5, 0.5)
 worse = [
-    found, "does not compile", found._replace(instructions=10.5), found._replace(code=found.code._replace(spilled=8)),
+    found, "does not compile", found._replace(instructions=10.5), found._replace(code=found.code._replace(spilled=40)),
     found._replace(executed=Executed(moved - Counter({"LDG.E.128": 4}), 0.0, False)),
     found._replace(executed=Executed(moved - Counter({"STG.E.64": 1}), 0.0, False)),
     found._replace(executed=Executed(moved, 0.9, False)), found._replace(executed=Executed(moved, 0.0, True)),
@@ -406,7 +406,7 @@ def test_limits() -> None:
     assert done.returncode == 0, done.stderr
     first, *table, last = done.stdout.splitlines()
     assert json.loads(first) == [
-        [], ["does not compile"], ["10.5 instructions for an element, of 10"], ["spills 8 bytes a thread"],
+        [], ["does not compile"], ["10.5 instructions for an element, of 10"], ["spills 40 bytes a thread"],
         ["100% of the bytes read by less than 16 at once"], ["100% of the bytes written by less than 8 at once"],
         ["what it executes is not known well"], ["what it executes is not known well"],
     ]  # fmt: skip
