@@ -136,6 +136,7 @@ def held_launches(pattern: str) -> Iterator[Held]:
 def found_of(held: Held) -> Found | str:
     """What a launch compiles to and executes, or why that cannot be told."""
     triton.runtime.driver.set_active(Driver("sm_90"))
+    held.kernel.device_caches.clear()
     try:
         binary = held.kernel.warmup(*held.args, grid=(1,), **held.constants)
         code = read_cubin(binary.asm["cubin"], binary.asm["ptx"])

@@ -157,6 +157,8 @@ def columns(
     if order == "contiguous" and strides and all(s[0] == c * s[1] for s in strides):
         n, c, strides = n * c, 1, [(s[1], 0, *s[2:]) for s in strides]  # a channel is an image: there is less to divide
     interpreted = architecture(image.device) == "interpreter"
+    if image.dtype.itemsize == 8:  # takes twice as many registers
+        room, lanes = room // 2, lanes // 2
     if interpreted:
         room = lanes = tuning.elementwise_block(n * c * height * width)
     if order == "channels_last":

@@ -72,7 +72,7 @@ def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
     `ahead` tiles are read at once, where there are so many: the fewer tensors are read, the more are needed on their way.
     """
     x = tensors[0]
-    channels, room = x.shape[1], 2 * tuning.elementwise_block(x.numel())
+    channels, room = x.shape[1], (1 if x.dtype.itemsize == 8 else 2) * tuning.elementwise_block(x.numel())
     order = sorted((a for a in range(x.dim()) if x.shape[a] != 1), key=x.stride)
     at = order.index(1) if channels > 1 else max(1, len(order) - 1)
     inner, outer = math.prod(x.shape[a] for a in order[:at]), order[at + (channels > 1) :]
