@@ -1,6 +1,7 @@
 """How a kernel is started: the device it runs on, the options that are always said, and the width of its offsets."""
 
 import contextlib
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,26 @@ _UNFIT = unfit_interpreter(triton.__version__, importlib.import_module("numpy").
 
 # What a kernel calls. The interpreter would prepare each call anew, for some milliseconds, where a plain call does the same.
 device_function: Callable[..., Any] = (lambda function: function) if INTERPRETED else triton.jit
+
+
+class Named(str):
+    """A device function as a constant of a kernel: a text, since Triton 3.6 writes constants down for its hooks."""
+
+    function: Any
+
+
+@functools.cache
+def named(function: Callable[..., Any]) -> Named:
+    """A device function by its name and, where it is compiled, its key: a kernel's key follows from that."""
+    name = Named(f"{function.__module__}.{function.__name__} {getattr(function, 'cache_key', '')}")
+    name.function = function
+    return name
+
+
+@triton.constexpr_function
+def function_of(name: Named) -> Any:
+    """The function."""
+    return name.function
 
 
 def hash_device_functions(modules: Iterable[Any]) -> None:

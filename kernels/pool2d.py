@@ -110,8 +110,9 @@ class Reach(NamedTuple):
 @triton.constexpr_function
 def _tap_of(pixel: int, window: int, axis: Axis, padding: int) -> int:
     """As which of its taps a window, counted like that, holds a pixel of a cell; -1 if it does not."""
-    tap, rest = divmod(pixel + padding - window * axis.stride, axis.dilation)
-    return tap if rest == 0 and 0 <= tap < axis.taps else -1
+    taps, stride, _padding, dilation = axis  # Triton 3.6 hands over a plain tuple
+    tap, rest = divmod(pixel + padding - window * stride, dilation)
+    return tap if rest == 0 and 0 <= tap < taps else -1
 
 
 def _reach_of(axis: Axis, padding: int) -> Reach:

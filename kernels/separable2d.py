@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trinn.kernels.columns import columns, columns_of, some, wide_index_type, zeros
 from trinn.kernels.indexing import nothing
-from trinn.kernels.launch import INTERPRETED, launch
+from trinn.kernels.launch import INTERPRETED, function_of, launch, named
 from trinn.kernels.precision import accumulator, divided, rounded, widened
 
 MOST_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: a thread holds the place and the weight of each of them
@@ -46,19 +46,19 @@ def _gather_kernel(
     result += n * y_n + c * y_c + col * y_w
     sources, reads, weights = nothing(), nothing(), nothing()
     for j in tl.static_range(UNROLLED):
-        w, reads_w, weight = TAP(j, col, axis_w, ACCUMULATOR)
+        w, reads_w, weight = function_of(TAP)(j, col, axis_w, ACCUMULATOR)
         sources, reads, weights = sources + (source + w * x_w,), reads + (reads_w,), weights + (weight,)
     if COUNT is not None:
-        columns = COUNT(col, axis_w, ACCUMULATOR)
+        columns = function_of(COUNT)(col, axis_w, ACCUMULATOR)
     for step in range(steps):
         row = first + step
         if COPY:
-            h, _reads, _weight = TAP(0, row, axis_h, ACCUMULATOR)
+            h, _reads, _weight = function_of(TAP)(0, row, axis_h, ACCUMULATOR)
             value = tl.load(sources[0] + h * x_h)
         else:
             acc = zeros(TILE, ACCUMULATOR)
             for i in range(taps_h):
-                h, reads_h, weight_h = TAP(i, row, axis_h, ACCUMULATOR)
+                h, reads_h, weight_h = function_of(TAP)(i, row, axis_h, ACCUMULATOR)
                 if some(reads_h, TILE):
                     line = acc if IN_ORDER else zeros(TILE, ACCUMULATOR)
                     if UNROLLED > 0:
@@ -67,12 +67,12 @@ def _gather_kernel(
                             line += weights[j] * widened(value).to(ACCUMULATOR)
                     else:
                         for j in range(taps_w):
-                            w, reads_w, weight = TAP(j, col, axis_w, ACCUMULATOR)
+                            w, reads_w, weight = function_of(TAP)(j, col, axis_w, ACCUMULATOR)
                             value = tl.load(source + h * x_h + w * x_w, mask=reads_h & reads_w, other=0)
                             line += weight * widened(value).to(ACCUMULATOR)
                     acc = line if IN_ORDER else acc + weight_h * line
             if COUNT is not None:
-                count = (COUNT(row, axis_h, ACCUMULATOR) * columns).to(ACCUMULATOR)
+                count = (function_of(COUNT)(row, axis_h, ACCUMULATOR) * columns).to(ACCUMULATOR)
                 acc = acc // count if ACCUMULATOR == tl.int64 else divided(acc, count)  # integers towards zero, as torch
             value = rounded(acc, result.dtype.element_ty)
         tl.store(result + row * y_h, value)
@@ -99,7 +99,8 @@ def gather2d(
         *strides,
         *result.shape[2:], cut,
         *axes, *map(float, scales), taps_h, taps_w,
-        TAP=tap, COUNT=count, COPY=not taps, IN_ORDER=in_order, UNROLLED=taps_w if taps_w <= MOST_UNROLLED else 0,
+        TAP=named(tap), COUNT=named(count) if count else None, COPY=not taps, IN_ORDER=in_order,
+        UNROLLED=taps_w if taps_w <= MOST_UNROLLED else 0,
         ACCUMULATOR=tl.int64 if source.dtype == torch.int64 else accumulator(source.dtype),
         INDEX=wide_index_type(axes, source, result), TILE=tile, device=source.device,
     )  # fmt: skip

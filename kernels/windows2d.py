@@ -23,7 +23,7 @@ from torch import Tensor
 
 from trinn.kernels.columns import columns, columns_of, filled, some, wide_index_type, zeros
 from trinn.kernels.indexing import bin_end, bin_start, cdiv, inside
-from trinn.kernels.launch import device_function, launch
+from trinn.kernels.launch import device_function, function_of, launch, named
 from trinn.kernels.precision import accumulator, compared, widened
 
 
@@ -75,10 +75,10 @@ def _max_kernel(
     n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     x += n * x_n + c * x_c
     at = n * y_n + c * y_c + q * y_w
-    left, right, across = WINDOW(q, axis_w)
+    left, right, across = function_of(WINDOW)(q, axis_w)
     for step in range(steps):
         p = first + step
-        top, bottom, down = WINDOW(p, axis_h)
+        top, bottom, down = function_of(WINDOW)(p, axis_h)
         code = zeros(TILE, tl.int32) - 1
         best = filled(LEAST, y.dtype.element_ty, TILE)
         for i in range(taps_h):
@@ -112,19 +112,19 @@ def _max_backward_kernel(
     dy += n * dy_n + c * dy_c
     codes += n * codes_n + c * codes_c
     dx += n * dx_n + c * dx_c + w * dx_w
-    left, right = HOLDERS(w, axis_w)
+    left, right = function_of(HOLDERS)(w, axis_w)
     for step in range(steps):
         h = first + step
-        top, bottom = HOLDERS(h, axis_h)
+        top, bottom = function_of(HOLDERS)(h, axis_h)
         acc = zeros(TILE, ACCUMULATOR)
         for i in range(most_h):
             p = top + i
-            first_h, _end_h, down = WINDOW(p, axis_h)
+            first_h, _end_h, down = function_of(WINDOW)(p, axis_h)
             row_holds = (p < bottom) & ((h - first_h) % down == 0)
             if some(row_holds, TILE):
                 for j in range(most_w):
                     q = left + j
-                    first_w, _end_w, across = WINDOW(q, axis_w)
+                    first_w, _end_w, across = function_of(WINDOW)(q, axis_w)
                     holds = row_holds & (q < right) & ((w - first_w) % across == 0)
                     code = tl.load(codes + p * codes_p + q * codes_q, mask=holds, other=0).to(tl.int32)
                     upstream = widened(tl.load(dy + p * dy_p + q * dy_q, mask=holds, other=0.0)).to(ACCUMULATOR)
@@ -153,10 +153,10 @@ def _pick_kernel(
     if x is not None:
         x_n, x_c, x_h, x_w = x_strides
         x += n * x_n + c * x_c
-    left, _end_w, across = WINDOW(q, axis_w)
+    left, _end_w, across = function_of(WINDOW)(q, axis_w)
     for step in range(steps):
         p = first + step
-        top, _end_h, down = WINDOW(p, axis_h)
+        top, _end_h, down = function_of(WINDOW)(p, axis_h)
         code = tl.load(codes + p * codes_p).to(tl.int32)
         h, w = top + code // taps_w * down, left + code % taps_w * across
         if x is not None:
@@ -185,7 +185,8 @@ def max_forward(x: Tensor, y: Tensor, codes: Tensor, windows: Windows) -> None:
         *strides,
         *y.shape[2:], cut,
         *windows.axes, *windows.taps,
-        WINDOW=windows.window, LEAST=least(x.dtype), INDEX=wide_index_type(windows.axes, x, y), TILE=tile, device=x.device,
+        WINDOW=named(windows.window), LEAST=least(x.dtype), INDEX=wide_index_type(windows.axes, x, y), TILE=tile,
+        device=x.device,
     )  # fmt: skip
 
 
@@ -197,7 +198,7 @@ def max_backward(dy: Tensor, codes: Tensor, dx: Tensor, windows: Windows) -> Non
         *strides,
         *dx.shape[2:], cut,
         *windows.axes, *windows.most, windows.taps[1],
-        WINDOW=windows.window, HOLDERS=windows.holders, ACCUMULATOR=accumulator(dy.dtype),
+        WINDOW=named(windows.window), HOLDERS=named(windows.holders), ACCUMULATOR=accumulator(dy.dtype),
         INDEX=wide_index_type(windows.axes, dy, codes, dx), TILE=tile, device=dy.device,
     )  # fmt: skip
 
@@ -210,7 +211,7 @@ def pick(x: Tensor | None, codes: Tensor, y: Tensor, windows: Windows) -> None:
         *strides,
         *(axis[0] for axis in windows.axes), *y.shape[2:], cut,
         *windows.axes, windows.taps[1],
-        WINDOW=windows.window, INDEX=wide_index_type(windows.axes, codes, y, x if x is not None else y), TILE=tile,
+        WINDOW=named(windows.window), INDEX=wide_index_type(windows.axes, codes, y, x if x is not None else y), TILE=tile,
         device=y.device,
     )  # fmt: skip
 
