@@ -27,7 +27,7 @@ from trinn.kernels.precision import accumulator, compared, divided, widened
 from trinn.kernels.separable2d import gather2d
 from trinn.kernels.windows2d import Windows, beats, least, max_backward, max_forward, pick, window, windows_of
 
-MOST_TAPS = 25  # of a window, for kernels that are unrolled over them
+MOST_TAPS = 25  # of a window, or pixels of a stride, for kernels that are unrolled over them
 
 
 @device_function
@@ -101,24 +101,22 @@ def _max_pool2d_kernel(
 
 
 class Reach(NamedTuple):
-    """Which windows of an axis may hold a pixel of a cell, counted from the window of the cell's number: low to high."""
+    """Which windows of an axis hold pixels of a cell, counted from the window of the cell's number: low to high."""
 
     low: int
     high: int
 
 
+def _reach_of(axis: Axis, padding: int) -> Reach:
+    return Reach(-((axis.taps - 1 - padding) // axis.stride), (axis.stride - 1 + padding) // axis.stride)
+
+
 @triton.constexpr_function
 def _tap_of(pixel: int, window: int, axis: Axis, padding: int) -> int:
     """As which of its taps a window, counted like that, holds a pixel of a cell; -1 if it does not."""
-    taps, stride, _padding, dilation = axis  # Triton 3.6 hands over a plain tuple
-    tap, rest = divmod(pixel + padding - window * stride, dilation)
-    return tap if rest == 0 and 0 <= tap < taps else -1
-
-
-def _reach_of(axis: Axis, padding: int) -> Reach:
-    windows = range(-axis.taps * axis.dilation - padding, padding + 2)
-    reach = [w for w in windows if any(_tap_of(pixel, w, axis, padding) >= 0 for pixel in range(axis.stride))]
-    return Reach(min(reach), max(reach))
+    taps, stride, *_ = axis  # Triton 3.6 hands over a plain tuple
+    tap = pixel + padding - window * stride
+    return tap if 0 <= tap < taps else -1
 
 
 @device_function
@@ -404,8 +402,8 @@ def _axes(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], 
 
 
 def _is_small(H: Axis, W: Axis) -> bool:
-    """Whether a kernel may be unrolled over all taps of a window, and keep the rows of windows that share pixels."""
-    return H.taps * W.taps <= MOST_TAPS and max(H.dilation, W.dilation) == 1
+    """Whether kernels may be unrolled over a window's taps and a stride's pixels, and keep the rows that windows share."""
+    return max(H.taps * W.taps, H.stride * W.stride) <= MOST_TAPS and max(H.dilation, W.dilation) == 1
 
 
 def _windows(size: Sequence[int], out_size: Sequence[int], H: Axis, W: Axis) -> Windows:

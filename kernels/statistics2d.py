@@ -65,9 +65,11 @@ def _statistics_kernel(
     mean = origin - start[None, :] + total * share
     center = over_rows(seen * mean) * _inverse(count)
     mean -= center[None, :]
-    variance = over_rows(squares + seen * (mean * mean)) * _inverse(count)
+    left = over_rows(seen * mean) * _inverse(count)  # what rounding took from the center, which may be far from the start
+    variance = over_rows(squares + seen * (mean * mean)) * _inverse(count) - left * left
+    center += start
     at = c * partials + partial
-    tl.store(means + at, start + center, mask=exists)
+    tl.store(means + at, center + tl.where(tl.abs(center) < float("inf"), left, 0.0), mask=exists)
     tl.store(variances + at, tl.where(variance < 0, 0.0, variance), mask=exists)
     if counts is not None:
         tl.store(counts + at, count, mask=c == 0)
