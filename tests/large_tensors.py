@@ -76,7 +76,7 @@ def some(*bounds: int) -> object:
     if len(bounds) > 1 or bounds[0] < 4096:
         return range(*bounds)
     (programs,) = bounds
-    return sorted({max(0, programs * i // 4 - j) for i in range(1, 5) for j in range(1, 33)})
+    return sorted({max(0, programs * i // 4 - j) for i in range(1, 5) for j in range(1, 17)})
 
 
 def empty(*shape: object, dtype: torch.dtype = torch.float32, device: object = "cpu", **options: object) -> Tensor:
