@@ -130,7 +130,7 @@ def lanes_of(columns: int, most: int, waste: float = 1.15) -> int:
 
 def parts_of(tiles: int, steps: int) -> tuple[int, int]:
     """Into how many parts to cut the steps, and the steps of each: a few programs for each multiprocessor, and all as many."""
-    units, many = (tuning.wanted_programs, [1]) if tuning.INTERPRETED else (tuning.wanted_programs // 2, [3, 4, 5])
+    units, many = (tuning.wanted_programs, [1]) if tuning.INTERPRETED else (max(1, tuning.wanted_programs // 2), [3, 4, 5])
     longest = (triton.cdiv(steps, min(steps, max(1, turns * units // tiles))) for turns in many)
     steps_per_part = min(longest, key=lambda n: triton.cdiv(tiles * triton.cdiv(steps, n), units) * (n + SETUP))
     return triton.cdiv(steps, steps_per_part), steps_per_part
