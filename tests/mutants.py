@@ -138,7 +138,6 @@ MUTANTS = [
     Mutant("walk: the last part goes past the last row", "kernels/columns.py", "steps = tl.minimum(first + rows_per_part, height) - first", "steps = rows_per_part", "columns pool2d"),
     Mutant("walk: parts of a tile begin at the first row", "kernels/columns.py", "parts - 1) * rows_per_part", "parts - 1) * 0", "columns pool2d"),
     Mutant("walk: columns of other images", "kernels/columns.py", "n, col = place // width, place % width\n        else:", "n, col = place % width, place // width\n        else:", "columns pool2d"),
-    Mutant("walk: a channel of few is the next one", "kernels/columns.py", "c, place = place % channels, place // channels", "c, place = (place + 1) % channels, place // channels", "columns pool2d"),
     Mutant("walk: channels as images where they do not lie end to end", "kernels/columns.py", "strides and all(s[0] == c * s[1] for s in strides)", "strides", "columns pool2d"),
     Mutant("walk: taps said to be always inside that are not", "kernels/columns.py", "min(axis.taps, (size - 1 - last_window) // axis.dilation + 1)", "axis.taps", "columns pool2d"),
     # what follows in the same kernel
