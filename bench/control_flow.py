@@ -63,7 +63,7 @@ class Graph:
         return sum((self.events[b] for b in blocks), Counter())
 
     def skipped(self, part: Part) -> dict[str, list[int]]:
-        """The blocks of a part that a branch may skip, by their events and those in all that it skips with them."""
+        """The blocks that a branch may skip, grouped by their events together with those of all blocks skipped with them."""
         found: dict[str, list[int]] = {}
         for b in sorted(part.own - part.certain):
             events = self.events_of(other for other in part.blocks if b in self.dominators[other])

@@ -2,8 +2,8 @@
 
 The trips of loops are computed and not given: bench/ptx.py runs PTX, of which ptxas makes the machine code, for some programs
 of the launch. ptxas unrolls loops, so that the loops of both are matched: one of the machine code does the work of so many
-turns of one of PTX as it has times the loads, stores, shuffles and barriers. What both execute of these in all says whether
-that came out right.
+turns of one of PTX as it has times the loads, stores, shuffles and barriers. A count is right if both execute
+as many of these instructions in all.
 
 What a predicate leaves out is issued, and counts. A block that a branch may skip counts as often as PTX executes the one with
 the same loads, stores, shuffles and barriers and, without any, as often as what is around it: more than it may execute.
@@ -109,7 +109,7 @@ class _Match:
         return len(wanted) == 1 and _distance(more, self.runs.events(wanted[0])) < 0.1
 
     def _rests(self, ptx: Part, part: Part, loops: Sequence[tuple[int, Part]]) -> list[tuple[int, int]]:
-        """Blocks around an unrolled loop that do some of the turns which it leaves: (how many, block)."""
+        """The blocks beside an unrolled loop that do its remaining turns: (number of turns, block)."""
         most, loop = max(loops, key=lambda of: of[0])
         others = [other.header for other in part.inner if all(other is not of for _, of in loops)]
         start = max((header for header in others if header < loop.header), default=-1)
@@ -149,7 +149,7 @@ def _distance(a: Events, b: Events, times: int = 1) -> float:
 
 
 def _values(args: Iterable[Any], types: Iterable[Any]) -> Iterator[Any]:
-    """The arguments that are parameters, by the types that Triton gave them: not those that it made constants."""
+    """The arguments that the compiled kernel takes. Triton has made the others constants: their type is "constexpr"."""
     for arg, type_ in zip(args, types, strict=False):
         if isinstance(type_, tuple):
             yield from _values(arg, type_)

@@ -17,8 +17,9 @@ ROWS = Path(__file__).with_name("compiled") / f"triton-{triton.__version__}.json
 
 
 class Program(NamedTuple):
-    """The instructions of a program's text, or those that a thread executes, and those of the text for global memory; wide
-    ones move 16 bytes.
+    """How many instructions a program has, or a thread executes, and how many in its text access global memory.
+
+    A wide access moves 16 bytes.
     """
 
     instructions: float

@@ -50,7 +50,7 @@ def read_ptx(ptx: str) -> tuple[list[Operation], list[tuple[int | None, bool]]]:
 
 
 def _names(operations: Sequence[Operation], jumps: Sequence[tuple[int | None, bool]]) -> list[str]:
-    """The names, without those of loads that repeat one of their block: ptxas drops them."""
+    """The names of operations. A load that its block already has gets an empty name: ptxas drops it."""
     targets, names, seen = {to for to, _ in jumps}, list[str](), set[tuple[str, ...]]()
     for i, (predicate, name, operands) in enumerate(operations):
         load = predicate, name, operands[-1]

@@ -128,7 +128,7 @@ def wide_index_type(axes: Iterable[Sequence[Any]], *tensors: Tensor) -> tl.dtype
 
 
 class Columns(NamedTuple):
-    """How an image is filled: the number of programs, and what a kernel that calls columns_of is told."""
+    """How an image is filled: the number of programs, and the arguments that columns_of needs in the kernel."""
 
     programs: int
     cut: tuple[int, ...]

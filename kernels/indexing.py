@@ -233,6 +233,9 @@ def offset_of(index, sizes, strides):
     """Where the element of that number lies in storage; sizes and strides count from the innermost axis outwards."""
     offset = index * 0
     for axis in tl.static_range(len(sizes)):
-        offset += (index % sizes[axis]) * strides[axis]
-        index = index // sizes[axis]
+        if axis + 1 < len(sizes):
+            offset += (index % sizes[axis]) * strides[axis]
+            index = index // sizes[axis]
+        else:  # the index is within the sizes, so the outermost axis needs no division
+            offset += index * strides[axis]
     return offset

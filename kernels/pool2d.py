@@ -113,7 +113,7 @@ def _reach_of(axis: Axis, padding: int) -> Reach:
 
 @triton.constexpr_function
 def _tap_of(pixel: int, window: int, axis: Axis, padding: int) -> int:
-    """As which of its taps a window, counted like that, holds a pixel of a cell; -1 if it does not."""
+    """The tap by which a window holds a pixel of a cell, or -1. Windows are counted from that of the cell's number."""
     taps, stride, *_ = axis  # Triton 3.6 hands over a plain tuple
     tap = pixel + padding - window * stride
     return tap if 0 <= tap < taps else -1

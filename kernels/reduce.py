@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trinn.kernels import tuning
 from trinn.kernels.epilogue import rectified
+from trinn.kernels.indexing import offset_of
 from trinn.kernels.launch import INTERPRETED, empty, index_type, is_channels_last, launch, memory_order
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, divided, widened
@@ -28,7 +29,6 @@ from trinn.kernels.walk import (
     loaded,
     over_rows,
     parts_of,
-    place_of,
     rows_of,
     start_of,
     walk,
@@ -93,7 +93,7 @@ def _plane_mean_kernel(
     acc = tl.full((TILE.planes, TILE.pixels), 0.0, ACCUMULATOR)
     for start in tl.range(part * pixels_per_part, last, TILE.pixels, loop_unroll_factor=2):
         pixel = (tl.full((), start, INDEX) + tl.arange(0, TILE.pixels))[None, :]
-        value = tl.load(x + place_of(pixel, pixel_axes, x_strides[2]), mask=(plane < planes) & (pixel < last), other=0.0)
+        value = tl.load(x + offset_of(pixel, pixel_axes, x_strides[2]), mask=(plane < planes) & (pixel < last), other=0.0)
         acc += widened(value).to(ACCUMULATOR)
     total = tl.sum(acc, axis=1, keep_dims=True)
     if count is not None:

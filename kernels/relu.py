@@ -11,24 +11,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.indexing import offset_of
 from trinn.kernels.launch import index_type, launch, memory_order
 from trinn.kernels.op import op
 from trinn.kernels.precision import widened
 from trinn.kernels.tuning import elementwise_block
-from trinn.kernels.walk import place_of
 
 
 @triton.jit
 def _relu_kernel(x, dy, result, sizes, x_strides, dy_strides, strides, elements, INDEX: tl.constexpr, BLOCK: tl.constexpr):
     """BLOCK elements of the result: of y, or with dy of dx, where x is y."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(x + place_of(element, sizes, x_strides), mask=element < elements)
+    value = tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements)
     if dy is None:
         value = tl.where(widened(value) < 0, tl.zeros_like(value), value)
     else:
-        upstream = tl.load(dy + place_of(element, sizes, dy_strides), mask=element < elements)
+        upstream = tl.load(dy + offset_of(element, sizes, dy_strides), mask=element < elements)
         value = tl.where(widened(value) <= 0, tl.zeros_like(upstream), upstream)
-    tl.store(result + place_of(element, sizes, strides), value, mask=element < elements)
+    tl.store(result + offset_of(element, sizes, strides), value, mask=element < elements)
 
 
 def _empty_relu(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels import tuning
-from trinn.kernels.indexing import nothing
+from trinn.kernels.indexing import nothing, offset_of
 from trinn.kernels.launch import INTERPRETED, device_function, memory_order
 
 SETUP = 4  # how many steps take as long as all that a program does besides
@@ -137,19 +137,6 @@ def parts_of(tiles: int, steps: int) -> tuple[int, int]:
 
 
 @device_function
-def place_of(index, sizes, strides):
-    """indexing.py's offset_of for an index within the sizes: what lies end to end, and so is one axis, needs no division."""
-    offset = index * 0
-    for axis in tl.static_range(len(sizes)):
-        if axis + 1 < len(sizes):
-            offset += (index % sizes[axis]) * strides[axis]
-            index = index // sizes[axis]
-        else:
-            offset += index * strides[axis]
-    return offset
-
-
-@device_function
 def columns_of(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
     """(columns, whether they are the program's, their channels) of a tile; idle lanes read some column that exists."""
     tile = (tl.program_id(0) % grid.tiles).to(INDEX)
@@ -176,7 +163,7 @@ def rows_of(grid, INDEX: tl.constexpr):
 @device_function
 def start_of(tensor, column, grid, strides, TILE: tl.constexpr):
     """Where the columns of a tile begin; `down` is how far it is from there to the tile that begins with some row."""
-    start = tensor + place_of(column, grid.column_axes, strides[0])
+    start = tensor + offset_of(column, grid.column_axes, strides[0])
     if len(grid.row_axes) == 1:
         start += (tl.arange(0, TILE.rows).to(column.dtype) * strides[1][0])[:, None]
     return start
@@ -188,7 +175,7 @@ def down(row, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
     if len(grid.row_axes) == 1:
         offset = row * strides[1][0]
     else:
-        offset = place_of(row + tl.arange(0, TILE.rows), grid.row_axes, strides[1])[:, None]
+        offset = offset_of(row + tl.arange(0, TILE.rows), grid.row_axes, strides[1])[:, None]
     return offset
 
 

@@ -246,7 +246,7 @@ MUTANTS = [
     Mutant("channels_last only if all are", "kernels/launch.py", "return any(_has_channels_last_strides(t) for t in tensors)", "return all(_has_channels_last_strides(t) for t in tensors)", "conv2d"),
     Mutant("one pixel is channels_last", "kernels/launch.py", "if tensor.stride(axis) < least or (axis == 0 and least == tensor.stride(1)):", "if tensor.stride(axis) < least:", "upsample2d"),
     Mutant("axes walked as one that do not lie end to end", "kernels/launch.py", "if merged and strides == [merged[-1][0] * stride for stride in merged[-1][1]]:", "if merged:", "relu"),
-    Mutant("memory read past the end", "kernels/relu.py", "value = tl.load(x + place_of(element, sizes, x_strides), mask=element < elements)", "value = tl.load(x + place_of(element + 1, sizes, x_strides), mask=element < elements)", "relu bounds"),
+    Mutant("memory read past the end", "kernels/relu.py", "value = tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements)", "value = tl.load(x + offset_of(element + 1, sizes, x_strides), mask=element < elements)", "relu bounds"),
     Mutant("writing over a tensor goes unsaid", "kernels/op.py", "torch.autograd.graph.increment_version(args[place])", "pass", "relu"),
 ]  # fmt: skip
 
