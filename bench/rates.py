@@ -35,7 +35,7 @@ from bench.machine_code import Driver, Instruction, read_cubin, read_loops, read
 from bench.timing import Call, Machine, interleaved
 from trinn.kernels import launch, tuning
 from trinn.kernels.boxes import described
-from trinn.kernels.windows2d import beats
+from trinn.kernels.precision import beats
 
 SOURCE = (128, 24, 48, 64)  # images, rows, columns and channels, float16: 18 MiB, which fits into L2
 BOXES = {

@@ -137,13 +137,13 @@ def pool(x: Shape, taps: int, stride: int, padding: int = 0) -> Passes:
 
 def adaptive_pool(x: Shape, size: Shape) -> Passes:
     def passes(new: New) -> None:
-        image, dy = new(*x), new(*x[:2], *size)
-        _, codes = kernels.adaptive_max_pool2d_forward(image, size)
-        kernels.adaptive_max_pool2d_backward(dy, codes, x[2:])
-        kernels.adaptive_max_pool2d_pick(image, codes)
-        kernels.adaptive_max_pool2d_indices(codes, x[2:])
-        kernels.adaptive_avg_pool2d_forward(image, size)
-        kernels.adaptive_avg_pool2d_backward(dy, x[2:], image.stride(1) == 1)
+        image, dy, bins = new(*x), new(*x[:2], *size), ((),) * 4
+        _, codes = kernels.max_pool2d_forward(image, size, *bins)
+        kernels.max_pool2d_backward(dy, codes, x[2:], *bins)
+        kernels.max_pool2d_pick(image, codes, *bins)
+        kernels.max_pool2d_indices(codes, x[2:], *bins)
+        kernels.avg_pool2d_forward(image, size, *bins[:3], True, None)
+        kernels.avg_pool2d_backward(dy, x[2:], *bins[:3], True, None, image.stride(1) == 1)
 
     return passes
 

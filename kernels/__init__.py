@@ -12,14 +12,6 @@ import torch
 if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from trinn.kernels.adaptive_pool2d import (  # noqa: E402
-    adaptive_avg_pool2d_backward,
-    adaptive_avg_pool2d_forward,
-    adaptive_max_pool2d_backward,
-    adaptive_max_pool2d_forward,
-    adaptive_max_pool2d_indices,
-    adaptive_max_pool2d_pick,
-)
 from trinn.kernels.antialias2d import antialias2d_backward, antialias2d_forward  # noqa: E402
 from trinn.kernels.batchnorm2d import (  # noqa: E402
     batchnorm2d_add_relu,
@@ -70,12 +62,6 @@ register_vmap(library)
 hash_device_functions([module for name, module in sorted(sys.modules.items()) if name.startswith("trinn.kernels.")])
 
 __all__ = [
-    "adaptive_avg_pool2d_backward",
-    "adaptive_avg_pool2d_forward",
-    "adaptive_max_pool2d_backward",
-    "adaptive_max_pool2d_forward",
-    "adaptive_max_pool2d_indices",
-    "adaptive_max_pool2d_pick",
     "antialias2d_backward",
     "antialias2d_forward",
     "avg_pool2d_backward",

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.gather2d import gather2d
 from trinn.kernels.indexing import first_reader, most_readers
 from trinn.kernels.launch import device_function, empty, is_channels_last
 from trinn.kernels.op import op
 from trinn.kernels.precision import divided
-from trinn.kernels.separable2d import gather2d
 
 
 @device_function
@@ -87,7 +87,7 @@ def antialias2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float])
     """
     y = _empty(x, size, scales)
     axes, scales = _axes(x.shape[2:], size, scales)
-    gather2d(x, y, axes, scales, [taps for *_, taps in axes], _tap, _total)
+    gather2d(x, y, axes, [taps for *_, taps in axes], _tap, _total, scales=scales)
     return y
 
 
@@ -98,7 +98,7 @@ def antialias2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float
     axes, scales = _axes(size, dy.shape[2:], scales)
     supports = [max(scale, 1.0) for scale in scales]
     readers = [most_readers(n, m, s, 0.5 - r, 0.5 + r, 0.5) for (n, m, _), s, r in zip(axes, scales, supports, strict=True)]
-    gather2d(dy, dx, axes, scales, readers, _reader)
+    gather2d(dy, dx, axes, readers, _reader, scales=scales)
     return dx
 
 

@@ -109,17 +109,15 @@ def all_of(condition, TILE: tl.constexpr):
 
 
 @device_function
-def zeros(TILE: tl.constexpr, DTYPE: tl.constexpr):
-    """A tile of zeros."""
-    return tl.full((TILE.parts * TILE.columns, TILE.lanes), 0, DTYPE)
+def filled(value, TILE: tl.constexpr, DTYPE: tl.constexpr):
+    """A tile of one value."""
+    return tl.full((TILE.parts * TILE.columns, TILE.lanes), value, DTYPE)
 
 
 @device_function
-def filled(value, DTYPE: tl.constexpr, TILE: tl.constexpr):
-    """A tile of one value of a dtype, in the dtype that `compared` gives."""
-    return tl.full(
-        (TILE.parts * TILE.columns, TILE.lanes), value, tl.float32 if DTYPE == tl.bfloat16 or DTYPE == tl.float16 else DTYPE
-    )
+def plane_of(tensor, strides, n, c):
+    """Where a channel of an image begins, and the strides of its rows and columns."""
+    return tensor + n * strides[0] + c * strides[1], strides[2], strides[3]
 
 
 def wide_index_type(axes: Iterable[Sequence[Any]], *tensors: Tensor) -> tl.dtype:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import columns, columns_of, zeros
+from trinn.kernels.columns import columns, columns_of, filled
 from trinn.kernels.depthwise2d_strips import gather_strips, has_strips, wgrad_strips
 from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import Axis, big_from_small, inside, small_from_big, split_pixel
@@ -45,7 +45,7 @@ def _gather_kernel(
     result += n * y_n + channel * y_c + col * y_w
     for step in range(steps):
         row = first + step
-        acc = zeros(TILE, ACCUMULATOR)
+        acc = filled(0, TILE, ACCUMULATOR)
         if ADJOINT:
             top, first_r, hits_h = small_from_big(row, H)
             left, first_s, hits_w = small_from_big(col, W)

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import columns, columns_of
+from trinn.kernels.gather2d import pick2d
 from trinn.kernels.indexing import inside
-from trinn.kernels.launch import empty, index_type, is_channels_last, launch
+from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.tuning import elementwise_block
 
@@ -62,30 +62,10 @@ def _scatter_kernel(
         tl.debug_barrier()
 
 
-@triton.jit
-def _gather_kernel(
-    dy, indices, dx,
-    dy_strides, indices_strides, dx_strides,
-    height, width, out_height, out_width, cut,
-    INDEX: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """A tile of dx."""
-    dy_n, dy_c, dy_h, dy_w = dy_strides
-    indices_n, indices_c, indices_h, indices_w = indices_strides
-    dx_n, dx_c, dx_h, dx_w = dx_strides
-    n, c, w, first, steps = columns_of(cut, height, width, INDEX, TILE)
-    dy += n * dy_n + c * dy_c
-    indices += n * indices_n + c * indices_c + w * indices_w
-    dx += n * dx_n + c * dx_c + w * dx_w
-    out_pixels = tl.full((), out_height, tl.int64) * out_width
-    for step in range(steps):
-        h = first + step
-        place = tl.load(indices + h * indices_h)
-        there = inside(place, out_pixels)
-        tl.device_assert(there, "max_unpool2d: found an invalid max index")
-        place = tl.where(there, place, 0).to(INDEX)
-        value = tl.load(dy + place // out_width * dy_h + place % out_width * dy_w, mask=there, other=0)
-        tl.store(dx + h * dx_h, value)
+@device_function
+def _place(i, position, axis, DTYPE: tl.constexpr):
+    """A TAP of gather2d.py: a row or a column, wherever the position."""
+    return i, inside(i, axis[0]), 1
 
 
 def _empty_forward(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
@@ -121,13 +101,8 @@ def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> T
     """Gradient of max unpooling: what lies at each place of dy (N, C, H, W), like `indices`, in the order asked for."""
     _check(indices, dy.shape[2:])
     dx = _empty_backward(dy, indices, channels_last)
-    programs, cut, tile, strides = columns(dx, (dy, indices, dx), channels_last)
-    launch(
-        _gather_kernel, programs, dy, indices, dx,
-        *strides,
-        *dx.shape[2:], *dy.shape[2:], cut,
-        INDEX=index_type(dy, indices, dx), TILE=tile, device=dy.device, asserts=True,
-    )  # fmt: skip
+    size = dy.shape[2:]
+    pick2d(dy, indices, dx, list(zip(size, dx.shape[2:], strict=True)), size, _place, size[1], channels_last)
     return dx
 
 

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import triton.language as tl
 from torch import Tensor
 
+from trinn.kernels.gather2d import gather2d
 from trinn.kernels.indexing import inside
 from trinn.kernels.launch import device_function, empty, is_channels_last
 from trinn.kernels.op import op
-from trinn.kernels.separable2d import gather2d
 
 
 @device_function
@@ -102,7 +102,7 @@ def pad2d_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
         (N, C, H + top + bottom, W + left + right), channels_last if `x` is, but for "circular".
     """
     y = _empty_forward(x, padding, mode)
-    gather2d(x, y, _axes(x, y, padding), (0.0, 0.0), (), SOURCES[mode])
+    gather2d(x, y, _axes(x, y, padding), (1, 1), SOURCES[mode], what="copy")
     return y
 
 
@@ -112,7 +112,7 @@ def pad2d_backward(dy: Tensor, padding: Sequence[int], mode: str) -> Tensor:
     dx = _empty_backward(dy, padding, mode)
     left, right, top, bottom = padding
     readers = _most_readers(dx.shape[2], top, bottom, mode), _most_readers(dx.shape[3], left, right, mode)
-    gather2d(dy, dx, _axes(dx, dy, padding), (0.0, 0.0), readers, READERS[mode])
+    gather2d(dy, dx, _axes(dx, dy, padding), readers, READERS[mode])
     return dx
 
 

@@ -1,14 +1,15 @@
-"""2-D max and average pooling.
+"""2-D max and average pooling, by windows or, adaptive, by bins.
 
-    max_pool2d   y[n, c, p, q]  = max_{r, s} x[n, c, h, w]       dx[n, c, h, w] = sum of dy[n, c, p, q] whose winner is (h, w)
-    avg_pool2d   y[n, c, p, q]  = sum_{r, s} x[n, c, h, w] / d    dx[n, c, h, w] = sum_{r, s} dy[n, c, p, q] / d
+    max   y[n, c, p, q]  = max x[n, c, h, w]          dx[n, c, h, w] = sum of dy[n, c, p, q] whose winner is (h, w)
+    avg   y[n, c, p, q]  = sum x[n, c, h, w] / d      dx[n, c, h, w] = sum dy[n, c, p, q] / d
 
-    each with h = p * stride - padding + r * dilation, w from q and s likewise, over the taps that lie inside the image
+    over the pixels of a window (p, q), h = p * stride - padding + r * dilation, that lie inside the image; or of a bin,
+    floor(p * H / P) <= h < ceil((p + 1) * H / P); w from q likewise
 
-A max remembers its winner as the number of the tap, one byte; torch's int64 places are made from it only for those who ask.
-NaN wins, the last one; of equal values the first. Dilated taps may all miss a small image: such a window has the least
-value of its dtype and no winner. Both gradients are gathers: an input pixel looks at the few windows that
-can cover it, so there are no atomics.
+A max remembers its winner as the number of the tap, one byte as a rule; torch's int64 places are made from it only for those
+who ask. NaN wins, the last one; of equal values the first. Dilated taps may all miss a small image: such a window has the
+least value of its dtype and no winner. Both gradients are gathers: a pixel looks at the few windows that may hold it, so there
+are no atomics. Windows of few taps have kernels of their own here, unrolled; gather2d.py does all others.
 """
 
 from collections.abc import Sequence
@@ -19,13 +20,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import Taps, always_inside, columns, columns_of, zeros
+from trinn.kernels.columns import Taps, always_inside, columns, columns_of, filled, plane_of
+from trinn.kernels.gather2d import gather2d, pick2d
 from trinn.kernels.indexing import Axis, big_from_small, inside, nothing
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, compared, divided, widened
-from trinn.kernels.separable2d import gather2d
-from trinn.kernels.windows2d import Windows, beats, least, max_backward, max_forward, pick, window, windows_of
+from trinn.kernels.precision import accumulator, beats, compared, least, widened
+from trinn.kernels.reduce import plane_mean
+from trinn.kernels.windows2d import Windows, windows_of
 
 MOST_TAPS = 25  # of a window, or pixels of a stride, for kernels that are unrolled over them
 
@@ -57,23 +59,21 @@ def _max_pool2d_kernel(
     INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of y and the taps it came from. Rows of x that the next windows have too are kept, reduced along the columns."""
-    x_n, x_c, x_h, x_w = x_strides
-    y_n, y_c, y_h, y_w = y_strides
-    x_w = tl.full((), 1, INDEX) * x_w
     R: tl.constexpr = H.taps
     S: tl.constexpr = W.taps
     KEPT: tl.constexpr = max(H.taps - H.stride, 0)
     n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     left = big_from_small(q, 0, W)
-    x += n * x_n + c * x_c + left * x_w
+    x, x_h, x_w = plane_of(x, x_strides, n, c)
+    x_w = tl.full((), 1, INDEX) * x_w
+    y_n, y_c, y_h, y_w = y_strides
     at = n * y_n + c * y_c + q * y_w
-    y += at
-    codes += at
+    x, y, codes = x + left * x_w, y + at, codes + at
     column_inside = nothing()
     for s in tl.static_range(S):
         column_inside += (inside(left + s, width),)
     # Of a window of equal values the first tap inside the image wins.
-    first_s = zeros(TILE, tl.int32)
+    first_s = filled(0, TILE, tl.int32)
     if COLUMNS_INSIDE.low > 0:
         first_s += tl.maximum(-left, 0).to(tl.int32)
 
@@ -158,15 +158,15 @@ def _max_pool2d_backward_kernel(
     The columns of a cell begin at a multiple of the stride, its rows where a window begins. So a row of windows completes the
     cells of its own number, and adds to `BELOW` cells below them, whose sums are kept.
     """
-    dy_n, dy_c, dy_p, dy_q = dy_strides
-    codes_n, codes_c, codes_p, codes_q = codes_strides
-    dx_n, dx_c, dx_h, dx_w = dx_strides
     n, c, k, first, steps = columns_of(cut, cells_h, cells_w, INDEX, TILE)
     LOW: tl.constexpr = REACH.low
     WINDOWS: tl.constexpr = REACH.high - REACH.low + 1
     ROWS: tl.constexpr = H.stride
     COLUMNS: tl.constexpr = W.stride
     CELL: tl.constexpr = ROWS * COLUMNS
+    dy, dy_p, dy_q = plane_of(dy, dy_strides, n, c)
+    codes, codes_p, codes_q = plane_of(codes, codes_strides, n, c)
+    dx_n, dx_c, dx_h, dx_w = dx_strides
     dys, all_codes, missing = nothing(), nothing(), nothing()
     for d in tl.static_range(LOW, LOW + WINDOWS):
         q = k + d
@@ -175,21 +175,20 @@ def _max_pool2d_backward_kernel(
         else:
             missing += (tl.where(inside(q, out_width), 0, -1),)
             q = tl.minimum(tl.maximum(q, 0), out_width - 1)
-        dys += (dy + n * dy_n + c * dy_c + q * dy_q,)
-        all_codes += (codes + n * codes_n + c * codes_c + q * codes_q,)
+        dys, all_codes = dys + (dy + q * dy_q,), all_codes + (codes + q * codes_q,)
     at = n * dx_n + c * dx_c + k * W.stride * dx_w
     if PAIRS:  # two columns side by side, of a row that begins at an even place
         at = at[:, :, None] + (tl.arange(0, 2) * dx_w)[None, None, :]
         at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 2]), [1, 1, 2])
     dx += at
 
-    cells = (zeros(TILE, ACCUMULATOR),) * (BELOW * CELL)
+    cells = (filled(0, TILE, ACCUMULATOR),) * (BELOW * CELL)
     for a in tl.static_range(BELOW):
-        more = (zeros(TILE, ACCUMULATOR),) * CELL
+        more = (filled(0, TILE, ACCUMULATOR),) * CELL
         cells = _with_row(cells + more, first - BELOW + a, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)[CELL:]
     for step in range(steps):
         m = first + step
-        more = (zeros(TILE, ACCUMULATOR),) * CELL
+        more = (filled(0, TILE, ACCUMULATOR),) * CELL
         cells = _with_row(cells + more, m, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)
         for i in tl.static_range(ROWS):
             h = big_from_small(m, 0, H) + i
@@ -203,87 +202,60 @@ def _max_pool2d_backward_kernel(
         cells = cells[CELL:]
 
 
-@device_function
-def _tap(i, position, axis, DTYPE: tl.constexpr):
-    """The i-th pixel that a window averages."""
-    first, end, _step = window(position, axis[:6])
-    return first + i, inside(first + i, end), 1
-
-
-@device_function
-def _count(position, axis, DTYPE: tl.constexpr):
-    """What an axis divides a sum by: its pixels of the window, with those of padding that count, or a given number."""
-    size, _windows, taps, stride, padding, _dilation, counted, divisor, _scale = axis
-    first = position * stride - padding
-    pixels = tl.minimum(first + taps, size + counted) - tl.maximum(first, -counted)
-    return tl.where(divisor == 0, pixels, divisor)
-
-
-@device_function
-def _holder(i, pixel, axis, DTYPE: tl.constexpr):
-    """The i-th window that averages a pixel, and the share of each of its pixels."""
-    first, end = windows_of(pixel, axis[:6])
-    holds = first + i < end
-    count = tl.where(holds, _count(first + i, axis, DTYPE), 1).to(DTYPE)
-    return first + i, holds, divided(tl.full(count.shape, 1, DTYPE), count)
-
-
-def _empty_max_pool2d_forward(x: Tensor, size: Sequence[int], kernel: Sequence[int], *_: Any) -> tuple[Tensor, Tensor]:
-    shape, channels_last = (*x.shape[:2], *size), is_channels_last(x)
-    return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(kernel))
-
-
-def code_type(kernel: Sequence[int]) -> torch.dtype:
+def code_type(taps: Sequence[int]) -> torch.dtype:
     """The dtype of the numbers of a window's taps."""
-    return torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32
+    return torch.uint8 if taps[0] * taps[1] <= 256 else torch.int32
 
 
-def _empty_max_pool2d_backward(dy: Tensor, codes: Tensor, size: Sequence[int], *_: Any) -> Tensor:
+def _empty_max_forward(x: Tensor, size: Sequence[int], *window: Any) -> tuple[Tensor, Tensor]:
+    shape, channels_last = (*x.shape[:2], *size), is_channels_last(x)
+    taps = windows_of(x.shape[2:], size, *window).taps
+    return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(taps))
+
+
+def _empty_max_backward(dy: Tensor, codes: Tensor, size: Sequence[int], *_: Any) -> Tensor:
     return empty(dy, (*codes.shape[:2], *size), is_channels_last(codes))
 
 
-def _empty_max_pool2d_pick(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
+def _empty_max_pick(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(codes, dtype=x.dtype)
 
 
-def _empty_max_pool2d_indices(codes: Tensor, *_: Any) -> Tensor:
+def _empty_max_indices(codes: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(codes, dtype=torch.int64)
 
 
-def _empty_avg_pool2d_forward(x: Tensor, size: Sequence[int], *_: Any) -> Tensor:
+def _empty_avg_forward(x: Tensor, size: Sequence[int], *_: Any) -> Tensor:
     return empty(x, (*x.shape[:2], *size), is_channels_last(x))
 
 
-def _empty_avg_pool2d_backward(dy: Tensor, size: Sequence[int], *more: Any) -> Tensor:
+def _empty_avg_backward(dy: Tensor, size: Sequence[int], *more: Any) -> Tensor:
     return empty(dy, (*dy.shape[:2], *size), channels_last=more[-1])
 
 
-@op(fake=_empty_max_pool2d_forward)
+@op(fake=_empty_max_forward)
 def max_pool2d_forward(
-    x: Tensor,
-    size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    x: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The largest value of each window.
 
     Args:
         x: (N, C, H, W), any strides and real dtype.
         size: (P, Q).
-        kernel: (R, S), the taps of a window.
+        kernel: (R, S), the taps of a window; () for bins, for which the other three are () too.
         stride, padding, dilation: in pixels, for height and width.
 
     Returns:
-        y and codes, (N, C, P, Q), channels_last if `x` is: the values, and the number r * S + s of the tap that won, uint8
-        for windows of at most 256 taps, else int32; 0 where none did.
+        y and codes, (N, C, P, Q), channels_last if `x` is: the values, and the number r * S + s of the tap that won, with S
+        that of the widest bin; 0 where none did. uint8 for windows of at most 256 taps, else int32.
     """
-    y, codes = _empty_max_pool2d_forward(x, size, kernel)
-    H, W = _axes(kernel, stride, padding, dilation)
-    if not _is_small(H, W):
-        max_forward(x, y, codes, _windows(x.shape[2:], size, H, W))
+    y, codes = _empty_max_forward(x, size, kernel, stride, padding, dilation)
+    if not _is_small(kernel, stride, dilation):
+        windows = windows_of(x.shape[2:], size, kernel, stride, padding, dilation)
+        gather2d(x, y, windows.axes, windows.taps, windows.pixel, what="max", codes=codes, code_width=windows.taps[1])
         return y, codes
+    H, W = (Axis(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
     programs, cut, tile, strides = columns(y, (x, y))
     launch(
         _max_pool2d_kernel, programs, x, y, codes,
@@ -295,7 +267,7 @@ def max_pool2d_forward(
     return y, codes
 
 
-@op(fake=_empty_max_pool2d_backward)
+@op(fake=_empty_max_backward)
 def max_pool2d_backward(
     dy: Tensor, codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int],
@@ -310,11 +282,12 @@ def max_pool2d_backward(
     Returns:
         (N, C, H, W), channels_last if `codes` is.
     """
-    dx = _empty_max_pool2d_backward(dy, codes, size)
-    H, W = _axes(kernel, stride, padding, dilation)
-    if not _is_small(H, W):
-        max_backward(dy, codes, dx, _windows(size, dy.shape[2:], H, W))
+    dx = _empty_max_backward(dy, codes, size)
+    if not _is_small(kernel, stride, dilation):
+        windows = windows_of(size, dy.shape[2:], kernel, stride, padding, dilation)
+        gather2d(dy, dx, windows.axes, windows.most, windows.holder, what="won", codes=codes, code_width=windows.taps[1])
         return dx
+    H, W = (Axis(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
     cells = triton.cdiv(size[0] + H.padding, H.stride), triton.cdiv(size[1], W.stride)
     programs, cut, tile, strides = columns(dx, (dy, codes, dx), size=cells)
     in_pairs = tile.order == "contiguous" and W.stride == 2 and size[1] % 2 == 0 and tile.parts == 1
@@ -329,7 +302,12 @@ def max_pool2d_backward(
     return dx
 
 
-@op(fake=_empty_max_pool2d_pick)
+def _is_small(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether kernels may be unrolled over a window's taps and a stride's pixels, and keep the rows that windows share."""
+    return len(kernel) > 0 and max(kernel[0] * kernel[1], stride[0] * stride[1]) <= MOST_TAPS and max(dilation) == 1
+
+
+@op(fake=_empty_max_pick)
 def max_pool2d_pick(
     x: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
@@ -337,12 +315,13 @@ def max_pool2d_pick(
 
     0 where nothing won.
     """
-    y = _empty_max_pool2d_pick(x, codes)
-    pick(x, codes, y, _windows(x.shape[2:], y.shape[2:], *_axes(kernel, stride, padding, dilation)))
+    y = _empty_max_pick(x, codes)
+    windows = windows_of(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
+    pick2d(x, codes, y, windows.axes, x.shape[2:], windows.pixel, windows.taps[1])
     return y
 
 
-@op(fake=_empty_max_pool2d_indices)
+@op(fake=_empty_max_indices)
 def max_pool2d_indices(
     codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int],
@@ -351,12 +330,13 @@ def max_pool2d_indices(
 
     Some place in the image where nothing won.
     """
-    indices = _empty_max_pool2d_indices(codes)
-    pick(None, codes, indices, _windows(size, codes.shape[2:], *_axes(kernel, stride, padding, dilation)))
+    indices = _empty_max_indices(codes)
+    windows = windows_of(size, codes.shape[2:], kernel, stride, padding, dilation)
+    pick2d(None, codes, indices, windows.axes, size, windows.pixel, windows.taps[1])
     return indices
 
 
-@op(fake=_empty_avg_pool2d_forward)
+@op(fake=_empty_avg_forward)
 def avg_pool2d_forward(
     x: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     count_include_pad: bool, divisor_override: int | None,
@@ -366,7 +346,7 @@ def avg_pool2d_forward(
     Args:
         x: (N, C, H, W), any strides; int64 is averaged towards zero.
         size: (P, Q).
-        kernel: (R, S), the taps of a window.
+        kernel: (R, S), the taps of a window; () for bins, for which the next two are () too.
         stride, padding: in pixels, for height and width.
         count_include_pad: divide by the window's pixels in the image and its padding, not in the image alone.
         divisor_override: divide by this instead.
@@ -374,13 +354,15 @@ def avg_pool2d_forward(
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
-    y = _empty_avg_pool2d_forward(x, size)
-    axes = _average_axes(x.shape[2:], size, kernel, stride, padding, count_include_pad, divisor_override)
-    gather2d(x, y, axes, (0.0, 0.0), kernel, _tap, _count, in_order=True)
+    if not kernel and list(size) == [1, 1]:
+        return plane_mean(x)
+    y = _empty_avg_forward(x, size)
+    windows = _averaged(x.shape[2:], size, kernel, stride, padding, count_include_pad, divisor_override)
+    gather2d(x, y, windows.axes, windows.taps, windows.pixel, windows.count, "add in order")
     return y
 
 
-@op(fake=_empty_avg_pool2d_backward)
+@op(fake=_empty_avg_backward)
 def avg_pool2d_backward(
     dy: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     count_include_pad: bool, divisor_override: int | None, channels_last: bool,
@@ -389,36 +371,21 @@ def avg_pool2d_backward(
 
     In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
     """
-    dx = _empty_avg_pool2d_backward(dy, size, channels_last)
-    axes = _average_axes(size, dy.shape[2:], kernel, stride, padding, count_include_pad, divisor_override)
-    most = [triton.cdiv(taps, step) for taps, step in zip(kernel, stride, strict=True)]
-    gather2d(dy, dx, axes, (0.0, 0.0), most, _holder, channels_last=channels_last)
+    dx = _empty_avg_backward(dy, size, channels_last)
+    windows = _averaged(size, dy.shape[2:], kernel, stride, padding, count_include_pad, divisor_override)
+    if not kernel and list(dy.shape[2:]) == [1, 1]:  # all pixels of a plane get the same: it is divided once, and copied
+        shares = empty(dy, dy.shape)
+        gather2d(dy, shares, windows.axes, (1, 1), windows.pixel, windows.count, "add in order")
+        gather2d(shares, dx, windows.axes, (1, 1), windows.holder, what="copy", channels_last=channels_last)
+        return dx
+    gather2d(dy, dx, windows.axes, windows.most, windows.share, channels_last=channels_last)
     return dx
 
 
-def _axes(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> tuple[Axis, Axis]:
-    H, W = (Axis(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
-    return H, W
-
-
-def _is_small(H: Axis, W: Axis) -> bool:
-    """Whether kernels may be unrolled over a window's taps and a stride's pixels, and keep the rows that windows share."""
-    return max(H.taps * W.taps, H.stride * W.stride) <= MOST_TAPS and max(H.dilation, W.dilation) == 1
-
-
-def _windows(size: Sequence[int], out_size: Sequence[int], H: Axis, W: Axis) -> Windows:
-    """For windows2d.py: the windows over an image of that size."""
-    axes = [(n, m, *axis) for n, m, axis in zip(size, out_size, (H, W), strict=True)]
-    most = [triton.cdiv((axis.taps - 1) * axis.dilation + 1, axis.stride) for axis in (H, W)]
-    return Windows(axes, (H.taps, W.taps), most, window, windows_of)
-
-
-def _average_axes(
+def _averaged(
     size: Sequence[int], out_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     count_include_pad: bool, divisor_override: int | None,
-) -> list[tuple[int, ...]]:  # fmt: skip
-    """What _tap, _count and _holder are told of the axes."""
-    windows = _windows(size, out_size, *_axes(kernel, stride, padding, (1, 1)))
+) -> Windows:  # fmt: skip
     divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)
     counted = padding if count_include_pad else (0, 0)
-    return [(*axis, pad, divisor) for axis, pad, divisor in zip(windows.axes, counted, divisors, strict=True)]
+    return windows_of(size, out_size, kernel, stride, padding, counted=counted, divisors=divisors)

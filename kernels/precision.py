@@ -88,6 +88,17 @@ def compared(value):
 
 
 @device_function
+def beats(value, best):
+    """Whether a later value wins over the largest so far: it is larger, or NaN."""
+    return (value > best) | (value != value)
+
+
+def least(dtype: torch.dtype) -> float | int:
+    """The value of a dtype that no other is below."""
+    return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+@device_function
 def divided(value, by):
     """value / by, two tensors of one dtype, rounded to nearest: Triton's own float32 division is off by up to two units."""
     if value.dtype == tl.float32:
@@ -99,7 +110,7 @@ def divided(value, by):
 
 @device_function
 def rounded(value, DTYPE: tl.constexpr):
-    """A value as one of DTYPE, an integer to the nearest."""
-    if DTYPE.is_int():
+    """A value as one of DTYPE, an integer of a fraction to the nearest."""
+    if DTYPE.is_int() and value.dtype.is_floating():
         value = tl.floor(value + 0.5)
     return value.to(DTYPE)

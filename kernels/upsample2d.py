@@ -18,12 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import Taps, all_of, columns, columns_of, some, zeros
+from trinn.kernels.columns import Taps, all_of, columns, columns_of, filled, plane_of, some
+from trinn.kernels.gather2d import MOST_UNROLLED, gather2d
 from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, rounded, widened
-from trinn.kernels.separable2d import MOST_UNROLLED, gather2d
 
 
 @device_function
@@ -41,15 +41,13 @@ def _bilinear_kernel(
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of y. The two rows of x that a row lies between are kept for the next one."""
-    x_n, x_c, x_h, x_w = x_strides
-    y_n, y_c, y_h, y_w = y_strides
     scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
     n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     left, right, across = bilinear_source(q, width, out_width, scale_w, shift)
-    x += n * x_n + c * x_c
-    left, right = x + left * x_w, x + right * x_w
-    y += n * y_n + c * y_c + q * y_w
-    upper = zeros(TILE, ACCUMULATOR)
+    x, x_h, x_w = plane_of(x, x_strides, n, c)
+    y, y_h, y_w = plane_of(y, y_strides, n, c)
+    left, right, y = x + left * x_w, x + right * x_w, y + q * y_w
+    upper = filled(0, TILE, ACCUMULATOR)
     lower = upper
     at_upper = tl.full((), -1, INDEX)
     at_lower = at_upper
@@ -76,12 +74,11 @@ def _bilinear_backward_kernel(
     READERS: tl.constexpr, INSIDE: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of dx, from one row of dy after the other: each has a part in two rows of dx, which are being summed."""
-    dy_n, dy_c, dy_p, dy_q = dy_strides
-    dx_n, dx_c, dx_h, dx_w = dx_strides
     n, c, w, first, steps = columns_of(cut, height, width, INDEX, TILE)
     scale_h, axis_w = tl.full((), scale_h, ACCUMULATOR), (width, out_width, shift, tl.full((), scale_w, ACCUMULATOR))
-    dy += n * dy_n + c * dy_c
-    dx += n * dx_n + c * dx_c + w * dx_w
+    dy, dy_p, dy_q = plane_of(dy, dy_strides, n, c)
+    dx, dx_h, dx_w = plane_of(dx, dx_strides, n, c)
+    dx += w * dx_w
     dys, reads, weights = nothing(), nothing(), nothing()
     for j in tl.static_range(READERS):
         q, reads_w, weight = _bilinear_reader(j, w, axis_w, ACCUMULATOR)
@@ -90,14 +87,14 @@ def _bilinear_backward_kernel(
     start = first_reader(first, out_height, scale_h, shift - 1, shift)
     end = tl.minimum(first_reader(last - 1, out_height, scale_h, shift - 1, shift) + readers_h, out_height)
     row = first - 1
-    acc = zeros(TILE, ACCUMULATOR)
+    acc = filled(0, TILE, ACCUMULATOR)
     below = acc
     for p in range(start, end):
         top, bottom, down = bilinear_source(tl.full((), p, INDEX), height, out_height, scale_h, shift)
         if row < top:  # nothing more is added to this row
             if row >= first:
                 tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=row < last)
-            acc, below = below, zeros(TILE, ACCUMULATOR)
+            acc, below = below, filled(0, TILE, ACCUMULATOR)
             row += 1
             while row < top:  # of an image that shrinks, rows that nothing reads
                 if row >= first:
@@ -105,7 +102,7 @@ def _bilinear_backward_kernel(
                 acc = below
                 row += 1
         if row == top:
-            line = zeros(TILE, ACCUMULATOR)
+            line = filled(0, TILE, ACCUMULATOR)
             for j in tl.static_range(READERS):
                 if INSIDE.low <= j and j < INSIDE.high:
                     value = tl.load(dys[j] + p * dy_p)
@@ -117,7 +114,7 @@ def _bilinear_backward_kernel(
     while row < last:
         if row >= first:
             tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty))
-        acc, below = below, zeros(TILE, ACCUMULATOR)
+        acc, below = below, filled(0, TILE, ACCUMULATOR)
         row += 1
 
 
@@ -208,7 +205,7 @@ def bilinear2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float]
     readers = _readers(size, dy, scales, shift - 1, shift + 1, shift)
     programs, cut, tile, strides = columns(dx, (dy, dx), room=2048, lanes=512)
     if tile.parts > 1 or readers[1] > MOST_UNROLLED:
-        gather2d(dy, dx, _axes(size, dy.shape[2:], shift), scales, readers, _bilinear_reader)
+        gather2d(dy, dx, _axes(size, dy.shape[2:], shift), readers, _bilinear_reader, scales=scales)
         return dx
     launch(
         _bilinear_backward_kernel, programs, dy, dx,
@@ -240,7 +237,7 @@ def nearest2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], e
     """
     y = _empty(x, size)
     shift = 0.5 if exact else 0.0
-    gather2d(x, y, _axes(x.shape[2:], size, shift), scales, (), _nearest)
+    gather2d(x, y, _axes(x.shape[2:], size, shift), (1, 1), _nearest, what="copy", scales=scales)
     return y
 
 
@@ -253,7 +250,7 @@ def nearest2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float],
     dx = _empty(dy, size)
     shift = 0.5 if exact else 0.0
     readers = _readers(size, dy, scales, 0.0, 1.0, shift)
-    gather2d(dy, dx, _axes(size, dy.shape[2:], shift), scales, readers, _nearest_reader)
+    gather2d(dy, dx, _axes(size, dy.shape[2:], shift), readers, _nearest_reader, scales=scales)
     return dx
 
 

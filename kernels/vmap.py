@@ -23,12 +23,6 @@ class Fold(NamedTuple):
 
 # Tried from left to right. Arguments are counted without those that are no tensors.
 FOLDS: dict[str, tuple[Fold, ...]] = {
-    "adaptive_avg_pool2d_backward": (Fold((0,), (0,)),),
-    "adaptive_avg_pool2d_forward": (Fold((0,), (0,)),),
-    "adaptive_max_pool2d_backward": (Fold((0, 0), (0,)),),
-    "adaptive_max_pool2d_forward": (Fold((0,), (0, 0)),),
-    "adaptive_max_pool2d_indices": (Fold((0,), (0,)),),
-    "adaptive_max_pool2d_pick": (Fold((0, 0), (0,)),),
     "antialias2d_backward": (Fold((0,), (0,)),),
     "antialias2d_forward": (Fold((0,), (0,)),),
     "avg_pool2d_backward": (Fold((0,), (0,)),),

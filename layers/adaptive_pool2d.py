@@ -1,14 +1,16 @@
-"""2-D adaptive average and max pooling: `adaptive_avg_pool2d`, `adaptive_max_pool2d` and their modules."""
+"""2-D adaptive average and max pooling: `adaptive_avg_pool2d`, `adaptive_max_pool2d` and their modules.
+
+It is pooling whose windows are bins, so its Functions are those of pool2d.py.
+"""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.kernels.launch import is_channels_last
-from trinn.layers.function import FLOATS, Function
+from trinn.layers.function import FLOATS
+from trinn.layers.pool2d import AvgPool2dForward, MaxPool2dForward
 from trinn.layers.window import Pair, batched, integer
 
 torch.fx.wrap("adaptive_avg_pool2d")  # nodes of a graph that torch.fx traces
@@ -17,98 +19,7 @@ torch.fx.wrap("adaptive_max_pool2d")
 OutputSize = int | None | Sequence[int | None]
 
 
-class AdaptiveAvgForward(Function):
-    """y of an adaptive average pooling; linear in x."""
-
-    @staticmethod
-    def forward(x: Tensor, size: Pair) -> Tensor:
-        return ops.adaptive_avg_pool2d_forward(x, size)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _ = inputs
-        ctx.size, ctx.channels_last = x.shape[2:], is_channels_last(x)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return AdaptiveAvgBackward.call(dy, ctx.size, ctx.channels_last), None
-
-
-class AdaptiveAvgBackward(Function):
-    """dx of an adaptive average pooling, the adjoint of AdaptiveAvgForward."""
-
-    @staticmethod
-    def forward(dy: Tensor, size: Pair, channels_last: bool) -> Tensor:
-        return ops.adaptive_avg_pool2d_backward(dy, size, channels_last)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.size = inputs[0].shape[2:]
-
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
-        return AdaptiveAvgForward.call(ddx, ctx.size), None, None
-
-
-class AdaptiveMaxForward(Function):
-    """The values of an adaptive max pooling and the codes of its winners."""
-
-    @staticmethod
-    def forward(x: Tensor, size: Pair) -> tuple[Tensor, Tensor]:
-        return ops.adaptive_max_pool2d_forward(x, size)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, codes = output
-        ctx.mark_non_differentiable(codes)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(codes)
-        ctx.size = inputs[0].shape[2:]
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
-        (codes,) = ctx.saved_tensors
-        return AdaptiveMaxBackward.call(dy, codes, ctx.size), None
-
-    @classmethod
-    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        return AdaptiveMaxPick.call(tangents[0], output[1]), None
-
-
-class AdaptiveMaxBackward(Function):
-    """dx of an adaptive max pooling; linear in dy."""
-
-    @staticmethod
-    def forward(dy: Tensor, codes: Tensor, size: Pair) -> Tensor:
-        return ops.adaptive_max_pool2d_backward(dy, codes, size)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
-        (codes,) = ctx.saved_tensors
-        return AdaptiveMaxPick.call(ddx, codes), None, None
-
-
-class AdaptiveMaxPick(Function):
-    """The adjoint of AdaptiveMaxBackward: the values at the winners."""
-
-    @staticmethod
-    def forward(x: Tensor, codes: Tensor) -> Tensor:
-        return ops.adaptive_max_pool2d_pick(x, codes)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, codes = inputs
-        ctx.save_for_backward(codes)
-        ctx.size = x.shape[2:]
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        (codes,) = ctx.saved_tensors
-        return AdaptiveMaxBackward.call(dy, codes, ctx.size), None
+BINS: tuple[Pair, Pair, Pair] = (), (), ()  # type: ignore[assignment]  # no kernel, stride and padding: windows are bins
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
@@ -130,7 +41,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
     x, size, unbatched = _checked(input, output_size, "adaptive_avg_pool2d")
     if 0 in x.shape[2:]:
         raise RuntimeError(_empty_image(input, "adaptive_avg_pool2d"))
-    y = AdaptiveAvgForward.call(x, size)
+    y = AvgPool2dForward.call(x, size, *BINS, True, None)
     return y.squeeze(0) if unbatched else y
 
 
@@ -154,11 +65,11 @@ def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: 
     x, size, unbatched = _checked(input, output_size, "adaptive_max_pool2d")
     if 0 in input.shape[1:]:
         raise RuntimeError(_empty_image(input, "adaptive_max_pool2d"))
-    y, codes = AdaptiveMaxForward.call(x, size)
+    y, codes = MaxPool2dForward.call(x, size, *BINS, ())
     y = y.squeeze(0) if unbatched else y
     if not return_indices:
         return y
-    indices = ops.adaptive_max_pool2d_indices(codes, x.shape[2:])
+    indices = ops.max_pool2d_indices(codes, x.shape[2:], *BINS, ())
     return y, indices.squeeze(0) if unbatched else indices
 
 

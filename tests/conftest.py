@@ -16,7 +16,7 @@ import torch
 from tests import evidence
 from tests.boxes import in_boxes
 from tests.cutting import units_that_cut
-from trinn.kernels import launch, replay, separable2d, tuning
+from trinn.kernels import gather2d, launch, replay, tuning
 
 # What these test is the same with a GPU, and they assume that there is none: CPU tensors stand for its own.
 WITHOUT_A_GPU = (
@@ -52,7 +52,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if launch.INTERPRETED:
         monkeypatch.setattr(tuning, "interpreted_block", 16)
         monkeypatch.setattr(tuning, "interpreted_rows", 3)
-        monkeypatch.setattr(separable2d, "MOST_UNROLLED", 3)
+        monkeypatch.setattr(gather2d, "MOST_UNROLLED", 3)
         monkeypatch.setattr(tuning, "wanted_programs", 8)
 
 

@@ -95,8 +95,8 @@ MANY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], torch.dtype]]
     "avg_pool2d backward": (
         lambda x: ops.avg_pool2d_backward(x, (15, 15), *WINDOW, True, None, False), (2, 8, 8), torch.float16
     ),
-    "adaptive_avg_pool2d": (lambda x: ops.adaptive_avg_pool2d_forward(x, (3, 5)), (2, 8, 8), torch.float16),
-    "adaptive_max_pool2d": (lambda x: ops.adaptive_max_pool2d_forward(x, (3, 5))[0], (2, 8, 8), torch.float16),
+    "adaptive_avg_pool2d": (lambda x: ops.avg_pool2d_forward(x, (3, 5), (), (), (), True, None), (2, 8, 8), torch.float16),
+    "adaptive_max_pool2d": (lambda x: ops.max_pool2d_forward(x, (3, 5), (), (), (), ())[0], (2, 8, 8), torch.float16),
     "bilinear": (lambda x: ops.bilinear2d_forward(x, (3, 12), (8 / 3, 8 / 12), False), (2, 8, 8), torch.float16),
     "nearest": (lambda x: ops.nearest2d_forward(x, (3, 12), (8 / 3, 8 / 12), False), (2, 8, 8), torch.int8),
     "antialias": (lambda x: ops.antialias2d_forward(x, (3, 5), (8 / 3, 8 / 5)), (2, 8, 8), torch.float16),

@@ -149,13 +149,14 @@ def test_most_in_bin() -> None:
     assert most_in_bin(0, 4) == most_in_bin(4, 0) == 0
 
 
+BINS: Any = ((), (), ())
 OPS: dict[str, Any] = {
-    "adaptive_avg_pool2d_forward": lambda x, y: (x, (3, 3)),
-    "adaptive_avg_pool2d_backward": lambda x, y: (y, (6, 6), x.stride(1) == 1),
-    "adaptive_max_pool2d_forward": lambda x, y: (x, (3, 3)),
-    "adaptive_max_pool2d_backward": lambda x, y: (y, (y > 0).to(torch.uint8), (6, 6)),
-    "adaptive_max_pool2d_pick": lambda x, y: (x, (y > 0).to(torch.uint8)),
-    "adaptive_max_pool2d_indices": lambda x, y: ((y > 0).to(torch.uint8), (6, 6)),
+    "avg_pool2d_forward": lambda x, y: (x, (3, 3), *BINS, True, None),
+    "avg_pool2d_backward": lambda x, y: (y, (6, 6), *BINS, True, None, x.stride(1) == 1),
+    "max_pool2d_forward": lambda x, y: (x, (3, 3), *BINS, ()),
+    "max_pool2d_backward": lambda x, y: (y, (y > 0).to(torch.uint8), (6, 6), *BINS, ()),
+    "max_pool2d_pick": lambda x, y: (x, (y > 0).to(torch.uint8), *BINS, ()),
+    "max_pool2d_indices": lambda x, y: ((y > 0).to(torch.uint8), (6, 6), *BINS, ()),
 }
 
 

@@ -91,8 +91,7 @@ SMALL_PRODUCTS = {
     "statistics2d._merge_kernel": "chunks of some thousand elements",
     "batchnorm2d._sums_kernel": "the lanes of a tile",
     "pool2d._max_pool2d_kernel": CONSTANT_FACTOR,
-    "separable2d._gather_kernel": "twice a size, and the reach of a window",
-    "windows2d._max_kernel": "the number of a tap",
+    "gather2d._gather_kernel": "twice a size, the reach of a window, and the number of a tap",
 }
 
 

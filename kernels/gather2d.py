@@ -1,0 +1,201 @@
+"""Operators whose result gathers pixels of a source, of any window: one kernel for pooling, resizing and padding.
+
+    add    result[n, c, row, col] = sum_i a_i(row) * sum_j b_j(col) * source[n, c, h_i(row), w_j(col)]
+    max    result[n, c, row, col] = the largest of these pixels; codes = i * J + j of the tap that won
+    won    result[n, c, row, col] = sum of these pixels whose codes say that (row, col) won
+
+Rows and columns are apart from one another. An operator describes one axis by a function
+
+    TAP(i, position, axis, DTYPE) -> (pixel, reads, weight)
+
+the i-th pixel of the source for a position of the result, whether the position reads it, and its weight; for `won`, the tap
+by which the pixel's window holds the position. With a function COUNT(position, axis, DTYPE) the sum is divided by the counts
+of its row and its column. A gradient is a gather too, over the outputs that read a pixel: there are no atomics, and every sum
+has a fixed order. NaN is the largest, the last one; of equal values the first wins. Where no pixel is read, the largest is the
+least value of the dtype, and code 0 says nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trinn.kernels.columns import columns, columns_of, filled, plane_of, some, wide_index_type
+from trinn.kernels.indexing import inside, nothing
+from trinn.kernels.launch import INTERPRETED, device_function, function_of, launch, named
+from trinn.kernels.precision import accumulator, beats, divided, least, rounded, widened
+
+MOST_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: a thread holds the place and the weight of each of them
+
+
+@device_function
+def _with_pixel(
+    acc, code, source, codes, h, w, source_strides, codes_strides, reads, weight_h, weight, i, j, code_width,
+    WHAT: tl.constexpr,
+):  # fmt: skip
+    """The result so far and its code, with one pixel more."""
+    value = widened(tl.load(source + w * source_strides[3] + h * source_strides[2], mask=reads, other=0)).to(acc.dtype)
+    if WHAT == "max":
+        wins = reads & ((code < 0) | beats(value, acc))
+        acc, code = tl.where(wins, value, acc), tl.where(wins, i * code_width + j, code)
+    elif WHAT == "won":
+        winner = tl.load(codes + w * codes_strides[3] + h * codes_strides[2], mask=reads, other=0).to(tl.int32)
+        acc += tl.where(winner == weight_h * code_width + weight, value, 0.0)
+    else:
+        acc += weight * value
+    return acc, code
+
+
+@triton.jit
+def _gather_kernel(
+    source, codes, result,
+    source_strides, codes_strides, result_strides,
+    out_height, out_width, cut,
+    axis_h, axis_w, scale_h: tl.float64, scale_w: tl.float64, taps_h, taps_w, code_width,
+    TAP: tl.constexpr, COUNT: tl.constexpr, WHAT: tl.constexpr, UNROLLED: tl.constexpr, START: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A tile of the result. WHAT is also "copy", or "add in order": pixel after pixel, where all weights are 1."""
+    axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64),), axis_w + (tl.full((), scale_w, tl.float64),)
+    n, c, col, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    source, x_h, x_w = plane_of(source, source_strides, n, c)
+    result, y_h, y_w = plane_of(result, result_strides, n, c)
+    result += col * y_w
+    if codes is not None:
+        codes, _codes_h, codes_w = plane_of(codes, codes_strides, n, c)
+    if WHAT == "max":
+        codes += col * codes_w
+    pixels, reads, weights = nothing(), nothing(), nothing()
+    for j in tl.static_range(UNROLLED):
+        w, reads_w, weight = function_of(TAP)(j, col, axis_w, ACCUMULATOR)
+        pixels, reads, weights = pixels + (w,), reads + (reads_w,), weights + (weight,)
+    if COUNT is not None:
+        columns = function_of(COUNT)(col, axis_w, ACCUMULATOR)
+    for step in range(steps):
+        row = first + step
+        if WHAT == "copy":
+            h, _reads, _weight = function_of(TAP)(0, row, axis_h, ACCUMULATOR)
+            value = tl.load(source + pixels[0] * x_w + h * x_h)
+        else:
+            acc, code = filled(START, TILE, ACCUMULATOR), filled(-1, TILE, tl.int32)
+            for i in range(taps_h):
+                h, reads_h, weight_h = function_of(TAP)(i, row, axis_h, ACCUMULATOR)
+                if some(reads_h, TILE):
+                    line = filled(0, TILE, ACCUMULATOR) if WHAT == "add" else acc
+                    if UNROLLED > 0:
+                        for j in tl.static_range(UNROLLED):
+                            line, code = _with_pixel(
+                                line, code, source, codes, h, pixels[j], source_strides, codes_strides,
+                                reads_h & reads[j], weight_h, weights[j], i, j, code_width, WHAT,
+                            )  # fmt: skip
+                    else:
+                        for j in range(taps_w):
+                            w, reads_w, weight = function_of(TAP)(j, col, axis_w, ACCUMULATOR)
+                            line, code = _with_pixel(
+                                line, code, source, codes, h, w, source_strides, codes_strides,
+                                reads_h & reads_w, weight_h, weight, i, j, code_width, WHAT,
+                            )  # fmt: skip
+                    acc = acc + weight_h * line if WHAT == "add" else line
+            if COUNT is not None:
+                count = (function_of(COUNT)(row, axis_h, ACCUMULATOR) * columns).to(ACCUMULATOR)
+                acc = acc // count if ACCUMULATOR == tl.int64 else divided(acc, count)  # integers towards zero, as torch
+            value = rounded(acc, result.dtype.element_ty)
+            if WHAT == "max":
+                tl.store(codes + row * codes_strides[2], tl.maximum(code, 0).to(codes.dtype.element_ty))
+        tl.store(result + row * y_h, value)
+
+
+@triton.jit
+def _pick_kernel(
+    source, codes, result,
+    source_strides, codes_strides, result_strides,
+    height, width, out_height, out_width, cut,
+    axis_h, axis_w, code_width,
+    TAP: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A tile of the result: the pixels of the source that codes name or, without a source, their places h * width + w.
+
+    Where the position does not read that pixel, the value is 0 and the place that of some pixel.
+    """
+    n, c, col, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    codes, codes_h, codes_w = plane_of(codes, codes_strides, n, c)
+    result, y_h, y_w = plane_of(result, result_strides, n, c)
+    codes, result = codes + col * codes_w, result + col * y_w
+    if source is not None:
+        source, x_h, x_w = plane_of(source, source_strides, n, c)
+    for step in range(steps):
+        row = first + step
+        code = tl.load(codes + row * codes_h)
+        if code.dtype == tl.int64:  # from a caller, who may be wrong
+            exists = inside(code, tl.full((), height, tl.int64) * width)
+            tl.device_assert(exists, "max_unpool2d: found an invalid max index")
+            code = tl.where(exists, code, -1).to(INDEX)
+        else:
+            code = code.to(tl.int32)
+        h, reads_h, _weight = function_of(TAP)(code // code_width, row, axis_h, tl.float32)
+        w, reads_w, _weight = function_of(TAP)(code % code_width, col, axis_w, tl.float32)
+        if source is not None:
+            value = tl.load(source + h * x_h + w * x_w, mask=reads_h & reads_w, other=0)
+        else:
+            h, w = tl.minimum(tl.maximum(h, 0), height - 1).to(tl.int64), tl.minimum(tl.maximum(w, 0), width - 1)
+            value = h * width + w
+        tl.store(result + row * y_h, value)
+
+
+def gather2d(
+    source: Tensor, result: Tensor, axes: Sequence[tuple[Any, ...]], taps: Sequence[int], tap: Callable[..., Any],
+    count: Callable[..., Any] | None = None, what: str = "add", scales: Sequence[float] = (0.0, 0.0),
+    channels_last: bool | None = None, codes: Tensor | None = None, code_width: int = 0,
+) -> None:  # fmt: skip
+    """Fill a result (N, C, P, Q) from a source (N, C, H, W), any strides.
+
+    Args:
+        axes, scales: what TAP is told of rows and of columns: numbers, and behind them a scale, as float64.
+        taps: the largest number of pixels that a position of the result reads along each axis.
+        tap, count: the functions above.
+        what: "add", "max" or "won", as above. "add in order" adds pixel after pixel and not row by row, all with weight 1, as
+            torch does for means. "copy" copies one pixel, of any dtype.
+        channels_last: the order of the result, where its strides do not tell.
+        codes: filled by "max", laid out as the result; read by "won", laid out as the source.
+        code_width: J, the taps along a row, with which codes count.
+    """
+    taps_h, taps_w = taps
+    tensors = source, codes if codes is not None else source, result
+    room, lanes = (1024, 256) if codes is not None else (2048, 1024 if taps_w <= 2 else 512)
+    programs, cut, tile, strides = columns(result, tensors, channels_last, room, lanes)
+    whole = source.dtype == torch.int64 or (what == "max" and not source.is_floating_point())
+    launch(
+        _gather_kernel, programs, source, codes, result,
+        *strides,
+        *result.shape[2:], cut,
+        *axes, *map(float, scales), taps_h, taps_w, code_width,
+        TAP=named(tap), COUNT=named(count) if count else None, WHAT=what,
+        UNROLLED=taps_w if taps_w <= MOST_UNROLLED else 0, START=least(source.dtype) if what == "max" else 0,
+        ACCUMULATOR=tl.int64 if whole else accumulator(source.dtype), INDEX=wide_index_type(axes, *tensors), TILE=tile,
+        device=source.device,
+    )  # fmt: skip
+
+
+def pick2d(
+    source: Tensor | None, codes: Tensor, result: Tensor, axes: Sequence[tuple[Any, ...]], size: Sequence[int],
+    tap: Callable[..., Any], code_width: int, channels_last: bool | None = None,
+) -> None:  # fmt: skip
+    """Fill a result, like codes (N, C, P, Q), with the pixels of a source (N, C, H, W) that they name, or with their places.
+
+    Args:
+        axes, tap, code_width: as in gather2d; (H, W) is `size`.
+        codes: of type int64 they are places, which kernels check.
+    """
+    given = source if source is not None else result
+    programs, cut, tile, strides = columns(result, (given, codes, result), channels_last)
+    launch(
+        _pick_kernel, programs, source, codes, result,
+        *strides,
+        *size, *result.shape[2:], cut,
+        *axes, code_width,
+        TAP=named(tap), INDEX=wide_index_type(axes, given, codes, result), TILE=tile, device=result.device,
+        asserts=codes.dtype == torch.int64,
+    )  # fmt: skip
