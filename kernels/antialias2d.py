@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trinn.kernels.gather2d import gather2d
 from trinn.kernels.indexing import first_reader, most_readers
-from trinn.kernels.launch import device_function, empty, is_channels_last
+from trinn.kernels.launch import Ints, device_function, empty, is_channels_last
 from trinn.kernels.op import op
 from trinn.kernels.precision import divided
 
@@ -68,12 +68,12 @@ def _reader(i, position, axis, DTYPE: tl.constexpr):
     return reader, reads, tl.where(reads, weight, 0.0)
 
 
-def _empty(x: Tensor, size: Sequence[int], scales: Sequence[float]) -> Tensor:
+def _empty(x: Tensor, size: Ints, scales: Sequence[float]) -> Tensor:
     return empty(x, (*x.shape[:2], *size), is_channels_last(x))
 
 
 @op(fake=_empty)
-def antialias2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float]) -> Tensor:
+def antialias2d_forward(x: Tensor, size: Ints, scales: Sequence[float]) -> Tensor:
     """An image resized by bilinear interpolation with antialiasing.
 
     Args:
@@ -92,7 +92,7 @@ def antialias2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float])
 
 
 @op(fake=_empty)
-def antialias2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float]) -> Tensor:
+def antialias2d_backward(dy: Tensor, size: Ints, scales: Sequence[float]) -> Tensor:
     """Gradient of antialiased interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`."""
     dx = _empty(dy, size, scales)
     axes, scales = _axes(size, dy.shape[2:], scales)
@@ -102,9 +102,7 @@ def antialias2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float
     return dx
 
 
-def _axes(
-    size: Sequence[int], out_size: Sequence[int], scales: Sequence[float]
-) -> tuple[list[tuple[int, int, int]], list[float]]:
+def _axes(size: Ints, out_size: Ints, scales: Sequence[float]) -> tuple[list[tuple[int, int, int]], list[float]]:
     """Sizes before and after and the largest number of pixels that an output reads; scales, 1 for an axis that is copied."""
     scales = [1.0 if n == m else float(scale) for n, m, scale in zip(size, out_size, scales, strict=True)]
     return [(n, m, 2 * math.ceil(max(s, 1.0)) + 1) for n, m, s in zip(size, out_size, scales, strict=True)], scales

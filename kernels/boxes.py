@@ -5,7 +5,6 @@ image itself, begin at multiples of 16 bytes. What a box covers beyond an axis i
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from trinn.kernels.indexing import Axis
+from trinn.kernels.launch import Ints
 
 _ROUNDED = {"round_f32_to_tf32": True} if "round_f32_to_tf32" in TensorDescriptor.__dataclass_fields__ else {}
 
@@ -90,7 +90,7 @@ def best_line(most: int, images: int, columns: int) -> tuple[int, bool]:
     return (length, of_images) if share > 0.3 else (0, True)
 
 
-def described(tensor: Tensor, shape: Sequence[int], strides: Sequence[int], block: Sequence[int]) -> TensorDescriptor:
+def described(tensor: Tensor, shape: Ints, strides: Ints, block: Ints) -> TensorDescriptor:
     """For float32, one that rounds to TF32 on the way where Triton can; elsewhere the matrix unit cuts off what TF32 lacks."""
     return TensorDescriptor(
         tensor, list(shape), list(strides), list(block), **(_ROUNDED if tensor.dtype == torch.float32 else {})

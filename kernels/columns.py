@@ -27,7 +27,7 @@ from torch import Tensor
 
 from trinn.kernels import tuning
 from trinn.kernels.indexing import Axis
-from trinn.kernels.launch import architecture, device_function, index_type, is_channels_last
+from trinn.kernels.launch import Ints, architecture, device_function, index_type, is_channels_last
 
 LEAST_ROWS = 6  # of a part on a GPU: before its first row a kernel computes what depends on the column
 PROGRAMS = 4  # parts are cut so that there are this many times tuning.wanted_programs
@@ -136,7 +136,7 @@ class Columns(NamedTuple):
 
 def columns(
     image: Tensor, tensors: Sequence[Tensor], channels_last: bool | None = None, room: int = 1024, lanes: int = 256,
-    size: Sequence[int] = (),
+    size: Ints = (),
 ) -> Columns:  # fmt: skip
     """The columns of an image (N, C, H, W), and the strides of these tensors, which have the same images and channels.
 

@@ -23,8 +23,6 @@ Every pass is told the size of what it computes, since it does not follow from i
 down, and padding may be larger at the far edge than at the near one. `padding` is the near one.
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -34,7 +32,7 @@ from trinn.kernels.conv2d_tma_wgrad import plan_lines, wgrad_lines
 from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
 from trinn.kernels.epilogue import finished, largest, store_statistics
 from trinn.kernels.indexing import Axis, Window, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
-from trinn.kernels.launch import empty, exceeds_int32, index_type, is_channels_last, launch
+from trinn.kernels.launch import Ints, empty, exceeds_int32, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, conv_precision, dot, widened
 from trinn.kernels.reduce import partials_of, sum_partials
@@ -201,9 +199,8 @@ def _empty_wgrad(x, dy, size, stride, padding, dilation, groups):
 
 @op(fake=empty_fprop)
 def conv2d_fprop(
-    x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
     """2-D convolution (cross-correlation), as `torch.nn.functional.conv2d`.
 
         y[n, k, p, q] = sum_{c, r, s} x[n, c, h, w] * w[k, c, r, s] + b[k]    with h = p * stride - padding + r * dilation
@@ -225,9 +222,8 @@ def conv2d_fprop(
 
 @op(fake=_empty_dgrad)
 def conv2d_dgrad(
-    dy: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> Tensor:  # fmt: skip
+    dy: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
     """Gradient of conv2d with respect to its input, which is also a transposed convolution.
 
         dx[n, c, h, w] = sum_{k, r, s} dy[n, k, p, q] * w[k, c, r, s] + b[c]    with h = p * stride - padding + r * dilation
@@ -248,10 +244,7 @@ def conv2d_dgrad(
 
 
 @op(fake=_empty_wgrad)
-def conv2d_wgrad(
-    x: Tensor, dy: Tensor, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> Tensor:  # fmt: skip
+def conv2d_wgrad(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
     """Gradient of conv2d with respect to its filters.
 
         dw[k, c, r, s] = sum_{n, p, q} dy[n, k, p, q] * x[n, c, h, w]    with h = p * stride - padding + r * dilation
@@ -300,9 +293,8 @@ def _scattered(image: Tensor, channels: int) -> bool:
 
 
 def gather_gemm(
-    source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool = False,
-    scale: Tensor | None = None, relu: bool = False, parts: Parts | None = None,
+    source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor, stride: Ints, padding: Ints, dilation: Ints,
+    groups: int, adjoint: bool = False, scale: Tensor | None = None, relu: bool = False, parts: Parts | None = None,
     codes: Tensor | None = None, window: Window = A_PIXEL,
 ) -> None:  # fmt: skip
     """Fill the result of fprop or, if `adjoint`, dgrad, and do with it what epilogue.py offers.
@@ -348,9 +340,7 @@ def gather_gemm(
     )  # fmt: skip
 
 
-def statistics_parts(
-    x: Tensor, w: Tensor, y: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> int:
+def statistics_parts(x: Tensor, w: Tensor, y: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> int:
     """Into how many `parts` gather_gemm cuts the pixels of fprop's result."""
     if boxes := plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, adjoint=False):
         return boxes.parts
@@ -359,7 +349,7 @@ def statistics_parts(
 
 
 def _gather_tile(
-    source: Tensor, weight: Tensor, pixels: int, channels_out: int, stride: Sequence[int], groups: int, adjoint: bool
+    source: Tensor, weight: Tensor, pixels: int, channels_out: int, stride: Ints, groups: int, adjoint: bool
 ) -> Tile:
     """The tile of fprop or dgrad; `channels_out` are those of a group."""
     channels_in = source.shape[1] // groups

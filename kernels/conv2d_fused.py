@@ -7,8 +7,6 @@
 Their gradients are those of the parts. Arguments are those of conv2d_fprop.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from trinn.kernels.conv2d import empty_fprop, gather_gemm, statistics_parts
 from trinn.kernels.conv2d_tma import plan_gather
 from trinn.kernels.depthwise2d import is_depthwise
 from trinn.kernels.indexing import Window
-from trinn.kernels.launch import empty, is_channels_last
+from trinn.kernels.launch import Ints, empty, is_channels_last
 from trinn.kernels.op import op
 from trinn.kernels.pool2d import code_type, max_pool2d_forward
 from trinn.kernels.statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_parts
@@ -40,8 +38,8 @@ def _empty_statistics(x, w, b, size, stride, padding, dilation, groups):
 
 @op(fake=_empty_affine)
 def conv2d_affine(
-    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool, size: Ints,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int,
 ) -> Tensor:  # fmt: skip
     """relu(scale * conv2d(x, w) + shift), or without relu.
 
@@ -58,10 +56,8 @@ def conv2d_affine(
 
 @op(fake=_empty_max_pool2d)
 def conv2d_relu_max_pool2d(
-    x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-    pooled: Sequence[int], window: Sequence[int], window_stride: Sequence[int], window_padding: Sequence[int],
-    window_dilation: Sequence[int],
+    x: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int, pooled: Ints,
+    window: Ints, window_stride: Ints, window_padding: Ints, window_dilation: Ints,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The largest value of each window of relu(conv2d(x, w, b)).
 
@@ -95,9 +91,8 @@ def conv2d_relu_max_pool2d(
 
 @op(fake=_empty_statistics)
 def conv2d_statistics(
-    x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """conv2d(x, w, b), and the mean and the variance of each of its channels as it is rounded.
 
     Returns:

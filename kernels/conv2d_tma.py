@@ -23,7 +23,7 @@ conv2d_tma_wgrad.py has the gradient of the filters. conv2d.py has kernels for a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ from trinn.kernels.boxes import Along, Box, best_box, described, flat, is_readab
 from trinn.kernels.epilogue import finished, store_statistics
 from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
 from trinn.kernels.indexing import Axis, advanced, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
-from trinn.kernels.launch import architecture, device_function, index_type, launch
+from trinn.kernels.launch import Ints, architecture, device_function, index_type, launch
 from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from trinn.kernels.relayout import channels_last, planes, spread
 from trinn.kernels.statistics2d import Parts
@@ -190,7 +190,7 @@ class Gather(NamedTuple):
     source: Tensor  # as it comes or a view of it; a copy is made when the kernel is started
     size: tuple[int, int, int]  # images, rows and columns of the result
     seen: Callable[[Tensor], Tensor | None] | None  # flat or planar: as that sees the source, the result is seen too
-    stride: Sequence[int]
+    stride: Ints
     at_once: int  # groups that became one
     box: Box
     tile: Tile
@@ -208,8 +208,8 @@ class Gather(NamedTuple):
 
 
 def plan_gather(
-    source: Tensor, weight: Tensor, shape: Sequence[int], channels_last: bool,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool,
+    source: Tensor, weight: Tensor, shape: Ints, channels_last: bool,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool,
 ) -> Gather | None:  # fmt: skip
     """How conv2d.py's gather_gemm does this in boxes, for a result of this shape and memory format; None if it does not."""
     at_once = groups_at_once(source.shape[1] // groups, shape[1] // groups, groups)
@@ -253,10 +253,7 @@ def plan_gather(
     return Gather(source, (images, height, width), seen, stride, at_once, box, tile._replace(k=block))
 
 
-def _plan_first(
-    x: Tensor, w: Tensor, shape: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], fold: Fold,
-) -> Gather:  # fmt: skip
+def _plan_first(x: Tensor, w: Tensor, shape: Ints, stride: Ints, padding: Ints, dilation: Ints, fold: Fold) -> Gather:
     """The same for few channels, as R x 1 taps of what windows see."""
     (images, filters, height, width), taps = shape, w.shape[2]
     precision = conv_precision(x.dtype, x.device)
@@ -269,10 +266,7 @@ def _plan_first(
     return Gather(x, (images, height, width), None, (stride[0], 1), 1, box, tile, fold)
 
 
-def first_fold(
-    x: Tensor, w: Sequence[int], size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> Fold | None:  # fmt: skip
+def first_fold(x: Tensor, w: Ints, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Fold | None:
     """How first2d.py copies an image of few channels for not few filters, whose sizes are `w`; None if it does not."""
     if groups > 1 or not are_few(w[1]) or are_few(w[0]) or are_planes(x):
         return None
@@ -281,7 +275,7 @@ def first_fold(
 
 def gather_boxes(
     plan: Gather, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
-    padding: Sequence[int], dilation: Sequence[int], groups: int, adjoint: bool, relu: bool, parts: Parts | None,
+    padding: Ints, dilation: Ints, groups: int, adjoint: bool, relu: bool, parts: Parts | None,
 ) -> None:  # fmt: skip
     """Fill a result by its plan; the other arguments are those of conv2d.py's gather_gemm."""
     source, (images, height, width), seen, stride, at_once, box, tile, fold = plan

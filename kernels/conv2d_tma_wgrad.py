@@ -13,7 +13,6 @@ Of narrow groups several are done as one; what that computes for channels of oth
 instruction sums along what lies side by side in memory: for that, both operands are copied with the images innermost.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ from trinn.kernels.conv2d_tma import (
 )
 from trinn.kernels.first2d import Fold, folded, windows
 from trinn.kernels.indexing import Axis, advanced, big_from_small, cdiv, floor_div, smalls_that_hit
-from trinn.kernels.launch import device_function, empty, index_type, launch
+from trinn.kernels.launch import Ints, device_function, empty, index_type, launch
 from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.relayout import channels_last, copied, images_last, planes
@@ -188,10 +187,7 @@ class Lines(NamedTuple):
         return triton.cdiv(self.filters, self.tile.m) * triton.cdiv(self.channels, self.block_n) * turns * self.groups
 
 
-def plan_lines(
-    x: Tensor, dy: Tensor, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> Lines | None:  # fmt: skip
+def plan_lines(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Lines | None:
     """How conv2d_wgrad does this in lines; None if it does not."""
     at_once = groups_at_once(x.shape[1] // groups, dy.shape[1] // groups, groups)
     groups //= at_once

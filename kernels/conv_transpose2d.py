@@ -9,17 +9,15 @@ torch's weight (C_in, C_out / groups, R, S) is that of the convolution whose adj
 flipped or spread with zeros, and there is no kernel here.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from trinn.kernels.conv2d import conv2d_dgrad, conv2d_fprop, conv2d_wgrad
+from trinn.kernels.launch import Ints
 
 
 def conv_transpose2d_fprop(
-    x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
     """2-D transposed convolution.
 
         y[n, k, p, q] = sum_{c, r, s} x[n, c, h, w] * w[c, k, r, s] + b[k]    with p = h * stride - padding + r * dilation
@@ -38,16 +36,14 @@ def conv_transpose2d_fprop(
 
 
 def conv_transpose2d_dgrad(
-    dy: Tensor, w: Tensor, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> Tensor:  # fmt: skip
+    dy: Tensor, w: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
     """Gradient of conv_transpose2d with respect to its input, (N, C, H, W) with (H, W) = `size`."""
     return conv2d_fprop(dy, w, None, size, stride, padding, dilation, groups)
 
 
 def conv_transpose2d_wgrad(
-    x: Tensor, dy: Tensor, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
     """Gradient of conv_transpose2d with respect to its weight, (C, K / groups, R, S) with (R, S) = `size`."""
     return conv2d_wgrad(dy, x, size, stride, padding, dilation, groups)

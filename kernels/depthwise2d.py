@@ -11,8 +11,6 @@ which reads less often. Of the others, fprop and dgrad are one kernel. wgrad
 holds all taps of a block of filters in registers, so that x and dy are read once.
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,7 +19,7 @@ from trinn.kernels.columns import columns, columns_of, filled
 from trinn.kernels.depthwise2d_strips import gather_strips, has_strips, wgrad_strips
 from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import Axis, big_from_small, inside, small_from_big, split_pixel
-from trinn.kernels.launch import index_type, is_channels_last, launch
+from trinn.kernels.launch import Ints, index_type, is_channels_last, launch
 from trinn.kernels.precision import accumulator
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.tuning import splits
@@ -119,7 +117,7 @@ def is_depthwise(w: Tensor, groups: int) -> bool:
 
 def depthwise2d_gather(
     source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], adjoint: bool, relu: bool,
+    stride: Ints, padding: Ints, dilation: Ints, adjoint: bool, relu: bool,
 ) -> None:  # fmt: skip
     """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
     if has_strips(source, result, weight, stride, dilation, adjoint):
@@ -138,9 +136,7 @@ def depthwise2d_gather(
     )  # fmt: skip
 
 
-def depthwise2d_wgrad(
-    x: Tensor, dy: Tensor, dw: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+def depthwise2d_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     """Fill and return the result of conv2d_wgrad."""
     if has_strips(x, dy, dw, stride, dilation):
         return wgrad_strips(x, dy, dw, stride, padding, dilation)

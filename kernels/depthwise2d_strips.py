@@ -9,7 +9,6 @@ A padded zero takes part in a convolution whatever the filter is, but a missing 
 the taps turned over, has filters of 0 there, so that an infinite one leaves no NaN.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import triton
@@ -19,7 +18,7 @@ from torch import Tensor
 from trinn.kernels import tuning
 from trinn.kernels.epilogue import rectified
 from trinn.kernels.indexing import Axis, big_from_small, inside, nothing
-from trinn.kernels.launch import INTERPRETED, device_function, index_type, is_channels_last, launch
+from trinn.kernels.launch import INTERPRETED, Ints, device_function, index_type, is_channels_last, launch
 from trinn.kernels.precision import accumulator
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.tuning import ElementTile
@@ -212,9 +211,7 @@ def _wgrad_kernel(
         tl.store(partials + at, total.to(partials.dtype.element_ty), mask=channel < channels)
 
 
-def has_strips(
-    source: Tensor, result: Tensor, filters: Tensor, stride: Sequence[int], dilation: Sequence[int], adjoint: bool = False
-) -> bool:
+def has_strips(source: Tensor, result: Tensor, filters: Tensor, stride: Ints, dilation: Ints, adjoint: bool = False) -> bool:
     """Whether a convolution from one image to another, or dgrad if `adjoint`, is for this file."""
     one_filter_a_channel = source.shape[1] == result.shape[1]
     few_taps = filters.shape[2] * filters.shape[3] <= MOST_TAPS
@@ -223,7 +220,7 @@ def has_strips(
 
 def gather_strips(
     source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], adjoint: bool, relu: bool,
+    stride: Ints, padding: Ints, dilation: Ints, adjoint: bool, relu: bool,
 ) -> None:  # fmt: skip
     """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
     if result.numel() == 0:
@@ -245,9 +242,7 @@ def gather_strips(
     )  # fmt: skip
 
 
-def wgrad_strips(
-    x: Tensor, dy: Tensor, dw: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+def wgrad_strips(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     """Fill and return the result of conv2d_wgrad."""
     H, W = (Axis(*axis) for axis in zip(dw.shape[2:], stride, padding, dilation, strict=True))
     images, channels, height, width = dy.shape

@@ -17,7 +17,6 @@ conv2d_tma.py, which does all the rest, stores it where it belongs.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import triton
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from trinn.kernels import tuning
 from trinn.kernels.indexing import cdiv, inside
-from trinn.kernels.launch import INTERPRETED, empty, index_type, launch
+from trinn.kernels.launch import INTERPRETED, Ints, empty, index_type, launch
 
 # In elements that a box takes from L2 to shared memory, which takes an H100 half a picosecond each: what one costs conv2d.py's
 # kernels, that gather them one by one with some 60 of a thread's instructions; to write one of the copy and to read it; and to
@@ -63,10 +62,7 @@ class Tile(NamedTuple):
     columns: int
 
 
-def fold_of(
-    x: Tensor, w: Sequence[int], size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], unit: int,
-) -> Fold | None:  # fmt: skip
+def fold_of(x: Tensor, w: Ints, size: Ints, stride: Ints, padding: Ints, dilation: Ints, unit: int) -> Fold | None:
     """How the image of a convolution is copied, for lines from multiples of `unit` elements on; None if that does not pay.
 
     It does unless most of what a box holds is zeros, as for one channel with few taps at stride 1, or windows are one pixel.

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from trinn.kernels.columns import columns, columns_of, filled, plane_of, some, wide_index_type
 from trinn.kernels.indexing import inside, nothing
-from trinn.kernels.launch import INTERPRETED, device_function, function_of, launch, named
+from trinn.kernels.launch import INTERPRETED, Ints, device_function, function_of, launch, named
 from trinn.kernels.precision import accumulator, beats, divided, least, rounded, widened
 
 MOST_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: a thread holds the place and the weight of each of them
@@ -146,7 +146,7 @@ def _pick_kernel(
 
 
 def gather2d(
-    source: Tensor, result: Tensor, axes: Sequence[tuple[Any, ...]], taps: Sequence[int], tap: Callable[..., Any],
+    source: Tensor, result: Tensor, axes: Sequence[tuple[Any, ...]], taps: Ints, tap: Callable[..., Any],
     count: Callable[..., Any] | None = None, what: str = "add", scales: Sequence[float] = (0.0, 0.0),
     channels_last: bool | None = None, codes: Tensor | None = None, code_width: int = 0,
 ) -> None:  # fmt: skip
@@ -180,7 +180,7 @@ def gather2d(
 
 
 def pick2d(
-    source: Tensor | None, codes: Tensor, result: Tensor, axes: Sequence[tuple[Any, ...]], size: Sequence[int],
+    source: Tensor | None, codes: Tensor, result: Tensor, axes: Sequence[tuple[Any, ...]], size: Ints,
     tap: Callable[..., Any], code_width: int, channels_last: bool | None = None,
 ) -> None:  # fmt: skip
     """Fill a result, like codes (N, C, P, Q), with the pixels of a source (N, C, H, W) that they name, or with their places.

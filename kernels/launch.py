@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+Ints = Sequence[int]  # sizes, strides and the like, of height and width where two are asked for
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
@@ -106,15 +108,9 @@ def _interpret(kernel: Any, programs: int, args: tuple[Any, ...], constants: dic
 
 
 def launch(
-    kernel: Any,
-    programs: int,
-    *args: Any,
-    device: torch.device,
-    warps: int = 4,
-    stages: int = 3,
-    asserts: bool = False,
+    kernel: Any, programs: int, *args: Any, device: torch.device, warps: int = 4, stages: int = 3, asserts: bool = False,
     **constants: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Start `programs` programs of a kernel on a device, in torch's current stream.
 
     The grid has one axis, which may be 2^31 - 1 long; the other two end at 65,535. Contraction to fused multiply-adds is
@@ -226,7 +222,7 @@ def _has_channels_last_strides(tensor: Tensor) -> bool:
     return True
 
 
-def empty(like: Tensor, shape: Sequence[int], channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+def empty(like: Tensor, shape: Ints, channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of that shape, in channels_last or contiguous order."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)

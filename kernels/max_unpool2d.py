@@ -8,8 +8,6 @@ plane, a block of values after the other, and of those in a block that go to one
 are no atomics and no races. The backward is a gather, whose own adjoint adds such values up in the same way.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from trinn.kernels.gather2d import pick2d
 from trinn.kernels.indexing import inside
-from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
+from trinn.kernels.launch import Ints, device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.tuning import elementwise_block
 
@@ -68,7 +66,7 @@ def _place(i, position, axis, DTYPE: tl.constexpr):
     return i, inside(i, axis[0]), 1
 
 
-def _empty_forward(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+def _empty_forward(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
     return empty(x, (*x.shape[:2], *size), is_channels_last(x))
 
 
@@ -77,7 +75,7 @@ def _empty_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:
 
 
 @op(fake=_empty_forward)
-def max_unpool2d_forward(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+def max_unpool2d_forward(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
     """Each value at its place, zeros elsewhere; of several for one place the last.
 
     Args:
@@ -107,7 +105,7 @@ def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> T
 
 
 @op(fake=_empty_forward)
-def max_unpool2d_add(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+def max_unpool2d_add(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
     """The adjoint of max_unpool2d_backward: as max_unpool2d_forward, but values for one place add up."""
     y = _empty_forward(x, indices, size)
     total = y if y.dtype.itemsize > 2 else torch.empty_like(y, dtype=torch.float32)
@@ -126,7 +124,7 @@ def _scatter(x: Tensor, indices: Tensor, y: Tensor, add: bool) -> None:
     )  # fmt: skip
 
 
-def _check(indices: Tensor, size: Sequence[int]) -> None:
+def _check(indices: Tensor, size: Ints) -> None:
     """What the kernels assert on a GPU."""
     if indices.device.type == "cpu" and indices.numel() > 0:
         for index in (int(indices.min()), int(indices.max())):

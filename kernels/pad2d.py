@@ -11,14 +11,12 @@
 The backward is a gather over these. Zero padding needs no kernel: a convolution reads zeros past its edges.
 """
 
-from collections.abc import Sequence
-
 import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.gather2d import gather2d
 from trinn.kernels.indexing import inside
-from trinn.kernels.launch import device_function, empty, is_channels_last
+from trinn.kernels.launch import Ints, device_function, empty, is_channels_last
 from trinn.kernels.op import op
 
 
@@ -76,20 +74,20 @@ SOURCES = {"reflect": _reflected, "replicate": _replicated, "circular": _wrapped
 READERS = {"reflect": _reflected_reader, "replicate": _replicated_reader, "circular": _wrapped_reader}
 
 
-def _empty_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
+def _empty_forward(x: Tensor, padding: Ints, mode: str) -> Tensor:
     left, right, top, bottom = padding
     # torch wraps into contiguous memory, whatever the input's.
     channels_last = is_channels_last(x) and mode != "circular"
     return empty(x, (*x.shape[:2], x.shape[2] + top + bottom, x.shape[3] + left + right), channels_last)
 
 
-def _empty_backward(dy: Tensor, padding: Sequence[int], mode: str) -> Tensor:
+def _empty_backward(dy: Tensor, padding: Ints, mode: str) -> Tensor:
     left, right, top, bottom = padding
     return empty(dy, (*dy.shape[:2], dy.shape[2] - top - bottom, dy.shape[3] - left - right), is_channels_last(dy))
 
 
 @op(fake=_empty_forward)
-def pad2d_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
+def pad2d_forward(x: Tensor, padding: Ints, mode: str) -> Tensor:
     """An image with a border made of itself.
 
     Args:
@@ -107,7 +105,7 @@ def pad2d_forward(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
 
 
 @op(fake=_empty_backward)
-def pad2d_backward(dy: Tensor, padding: Sequence[int], mode: str) -> Tensor:
+def pad2d_backward(dy: Tensor, padding: Ints, mode: str) -> Tensor:
     """Gradient of pad2d_forward: each pixel gets the sum over its copies; `dy` has the padded size, any strides."""
     dx = _empty_backward(dy, padding, mode)
     left, right, top, bottom = padding
@@ -116,7 +114,7 @@ def pad2d_backward(dy: Tensor, padding: Sequence[int], mode: str) -> Tensor:
     return dx
 
 
-def _axes(x: Tensor, y: Tensor, padding: Sequence[int]) -> list[tuple[int, int, int]]:
+def _axes(x: Tensor, y: Tensor, padding: Ints) -> list[tuple[int, int, int]]:
     return [(x.shape[2], y.shape[2], padding[2]), (x.shape[3], y.shape[3], padding[0])]
 
 

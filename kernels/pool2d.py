@@ -12,7 +12,6 @@ least value of its dtype and no winner. Both gradients are gathers: a pixel look
 are no atomics. Windows of few taps have kernels of their own here, unrolled; gather2d.py does all others.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from trinn.kernels.columns import Taps, always_inside, columns, columns_of, filled, plane_of
 from trinn.kernels.gather2d import gather2d, pick2d
 from trinn.kernels.indexing import Axis, big_from_small, inside, nothing
-from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
+from trinn.kernels.launch import Ints, device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, beats, compared, least, widened
 from trinn.kernels.reduce import plane_mean
@@ -202,18 +201,18 @@ def _max_pool2d_backward_kernel(
         cells = cells[CELL:]
 
 
-def code_type(taps: Sequence[int]) -> torch.dtype:
+def code_type(taps: Ints) -> torch.dtype:
     """The dtype of the numbers of a window's taps."""
     return torch.uint8 if taps[0] * taps[1] <= 256 else torch.int32
 
 
-def _empty_max_forward(x: Tensor, size: Sequence[int], *window: Any) -> tuple[Tensor, Tensor]:
+def _empty_max_forward(x: Tensor, size: Ints, *window: Any) -> tuple[Tensor, Tensor]:
     shape, channels_last = (*x.shape[:2], *size), is_channels_last(x)
     taps = windows_of(x.shape[2:], size, *window).taps
     return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(taps))
 
 
-def _empty_max_backward(dy: Tensor, codes: Tensor, size: Sequence[int], *_: Any) -> Tensor:
+def _empty_max_backward(dy: Tensor, codes: Tensor, size: Ints, *_: Any) -> Tensor:
     return empty(dy, (*codes.shape[:2], *size), is_channels_last(codes))
 
 
@@ -225,19 +224,18 @@ def _empty_max_indices(codes: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(codes, dtype=torch.int64)
 
 
-def _empty_avg_forward(x: Tensor, size: Sequence[int], *_: Any) -> Tensor:
+def _empty_avg_forward(x: Tensor, size: Ints, *_: Any) -> Tensor:
     return empty(x, (*x.shape[:2], *size), is_channels_last(x))
 
 
-def _empty_avg_backward(dy: Tensor, size: Sequence[int], *more: Any) -> Tensor:
+def _empty_avg_backward(dy: Tensor, size: Ints, *more: Any) -> Tensor:
     return empty(dy, (*dy.shape[:2], *size), channels_last=more[-1])
 
 
 @op(fake=_empty_max_forward)
 def max_pool2d_forward(
-    x: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> tuple[Tensor, Tensor]:
     """The largest value of each window.
 
     Args:
@@ -269,9 +267,8 @@ def max_pool2d_forward(
 
 @op(fake=_empty_max_backward)
 def max_pool2d_backward(
-    dy: Tensor, codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # fmt: skip
+    dy: Tensor, codes: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> Tensor:
     """Gradient of max pooling: each input pixel gets the sum over the windows it won.
 
     Args:
@@ -302,15 +299,13 @@ def max_pool2d_backward(
     return dx
 
 
-def _is_small(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
+def _is_small(kernel: Ints, stride: Ints, dilation: Ints) -> bool:
     """Whether kernels may be unrolled over a window's taps and a stride's pixels, and keep the rows that windows share."""
     return len(kernel) > 0 and max(kernel[0] * kernel[1], stride[0] * stride[1]) <= MOST_TAPS and max(dilation) == 1
 
 
 @op(fake=_empty_max_pick)
-def max_pool2d_pick(
-    x: Tensor, codes: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+def max_pool2d_pick(x: Tensor, codes: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     """The value of `x` (N, C, H, W) at the winner of each window, like `codes`: the adjoint of max_pool2d_backward.
 
     0 where nothing won.
@@ -322,10 +317,7 @@ def max_pool2d_pick(
 
 
 @op(fake=_empty_max_indices)
-def max_pool2d_indices(
-    codes: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # fmt: skip
+def max_pool2d_indices(codes: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     """The place h * W + w of the winner of each window, int64, like `codes`, in an image of (H, W) = `size`.
 
     Some place in the image where nothing won.
@@ -338,9 +330,8 @@ def max_pool2d_indices(
 
 @op(fake=_empty_avg_forward)
 def avg_pool2d_forward(
-    x: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    count_include_pad: bool, divisor_override: int | None,
-) -> Tensor:  # fmt: skip
+    x: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor_override: int | None
+) -> Tensor:
     """The mean of each window.
 
     Args:
@@ -364,7 +355,7 @@ def avg_pool2d_forward(
 
 @op(fake=_empty_avg_backward)
 def avg_pool2d_backward(
-    dy: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dy: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints,
     count_include_pad: bool, divisor_override: int | None, channels_last: bool,
 ) -> Tensor:  # fmt: skip
     """Gradient of average pooling: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
@@ -383,9 +374,8 @@ def avg_pool2d_backward(
 
 
 def _averaged(
-    size: Sequence[int], out_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    count_include_pad: bool, divisor_override: int | None,
-) -> Windows:  # fmt: skip
+    size: Ints, out_size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor_override: int | None
+) -> Windows:
     divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)
     counted = padding if count_include_pad else (0, 0)
     return windows_of(size, out_size, kernel, stride, padding, counted=counted, divisors=divisors)

@@ -21,7 +21,7 @@ from torch import Tensor
 from trinn.kernels.columns import Taps, all_of, columns, columns_of, filled, plane_of, some
 from trinn.kernels.gather2d import MOST_UNROLLED, gather2d
 from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing
-from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
+from trinn.kernels.launch import Ints, device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, rounded, widened
 
@@ -156,16 +156,16 @@ def always_read(size: int, out_size: int, scale: float, shift: float, readers: i
     return Taps(low, (always + [False]).index(False, low))
 
 
-def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
+def _empty(x: Tensor, size: Ints) -> Tensor:
     return empty(x, (*x.shape[:2], *size), is_channels_last(x))
 
 
-def _empty_bilinear(x: Tensor, size: Sequence[int], scales: Sequence[float], align_corners: bool) -> Tensor:
+def _empty_bilinear(x: Tensor, size: Ints, scales: Sequence[float], align_corners: bool) -> Tensor:
     return _empty(x, size)
 
 
 @op(fake=_empty_bilinear)
-def bilinear2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], align_corners: bool) -> Tensor:
+def bilinear2d_forward(x: Tensor, size: Ints, scales: Sequence[float], align_corners: bool) -> Tensor:
     """An image resized by bilinear interpolation.
 
     Args:
@@ -193,7 +193,7 @@ def bilinear2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], 
 
 
 @op(fake=_empty_bilinear)
-def bilinear2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float], align_corners: bool) -> Tensor:
+def bilinear2d_backward(dy: Tensor, size: Ints, scales: Sequence[float], align_corners: bool) -> Tensor:
     """Gradient of bilinear interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
     `scales` and `align_corners` are those of the forward.
@@ -218,12 +218,12 @@ def bilinear2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float]
     return dx
 
 
-def _empty_nearest(x: Tensor, size: Sequence[int], scales: Sequence[float], exact: bool) -> Tensor:
+def _empty_nearest(x: Tensor, size: Ints, scales: Sequence[float], exact: bool) -> Tensor:
     return _empty(x, size)
 
 
 @op(fake=_empty_nearest)
-def nearest2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], exact: bool) -> Tensor:
+def nearest2d_forward(x: Tensor, size: Ints, scales: Sequence[float], exact: bool) -> Tensor:
     """An image resized by copying pixels.
 
     Args:
@@ -242,7 +242,7 @@ def nearest2d_forward(x: Tensor, size: Sequence[int], scales: Sequence[float], e
 
 
 @op(fake=_empty_nearest)
-def nearest2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float], exact: bool) -> Tensor:
+def nearest2d_backward(dy: Tensor, size: Ints, scales: Sequence[float], exact: bool) -> Tensor:
     """Gradient of copying the nearest pixel: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
     `scales` and `exact` are those of the forward.
@@ -254,10 +254,10 @@ def nearest2d_backward(dy: Tensor, size: Sequence[int], scales: Sequence[float],
     return dx
 
 
-def _axes(size: Sequence[int], out_size: Sequence[int], shift: float) -> list[tuple[int, int, float]]:
+def _axes(size: Ints, out_size: Ints, shift: float) -> list[tuple[int, int, float]]:
     return [(n, m, shift) for n, m in zip(size, out_size, strict=True)]
 
 
-def _readers(size: Sequence[int], dy: Tensor, scales: Sequence[float], low: float, high: float, shift: float) -> list[int]:
+def _readers(size: Ints, dy: Tensor, scales: Sequence[float], low: float, high: float, shift: float) -> list[int]:
     """How many outputs of each axis a pixel looks at."""
     return [most_readers(n, m, float(s), low, high, shift) for n, m, s in zip(size, dy.shape[2:], scales, strict=True)]

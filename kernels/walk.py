@@ -8,7 +8,6 @@ A pass that changes each element takes any columns. One that sums channels takes
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import triton
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from trinn.kernels import tuning
 from trinn.kernels.indexing import nothing, offset_of
-from trinn.kernels.launch import INTERPRETED, device_function, memory_order
+from trinn.kernels.launch import INTERPRETED, Ints, device_function, memory_order
 
 SETUP = 4  # how many steps take as long as all that a program does besides
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -115,7 +114,7 @@ def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
     return Walk(tile, tiles * parts, parts * pieces, grid, list(zip(column_strides, row_strides, strict=True)))
 
 
-def _without(tensor: Tensor, axes: Sequence[int]) -> Tensor:
+def _without(tensor: Tensor, axes: Ints) -> Tensor:
     """The first element along these axes."""
     return tensor[tuple(slice(1) if axis in axes else slice(None) for axis in range(tensor.dim()))]
 

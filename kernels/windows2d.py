@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from trinn.kernels.indexing import bin_end, bin_start, cdiv, inside, most_in_bin
-from trinn.kernels.launch import device_function
+from trinn.kernels.launch import Ints, device_function
 from trinn.kernels.precision import divided
 
 
@@ -20,8 +20,8 @@ class Windows(NamedTuple):
     """The windows of an operator. The functions are a TAP and a COUNT of gather2d.py, and the TAPs of two gradients."""
 
     axes: Sequence[tuple[int, ...]]  # what the functions are told of rows and of columns
-    taps: Sequence[int]  # the largest number of pixels along each axis of a window
-    most: Sequence[int]  # the largest number of windows along each axis that may hold a pixel
+    taps: Ints  # the largest number of pixels along each axis of a window
+    most: Ints  # the largest number of windows along each axis that may hold a pixel
     pixel: Callable[..., Any]
     count: Callable[..., Any]
     holder: Callable[..., Any]  # with the tap by which a window holds the pixel
@@ -29,8 +29,8 @@ class Windows(NamedTuple):
 
 
 def windows_of(
-    size: Sequence[int], out_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int] = (1, 1), counted: Sequence[int] = (0, 0), divisors: Sequence[int] = (0, 0),
+    size: Ints, out_size: Ints, kernel: Ints, stride: Ints, padding: Ints,
+    dilation: Ints = (1, 1), counted: Ints = (0, 0), divisors: Ints = (0, 0),
 ) -> Windows:  # fmt: skip
     """The windows over an image of that size; without a kernel, bins.
 

@@ -92,6 +92,8 @@ def test_avg_of_integers() -> None:
     for options in ({}, {"count_include_pad": False}, {"divisor_override": -3}):
         got = tnn.avg_pool2d(x, 3, 2, 1, **options)
         assert torch.equal(got.cpu(), F.avg_pool2d(x.cpu(), 3, 2, 1, **options))
+    large = x * (2**40 + 1)  # more than float32 tells apart
+    assert torch.equal(tnn.avg_pool2d(large, 3, 2, 1).cpu(), F.avg_pool2d(large.cpu(), 3, 2, 1))
     raises_like(F.avg_pool2d, tnn.avg_pool2d, x.to(torch.uint8), 3)
 
 
