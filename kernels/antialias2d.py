@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trinn.kernels.gather2d import gather2d
 from trinn.kernels.indexing import first_reader, most_readers
-from trinn.kernels.launch import Ints, device_function, empty, is_channels_last
+from trinn.kernels.launch import Ints, device_function, resized
 from trinn.kernels.op import op
 from trinn.kernels.precision import divided
 
@@ -68,11 +68,7 @@ def _reader(i, position, axis, DTYPE: tl.constexpr):
     return reader, reads, tl.where(reads, weight, 0.0)
 
 
-def _empty(x: Tensor, size: Ints, scales: Sequence[float]) -> Tensor:
-    return empty(x, (*x.shape[:2], *size), is_channels_last(x))
-
-
-@op(fake=_empty)
+@op(fake=resized)
 def antialias2d_forward(x: Tensor, size: Ints, scales: Sequence[float]) -> Tensor:
     """An image resized by bilinear interpolation with antialiasing.
 
@@ -85,16 +81,16 @@ def antialias2d_forward(x: Tensor, size: Ints, scales: Sequence[float]) -> Tenso
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
-    y = _empty(x, size, scales)
+    y = resized(x, size)
     axes, scales = _axes(x.shape[2:], size, scales)
     gather2d(x, y, axes, [taps for *_, taps in axes], _tap, _total, scales=scales)
     return y
 
 
-@op(fake=_empty)
+@op(fake=resized)
 def antialias2d_backward(dy: Tensor, size: Ints, scales: Sequence[float]) -> Tensor:
     """Gradient of antialiased interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`."""
-    dx = _empty(dy, size, scales)
+    dx = resized(dy, size)
     axes, scales = _axes(size, dy.shape[2:], scales)
     supports = [max(scale, 1.0) for scale in scales]
     readers = [most_readers(n, m, s, 0.5 - r, 0.5 + r, 0.5) for (n, m, _), s, r in zip(axes, scales, supports, strict=True)]

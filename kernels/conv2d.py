@@ -31,7 +31,7 @@ from trinn.kernels.conv2d_tma import gather_boxes, plan_gather
 from trinn.kernels.conv2d_tma_wgrad import plan_lines, wgrad_lines
 from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
 from trinn.kernels.epilogue import finished, largest, store_statistics
-from trinn.kernels.indexing import Axis, Window, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
+from trinn.kernels.indexing import Window, axes_of, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
 from trinn.kernels.launch import Ints, empty, exceeds_int32, index_type, is_channels_last, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, conv_precision, dot, widened
@@ -275,13 +275,12 @@ def conv2d_wgrad(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints,
     tiles = triton.cdiv(filters, tile.m) * triton.cdiv(columns, tile.n) * groups
     parts = splits(tiles, pixels, tile.k)
     pixels_per_part = triton.cdiv(triton.cdiv(pixels, parts), tile.k) * tile.k
-    partials = partials_of(dw, parts)
+    partials, (H, W) = partials_of(dw, parts), axes_of(size, stride, padding, dilation)
     launch(
         _wgrad_kernel, tiles * parts, x, dy, partials,
         x.stride(), dy.stride(), dw.stride(), dw.numel(),
         pixels, channels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, pixels_per_part,
-        H=Axis(size[0], stride[0], padding[0], dilation[0]), W=Axis(size[1], stride[1], padding[1], dilation[1]),
-        ACCUMULATOR=accumulator(x.dtype), PRECISION=precision, INDEX=index_type(x, dy, partials),
+        H=H, W=W, ACCUMULATOR=accumulator(x.dtype), PRECISION=precision, INDEX=index_type(x, dy, partials),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, dw)
@@ -324,6 +323,7 @@ def gather_gemm(
     pixels = images * phase_height * phase_width * window.taps
     phases = phases_h * phases_w
     tile = _gather_tile(source, weight, pixels, channels_out, stride, groups, adjoint)
+    H, W = axes_of(weight.shape[2:], stride, padding, dilation)
     means, variances, counts = parts if parts is not None else (None, None, None)
     launch(
         _gather_gemm_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
@@ -331,9 +331,7 @@ def gather_gemm(
         source.stride(), weight_strides, result.stride(), filters * w_k,
         pixels, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
         phases_h, phases_w,
-        H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
-        W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
-        ADJOINT=adjoint, RELU=relu, WINDOW=window,
+        H=H, W=W, ADJOINT=adjoint, RELU=relu, WINDOW=window,
         ACCUMULATOR=accumulator(source.dtype), PRECISION=conv_precision(source.dtype, source.device),
         INDEX=index_type(source, weight, result),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,

@@ -34,7 +34,7 @@ from torch import Tensor
 from trinn.kernels.boxes import Along, Box, best_box, described, flat, is_readable, planar, strides_of
 from trinn.kernels.epilogue import finished, store_statistics
 from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
-from trinn.kernels.indexing import Axis, advanced, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
+from trinn.kernels.indexing import Axis, advanced, axes_of, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
 from trinn.kernels.launch import Ints, architecture, device_function, index_type, launch
 from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from trinn.kernels.relayout import channels_last, planes, spread
@@ -245,7 +245,7 @@ def plan_gather(
         if groups > 1 or in_planes or (stride[1] > 1 and not adjoint):
             return None
         block = tile.k
-    axes = [Axis(*of) for of in zip(weight.shape[2:], stride, padding, dilation, strict=True)]
+    axes = axes_of(weight.shape[2:], stride, padding, dilation)
     strided = [step > 1 and not adjoint for step in stride]
     rows = Along(height, source.shape[2], axes[0], adjoint, strided[0])
     columns = Along(width, source.shape[3], axes[1], adjoint, strided[1] and source.shape[3] % stride[1] != 0)
@@ -313,6 +313,7 @@ def gather_boxes(
     else:
         size = source.shape[0], source.shape[2], source.shape[3] // span, (span - 1) * x_w + source.shape[1]
         boxes = described(source, size, (x_n, x_h, span * x_w, 1), (*box, tile.k))
+    H, W = axes_of(taps, stride, padding, dilation)
     matrix = weight.shape[0], weight.shape[1] * taps.numel()
     means, variances, counts = parts if parts is not None else (None, None, None)
     launch(
@@ -323,8 +324,7 @@ def gather_boxes(
         result.stride(),
         channels_in, channels_out, x_w, weight.shape[1], plane_pitches, images, source.shape[2], source.shape[3],
         height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
-        H=Axis(taps[0], stride[0], padding[0], dilation[0]), W=Axis(taps[1], stride[1], padding[1], dilation[1]),
-        BOX=box, SPAN=span, PLANAR=seen is planar, ADJOINT=adjoint, TRANSPOSED=transposed,
+        H=H, W=W, BOX=box, SPAN=span, PLANAR=seen is planar, ADJOINT=adjoint, TRANSPOSED=transposed,
         CROSS=CROSS_PAIRS if in_planes else 0, HALVES=plan.halves, RELU=relu, PRECISION=operands_of(source),
         INDEX=index_type(result, *(parts or ())),
         BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,

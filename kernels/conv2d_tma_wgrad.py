@@ -33,7 +33,7 @@ from trinn.kernels.conv2d_tma import (
     operands_of,
 )
 from trinn.kernels.first2d import Fold, folded, windows
-from trinn.kernels.indexing import Axis, advanced, big_from_small, cdiv, floor_div, smalls_that_hit
+from trinn.kernels.indexing import Axis, advanced, axes_of, big_from_small, cdiv, floor_div, smalls_that_hit
 from trinn.kernels.launch import Ints, device_function, empty, index_type, launch
 from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from trinn.kernels.reduce import partials_of, sum_partials
@@ -226,7 +226,7 @@ def plan_lines(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, d
         taps_at_once = max(n for n in range(1, most + 1) if taps_w % n == 0)
     # Eight warps would share the columns of 64 filters, and read dy twice.
     warps = min(tile.warps, 4) if fold and tile.m == 64 and taps_at_once * block_n <= 256 else tile.warps
-    H, W = (Axis(*of) for of in zip((taps_h, taps_w), stride, padding, dilation, strict=True))
+    H, W = axes_of((taps_h, taps_w), stride, padding, dilation)
     tile = tile._replace(k=length, warps=warps)
     return Lines(x, dy, H, W, groups, filters, channels, length, of_images, inward, tile, block_n, taps_at_once, fold)
 

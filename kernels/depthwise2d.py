@@ -18,7 +18,7 @@ from torch import Tensor
 from trinn.kernels.columns import columns, columns_of, filled
 from trinn.kernels.depthwise2d_strips import gather_strips, has_strips, wgrad_strips
 from trinn.kernels.epilogue import rectified
-from trinn.kernels.indexing import Axis, big_from_small, inside, small_from_big, split_pixel
+from trinn.kernels.indexing import axes_of, big_from_small, inside, small_from_big, split_pixel
 from trinn.kernels.launch import Ints, index_type, is_channels_last, launch
 from trinn.kernels.precision import accumulator
 from trinn.kernels.reduce import partials_of, sum_partials
@@ -124,13 +124,12 @@ def depthwise2d_gather(
         return gather_strips(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     w_k, _, w_r, w_s = weight.stride()
     programs, cut, tile, _ = columns(result, ())
+    H, W = axes_of(weight.shape[2:], stride, padding, dilation)
     launch(
         _gather_kernel, programs, source, weight, scale, bias, result,
         source.stride(), (w_k, w_r, w_s), result.stride(),
         *source.shape[2:], *result.shape[2:], cut,
-        H=Axis(weight.shape[2], stride[0], padding[0], dilation[0]),
-        W=Axis(weight.shape[3], stride[1], padding[1], dilation[1]),
-        FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),
+        H=H, W=W, FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),
         ADJOINT=adjoint, RELU=relu, ACCUMULATOR=accumulator(source.dtype),
         INDEX=index_type(source, weight, result), TILE=tile, device=source.device,
     )  # fmt: skip
@@ -148,13 +147,12 @@ def depthwise2d_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: 
         block_k //= 2
     tiles = triton.cdiv(filters, block_k)
     parts = splits(tiles, pixels, block_p)
-    partials = partials_of(dw, parts)
+    partials, (H, W) = partials_of(dw, parts), axes_of(dw.shape[2:], stride, padding, dilation)
     launch(
         _wgrad_kernel, tiles * parts, x, dy, partials,
         x.stride(), dy.stride(),
         pixels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, triton.cdiv(pixels, parts),
-        H=Axis(dw.shape[2], stride[0], padding[0], dilation[0]), W=Axis(dw.shape[3], stride[1], padding[1], dilation[1]),
-        FILTERS=filters // x.shape[1], ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, partials),
+        H=H, W=W, FILTERS=filters // x.shape[1], ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, partials),
         BLOCK_K=block_k, BLOCK_P=block_p, TAPS=taps, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, dw)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trinn.kernels import tuning
 from trinn.kernels.epilogue import rectified
-from trinn.kernels.indexing import Axis, big_from_small, inside, nothing
+from trinn.kernels.indexing import Axis, axes_of, big_from_small, inside, nothing
 from trinn.kernels.launch import INTERPRETED, Ints, device_function, index_type, is_channels_last, launch
 from trinn.kernels.precision import accumulator
 from trinn.kernels.reduce import partials_of, sum_partials
@@ -225,10 +225,10 @@ def gather_strips(
     """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
     if result.numel() == 0:
         return
-    H, W = (
-        Axis(taps, stride, (taps - 1) * dilation - padding if adjoint else padding, dilation)
-        for taps, stride, padding, dilation in zip(weight.shape[2:], stride, padding, dilation, strict=True)
-    )
+    taps = weight.shape[2:]
+    if adjoint:
+        padding = [(taps[i] - 1) * dilation[i] - padding[i] for i in (0, 1)]
+    H, W = axes_of(taps, stride, padding, dilation)
     images, channels, height, width = result.shape
     strips = _strips(result, H, W)
     w_k, _, w_r, w_s = weight.stride()
@@ -244,7 +244,7 @@ def gather_strips(
 
 def wgrad_strips(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     """Fill and return the result of conv2d_wgrad."""
-    H, W = (Axis(*axis) for axis in zip(dw.shape[2:], stride, padding, dilation, strict=True))
+    H, W = axes_of(dw.shape[2:], stride, padding, dilation)
     images, channels, height, width = dy.shape
     strips = _strips(dy, H, W)
     chunks = strips.pixel_tiles * strips.parts

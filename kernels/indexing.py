@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import triton.language as tl
 
-from trinn.kernels.launch import device_function
+from trinn.kernels.launch import Ints, device_function
 
 # How far rounding may move the coordinates of a resized image: in output pixels, for each output of an axis.
 READER_SLACK = tl.constexpr(2.0**-20)
@@ -67,6 +67,12 @@ class Axis(NamedTuple):
     def most_hits(self) -> int:
         """The largest number of taps that hit one `big` pixel."""
         return -(-self.taps // self.tap_step)
+
+
+def axes_of(kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> tuple[Axis, Axis]:
+    """The axes of windows for height and width."""
+    H, W = (Axis(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
+    return H, W
 
 
 @device_function

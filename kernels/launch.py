@@ -228,6 +228,11 @@ def empty(like: Tensor, shape: Ints, channels_last: bool = False, dtype: torch.d
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
 
 
+def resized(image: Tensor, size: Ints, *_: Any) -> Tensor:
+    """An uninitialised image of that height and width, channels_last if `image` (N, C, H, W) is: the fake of what resizes."""
+    return empty(image, (*image.shape[:2], *size), is_channels_last(image))
+
+
 def memory_order(*tensors: Tensor) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """The axes of tensors of one shape as an elementwise kernel walks them, innermost first: (sizes, strides of each).
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from trinn.kernels.columns import Taps, always_inside, columns, columns_of, filled, plane_of
 from trinn.kernels.gather2d import gather2d, pick2d
-from trinn.kernels.indexing import Axis, big_from_small, inside, nothing
-from trinn.kernels.launch import Ints, device_function, empty, index_type, is_channels_last, launch
+from trinn.kernels.indexing import Axis, axes_of, big_from_small, inside, nothing
+from trinn.kernels.launch import Ints, device_function, empty, index_type, is_channels_last, launch, resized
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, beats, compared, least, widened
 from trinn.kernels.reduce import plane_mean
@@ -224,10 +224,6 @@ def _empty_max_indices(codes: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(codes, dtype=torch.int64)
 
 
-def _empty_avg_forward(x: Tensor, size: Ints, *_: Any) -> Tensor:
-    return empty(x, (*x.shape[:2], *size), is_channels_last(x))
-
-
 def _empty_avg_backward(dy: Tensor, size: Ints, *more: Any) -> Tensor:
     return empty(dy, (*dy.shape[:2], *size), channels_last=more[-1])
 
@@ -253,7 +249,7 @@ def max_pool2d_forward(
         windows = windows_of(x.shape[2:], size, kernel, stride, padding, dilation)
         gather2d(x, y, windows.axes, windows.taps, windows.pixel, what="max", codes=codes, code_width=windows.taps[1])
         return y, codes
-    H, W = (Axis(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
+    H, W = axes_of(kernel, stride, padding, dilation)
     programs, cut, tile, strides = columns(y, (x, y))
     launch(
         _max_pool2d_kernel, programs, x, y, codes,
@@ -284,7 +280,7 @@ def max_pool2d_backward(
         windows = windows_of(size, dy.shape[2:], kernel, stride, padding, dilation)
         gather2d(dy, dx, windows.axes, windows.most, windows.holder, what="won", codes=codes, code_width=windows.taps[1])
         return dx
-    H, W = (Axis(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
+    H, W = axes_of(kernel, stride, padding, dilation)
     cells = triton.cdiv(size[0] + H.padding, H.stride), triton.cdiv(size[1], W.stride)
     programs, cut, tile, strides = columns(dx, (dy, codes, dx), size=cells)
     in_pairs = tile.order == "contiguous" and W.stride == 2 and size[1] % 2 == 0 and tile.parts == 1
@@ -328,7 +324,7 @@ def max_pool2d_indices(codes: Tensor, size: Ints, kernel: Ints, stride: Ints, pa
     return indices
 
 
-@op(fake=_empty_avg_forward)
+@op(fake=resized)
 def avg_pool2d_forward(
     x: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor_override: int | None
 ) -> Tensor:
@@ -347,7 +343,7 @@ def avg_pool2d_forward(
     """
     if not kernel and list(size) == [1, 1]:
         return plane_mean(x)
-    y = _empty_avg_forward(x, size)
+    y = resized(x, size)
     windows = _averaged(x.shape[2:], size, kernel, stride, padding, count_include_pad, divisor_override)
     gather2d(x, y, windows.axes, windows.taps, windows.pixel, windows.count, "add in order")
     return y

@@ -21,7 +21,7 @@ from torch import Tensor
 from trinn.kernels.columns import Taps, all_of, columns, columns_of, filled, plane_of, some
 from trinn.kernels.gather2d import MOST_UNROLLED, gather2d
 from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing
-from trinn.kernels.launch import Ints, device_function, empty, index_type, is_channels_last, launch
+from trinn.kernels.launch import Ints, device_function, index_type, launch, resized
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, rounded, widened
 
@@ -156,15 +156,7 @@ def always_read(size: int, out_size: int, scale: float, shift: float, readers: i
     return Taps(low, (always + [False]).index(False, low))
 
 
-def _empty(x: Tensor, size: Ints) -> Tensor:
-    return empty(x, (*x.shape[:2], *size), is_channels_last(x))
-
-
-def _empty_bilinear(x: Tensor, size: Ints, scales: Sequence[float], align_corners: bool) -> Tensor:
-    return _empty(x, size)
-
-
-@op(fake=_empty_bilinear)
+@op(fake=resized)
 def bilinear2d_forward(x: Tensor, size: Ints, scales: Sequence[float], align_corners: bool) -> Tensor:
     """An image resized by bilinear interpolation.
 
@@ -179,7 +171,7 @@ def bilinear2d_forward(x: Tensor, size: Ints, scales: Sequence[float], align_cor
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
-    y = _empty(x, size)
+    y = resized(x, size)
     shift = 0.0 if align_corners else 0.5
     programs, cut, tile, strides = columns(y, (x, y), room=2048, lanes=1024)
     launch(
@@ -192,13 +184,13 @@ def bilinear2d_forward(x: Tensor, size: Ints, scales: Sequence[float], align_cor
     return y
 
 
-@op(fake=_empty_bilinear)
+@op(fake=resized)
 def bilinear2d_backward(dy: Tensor, size: Ints, scales: Sequence[float], align_corners: bool) -> Tensor:
     """Gradient of bilinear interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
     `scales` and `align_corners` are those of the forward.
     """
-    dx = _empty(dy, size)
+    dx = resized(dy, size)
     shift = 0.0 if align_corners else 0.5
     # The copy of an axis, in the words of its readers.
     scales = [1.0 if n == m else float(scale) for n, m, scale in zip(size, dy.shape[2:], scales, strict=True)]
@@ -218,11 +210,7 @@ def bilinear2d_backward(dy: Tensor, size: Ints, scales: Sequence[float], align_c
     return dx
 
 
-def _empty_nearest(x: Tensor, size: Ints, scales: Sequence[float], exact: bool) -> Tensor:
-    return _empty(x, size)
-
-
-@op(fake=_empty_nearest)
+@op(fake=resized)
 def nearest2d_forward(x: Tensor, size: Ints, scales: Sequence[float], exact: bool) -> Tensor:
     """An image resized by copying pixels.
 
@@ -235,19 +223,19 @@ def nearest2d_forward(x: Tensor, size: Ints, scales: Sequence[float], exact: boo
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
-    y = _empty(x, size)
+    y = resized(x, size)
     shift = 0.5 if exact else 0.0
     gather2d(x, y, _axes(x.shape[2:], size, shift), (1, 1), _nearest, what="copy", scales=scales)
     return y
 
 
-@op(fake=_empty_nearest)
+@op(fake=resized)
 def nearest2d_backward(dy: Tensor, size: Ints, scales: Sequence[float], exact: bool) -> Tensor:
     """Gradient of copying the nearest pixel: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
     `scales` and `exact` are those of the forward.
     """
-    dx = _empty(dy, size)
+    dx = resized(dy, size)
     shift = 0.5 if exact else 0.0
     readers = _readers(size, dy, scales, 0.0, 1.0, shift)
     gather2d(dy, dx, _axes(size, dy.shape[2:], shift), readers, _nearest_reader, scales=scales)
