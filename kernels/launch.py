@@ -233,19 +233,20 @@ def resized(image: Tensor, size: Ints, *_: Any) -> Tensor:
     return empty(image, (*image.shape[:2], *size), is_channels_last(image))
 
 
-def memory_order(*tensors: Tensor) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+def memory_order(*tensors: Tensor, axes: Ints | None = None) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """The axes of tensors of one shape as an elementwise kernel walks them, innermost first: (sizes, strides of each).
 
-    Innermost is the smallest stride of the first tensor. Axes that lie end to end in all of them become one.
+    Innermost is the smallest stride of the first tensor, if `axes` does not say it. Axes that lie end to end in all of them
+    become one.
     """
     first = tensors[0]
-    axes = sorted((a for a in range(first.dim()) if first.shape[a] != 1), key=lambda a: first.stride(a))
+    axes = sorted(range(first.dim()), key=first.stride) if axes is None else axes
     merged: list[tuple[int, list[int]]] = []
-    for axis in axes:
+    for axis in (a for a in axes if first.shape[a] != 1):
         strides = [t.stride(axis) for t in tensors]
         if merged and strides == [merged[-1][0] * stride for stride in merged[-1][1]]:
             merged[-1] = (merged[-1][0] * first.shape[axis], merged[-1][1])
         else:
             merged.append((first.shape[axis], strides))
-    merged = merged or [(1, [1] * len(tensors))]
+    merged = merged or [(1, [0] * len(tensors))]
     return tuple(size for size, _ in merged), [tuple(s[i] for _, s in merged) for i in range(len(tensors))]

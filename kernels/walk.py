@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trinn.kernels import tuning
 from trinn.kernels.indexing import nothing, offset_of
-from trinn.kernels.launch import INTERPRETED, Ints, device_function, memory_order
+from trinn.kernels.launch import INTERPRETED, device_function, memory_order
 
 SETUP = 4  # how many steps take as long as all that a program does besides
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -74,9 +74,9 @@ def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
     channels, room = x.shape[1], (1 if x.dtype.itemsize == 8 else 2) * tuning.elementwise_block(x.numel())
     order = sorted((a for a in range(x.dim()) if x.shape[a] != 1), key=x.stride)
     at = order.index(1) if channels > 1 else max(1, len(order) - 1)
-    inner, outer = math.prod(x.shape[a] for a in order[:at]), order[at + (channels > 1) :]
-    column_axes, column_strides = memory_order(*(_without(t, outer) for t in tensors))
-    row_axes, row_strides = memory_order(*(_without(t, [a for a in order if a not in outer]) for t in tensors))
+    inner, outer = math.prod(x.shape[a] for a in order[:at]), at + (channels > 1)
+    column_axes, column_strides = memory_order(*tensors, axes=order[:outer])
+    row_axes, row_strides = memory_order(*tensors, axes=order[outer:])
     columns, rows = math.prod(column_axes), math.prod(row_axes)
 
     # Columns of a tile.
@@ -112,11 +112,6 @@ def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
         column_axes, row_axes, columns, rows, channels, inner, tiles, rows_per_part, group, pieces, span, together
     )  # fmt: skip
     return Walk(tile, tiles * parts, parts * pieces, grid, list(zip(column_strides, row_strides, strict=True)))
-
-
-def _without(tensor: Tensor, axes: Ints) -> Tensor:
-    """The first element along these axes."""
-    return tensor[tuple(slice(1) if axis in axes else slice(None) for axis in range(tensor.dim()))]
 
 
 def lanes_of(columns: int, most: int, waste: float = 1.15) -> int:
