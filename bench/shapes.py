@@ -127,8 +127,8 @@ def pool(x: Shape, taps: int, stride: int, padding: int = 0) -> Passes:
         image, dy = new(*x), new(*x[:2], *size)
         _, codes = kernels.max_pool2d_forward(image, size, *window, (1, 1))
         kernels.max_pool2d_backward(dy, codes, x[2:], *window, (1, 1))
-        kernels.max_pool2d_pick(image, codes, *window, (1, 1))
-        kernels.max_pool2d_indices(codes, x[2:], *window, (1, 1))
+        kernels.max_pool2d_pick(image, codes, x[2:], *window, (1, 1))
+        kernels.max_pool2d_pick(None, codes, x[2:], *window, (1, 1))
         kernels.avg_pool2d_forward(image, size, *window, True, None)
         kernels.avg_pool2d_backward(dy, x[2:], *window, True, None, image.stride(1) == 1)
 
@@ -140,8 +140,8 @@ def adaptive_pool(x: Shape, size: Shape) -> Passes:
         image, dy, bins = new(*x), new(*x[:2], *size), ((),) * 4
         _, codes = kernels.max_pool2d_forward(image, size, *bins)
         kernels.max_pool2d_backward(dy, codes, x[2:], *bins)
-        kernels.max_pool2d_pick(image, codes, *bins)
-        kernels.max_pool2d_indices(codes, x[2:], *bins)
+        kernels.max_pool2d_pick(image, codes, x[2:], *bins)
+        kernels.max_pool2d_pick(None, codes, x[2:], *bins)
         kernels.avg_pool2d_forward(image, size, *bins[:3], True, None)
         kernels.avg_pool2d_backward(dy, x[2:], *bins[:3], True, None, image.stride(1) == 1)
 

@@ -38,7 +38,6 @@ from trinn.kernels.pool2d import (  # noqa: E402
     avg_pool2d_forward,
     max_pool2d_backward,
     max_pool2d_forward,
-    max_pool2d_indices,
     max_pool2d_pick,
 )
 from trinn.kernels.reduce import channel_sum  # noqa: E402
@@ -98,7 +97,6 @@ __all__ = [
     "conv2d_wgrad",
     "max_pool2d_backward",
     "max_pool2d_forward",
-    "max_pool2d_indices",
     "max_pool2d_pick",
     "max_unpool2d_add",
     "max_unpool2d_backward",

@@ -216,12 +216,8 @@ def _empty_max_backward(dy: Tensor, codes: Tensor, size: Ints, *_: Any) -> Tenso
     return empty(dy, (*codes.shape[:2], *size), is_channels_last(codes))
 
 
-def _empty_max_pick(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(codes, dtype=x.dtype)
-
-
-def _empty_max_indices(codes: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(codes, dtype=torch.int64)
+def _empty_max_pick(x: Tensor | None, codes: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(codes, dtype=x.dtype if x is not None else torch.int64)
 
 
 def _empty_avg_backward(dy: Tensor, size: Ints, *more: Any) -> Tensor:
@@ -301,27 +297,23 @@ def _is_small(kernel: Ints, stride: Ints, dilation: Ints) -> bool:
 
 
 @op(fake=_empty_max_pick)
-def max_pool2d_pick(x: Tensor, codes: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    """The value of `x` (N, C, H, W) at the winner of each window, like `codes`: the adjoint of max_pool2d_backward.
+def max_pool2d_pick(
+    x: Tensor | None, codes: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> Tensor:
+    """The value of `x` at the winner of each window, the adjoint of max_pool2d_backward; or, without `x`, its place h * W + w.
 
-    0 where nothing won.
+    Args:
+        x: (N, C, H, W), any strides.
+        codes: from max_pool2d_forward.
+        size: (H, W).
+
+    Returns:
+        Like `codes`, of the dtype of `x` or int64; where nothing won, 0 or some place in the image.
     """
     y = _empty_max_pick(x, codes)
-    windows = windows_of(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
-    pick2d(x, codes, y, windows.axes, x.shape[2:], windows.pixel, windows.taps[1])
+    windows = windows_of(size, y.shape[2:], kernel, stride, padding, dilation)
+    pick2d(x, codes, y, windows.axes, size, windows.pixel, windows.taps[1])
     return y
-
-
-@op(fake=_empty_max_indices)
-def max_pool2d_indices(codes: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    """The place h * W + w of the winner of each window, int64, like `codes`, in an image of (H, W) = `size`.
-
-    Some place in the image where nothing won.
-    """
-    indices = _empty_max_indices(codes)
-    windows = windows_of(size, codes.shape[2:], kernel, stride, padding, dilation)
-    pick2d(None, codes, indices, windows.axes, size, windows.pixel, windows.taps[1])
-    return indices
 
 
 @op(fake=resized)

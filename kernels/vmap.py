@@ -51,7 +51,6 @@ FOLDS: dict[str, tuple[Fold, ...]] = {
     "linear_wgrad": (),
     "max_pool2d_backward": (Fold((0, 0), (0,)),),
     "max_pool2d_forward": (Fold((0,), (0, 0)),),
-    "max_pool2d_indices": (Fold((0,), (0,)),),
     "max_pool2d_pick": (Fold((0, 0), (0,)),),
     "max_unpool2d_add": (Fold((0, 0), (0,)),),
     "max_unpool2d_backward": (Fold((0, 0), (0,)),),

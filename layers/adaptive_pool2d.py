@@ -69,7 +69,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: 
     y = y.squeeze(0) if unbatched else y
     if not return_indices:
         return y
-    indices = ops.max_pool2d_indices(codes, x.shape[2:], *BINS, ())
+    indices = ops.max_pool2d_pick(None, codes, x.shape[2:], *BINS, ())
     return y, indices.squeeze(0) if unbatched else indices
 
 

@@ -69,7 +69,7 @@ class MaxPool2dPick(Function):
 
     @staticmethod
     def forward(x: Tensor, codes: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-        return ops.max_pool2d_pick(x, codes, kernel, stride, padding, dilation)
+        return ops.max_pool2d_pick(x, codes, size, kernel, stride, padding, dilation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -158,7 +158,7 @@ def max_pool2d(
     y = y.squeeze(0) if unbatched else y
     if not return_indices:
         return y
-    indices = ops.max_pool2d_indices(codes, x.shape[2:], *window)
+    indices = ops.max_pool2d_pick(None, codes, x.shape[2:], *window)
     return y, indices.squeeze(0) if unbatched else indices
 
 
