@@ -28,8 +28,7 @@ from bench.machine_code import Code, Driver
 from bench.rows import LAYOUTS, Instance
 from bench.timing import Machine, using
 from bench.tune import compile_launcher, patched
-from trinn import kernels
-from trinn.kernels import launch, tuning
+from trinn.kernels import launch, launchers, tuning
 
 Launch = tuple[Any, int, tuple[Any, ...], dict[str, Any]]  # the kernel, how many programs, arguments and constants
 
@@ -39,7 +38,7 @@ class _Launchers(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace == "trinn":
-            return getattr(kernels, function._schema.name.removeprefix("trinn::"))(*args, **(kwargs or {}))
+            return getattr(launchers, function._schema.name.removeprefix("trinn::"))(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 

@@ -20,8 +20,7 @@ from torch import Tensor
 from bench import still_gpu  # before trinn
 
 import trinn.layers as tnn  # isort: skip
-from trinn import kernels
-from trinn.kernels import launch, replay
+from trinn.kernels import launch, launchers, replay
 
 Cost = Callable[[Callable[[], Any]], float]
 
@@ -85,7 +84,7 @@ FUNCTIONALS: dict[str, Callable[[], Any]] = {
 
 def operator(name: str, cost: Cost) -> Operator:
     args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]  # as the dispatcher hands them on
-    launcher = getattr(kernels, name)
+    launcher = getattr(launchers, name)
     noted = replay.replayed(launcher)
     for _ in range(2):
         noted(*args)
@@ -113,7 +112,7 @@ def functionals(cost: Cost) -> dict[str, tuple[float, float]]:
     with torch.no_grad():
         for name, call in FUNCTIONALS.items():
             args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]
-            noted = replay.replayed(getattr(kernels, name))
+            noted = replay.replayed(getattr(launchers, name))
             for _ in range(3):
                 noted(*args)
                 call()

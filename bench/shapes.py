@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trinn import kernels
-from trinn.kernels import relayout
+from trinn.kernels import launchers, relayout
 
 # name: the dtype, and what torch's flag for float32 says
 ARITHMETIC = {
@@ -32,7 +31,7 @@ def conv(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 
     def passes(new: New) -> None:
         gather(x, w, stride, padding, dilation, groups)(new)
         wgrad(x, w, stride, padding, dilation, groups)(new)
-        kernels.channel_sum(new(x[0], w[0], *size))
+        launchers.channel_sum(new(x[0], w[0], *size))
 
     return passes
 
@@ -42,8 +41,8 @@ def gather(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int 
     size, geometry = _geometry(x, w, stride, padding, dilation, groups)
 
     def passes(new: New) -> None:
-        kernels.conv2d_fprop(new(*x), new(*w), new(w[0]), size, *geometry)
-        kernels.conv2d_dgrad(new(x[0], w[0], *size), new(*w), None, x[2:], *geometry)
+        launchers.conv2d_fprop(new(*x), new(*w), new(w[0]), size, *geometry)
+        launchers.conv2d_dgrad(new(x[0], w[0], *size), new(*w), None, x[2:], *geometry)
 
     return passes
 
@@ -51,7 +50,7 @@ def gather(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int 
 def wgrad(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
     """The gradient of its filters."""
     size, geometry = _geometry(x, w, stride, padding, dilation, groups)
-    return lambda new: kernels.conv2d_wgrad(new(*x), new(x[0], w[0], *size), w[2:], *geometry)
+    return lambda new: launchers.conv2d_wgrad(new(*x), new(x[0], w[0], *size), w[2:], *geometry)
 
 
 def _geometry(x: Shape, w: Shape, stride: int, padding: int, dilation: int, groups: int) -> tuple[list[int], Any]:
@@ -68,9 +67,9 @@ def conv_and_more(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups:
 
     def passes(new: New) -> None:
         image, filters, scale, shift = new(*x), new(*w), new(w[0]), new(w[0])
-        kernels.conv2d_affine(image, filters, scale, shift, True, *geometry)
-        kernels.conv2d_relu_max_pool2d(image, filters, shift, *geometry, *window)
-        kernels.conv2d_statistics(image, filters, None, *geometry)
+        launchers.conv2d_affine(image, filters, scale, shift, True, *geometry)
+        launchers.conv2d_relu_max_pool2d(image, filters, shift, *geometry, *window)
+        launchers.conv2d_statistics(image, filters, None, *geometry)
 
     return passes
 
@@ -78,17 +77,17 @@ def conv_and_more(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups:
 def linear(rows: int, inputs: int, outputs: int) -> Passes:
     def passes(new: New) -> None:
         x, w, dy = new(rows, inputs), new(outputs, inputs), new(rows, outputs)
-        kernels.linear_fprop(x, w, new(outputs))
-        kernels.linear_relu(x, w, new(outputs))
-        kernels.linear_dgrad(dy, w)
-        kernels.linear_wgrad(x, dy)
+        launchers.linear_fprop(x, w, new(outputs))
+        launchers.linear_relu(x, w, new(outputs))
+        launchers.linear_dgrad(dy, w)
+        launchers.linear_wgrad(x, dy)
 
     return passes
 
 
 def product(m: int, n: int, k: int) -> Passes:
     """(m, k) @ (k, n), of rows that lie side by side."""
-    return lambda new: kernels.linear_fprop(new(m, k), new(n, k), None)
+    return lambda new: launchers.linear_fprop(new(m, k), new(n, k), None)
 
 
 def scattered_product(m: int, n: int, k: int) -> Passes:
@@ -97,24 +96,24 @@ def scattered_product(m: int, n: int, k: int) -> Passes:
 
 
 def relu(*shape: int) -> Passes:
-    return lambda new: kernels.relu_backward(new(*shape), kernels.relu_forward(new(*shape)))
+    return lambda new: launchers.relu_backward(new(*shape), launchers.relu_forward(new(*shape)))
 
 
 def batchnorm(*shape: int) -> Passes:
     def passes(new: New) -> None:
         x, dy, w, b = new(*shape), new(*shape), new(shape[1]), new(shape[1])
-        mean, var = kernels.batchnorm2d_statistics(x)
-        kernels.batchnorm2d_merge(mean[None], var[None], mean[:1])
-        kernels.batchnorm2d_update(w, b, mean, var, 0.1, x.numel() // shape[1])
-        kernels.batchnorm2d_forward(x, mean, var, w, b, 1e-5)
-        sums = kernels.batchnorm2d_sums(x, dy, mean, var, 1e-5)
-        kernels.batchnorm2d_backward(x, dy, mean, var, w, sums, 1e-5)
-        kernels.batchnorm2d_backward(x, dy, mean, var, w, None, 1e-5)
-        kernels.batchnorm2d_update(w, b, mean, var, 0.1, 0, mean[:2])
-        kernels.sync_batchnorm_sums(torch.stack([sums, sums]), mean[:2], x.numel() // shape[1])
-        kernels.batchnorm2d_fold(mean, var, w, b, None, 1e-5)
-        y = kernels.batchnorm2d_add_relu(x, mean, var, w, b, new(*shape), 1e-5)
-        kernels.batchnorm2d_relu_sums(x, dy, y, mean, var, 1e-5)
+        mean, var = launchers.batchnorm2d_statistics(x)
+        launchers.batchnorm2d_merge(mean[None], var[None], mean[:1])
+        launchers.batchnorm2d_update(w, b, mean, var, 0.1, x.numel() // shape[1])
+        launchers.batchnorm2d_forward(x, mean, var, w, b, 1e-5)
+        sums = launchers.batchnorm2d_sums(x, dy, mean, var, 1e-5)
+        launchers.batchnorm2d_backward(x, dy, mean, var, w, sums, 1e-5)
+        launchers.batchnorm2d_backward(x, dy, mean, var, w, None, 1e-5)
+        launchers.batchnorm2d_update(w, b, mean, var, 0.1, 0, mean[:2])
+        launchers.sync_batchnorm_sums(torch.stack([sums, sums]), mean[:2], x.numel() // shape[1])
+        launchers.batchnorm2d_fold(mean, var, w, b, None, 1e-5)
+        y = launchers.batchnorm2d_add_relu(x, mean, var, w, b, new(*shape), 1e-5)
+        launchers.batchnorm2d_relu_sums(x, dy, y, mean, var, 1e-5)
 
     return passes
 
@@ -125,12 +124,12 @@ def pool(x: Shape, taps: int, stride: int, padding: int = 0) -> Passes:
 
     def passes(new: New) -> None:
         image, dy = new(*x), new(*x[:2], *size)
-        _, codes = kernels.max_pool2d_forward(image, size, *window, (1, 1))
-        kernels.max_pool2d_backward(dy, codes, x[2:], *window, (1, 1))
-        kernels.max_pool2d_pick(image, codes, x[2:], *window, (1, 1))
-        kernels.max_pool2d_pick(None, codes, x[2:], *window, (1, 1))
-        kernels.avg_pool2d_forward(image, size, *window, True, None)
-        kernels.avg_pool2d_backward(dy, x[2:], *window, True, None, image.stride(1) == 1)
+        _, codes = launchers.max_pool2d_forward(image, size, *window, (1, 1))
+        launchers.max_pool2d_backward(dy, codes, x[2:], *window, (1, 1))
+        launchers.max_pool2d_pick(image, codes, x[2:], *window, (1, 1))
+        launchers.max_pool2d_pick(None, codes, x[2:], *window, (1, 1))
+        launchers.avg_pool2d_forward(image, size, *window, True, None)
+        launchers.avg_pool2d_backward(dy, x[2:], *window, True, None, image.stride(1) == 1)
 
     return passes
 
@@ -138,12 +137,12 @@ def pool(x: Shape, taps: int, stride: int, padding: int = 0) -> Passes:
 def adaptive_pool(x: Shape, size: Shape) -> Passes:
     def passes(new: New) -> None:
         image, dy, bins = new(*x), new(*x[:2], *size), ((),) * 4
-        _, codes = kernels.max_pool2d_forward(image, size, *bins)
-        kernels.max_pool2d_backward(dy, codes, x[2:], *bins)
-        kernels.max_pool2d_pick(image, codes, x[2:], *bins)
-        kernels.max_pool2d_pick(None, codes, x[2:], *bins)
-        kernels.avg_pool2d_forward(image, size, *bins[:3], True, None)
-        kernels.avg_pool2d_backward(dy, x[2:], *bins[:3], True, None, image.stride(1) == 1)
+        _, codes = launchers.max_pool2d_forward(image, size, *bins)
+        launchers.max_pool2d_backward(dy, codes, x[2:], *bins)
+        launchers.max_pool2d_pick(image, codes, x[2:], *bins)
+        launchers.max_pool2d_pick(None, codes, x[2:], *bins)
+        launchers.avg_pool2d_forward(image, size, *bins[:3], True, None)
+        launchers.avg_pool2d_backward(dy, x[2:], *bins[:3], True, None, image.stride(1) == 1)
 
     return passes
 
@@ -151,9 +150,9 @@ def adaptive_pool(x: Shape, size: Shape) -> Passes:
 def unpool(x: Shape, size: Shape) -> Passes:
     def passes(new: New) -> None:
         values, dy, indices = new(*x), new(*x[:2], *size), new(*x, dtype=torch.int64)
-        kernels.max_unpool2d_forward(values, indices, size)
-        kernels.max_unpool2d_backward(dy, indices, values.stride(1) == 1)
-        kernels.max_unpool2d_add(values, indices, size)
+        launchers.max_unpool2d_forward(values, indices, size)
+        launchers.max_unpool2d_backward(dy, indices, values.stride(1) == 1)
+        launchers.max_unpool2d_add(values, indices, size)
 
     return passes
 
@@ -163,15 +162,15 @@ def resize(x: Shape, size: Shape) -> Passes:
         image, dy = new(*x), new(*x[:2], *size)
         scales = [n / m for n, m in zip(x[2:], size, strict=True)]
         aligned = [(n - 1) / (m - 1) for n, m in zip(x[2:], size, strict=True)]
-        kernels.bilinear2d_forward(image, size, scales, False)
-        kernels.bilinear2d_backward(dy, x[2:], scales, False)
-        kernels.bilinear2d_forward(image, size, aligned, True)
-        kernels.bilinear2d_backward(dy, x[2:], aligned, True)
+        launchers.bilinear2d_forward(image, size, scales, False)
+        launchers.bilinear2d_backward(dy, x[2:], scales, False)
+        launchers.bilinear2d_forward(image, size, aligned, True)
+        launchers.bilinear2d_backward(dy, x[2:], aligned, True)
         for exact in (False, True):
-            kernels.nearest2d_forward(image, size, scales, exact)
-            kernels.nearest2d_backward(dy, x[2:], scales, exact)
-        kernels.antialias2d_forward(image, size, scales)
-        kernels.antialias2d_backward(dy, x[2:], scales)
+            launchers.nearest2d_forward(image, size, scales, exact)
+            launchers.nearest2d_backward(dy, x[2:], scales, exact)
+        launchers.antialias2d_forward(image, size, scales)
+        launchers.antialias2d_backward(dy, x[2:], scales)
 
     return passes
 
@@ -179,8 +178,8 @@ def resize(x: Shape, size: Shape) -> Passes:
 def pad(x: Shape, border: int) -> Passes:
     def passes(new: New) -> None:
         for mode in ("reflect", "replicate", "circular"):
-            kernels.pad2d_forward(new(*x), [border] * 4, mode)
-            kernels.pad2d_backward(new(*x[:2], *(n + 2 * border for n in x[2:])), [border] * 4, mode)
+            launchers.pad2d_forward(new(*x), [border] * 4, mode)
+            launchers.pad2d_backward(new(*x[:2], *(n + 2 * border for n in x[2:])), [border] * 4, mode)
 
     return passes
 

@@ -36,8 +36,7 @@ from bench.machine_code import SHARED_MEMORY, Driver
 from bench.rows import Instance
 from bench.timing import Machine, interleaved, using
 from bench.workers import MANY, do_in_turn, do_side_by_side, words, worked_off
-from trinn import kernels
-from trinn.kernels import launch, tuning
+from trinn.kernels import launch, launchers, ops, tuning
 from trinn.kernels.tuning import Product, Tile
 
 CLEARLY = 0.97  # of the guess's time
@@ -117,7 +116,7 @@ def recorded(rule: Rule) -> Iterator[list[Call]]:
 
             return call
 
-        with patched(kernels.ops, **{name: recording(getattr(kernels, name)) for name in vars(kernels.ops)}):
+        with patched(ops, **{name: recording(launcher) for name, launcher in vars(launchers).items()}):
             yield calls
 
 

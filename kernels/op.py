@@ -17,6 +17,7 @@ from trinn.kernels.replay import directly, replayed
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 
 library = torch.library.Library("trinn", "DEF")
+launchers = SimpleNamespace()  # the plain functions
 ops = SimpleNamespace()  # the operators as layers call them
 
 
@@ -31,6 +32,7 @@ def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Lau
         for key in ("CPU", "CUDA"):
             library.impl(name, called, key)
         torch.library.register_fake(f"trinn::{name}", fake, lib=library)
+        setattr(launchers, name, launcher)
         setattr(ops, name, directly(called, getattr(torch.ops.trinn, name)))
         return launcher
 

@@ -17,8 +17,7 @@ from tests import test_conv2d_tma, test_first2d
 from tests.boxes import in_boxes
 from tests.cases import Conv, named
 from tests.check import DEVICE
-from trinn import kernels
-from trinn.kernels import conv2d_tma, launch, tuning
+from trinn.kernels import conv2d_tma, launch, launchers, tuning
 
 CASES = test_conv2d_tma.CASES | test_first2d.CASES
 ARITHMETIC = test_conv2d_tma.ARITHMETIC
@@ -81,9 +80,9 @@ def described(case: Conv, dtype: torch.dtype, layout: str) -> list[TensorDescrip
     size = [(n + a + b - r - 1) // s + 1 for n, a, b, r, s in zip(x.shape[2:], near, far, reach, stride, strict=True)]
     dy = LAYOUTS[layout]((x.shape[0], w.shape[0], *size), dtype)
     with launch.observed(observe, "sm_90"):
-        kernels.conv2d_fprop(x, w, None, size, stride, near, dilation, groups)
-        kernels.conv2d_dgrad(dy, w, None, x.shape[2:], stride, near, dilation, groups)
-        kernels.conv2d_wgrad(x, dy, w.shape[2:], stride, near, dilation, groups)
+        launchers.conv2d_fprop(x, w, None, size, stride, near, dilation, groups)
+        launchers.conv2d_dgrad(dy, w, None, x.shape[2:], stride, near, dilation, groups)
+        launchers.conv2d_wgrad(x, dy, w.shape[2:], stride, near, dilation, groups)
     return found
 
 
@@ -174,7 +173,7 @@ def test_columns_far_apart() -> None:
         found.extend(arg for arg in args if isinstance(arg, TensorDescriptor))
 
     with launch.observed(observe, "sm_90"):
-        kernels.conv2d_fprop(x, x.new_empty(64, 64, 2, 2), None, (1, 2), (2, 2), (0, 0), (1, 1), 1)
+        launchers.conv2d_fprop(x, x.new_empty(64, 64, 2, 2), None, (1, 2), (2, 2), (0, 0), (1, 1), 1)
     assert found
     for descriptor in found:
         assert all(0 < n < 2**31 for n in descriptor.shape)

@@ -15,8 +15,7 @@ import trinn.layers as tnn
 from tests.boxes import in_boxes
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
-from trinn import kernels
-from trinn.kernels import launch, tuning
+from trinn.kernels import launch, launchers, tuning
 from trinn.kernels.boxes import Along, Box, best_box, best_line
 from trinn.kernels.indexing import Axis, hitting_taps, smalls_that_hit
 
@@ -142,7 +141,7 @@ def test_lines_of_all_pixels(arithmetic: str, layout: str, started: list[str]) -
         dw = torch.autograd.grad(F.conv2d(x, w), w, dy)[0]
         return torch.empty_strided(dw.shape, (16, 1, 16, 16) if layout == "channels_last" else (16, 1, 1, 1)).to(dw).copy_(dw)
 
-    check(lambda x, dy: kernels.conv2d_wgrad(x, dy, (1, 1), (1, 1), (0, 0), (1, 1), 1), torchs, x, dy)
+    check(lambda x, dy: launchers.conv2d_wgrad(x, dy, (1, 1), (1, 1), (0, 0), (1, 1), 1), torchs, x, dy)
     assert started == ["_wgrad_kernel"]
 
 
@@ -211,9 +210,9 @@ def test_windows_past_the_far_edge(started: list[str]) -> None:
     x, dy = (randn(18, 16, n, n, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last) for n in (2, 3))
     geometry = (1, 1), (0, 0), (1, 1), 1
     wide, w = F.pad(x, (0, 1, 0, 1)), randn(16, 16, 1, 1, dtype=torch.bfloat16)
-    assert torch.equal(kernels.conv2d_wgrad(x, dy, (1, 1), *geometry), kernels.conv2d_wgrad(wide, dy, (1, 1), *geometry))
+    assert torch.equal(launchers.conv2d_wgrad(x, dy, (1, 1), *geometry), launchers.conv2d_wgrad(wide, dy, (1, 1), *geometry))
     assert torch.equal(
-        kernels.conv2d_fprop(x, w, None, (3, 3), *geometry), kernels.conv2d_fprop(wide, w, None, (3, 3), *geometry)
+        launchers.conv2d_fprop(x, w, None, (3, 3), *geometry), launchers.conv2d_fprop(wide, w, None, (3, 3), *geometry)
     )
     assert started == ["_wgrad_kernel", "_wgrad_kernel", "_gather_kernel", "_gather_kernel"]
 
@@ -234,8 +233,8 @@ def test_joined(case: str, arithmetic: str, started: list[str]) -> None:
     def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None]).relu().detach()
 
-    check(lambda x, w, scale, shift: kernels.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
-    y, mean, var = kernels.conv2d_statistics(x, w, shift, *geometry)
+    check(lambda x, w, scale, shift: launchers.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
+    y, mean, var = launchers.conv2d_statistics(x, w, shift, *geometry)
     assert started.count("_gather_kernel") == 2
     exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     for got, expected in zip((var, mean), exact, strict=True):
@@ -245,7 +244,7 @@ def test_joined(case: str, arithmetic: str, started: list[str]) -> None:
 def test_pooled(started: list[str]) -> None:
     """What is convolved in boxes is pooled by a kernel of its own."""
     x, w, b = operands(CASES["3x3"], allowed("bf16"), "channels_last")
-    y, _ = kernels.conv2d_relu_max_pool2d(x, w, b, (5, 6), (1, 1), (1, 1), (1, 1), 1, (2, 3), (2, 2), (2, 2), (0, 0), (1, 1))
+    y, _ = launchers.conv2d_relu_max_pool2d(x, w, b, (5, 6), (1, 1), (1, 1), (1, 1), 1, (2, 3), (2, 2), (2, 2), (0, 0), (1, 1))
     assert torch.equal(y, F.max_pool2d(tnn.conv2d(x, w, b, padding=1).relu(), 2)) and "_gather_kernel" in started
 
 
@@ -353,7 +352,7 @@ def test_same_bits() -> None:
     x, w, _ = operands(Conv((19, 16, 5, 4), (24, 16, 3, 3)), torch.float32, "contiguous")
     dy = randn(19, 24, 5, 4, seed=3)
     args = (3, 3), (1, 1), (1, 1), (1, 1), 1
-    assert torch.equal(kernels.conv2d_wgrad(x, dy, *args), kernels.conv2d_wgrad(x, dy, *args))
+    assert torch.equal(launchers.conv2d_wgrad(x, dy, *args), launchers.conv2d_wgrad(x, dy, *args))
 
 
 @pytest.mark.parametrize(

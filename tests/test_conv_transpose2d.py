@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-import trinn.kernels
 import trinn.layers as tnn
 from tests.cases import CONV_TRANSPOSE, Conv, named
 from tests.check import DEVICE, DTYPES, check, gradients, raises_like, randn
+from trinn.kernels.conv_transpose2d import conv_transpose2d_dgrad, conv_transpose2d_fprop, conv_transpose2d_wgrad
 
 
 def operands(case: Conv, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -47,7 +47,7 @@ def test_is_the_adjoint_of_conv2d(stride: tuple[int, int], dilation: tuple[int, 
     y = randn(*F.conv2d(x, w, None, stride, 1, dilation).shape, dtype=torch.float64)
     geometry = stride, (1, 1), dilation, 1
     left = (tnn.conv2d(x, w, None, *geometry) * y).sum()
-    right = (x * trinn.kernels.conv_transpose2d_fprop(y, w, None, x.shape[2:], *geometry)).sum()
+    right = (x * conv_transpose2d_fprop(y, w, None, x.shape[2:], *geometry)).sum()
     torch.testing.assert_close(left, right, rtol=1e-13, atol=1e-13)
 
 
@@ -56,10 +56,10 @@ def test_passes_are_named() -> None:
     x, w, _ = operands(CONV_TRANSPOSE["groups, all arguments"], torch.float64)
     geometry = (2, 3), (1, 1), (1, 2), 2
     size = F.conv_transpose2d(x, w, None, (2, 3), 1, 0, 2, (1, 2)).shape[2:]
-    y = trinn.kernels.conv_transpose2d_fprop(x, w, None, size, *geometry)
+    y = conv_transpose2d_fprop(x, w, None, size, *geometry)
     dy = torch.ones_like(y)
-    dx = trinn.kernels.conv_transpose2d_dgrad(dy, w, x.shape[2:], *geometry)
-    dw = trinn.kernels.conv_transpose2d_wgrad(x, dy, w.shape[2:], *geometry)
+    dx = conv_transpose2d_dgrad(dy, w, x.shape[2:], *geometry)
+    dw = conv_transpose2d_wgrad(x, dy, w.shape[2:], *geometry)
     expected = gradients(F.conv_transpose2d, x, w, stride=(2, 3), padding=1, groups=2, dilation=(1, 2))
     torch.testing.assert_close((dx, dw), tuple(expected))
 

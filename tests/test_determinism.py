@@ -12,8 +12,7 @@ import trinn.layers as tnn
 from tests.boxes import in_boxes
 from tests.check import DEVICE, randn
 from tests.every import BOXED, EVERY, Every, results
-from trinn import kernels
-from trinn.kernels import launch, tuning
+from trinn.kernels import launch, launchers, tuning
 from trinn.kernels.launch import INTERPRETED
 from trinn.models import AlexNet
 
@@ -202,7 +201,7 @@ def test_order_of_a_convolutions_sum(architecture: str, dtype: torch.dtype, monk
     window = (1, 1), (1, 1), (1, 1), 1
     orders = set()
     for n in (1, 2, 7, 64, 1000):
-        for op in (kernels.conv2d_fprop, kernels.conv2d_dgrad):
+        for op in (launchers.conv2d_fprop, launchers.conv2d_dgrad):
             asked = launched(lambda: op(meta(n, 64, 14, 14), meta(64, 64, 3, 3), None, (14, 14), *window), architecture)  # noqa: B023
             orders.add(tuple(asked.get(name) for name in ("BLOCK_K", "PRECISION", "ACCUMULATOR", "CROSS")))
     assert len(orders) == 1, orders

@@ -61,6 +61,6 @@ def test_a_kernel_that_goes_wrong(wrong: object, monkeypatch: pytest.MonkeyPatch
             raise wrong
         return torch.tensor(wrong)
 
-    monkeypatch.setattr("trinn.kernels.relu_forward", relu_forward)
+    monkeypatch.setattr("trinn.kernels.launchers.relu_forward", relu_forward)
     found = dict(env.report())["a kernel"]
     assert found == "not known: RuntimeError: launch failed" if isinstance(wrong, Exception) else "WRONG" in found

@@ -12,8 +12,7 @@ from torch import Tensor
 import trinn.layers as tnn
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
-from trinn import kernels
-from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, first2d, launch, tuning
+from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, first2d, launch, launchers, tuning
 from trinn.kernels.boxes import Along, Box, best_box
 from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
 from trinn.kernels.indexing import Axis
@@ -121,8 +120,8 @@ def test_joined(case: str, started: list[str]) -> None:
     def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None]).relu().detach()
 
-    check(lambda x, w, scale, shift: kernels.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
-    y, mean, var = kernels.conv2d_statistics(x, w, shift, *geometry)
+    check(lambda x, w, scale, shift: launchers.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
+    y, mean, var = launchers.conv2d_statistics(x, w, shift, *geometry)
     assert started.count("_gather_kernel") == 2
     exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     for got, expected in zip((var, mean), exact, strict=True):
@@ -146,7 +145,7 @@ def test_same_bits() -> None:
     x, _, _ = operands(CASES["lines of images"], torch.float32, "contiguous")
     dy = randn(19, 24, 2, 3, seed=3)
     args = (5, 3), (2, 2), (1, 1), (1, 1), 1
-    assert torch.equal(kernels.conv2d_wgrad(x, dy, *args), kernels.conv2d_wgrad(x, dy, *args))
+    assert torch.equal(launchers.conv2d_wgrad(x, dy, *args), launchers.conv2d_wgrad(x, dy, *args))
 
 
 @pytest.mark.parametrize(

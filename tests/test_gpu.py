@@ -99,8 +99,7 @@ os.environ["TRITON_INTERPRET"] = "0"
 import torch, triton
 from bench import gpu_cache
 from bench.machine_code import Driver
-from trinn import kernels
-from trinn.kernels import launch
+from trinn.kernels import launch, launchers
 
 packed = Path(sys.argv[1])
 if sys.argv[2] == "use":
@@ -110,9 +109,9 @@ found = []
 triton.knobs.compilation.listener = lambda **heard: found.append(heard["cache_hit"])
 new = lambda *shape: torch.empty(*shape, dtype=torch.float16, device="meta")
 with launch.observed(lambda kernel, _, args, constants: kernel.warmup(*args, grid=(1,), **constants), "sm_90"):
-    kernels.relu_forward(new(2, 3, 8, 8))
-    kernels.relu_forward(new(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)[:, 1:])
-    kernels.conv2d_fprop(new(2, 8, 5, 5), new(4, 8, 3, 3), None, (3, 3), (1, 1), (0, 0), (1, 1), 1)
+    launchers.relu_forward(new(2, 3, 8, 8))
+    launchers.relu_forward(new(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)[:, 1:])
+    launchers.conv2d_fprop(new(2, 8, 5, 5), new(4, 8, 3, 3), None, (3, 3), (1, 1), (0, 0), (1, 1), 1)
 print(found)
 if sys.argv[2] == "pack":
     gpu_cache.pack(Path(triton.knobs.cache.dir), packed)

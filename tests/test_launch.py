@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trinn.layers as tnn
 from tests.check import randn
 from tests.every import EVERY
-from trinn.kernels import launch
+from trinn.kernels import launch, launchers
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_TENSOR = """
@@ -62,9 +62,7 @@ def test_observed_launches_do_not_run() -> None:
     seen = []
     x = torch.empty(2, 3, 9, 9, device="meta")
     with launch.observed(lambda kernel, _, args, constants: seen.append((kernel, constants)), "sm_90"):
-        from trinn.kernels import conv2d_fprop
-
-        conv2d_fprop(x, torch.empty(4, 3, 3, 3, device="meta"), None, (7, 7), (1, 1), (0, 0), (1, 1), 1)
+        launchers.conv2d_fprop(x, torch.empty(4, 3, 3, 3, device="meta"), None, (7, 7), (1, 1), (0, 0), (1, 1), 1)
     ((_, constants),) = seen
     assert constants["enable_fp_fusion"] is True and constants["PRECISION"] == "tf32"
 

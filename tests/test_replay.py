@@ -13,8 +13,7 @@ import torch
 
 from tests.check import randn
 from tests.test_install import ROOT
-from trinn import kernels
-from trinn.kernels import replay
+from trinn.kernels import launchers, replay
 
 HOPPER = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
 
@@ -50,7 +49,7 @@ def test_copies_are_never_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [randn(1, 3, 2, 2), strided, strided.square()]
     for inference in (True, False):
         with torch.inference_mode(inference):
-            _, notes = replay.written(kernels.batchnorm2d_forward, (*given, None, None, 1e-5), given)
+            _, notes = replay.written(launchers.batchnorm2d_forward, (*given, None, None, 1e-5), given)
         assert notes == replay.NEVER
 
 
@@ -69,7 +68,7 @@ def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPat
 
 def test_tensors_off_the_gpu_are_never_noted() -> None:
     empty = torch.empty(0)
-    assert replay.written(kernels.relu_forward, (empty,), [empty])[1] == replay.NEVER
+    assert replay.written(launchers.relu_forward, (empty,), [empty])[1] == replay.NEVER
 
 
 @functools.cache

@@ -18,8 +18,7 @@ from bench.every_tile import Judge
 from bench.machine_code import SHARED_MEMORY
 from bench.tune import Place, Timer
 from tests.test_bench import ROOT, Here, SetClock
-from trinn import kernels
-from trinn.kernels import conv2d, tuning
+from trinn.kernels import conv2d, launchers, ops, tuning
 from trinn.kernels.tuning import Product, Tile
 
 PRODUCT = Product("linear", 100, 1000, 4096, torch.float16, "ieee")
@@ -162,13 +161,13 @@ def test_a_call_has_the_product_that_it_computes(monkeypatch: pytest.MonkeyPatch
             tuning.gemm_tile(product, x.device)
         return x
 
-    monkeypatch.setattr(kernels, "relu_forward", launcher)
+    monkeypatch.setattr(launchers, "relu_forward", launcher)
     with tune.recorded(lambda product, _: TILES[0]) as calls:
-        kernels.ops.relu_forward(torch.ones(1, requires_grad=True))
-        kernels.ops.channel_sum(torch.ones(1, 1, 1, 1))
+        ops.relu_forward(torch.ones(1, requires_grad=True))
+        ops.channel_sum(torch.ones(1, 1, 1, 1))
     ((product, run),) = calls
     assert product == PRODUCT and run.func is launcher and not run.args[0].requires_grad
-    assert kernels.ops.relu_forward is not launcher
+    assert ops.relu_forward is not launcher
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -215,17 +214,17 @@ def test_a_tile_that_is_right(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_tiles_that_are_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one gradient alone; and in what comes out the second time."""
-    right = kernels.conv2d_dgrad
-    monkeypatch.setattr(kernels, "conv2d_dgrad", lambda *args: right(*args) * 1.001)
+    right = launchers.conv2d_dgrad
+    monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * 1.001)
     assert judge(CONFIG).startswith(f"WRONG, {SMALL_CONV.name}: input 0 is off by ")  # type: ignore[union-attr]
     times = iter(range(9))
-    monkeypatch.setattr(kernels, "conv2d_dgrad", lambda *args: right(*args) * (1 + 2**-23 * next(times)))
+    monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * (1 + 2**-23 * next(times)))
     assert judge(CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: other bits when timed than when checked"
 
 
 def test_what_is_not_written_is_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = kernels.conv2d_dgrad
-    monkeypatch.setattr(kernels, "conv2d_dgrad", lambda *args: torch.empty_like(right(*args)))
+    right = launchers.conv2d_dgrad
+    monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: torch.empty_like(right(*args)))
     torch.use_deterministic_algorithms(False)  # which conftest has on
     assert "input 0 is off by nan" in judge(CONFIG)  # type: ignore[operator]
     assert not torch.are_deterministic_algorithms_enabled()
