@@ -21,23 +21,25 @@ class Fold(NamedTuple):
     results: tuple[int, ...]
 
 
-# Tried from left to right. Arguments are counted without those that are no tensors.
+# Every tensor and every result takes the mapped axis in along its first.
+FIRST_AXIS = (
+    "antialias2d_backward", "antialias2d_forward", "avg_pool2d_backward", "avg_pool2d_forward", "batchnorm2d_fold",
+    "bilinear2d_backward", "bilinear2d_forward", "max_pool2d_backward", "max_pool2d_forward", "max_pool2d_pick",
+    "max_unpool2d_add", "max_unpool2d_backward", "max_unpool2d_forward", "nearest2d_backward", "nearest2d_forward",
+    "pad2d_backward", "pad2d_forward",
+)  # fmt: skip
+# Any shape will do, so the mapped axis is one more.
+ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")
+# Of all others. Tried from left to right; arguments are counted without those that are no tensors.
 FOLDS: dict[str, tuple[Fold, ...]] = {
-    "antialias2d_backward": (Fold((0,), (0,)),),
-    "antialias2d_forward": (Fold((0,), (0,)),),
-    "avg_pool2d_backward": (Fold((0,), (0,)),),
-    "avg_pool2d_forward": (Fold((0,), (0,)),),
     "batchnorm2d_add_relu": (Fold((1, 0, 0, 0, 0, 1), (1,)),),
     "batchnorm2d_backward": (Fold((1, 1, 0, 0, 0, 1), (1,)),),
-    "batchnorm2d_fold": (Fold((0, 0, 0, 0, 0), (0, 0)),),
     "batchnorm2d_forward": (Fold((1, 0, 0, 0, 0), (1,)),),
     "batchnorm2d_merge": (Fold((1, 1, None), (0, 0)),),
     "batchnorm2d_relu_sums": (Fold((1, 1, 1, 0, 0), (1, 1)),),
     "batchnorm2d_statistics": (Fold((1,), (0, 0)),),
     "batchnorm2d_sums": (Fold((1, 1, 0, 0), (1,)),),
     "batchnorm2d_update": (),
-    "bilinear2d_backward": (Fold((0,), (0,)),),
-    "bilinear2d_forward": (Fold((0,), (0,)),),
     "channel_sum": (Fold((1,), (0,)),),
     "conv2d_affine": (Fold((0, None, None, None), (0,)), Fold((1, 0, 0, 0), (1,))),
     "conv2d_dgrad": (Fold((0, None, None), (0,)), Fold((1, 0, 0), (1,))),
@@ -49,25 +51,13 @@ FOLDS: dict[str, tuple[Fold, ...]] = {
     "linear_fprop": (Fold((0, None, None), (0,)),),
     "linear_relu": (Fold((0, None, None), (0,)),),
     "linear_wgrad": (),
-    "max_pool2d_backward": (Fold((0, 0), (0,)),),
-    "max_pool2d_forward": (Fold((0,), (0, 0)),),
-    "max_pool2d_pick": (Fold((0, 0), (0,)),),
-    "max_unpool2d_add": (Fold((0, 0), (0,)),),
-    "max_unpool2d_backward": (Fold((0, 0), (0,)),),
-    "max_unpool2d_forward": (Fold((0, 0), (0,)),),
-    "nearest2d_backward": (Fold((0,), (0,)),),
-    "nearest2d_forward": (Fold((0,), (0,)),),
-    "pad2d_backward": (Fold((0,), (0,)),),
-    "pad2d_forward": (Fold((0,), (0,)),),
     "sync_batchnorm_sums": (Fold((2, None), (1,)),),
 }
-# Any shape will do, so the mapped axis is one more.
-ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")
 
 
 def register_vmap(library: torch.library.Library) -> None:
     """Give every operator of the tables its rule."""
-    for name in (*FOLDS, *ELEMENTWISE):
+    for name in (*FIRST_AXIS, *ELEMENTWISE, *FOLDS):
         torch.library.register_vmap(f"{library.ns}::{name}", _rule(name), lib=library)
 
 
@@ -76,6 +66,7 @@ def _rule(name: str) -> Callable[..., Any]:
     parameters = op._schema.arguments
     tensors = [place for place, p in enumerate(parameters) if "Tensor" in str(p.type)]
     written = [place for place in tensors if parameters[place].is_write]
+    folds = FOLDS[name] if name in FOLDS else (Fold((0,) * len(tensors), (0,) * len(op._schema.returns)),)
     groups = next((place for place, p in enumerate(parameters) if p.name == "groups"), None)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any, **options: Any) -> tuple[Any, Any]:
@@ -92,7 +83,7 @@ def _rule(name: str) -> Callable[..., Any]:
             given[place] = given[place].movedim(in_dims[place], 0)
         if name in ELEMENTWISE:
             return _leading(op(*_expanded(given, tensors, mapped, info.batch_size)))
-        for fold in FOLDS[name]:
+        for fold in folds:
             axes: dict[int, Any] = dict(zip(tensors, fold.arguments, strict=True))
             if all(axes[place] is not None for place in mapped):
                 break

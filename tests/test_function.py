@@ -196,7 +196,7 @@ def test_writing_over_what_is_mapped(name: str) -> None:
 
 def test_every_operator_has_a_rule() -> None:
     """Also those that no case above reaches."""
-    assert {*vmap.FOLDS, *vmap.ELEMENTWISE} == {name.split("::")[1] for name in registered()}
+    assert {*vmap.FIRST_AXIS, *vmap.ELEMENTWISE, *vmap.FOLDS} == {name.split("::")[1] for name in registered()}
 
 
 def registered() -> list[str]:
