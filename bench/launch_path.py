@@ -68,8 +68,8 @@ PAIRS = (4, 4), (2, 2), (2, 2), (0, 0), (1, 1)
 OPERATORS: dict[str, tuple[Any, ...]] = {
     "relu_forward": (X,),
     "max_pool2d_forward": (X, *PAIRS),
-    "batchnorm2d_forward": (X, MEAN, VAR, SCALE, B, 1e-5),
-    "linear_fprop": (FLAT, DENSE, B),
+    "batchnorm2d_forward": (X, MEAN, VAR, SCALE, B, None, False, 1e-5),
+    "linear_fprop": (FLAT, DENSE, B, False),
     "conv2d_fprop": (X, W, B, (8, 8), (1, 1), (1, 1), (1, 1), 1),
     "conv2d_wgrad": (X, Y, (3, 3), (1, 1), (1, 1), (1, 1), 1),
 }

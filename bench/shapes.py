@@ -77,8 +77,8 @@ def conv_and_more(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups:
 def linear(rows: int, inputs: int, outputs: int) -> Passes:
     def passes(new: New) -> None:
         x, w, dy = new(rows, inputs), new(outputs, inputs), new(rows, outputs)
-        launchers.linear_fprop(x, w, new(outputs))
-        launchers.linear_relu(x, w, new(outputs))
+        launchers.linear_fprop(x, w, new(outputs), False)
+        launchers.linear_fprop(x, w, new(outputs), True)
         launchers.linear_dgrad(dy, w)
         launchers.linear_wgrad(x, dy)
 
@@ -87,7 +87,7 @@ def linear(rows: int, inputs: int, outputs: int) -> Passes:
 
 def product(m: int, n: int, k: int) -> Passes:
     """(m, k) @ (k, n), of rows that lie side by side."""
-    return lambda new: launchers.linear_fprop(new(m, k), new(n, k), None)
+    return lambda new: launchers.linear_fprop(new(m, k), new(n, k), None, False)
 
 
 def scattered_product(m: int, n: int, k: int) -> Passes:
@@ -105,14 +105,14 @@ def batchnorm(*shape: int) -> Passes:
         mean, var = launchers.batchnorm2d_statistics(x)
         launchers.batchnorm2d_merge(mean[None], var[None], mean[:1])
         launchers.batchnorm2d_update(w, b, mean, var, 0.1, x.numel() // shape[1])
-        launchers.batchnorm2d_forward(x, mean, var, w, b, 1e-5)
+        launchers.batchnorm2d_forward(x, mean, var, w, b, None, False, 1e-5)
         sums = launchers.batchnorm2d_sums(x, dy, mean, var, 1e-5)
         launchers.batchnorm2d_backward(x, dy, mean, var, w, sums, 1e-5)
         launchers.batchnorm2d_backward(x, dy, mean, var, w, None, 1e-5)
         launchers.batchnorm2d_update(w, b, mean, var, 0.1, 0, mean[:2])
         launchers.sync_batchnorm_sums(torch.stack([sums, sums]), mean[:2], x.numel() // shape[1])
         launchers.batchnorm2d_fold(mean, var, w, b, None, 1e-5)
-        y = launchers.batchnorm2d_add_relu(x, mean, var, w, b, new(*shape), 1e-5)
+        y = launchers.batchnorm2d_forward(x, mean, var, w, b, new(*shape), True, 1e-5)
         launchers.batchnorm2d_relu_sums(x, dy, y, mean, var, 1e-5)
 
     return passes

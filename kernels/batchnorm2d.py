@@ -1,7 +1,7 @@
 """Batch normalisation: each channel brought to mean 0 and variance 1 over its m = N * H * W pixels, then scaled and shifted.
 
-    forward      y = w * z + b                              with z = (x - mean) * s, s = 1 / sqrt(var + eps)
-                 y = relu(w * z + b + residual)             each part where it is asked for
+    forward      y = relu(w * z + b + residual)             with z = (x - mean) * s, s = 1 / sqrt(var + eps)
+                                                            relu and the residual where they are asked for
     sums         dw[c] = sum dy * z                         db[c] = sum dy
     backward     dx = w * s * (dy - db / m - z * dw / m)    where mean and var are those of x
                  dx = w * s * dy                            where they are given numbers
@@ -202,46 +202,28 @@ def batchnorm2d_fold(
 
 
 @op(fake=_like)
-def batchnorm2d_forward(x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * w + b.
+def batchnorm2d_forward(
+    x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, relu: bool, eps: float
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * w + b + residual, with `relu` relu of it.
 
     Args:
         x: (N, C, H, W), any strides.
         mean, var, w, b: (C), any floating dtype; without `w` and `b`, 1 and 0.
-
-    Returns:
-        (N, C, H, W), of the dtype of `x`, in its memory format.
-    """
-    return _forward(x, mean, var, w, b, None, eps, relu=False)
-
-
-@op(fake=_like)
-def batchnorm2d_add_relu(
-    x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, eps: float
-) -> Tensor:
-    """relu((x - mean) / sqrt(var + eps) * w + b + residual), in one pass.
-
-    Args:
         residual: (N, C, H, W), any strides; None is 0.
 
     Returns:
         (N, C, H, W), of the dtype of `x`, in its memory format.
     """
-    return _forward(x, mean, var, w, b, residual, eps, relu=True)
-
-
-def _forward(
-    x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, eps: float, relu: bool
-) -> Tensor:
     y = _like(x)
     if x.numel() > 0:
-        path = walk(x, y, residual if residual is not None else x)
+        more = residual if residual is not None else x
+        path = walk(x, y, more)
         launch(
             _forward_kernel, path.programs, x, *_dense(mean, var, w, b), residual, y,
             *path.strides,
             path.grid, eps,
-            RELU=relu, ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y, residual if residual is not None else x),
-            TILE=path.tile, warps=4, device=x.device,
+            RELU=relu, ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y, more), TILE=path.tile, warps=4, device=x.device,
         )  # fmt: skip
     return y
 
@@ -266,7 +248,7 @@ def batchnorm2d_relu_sums(x: Tensor, dy: Tensor, y: Tensor, mean: Tensor, var: T
 
     Args:
         x, dy: (N, C, H, W), any strides.
-        y: what batchnorm2d_add_relu returned.
+        y: what batchnorm2d_forward returned with `relu`.
         mean, var: (C).
 
     Returns:

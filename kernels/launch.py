@@ -73,7 +73,7 @@ current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.c
 _notes = threading.local()
 
 # Set while kernels are compiled and not run: what gets each launch, and the architecture it is for.
-_observe: Callable[..., None] | None = None
+observer: Callable[..., None] | None = None
 _observed_architecture = ""
 
 
@@ -124,8 +124,8 @@ def launch(
     constants.update(num_warps=warps, num_stages=stages, enable_fp_fusion=True)
     if asserts and not INTERPRETED:
         constants.update(debug=True, sanitize_overflow=False)
-    if _observe is not None:
-        _observe(kernel, programs, args, constants)
+    if observer is not None:
+        observer(kernel, programs, args, constants)
     elif _UNFIT:
         raise RuntimeError(_UNFIT)
     elif INTERPRETED:
@@ -142,19 +142,15 @@ def launch(
             launches.append(Launch(kernel, compiled, programs, args, constants))
 
 
-def is_observed() -> bool:
-    return _observe is not None
-
-
 @contextlib.contextmanager
 def observed(observe: Callable[..., None], architecture: str) -> Iterator[None]:
     """Within, each launch is a call `observe(kernel, programs, args, constants)`, tiled as on that architecture ("sm_90")."""
-    global _observe, _observed_architecture
-    _observe, _observed_architecture = observe, architecture
+    global observer, _observed_architecture
+    observer, _observed_architecture = observe, architecture
     try:
         yield
     finally:
-        _observe = None
+        observer = None
 
 
 @contextlib.contextmanager
@@ -171,7 +167,7 @@ def noted() -> Iterator[list[Launch]]:
 
 def architecture(device: torch.device) -> str:
     """ "sm_90" for a Hopper GPU, "gfx942" for an MI300, "interpreter" where kernels are interpreted."""
-    if _observe is not None:
+    if observer is not None:
         return _observed_architecture
     if INTERPRETED or device.type != GPU:
         return "interpreter"
@@ -183,7 +179,7 @@ def architecture(device: torch.device) -> str:
 
 def gpu(device: torch.device) -> str:
     """The name of a GPU, "NVIDIA H200"; empty where kernels are interpreted, or compiled and not run."""
-    if _observe is not None or INTERPRETED or device.type != GPU:
+    if observer is not None or INTERPRETED or device.type != GPU:
         return ""
     return torch.cuda.get_device_name(device)
 

@@ -54,7 +54,7 @@ def _matmul_kernel(
     tl.store(partials + at, acc.to(partials.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
 
 
-def _empty_fprop(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+def _empty_fprop(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
     return empty(x, (x.shape[0], w.shape[0]))
 
 
@@ -67,8 +67,8 @@ def _empty_wgrad(x: Tensor, dy: Tensor) -> Tensor:
 
 
 @op(fake=_empty_fprop)
-def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """x @ w^T + b.
+def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
+    """x @ w^T + b, with `relu` relu of it.
 
     Args:
         x: (M, K), any strides.
@@ -78,13 +78,7 @@ def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     Returns:
         (M, N), contiguous.
     """
-    return _matmul(x, w.T, b, _empty_fprop(x, w, b))
-
-
-@op(fake=_empty_fprop)
-def linear_relu(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """relu(x @ w^T + b); as linear_fprop."""
-    return _matmul(x, w.T, b, _empty_fprop(x, w, b), relu=True)
+    return _matmul(x, w.T, b, _empty_fprop(x, w, b, relu), relu)
 
 
 @op(fake=_empty_dgrad)

@@ -102,7 +102,7 @@ def replayed(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(launcher)
     def call(*args: Any) -> Any:
-        if launch.is_observed() or _is_hooked():
+        if launch.observer is not None or _is_hooked():
             return launcher(*args)
         tensors, key = _key(args)
         notes = known.get(key)
@@ -152,10 +152,11 @@ def _are_plain(args: tuple[Any, ...]) -> bool:
     if _modes() or _transforms() or torch.autograd._profiler_enabled():
         return False
     for arg in args:
-        if isinstance(arg, Tensor):
-            plain = type(arg) in _PLAIN and on_gpu(arg) and not (arg.is_neg() or arg._is_zerotensor() or _is_wrapped(arg))
-            if not plain:
+        if type(arg) in _PLAIN:
+            if not on_gpu(arg) or arg.is_neg() or arg._is_zerotensor() or _is_wrapped(arg):
                 return False
+        elif isinstance(arg, Tensor):
+            return False
     return True
 
 
@@ -165,10 +166,13 @@ def _key(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
     key: list[Any] = [tuning.only_tile, tuning.wanted_programs]
     float32 = False
     for arg in args:
-        if isinstance(arg, Tensor):
+        if arg is None or arg is True or arg is False:  # faster to tell than a type
+            key.append(arg)
+        elif isinstance(arg, Tensor):
             tensors.append(arg)
-            float32 = float32 or arg.dtype is torch.float32
-            key += arg.dtype, arg.shape, arg.stride(), arg.data_ptr() % 16, arg.get_device()
+            dtype = arg.dtype
+            float32 = float32 or dtype is torch.float32
+            key += dtype, arg.shape, arg.stride(), arg.data_ptr() % 16, arg.get_device()
         elif isinstance(arg, list):
             key.append(tuple(arg))
         elif isinstance(arg, float):

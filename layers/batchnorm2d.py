@@ -20,7 +20,7 @@ class BatchNormForward(Function):
 
     @staticmethod
     def forward(x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, eps: float, batch: bool) -> Tensor:
-        return ops.batchnorm2d_forward(x, mean, var, w, b, eps)
+        return ops.batchnorm2d_forward(x, mean, var, w, b, None, False, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -51,7 +51,7 @@ class BatchNormAddRelu(Function):
         x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, eps: float, batch: bool,
         residual: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        return ops.batchnorm2d_add_relu(x, mean, var, w, b, residual, eps)
+        return ops.batchnorm2d_forward(x, mean, var, w, b, residual, True, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

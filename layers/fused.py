@@ -116,7 +116,7 @@ class LinearRelu(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return ops.linear_relu(x, w, b)
+        return ops.linear_fprop(x, w, b, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -20,7 +20,7 @@ class LinearFprop(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return ops.linear_fprop(x, w, b)
+        return ops.linear_fprop(x, w, b, False)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

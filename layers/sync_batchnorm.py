@@ -19,7 +19,7 @@ class SyncBatchNormForward(Function):
     def forward(
         x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, counts: Tensor, eps: float, group: str
     ) -> Tensor:
-        return ops.batchnorm2d_forward(x, mean, var, w, b, eps)
+        return ops.batchnorm2d_forward(x, mean, var, w, b, None, False, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -116,9 +116,11 @@ MANY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], torch.dtype]]
         (16, 8, 8),
         torch.float16,
     ),
-    "linear": (lambda x: ops.linear_fprop(x, torch.ones(3, 64, dtype=x.dtype), None), (64,), torch.float16),
+    "linear": (lambda x: ops.linear_fprop(x, torch.ones(3, 64, dtype=x.dtype), None, False), (64,), torch.float16),
     "batch_norm": (
-        lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, 1e-5), (2, 8, 8), torch.float16
+        lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, None, False, 1e-5),
+        (2, 8, 8),
+        torch.float16,
     ),
     # Sums over all images, of which the last alone is not zero.
     "channel_sum": (lambda x: ops.channel_sum(x)[None], (2, 8, 8), torch.float16),

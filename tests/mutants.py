@@ -78,7 +78,7 @@ MUTANTS = [
     Mutant("gradients computed that nobody wants", "layers/conv2d.py", "if need_w else None\n    return dx, dw, ChannelSum.call(dy)", "\n    return dx, dw, ChannelSum.call(dy)", "launch"),
     Mutant("alignment left out of the key", "kernels/replay.py", "arg.stride(), arg.data_ptr() % 16, arg", "arg.stride(), arg", "replay"),
     Mutant("strides left out of the key", "kernels/replay.py", "arg.shape, arg.stride(), ", "arg.shape, ", "replay"),
-    Mutant("precision left out of the key", "kernels/replay.py", "float32 = float32 or arg.dtype is torch.float32", "float32 = False", "replay"),
+    Mutant("precision left out of the key", "kernels/replay.py", "float32 = float32 or dtype is torch.float32", "float32 = False", "replay"),
     Mutant("notes though someone listens", "kernels/replay.py", "getattr(before, \"calls\", before) or ", "", "replay"),
     Mutant("strips: a row begun is stored before it is complete", "kernels/depthwise2d_strips.py", "mask = has_pixel & has_channel & (complete >= first)", "mask = has_pixel & has_channel & (row >= first)", "conv2d"),
     Mutant("strips: dgrad's filters not turned over", "kernels/depthwise2d_strips.py", "turned = ALL_TAPS - 1 - tap if ADJOINT else tap", "turned = tap", "conv2d"),

@@ -361,7 +361,7 @@ def test_fakes_are_exact(name: str) -> None:
     calls = {
         "statistics": (x,),
         "update": (mean, var, w, b.square(), 0.1, 7),
-        "forward": (x, mean, var, w, b, 1e-5),
+        "forward": (x, mean, var, w, b, dy, True, 1e-5),
         "sums": (x, dy, mean, var, 1e-5),
         "backward": (x, dy, mean, var, w, torch.stack([w, b]), 1e-5),
     }

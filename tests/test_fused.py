@@ -188,23 +188,23 @@ def test_launches() -> None:
     for pool in (tnn.MaxPool2d(2), tnn.MaxPool2d(3, 2)):
         expected = pooled, [*back[0], "max_pool2d_backward", *GRADIENTS]
         assert launches(lambda pool=pool: tnn.conv_relu_max_pool(conv, relu, pool, x)) == expected  # type: ignore[misc]
-    expected = ["conv2d_statistics", "batchnorm2d_add_relu"], [*back[1], *GRADIENTS]
+    expected = ["conv2d_statistics", "batchnorm2d_forward"], [*back[1], *GRADIENTS]
     assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
     expected = ["conv2d_statistics", "batchnorm2d_forward"], ["batchnorm2d_sums", "batchnorm2d_backward", *GRADIENTS]
     assert launches(lambda: tnn.conv_bn_relu(conv, norm, None, x)) == expected
-    expected = ["batchnorm2d_statistics", "batchnorm2d_add_relu"], back[1]
+    expected = ["batchnorm2d_statistics", "batchnorm2d_forward"], back[1]
     assert launches(lambda: tnn.bn_relu(norm, relu, y)) == expected
     assert launches(lambda: tnn.bn_add_relu(norm, relu, y, x.new_ones(y.shape))) == expected
     assert launches(lambda: tnn.linear_relu(linear, relu, x)) == (
-        ["linear_relu"], [*back[0], "linear_dgrad", "linear_wgrad", "channel_sum"]
+        ["linear_fprop"], [*back[0], "linear_dgrad", "linear_wgrad", "channel_sum"]
     )  # fmt: skip
     norm.eval()
     with torch.no_grad():
         assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x))[0] == ["batchnorm2d_fold", "conv2d_affine"]
-    expected = ["conv2d_fprop", "batchnorm2d_add_relu"], [*back[1], *GRADIENTS]
+    expected = ["conv2d_fprop", "batchnorm2d_forward"], [*back[1], *GRADIENTS]
     assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
     norm.requires_grad_(False)
-    expected = ["conv2d_fprop", "batchnorm2d_add_relu"], [*back[0], "batchnorm2d_backward", *GRADIENTS]
+    expected = ["conv2d_fprop", "batchnorm2d_forward"], [*back[0], "batchnorm2d_backward", *GRADIENTS]
     assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
 
 

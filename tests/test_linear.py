@@ -55,7 +55,7 @@ def test_gradcheck() -> None:
 
 
 OPS = {
-    "linear_fprop": lambda: (randn(3, 8), randn(4, 8), randn(4)),
+    "linear_fprop": lambda: (randn(3, 8), randn(4, 8), randn(4), False),
     "linear_dgrad": lambda: (randn(3, 4), randn(8, 4).T),
     "linear_wgrad": lambda: (randn(3, 8), randn(4, 3).T),
 }

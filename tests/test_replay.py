@@ -49,7 +49,7 @@ def test_copies_are_never_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [randn(1, 3, 2, 2), strided, strided.square()]
     for inference in (True, False):
         with torch.inference_mode(inference):
-            _, notes = replay.written(launchers.batchnorm2d_forward, (*given, None, None, 1e-5), given)
+            _, notes = replay.written(launchers.batchnorm2d_forward, (*given, None, None, None, False, 1e-5), given)
         assert notes == replay.NEVER
 
 

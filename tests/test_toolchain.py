@@ -120,8 +120,9 @@ def test_export(strict: bool) -> None:
     program = torch.export.export(model, (x,), strict=strict)
     assert torch.equal(program.module()(x), model(x))
     targets = {node.target for node in program.run_decompositions().graph.nodes}
-    wanted = ("conv2d_fprop", "batchnorm2d_add_relu", "linear_relu")
+    wanted = ("conv2d_fprop", "batchnorm2d_forward", "linear_fprop")
     assert {getattr(torch.ops.trinn, name).default for name in wanted} <= targets
+    assert torch.ops.trinn.relu_forward.default not in targets
 
 
 def test_export_of_many_sizes() -> None:
