@@ -27,9 +27,12 @@ from trinn.kernels.walk import by_channel, channels_of, columns_of, down, loaded
 
 
 @device_function
-def _inverse_deviation(var, c, exists, eps, ACCUMULATOR: tl.constexpr):
-    """s of some channels."""
-    return tl.rsqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))
+def _scale(var, w, c, exists, eps, ACCUMULATOR: tl.constexpr):
+    """w * s of some channels; without w, s."""
+    scale = tl.rsqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))
+    if w is not None:
+        scale *= tl.load(w + c, mask=exists).to(ACCUMULATOR)
+    return scale
 
 
 @triton.jit
@@ -40,9 +43,7 @@ def _fold_kernel(
 ):  # fmt: skip
     """BLOCK channels of scale and shift."""
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    factor = _inverse_deviation(var, c, c < channels, eps, ACCUMULATOR)
-    if w is not None:
-        factor *= tl.load(w + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
+    factor = _scale(var, w, c, c < channels, eps, ACCUMULATOR)
     offset = -tl.load(mean + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
     if bias is not None:
         offset += tl.load(bias + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
@@ -64,9 +65,7 @@ def _forward_kernel(
     column, exists, c = columns_of(grid, INDEX, TILE)
     first, last = rows_of(grid, INDEX)
     center = tl.load(mean + c).to(ACCUMULATOR)
-    scale = _inverse_deviation(var, c, None, eps, ACCUMULATOR)
-    if w is not None:
-        scale *= tl.load(w + c).to(ACCUMULATOR)
+    scale = _scale(var, w, c, None, eps, ACCUMULATOR)
     if b is not None:
         shift = tl.load(b + c).to(ACCUMULATOR)
     x, y = start_of(x, column, grid, x_strides, TILE), start_of(y, column, grid, y_strides, TILE)
@@ -120,7 +119,7 @@ def _sums_kernel(
             total += gradient
             moment += gradient * (widened(values[i]).to(ACCUMULATOR) - center)
     c, exists, partial, pixels = channels_of(grid, INDEX, TILE)
-    dw = over_rows(by_channel(moment, pixels, grid, TILE)) * _inverse_deviation(var, c, exists, eps, ACCUMULATOR)
+    dw = over_rows(by_channel(moment, pixels, grid, TILE)) * _scale(var, None, c, exists, eps, ACCUMULATOR)
     at = partial * 2 * grid.channels + c
     tl.store(partials + at, dw, mask=exists)
     tl.store(partials + at + grid.channels, over_rows(by_channel(total, pixels, grid, TILE)), mask=exists)
@@ -136,15 +135,13 @@ def _backward_kernel(
     """Some columns of dx, down some rows; without sums, for given statistics. `share` is 1 / m."""
     column, exists, c = columns_of(grid, INDEX, TILE)
     first, last = rows_of(grid, INDEX)
-    scale = _inverse_deviation(var, c, None, eps, ACCUMULATOR)
+    scale = _scale(var, w, c, None, eps, ACCUMULATOR)
     if sums is not None:
         share = tl.full((), share, ACCUMULATOR)
         center = tl.load(mean + c).to(ACCUMULATOR)
-        slope = scale * tl.load(sums + c) * share
+        slope = _scale(var, None, c, None, eps, ACCUMULATOR) * tl.load(sums + c) * share
         level = tl.load(sums + grid.channels + c) * share
         x = start_of(x, column, grid, x_strides, TILE)
-    if w is not None:
-        scale *= tl.load(w + c).to(ACCUMULATOR)
     dy, dx = start_of(dy, column, grid, dy_strides, TILE), start_of(dx, column, grid, dx_strides, TILE)
     for row in range(first, last, TILE.rows * TILE.ahead):
         upstreams = loaded(dy, row, last, grid, dy_strides, INDEX, TILE)

@@ -55,13 +55,13 @@ def _statistics_kernel(
 
     # Each element of the tile has a mean and a sum of squares. The means are measured from the channel's first origin.
     c, exists, partial, pixels = channels_of(grid, INDEX, TILE)
-    row = tl.arange(0, TILE.rows * TILE.pixels)[:, None] // TILE.pixels
-    seen = cdiv(last - first - row, TILE.rows).to(ACCUMULATOR)
+    place = tl.arange(0, TILE.rows * TILE.pixels)[:, None]
+    seen = cdiv(last - first - place // TILE.pixels, TILE.rows).to(ACCUMULATOR)
     share, count = _inverse(tl.maximum(seen, 1.0)), ((last - first) * pixels).to(ACCUMULATOR)
-    seen = tl.where(tl.arange(0, TILE.rows * TILE.pixels)[:, None] % TILE.pixels < pixels, seen, 0.0)
+    seen = tl.where(place % TILE.pixels < pixels, seen, 0.0)
     origin, total = by_channel(origin, pixels, grid, TILE), by_channel(total, pixels, grid, TILE)
     squares = by_channel(squares, pixels, grid, TILE) - total * (total * share)
-    start = over_rows(tl.where(tl.arange(0, TILE.rows * TILE.pixels)[:, None] == 0, origin, 0.0))
+    start = over_rows(tl.where(place == 0, origin, 0.0))
     mean = origin - start[None, :] + total * share
     center = over_rows(seen * mean) * _inverse(count)
     mean -= center[None, :]
@@ -95,31 +95,25 @@ def _merge_kernel(
     """Mean and variance of BLOCK_C channels over all parts, PARTS of them at a time."""
     c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
     pixels = pixels_of_all(counts, counts_stride, parts, INDEX, PARTS)
-
-    acc = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS).to(INDEX)
-        mask = (part < parts)[:, None] & (c < channels)[None, :]
-        share = divided(tl.load(counts + part * counts_stride, mask=part < parts, other=0.0), pixels)
-        at = (part * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
-        acc += share[:, None] * tl.load(means + at, mask=mask, other=0.0)
-    center = tl.sum(acc, axis=0)
-
-    # The variance has the square of what is wrong with the mean, so what the sum has left over is added.
-    left = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
-    acc = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS).to(INDEX)
-        mask = (part < parts)[:, None] & (c < channels)[None, :]
-        share = divided(tl.load(counts + part * counts_stride, mask=part < parts, other=0.0), pixels)
-        at = (part * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
-        deviation = tl.load(means + at, mask=mask, other=0.0) - center[None, :]
-        at = (part * variances_strides[0])[:, None] + (c * variances_strides[1])[None, :]
-        left += tl.where(mask, share[:, None] * deviation, 0.0)
-        acc += tl.where(mask, share[:, None] * (tl.load(variances + at, mask=mask, other=0.0) + deviation * deviation), 0.0)
-    shift = tl.sum(left, axis=0)
-    variance = tl.sum(acc, axis=0) - shift * shift
-    tl.store(mean + c, center + tl.where(tl.abs(center) < float("inf"), shift, 0.0), mask=c < channels)
+    center = tl.full((BLOCK_C,), 0.0, mean.dtype.element_ty)
+    # The variance has the square of what is wrong with the mean, so a second time adds what the first sum has left over.
+    for _ in tl.static_range(2):
+        left = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
+        squares = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
+        for start in range(0, parts, PARTS):
+            part = start + tl.arange(0, PARTS).to(INDEX)
+            mask = (part < parts)[:, None] & (c < channels)[None, :]
+            share = divided(tl.load(counts + part * counts_stride, mask=part < parts, other=0.0), pixels)[:, None]
+            centers = tl.broadcast_to(center[None, :], (PARTS, BLOCK_C))  # from which a part that does not exist is not far
+            at = (part * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
+            deviation = tl.load(means + at, mask=mask, other=centers) - centers
+            at = (part * variances_strides[0])[:, None] + (c * variances_strides[1])[None, :]
+            left += share * deviation
+            squares += share * (tl.load(variances + at, mask=mask, other=0.0) + deviation * deviation)
+        shift = tl.sum(left, axis=0)
+        center += tl.where(tl.abs(center) < float("inf"), shift, 0.0)
+    variance = tl.sum(squares, axis=0) - shift * shift
+    tl.store(mean + c, center, mask=c < channels)
     tl.store(var + c, tl.where(variance < 0, 0.0, variance), mask=c < channels)
 
 

@@ -207,10 +207,10 @@ MUTANTS = [
     Mutant("replicating the second pixel", "kernels/pad2d.py", "tl.minimum(tl.maximum(position - near, 0), size - 1)", "tl.minimum(tl.maximum(position - near, 1), size - 1)", "pad2d"),
     Mutant("replicating: no gradient from beyond the far edge", "kernels/pad2d.py", "tl.where(position == size - 1, out_size - 1, position + near)", "position + near", "pad2d"),
     # batch norm
-    Mutant("eps outside of the root", "kernels/batchnorm2d.py", "return tl.rsqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))", "return 1 / (tl.sqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR)) + tl.full((), eps, ACCUMULATOR))", "batchnorm2d"),
+    Mutant("eps outside of the root", "kernels/batchnorm2d.py", "scale = tl.rsqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))", "scale = 1 / (tl.sqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR)) + tl.full((), eps, ACCUMULATOR))", "batchnorm2d"),
     Mutant("variance as a difference of large numbers", "kernels/statistics2d.py", 'origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)', "origin = origin * 0", "batchnorm2d"),
     Mutant("the mean of an infinity is NaN", "kernels/statistics2d.py", 'origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)', "origin = origin * 1", "hard_inputs"),
-    Mutant("what the merged mean has left over is lost", "kernels/statistics2d.py", 'tl.where(tl.abs(center) < float("inf"), shift, 0.0)', "0.0", "batchnorm2d"),
+    Mutant("what the merged mean has left over is lost", "kernels/statistics2d.py", 'tl.where(tl.abs(center) < float("inf"), shift, 0.0)', "tl.where(center == 0, shift, 0.0)", "batchnorm2d"),
     Mutant("parts merged without the distance of their means", "kernels/statistics2d.py", "(tl.load(variances + at, mask=mask, other=0.0) + deviation * deviation)", "tl.load(variances + at, mask=mask, other=0.0)", "batchnorm2d"),
     Mutant("running variance biased", "kernels/statistics2d.py", "new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)", "new_var = tl.load(var + c, mask=c < channels)", "batchnorm2d"),
     Mutant("momentum the wrong way round", "kernels/statistics2d.py", "new_mean = step * new_mean + (1 - step) * old_mean", "new_mean = (1 - step) * new_mean + step * old_mean", "batchnorm2d"),
@@ -234,7 +234,7 @@ MUTANTS = [
     Mutant("the first tile read again and again", "kernels/walk.py", "at = row + i * TILE.rows\n", "at = row\n", "batchnorm2d"),
     Mutant("lanes that idle are summed", "kernels/walk.py", "tl.where((pixel < pixels) & (channel < grid.together), value, 0.0)", "value", "batchnorm2d"),
     Mutant("variance without what columns differ by", "kernels/statistics2d.py", "seen * (mean * mean)", "0 * mean", "batchnorm2d"),
-    Mutant("every row of a tile as full as the first", "kernels/statistics2d.py", "cdiv(last - first - row, TILE.rows)", "cdiv(last - first - 0 * row, TILE.rows)", "batchnorm2d"),
+    Mutant("every row of a tile as full as the first", "kernels/statistics2d.py", "cdiv(last - first - place // TILE.pixels, TILE.rows)", "cdiv(last - first - place * 0, TILE.rows)", "batchnorm2d"),
     Mutant("the last pixel of a plane forgotten", "kernels/reduce.py", "last = tl.minimum((part + 1) * pixels_per_part, pixels)", "last = tl.minimum((part + 1) * pixels_per_part, pixels - 1)", "plane_mean"),
     Mutant("planes as long as a power of two", "kernels/reduce.py", "tl.reshape(column * pixels + row,", "tl.reshape(column * TILE.pixels + row,", "plane_mean"),
     # relu
