@@ -25,7 +25,6 @@ from trinn.kernels import (  # noqa: E402, F401
     reduce,
     relu,
     statistics2d,
-    sync_batchnorm,
     upsample2d,
 )
 from trinn.kernels.launch import hash_device_functions  # noqa: E402

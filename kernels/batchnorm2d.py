@@ -6,8 +6,9 @@
     backward     dx = w * s * (dy - db / m - z * dw / m)    where mean and var are those of x
                  dx = w * s * dy                            where they are given numbers
 
-The mean and the variance come from statistics2d.py. Behind a ReLU, dy in `sums` and `backward` is 0 where y was not positive:
-`sums` reads it through that mask and leaves what it read behind, since the others need it too, and so does the residual.
+The mean and the variance come from statistics2d.py; where several processes share a batch, m, dw and db are those of all.
+Behind a ReLU, dy in `sums` and `backward` is 0 where y was not positive: `sums` reads it through that mask and leaves what it
+read behind, since the others need it too, and so does the residual.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from trinn.kernels.epilogue import rectified
 from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, widened
+from trinn.kernels.precision import accumulator, divided, widened
 from trinn.kernels.reduce import partials_of, sum_partials
 from trinn.kernels.tuning import elementwise_block
 from trinn.kernels.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
@@ -127,17 +128,19 @@ def _sums_kernel(
 
 @triton.jit
 def _backward_kernel(
-    x, dy, mean, var, w, sums, dx,
+    x, dy, mean, var, w, sums, pixels, dx,
     x_strides, dy_strides, dx_strides,
     grid, share: tl.float64, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of dx, down some rows; without sums, for given statistics. `share` is 1 / m."""
+    """Some columns of dx, down some rows; without sums, for given statistics. m is 1 / `share`, or else `pixels`."""
     column, exists, c = columns_of(grid, INDEX, TILE)
     first, last = rows_of(grid, INDEX)
     scale = _scale(var, w, c, None, eps, ACCUMULATOR)
     if sums is not None:
         share = tl.full((), share, ACCUMULATOR)
+        if pixels is not None:
+            share = divided(tl.full((), 1, ACCUMULATOR), tl.load(pixels))
         center = tl.load(mean + c).to(ACCUMULATOR)
         slope = _scale(var, None, c, None, eps, ACCUMULATOR) * tl.load(sums + c) * share
         level = tl.load(sums + grid.channels + c) * share
@@ -218,9 +221,7 @@ def batchnorm2d_forward(
         path = walk(x, y, more)
         launch(
             _forward_kernel, path.programs, x, *_dense(mean, var, w, b), residual, y,
-            *path.strides,
-            path.grid, eps,
-            RELU=relu, ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y, more), TILE=path.tile, warps=4, device=x.device,
+            *path.strides, path.grid, eps, RELU=relu, **path.constants,
         )  # fmt: skip
     return y
 
@@ -264,23 +265,23 @@ def _sums(x: Tensor, dy: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, dz
     partials = partials_of(sums, path.partials)
     launch(
         _sums_kernel, path.programs, x, dy, y, *_dense(mean, var), partials, dz,
-        *path.strides,
-        path.grid, eps,
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, *masked), TILE=path.tile, warps=4, device=x.device,
+        *path.strides, path.grid, eps, **path.constants,
     )  # fmt: skip
     return sum_partials(partials, sums)
 
 
 @op(fake=_like)
 def batchnorm2d_backward(
-    x: Tensor, dy: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, sums: Tensor | None, eps: float
-) -> Tensor:
+    x: Tensor, dy: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, sums: Tensor | None, eps: float,
+    pixels: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Gradient of batch normalisation with respect to its input.
 
     Args:
         x, dy: (N, C, H, W), any strides.
         mean, var, w: (C); without `w`, 1.
         sums: what batchnorm2d_sums returned, if `mean` and `var` are those of `x`; None if they are given numbers.
+        pixels: (1), like `sums`: over how many pixels these are sums, if not over those of `x`.
 
     Returns:
         (N, C, H, W), of the dtype of `x`, in its memory format.
@@ -289,10 +290,8 @@ def batchnorm2d_backward(
     if x.numel() > 0:
         path = walk(x, dy, dx)
         launch(
-            _backward_kernel, path.programs, x, dy, *_dense(mean, var, w), sums, dx,
-            *path.strides,
-            path.grid, x.shape[1] / x.numel(), eps,
-            ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, dx), TILE=path.tile, warps=4, device=x.device,
+            _backward_kernel, path.programs, x, dy, *_dense(mean, var, w), sums, pixels, dx,
+            *path.strides, path.grid, x.shape[1] / x.numel(), eps, **path.constants,
         )  # fmt: skip
     return dx
 

@@ -166,7 +166,6 @@ def gather2d(
     tensors = source, codes if codes is not None else source, result
     room, lanes = (1024, 256) if codes is not None else (2048, 1024 if taps_w <= 2 else 512)
     programs, cut, tile, strides = columns(result, tensors, channels_last, room, lanes)
-    whole = source.dtype == torch.int64 or (what == "max" and not source.is_floating_point())
     launch(
         _gather_kernel, programs, source, codes, result,
         *strides,
@@ -174,8 +173,8 @@ def gather2d(
         *axes, *map(float, scales), taps_h, taps_w, code_width,
         TAP=named(tap), COUNT=named(count) if count else None, WHAT=what,
         UNROLLED=taps_w if taps_w <= MOST_UNROLLED else 0, START=least(source.dtype) if what == "max" else 0,
-        ACCUMULATOR=tl.int64 if whole else accumulator(source.dtype), INDEX=wide_index_type(axes, *tensors), TILE=tile,
-        device=source.device,
+        ACCUMULATOR=accumulator(source.dtype, whole=what in ("max", "add in order")),
+        INDEX=wide_index_type(axes, *tensors), TILE=tile, device=source.device,
     )  # fmt: skip
 
 

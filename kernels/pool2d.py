@@ -24,23 +24,27 @@ from trinn.kernels.gather2d import gather2d, pick2d
 from trinn.kernels.indexing import Axis, axes_of, big_from_small, inside, nothing
 from trinn.kernels.launch import Ints, device_function, empty, index_type, is_channels_last, launch, resized
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, beats, compared, least, widened
+from trinn.kernels.precision import accumulator, beats, least, widened
 from trinn.kernels.reduce import plane_mean
-from trinn.kernels.windows2d import Windows, windows_of
+from trinn.kernels.windows2d import windows_of
 
 MOST_TAPS = 25  # of a window, or pixels of a stride, for kernels that are unrolled over them
 
 
 @device_function
-def _best_of_row(x, x_w, row_inside, column_inside, first_tap, LEAST: tl.constexpr, TAPS: tl.constexpr, INSIDE: tl.constexpr):
+def _best_of_row(
+    x, x_w, row_inside, taps_inside, first_tap,
+    INSIDE: tl.constexpr, LEAST: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
     """The largest value of one row of windows, and its column of taps. `INSIDE` says which taps never leave the image."""
-    for s in tl.static_range(TAPS):
+    for s in tl.static_range(len(taps_inside)):
         if row_inside is None and INSIDE.low <= s and s < INSIDE.high:
-            value = compared(tl.load(x + s * x_w))
+            value = tl.load(x + s * x_w)
         elif row_inside is None:
-            value = compared(tl.load(x + s * x_w, mask=column_inside[s], other=LEAST))
+            value = tl.load(x + s * x_w, mask=taps_inside[s], other=LEAST)
         else:
-            value = compared(tl.load(x + s * x_w, mask=column_inside[s] & row_inside, other=LEAST))
+            value = tl.load(x + s * x_w, mask=taps_inside[s] & row_inside, other=LEAST)
+        value = widened(value).to(ACCUMULATOR)
         if s == 0:
             best, tap = value, first_tap
         else:
@@ -55,7 +59,7 @@ def _max_pool2d_kernel(
     x_strides, y_strides,
     height, width, out_height, out_width, cut,
     H: tl.constexpr, W: tl.constexpr, ROWS_INSIDE: tl.constexpr, COLUMNS_INSIDE: tl.constexpr, LEAST: tl.constexpr,
-    INDEX: tl.constexpr, TILE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of y and the taps it came from. Rows of x that the next windows have too are kept, reduced along the columns."""
     R: tl.constexpr = H.taps
@@ -68,9 +72,9 @@ def _max_pool2d_kernel(
     y_n, y_c, y_h, y_w = y_strides
     at = n * y_n + c * y_c + q * y_w
     x, y, codes = x + left * x_w, y + at, codes + at
-    column_inside = nothing()
+    taps_inside = nothing()
     for s in tl.static_range(S):
-        column_inside += (inside(left + s, width),)
+        taps_inside += (inside(left + s, width),)
     # Of a window of equal values the first tap inside the image wins.
     first_s = filled(0, TILE, tl.int32)
     if COLUMNS_INSIDE.low > 0:
@@ -79,14 +83,14 @@ def _max_pool2d_kernel(
     bests, taps = nothing(), nothing()
     for r in tl.static_range(KEPT):
         h = big_from_small(first, r, H)
-        best, tap = _best_of_row(x + h * x_h, x_w, inside(h, height), column_inside, first_s, LEAST, S, COLUMNS_INSIDE)
+        best, tap = _best_of_row(x + h * x_h, x_w, inside(h, height), taps_inside, first_s, COLUMNS_INSIDE, LEAST, ACCUMULATOR)
         bests, taps = bests + (best,), taps + (tap,)
     for step in range(steps):
         p = first + step
         for r in tl.static_range(KEPT, R):
             h = big_from_small(p, r, H)
             row_inside = None if ROWS_INSIDE.low <= r and r < ROWS_INSIDE.high else inside(h, height)
-            best, tap = _best_of_row(x + h * x_h, x_w, row_inside, column_inside, first_s, LEAST, S, COLUMNS_INSIDE)
+            best, tap = _best_of_row(x + h * x_h, x_w, row_inside, taps_inside, first_s, COLUMNS_INSIDE, LEAST, ACCUMULATOR)
             bests, taps = bests + (best,), taps + (tap,)
         best, code = bests[0], taps[0]
         if ROWS_INSIDE.low > 0:
@@ -252,7 +256,7 @@ def max_pool2d_forward(
         *strides,
         *x.shape[2:], *size, cut,
         H=H, W=W, ROWS_INSIDE=always_inside(H, x.shape[2], size[0]), COLUMNS_INSIDE=always_inside(W, x.shape[3], size[1]),
-        LEAST=least(x.dtype), INDEX=index_type(x, y), TILE=tile, device=x.device,
+        LEAST=least(x.dtype), ACCUMULATOR=accumulator(x.dtype, whole=True), INDEX=index_type(x, y), TILE=tile, device=x.device,
     )  # fmt: skip
     return y, codes
 
@@ -336,7 +340,7 @@ def avg_pool2d_forward(
     if not kernel and list(size) == [1, 1]:
         return plane_mean(x)
     y = resized(x, size)
-    windows = _averaged(x.shape[2:], size, kernel, stride, padding, count_include_pad, divisor_override)
+    windows = windows_of(x.shape[2:], size, kernel, stride, padding, (1, 1), count_include_pad, divisor_override)
     gather2d(x, y, windows.axes, windows.taps, windows.pixel, windows.count, "add in order")
     return y
 
@@ -351,7 +355,7 @@ def avg_pool2d_backward(
     In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
     """
     dx = _empty_avg_backward(dy, size, channels_last)
-    windows = _averaged(size, dy.shape[2:], kernel, stride, padding, count_include_pad, divisor_override)
+    windows = windows_of(size, dy.shape[2:], kernel, stride, padding, (1, 1), count_include_pad, divisor_override)
     if not kernel and list(dy.shape[2:]) == [1, 1]:  # all pixels of a plane get the same: it is divided once, and copied
         shares = empty(dy, dy.shape)
         gather2d(dy, shares, windows.axes, (1, 1), windows.pixel, windows.count, "add in order")
@@ -359,11 +363,3 @@ def avg_pool2d_backward(
         return dx
     gather2d(dy, dx, windows.axes, windows.most, windows.share, channels_last=channels_last)
     return dx
-
-
-def _averaged(
-    size: Ints, out_size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor_override: int | None
-) -> Windows:
-    divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)
-    counted = padding if count_include_pad else (0, 0)
-    return windows_of(size, out_size, kernel, stride, padding, counted=counted, divisors=divisors)

@@ -37,8 +37,10 @@ def has_tf32(architecture: str) -> bool:
     return architecture.startswith("sm_") and int(architecture[3:]) >= 80
 
 
-def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """float64 for float64, float32 for all else."""
+def accumulator(dtype: torch.dtype, whole: bool = False) -> tl.dtype:
+    """float64 for float64, float32 for all else; int64 for integers whose results are `whole`."""
+    if whole and not dtype.is_floating_point:
+        return tl.int64
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
@@ -75,15 +77,6 @@ def widened(value):
     """
     if value.dtype == tl.bfloat16:
         value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return value
-
-
-@device_function
-def compared(value):
-    """A value as it is compared: those of 16 bits as float32."""
-    value = widened(value)
-    if value.dtype == tl.float16:
-        value = value.to(tl.float32)
     return value
 
 

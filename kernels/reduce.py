@@ -162,9 +162,7 @@ def channel_sum(x: Tensor) -> Tensor:
     partials = partials_of(total, path.partials)
     launch(
         _channel_sum_kernel, path.programs, x, partials,
-        *path.strides,
-        path.grid,
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), TILE=path.tile, warps=4, device=x.device,
+        *path.strides, path.grid, **path.constants,
     )  # fmt: skip
     return sum_partials(partials, total)
 

@@ -10,7 +10,6 @@ the stores run along memory. Where these are the same axis it spans that one and
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
@@ -21,17 +20,11 @@ from trinn.kernels import tuning
 from trinn.kernels.indexing import cdiv, offset_of
 from trinn.kernels.launch import INTERPRETED, device_function, empty, index_type, launch, memory_order
 from trinn.kernels.precision import widened
+from trinn.kernels.tuning import ElementTile
 
 _PLANES = 3  # bfloat16 has 8 bits of a float32's 24
 _LARGEST = tl.constexpr(torch.finfo(torch.bfloat16).max)
 _INTERPRETED = tl.constexpr(INTERPRETED)
-
-
-class Tile(NamedTuple):
-    """What a program copies: `lanes` side by side in the copy, at `rows` places."""
-
-    lanes: int
-    rows: int
 
 
 @device_function
@@ -188,7 +181,7 @@ def _nested(axes: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
     return axes[0], axes[1], axes[2:]
 
 
-def _tile(lanes: int, rows: int, x: Tensor) -> Tile:
+def _tile(lanes: int, rows: int, x: Tensor) -> ElementTile:
     """As square as the axes allow; on a GPU rows and lanes of 64, or fewer so that a small tensor fills it."""
     if INTERPRETED:
         room = tuning.elementwise_block(x.numel())
@@ -197,19 +190,19 @@ def _tile(lanes: int, rows: int, x: Tensor) -> Tile:
     tile = [triton.next_power_of_2(lanes), triton.next_power_of_2(rows)]
     while tile[0] * tile[1] > room:
         tile[tile[1] >= tile[0]] //= 2
-    return Tile(*tile)
+    return ElementTile(tile[1], tile[0])
 
 
-def _run(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> Tile:
+def _run(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> ElementTile:
     """How many lanes or rows of a tile lie side by side, all there or all not, from an address that is a multiple of as many.
 
     16 bytes at most, which is what one instruction moves; 1 x 1 if neither lie so.
     """
     if 1 not in strides[:2]:
-        return Tile(1, 1)
+        return ElementTile(1, 1)
     axis = strides.index(1)
     run = math.gcd(16 // tensor.element_size(), sizes[axis], *strides[:axis], *strides[axis + 1 :])
-    return Tile(1, run) if axis else Tile(run, 1)
+    return ElementTile(run, 1) if axis else ElementTile(1, run)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from torch import Tensor
 from trinn.kernels.indexing import cdiv
 from trinn.kernels.launch import device_function, empty, index_type, launch
 from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, divided, widened
+from trinn.kernels.precision import divided, widened
 from trinn.kernels.tuning import elementwise_block
 from trinn.kernels.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
 
@@ -75,16 +75,6 @@ def _statistics_kernel(
         tl.store(counts + at, count, mask=c == 0)
 
 
-@device_function
-def pixels_of_all(counts, counts_stride, parts, INDEX: tl.constexpr, PARTS: tl.constexpr):
-    """How many pixels all parts have together."""
-    total = tl.full((PARTS,), 0.0, counts.dtype.element_ty)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS).to(INDEX)
-        total += tl.load(counts + part * counts_stride, mask=part < parts, other=0.0)
-    return tl.sum(total, axis=0)
-
-
 @triton.jit
 def _merge_kernel(
     means, variances, counts, mean, var,
@@ -94,7 +84,11 @@ def _merge_kernel(
 ):  # fmt: skip
     """Mean and variance of BLOCK_C channels over all parts, PARTS of them at a time."""
     c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
-    pixels = pixels_of_all(counts, counts_stride, parts, INDEX, PARTS)
+    pixels = tl.full((PARTS,), 0.0, counts.dtype.element_ty)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS).to(INDEX)
+        pixels += tl.load(counts + part * counts_stride, mask=part < parts, other=0.0)
+    pixels = tl.sum(pixels, axis=0)
     center = tl.full((BLOCK_C,), 0.0, mean.dtype.element_ty)
     # The variance has the square of what is wrong with the mean, so a second time adds what the first sum has left over.
     for _ in tl.static_range(2):
@@ -119,17 +113,17 @@ def _merge_kernel(
 
 @triton.jit
 def _update_kernel(
-    running_mean, running_var, mean, var, counts,
-    mean_stride, var_stride, counts_stride,
-    channels, parts, momentum: tl.float64, correction: tl.float64,
-    INDEX: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    running_mean, running_var, mean, var, pixels,
+    mean_stride, var_stride,
+    channels, momentum: tl.float64, correction: tl.float64,
+    INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK channels of the running statistics; `correction`, or else `counts`, makes the variance unbiased."""
+    """BLOCK channels of the running statistics; `correction`, or else `pixels`, makes the variance unbiased."""
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    if counts is not None:
-        pixels = pixels_of_all(counts, counts_stride, parts, INDEX, PARTS)
-        correction = divided(pixels, pixels - 1)
-        channels = tl.where(pixels > 0, channels, 0)  # nothing moves them
+    if pixels is not None:
+        count = tl.load(pixels)
+        correction = divided(count, count - 1)
+        channels = tl.where(count > 0, channels, 0)  # nothing moves them
     new_mean = tl.load(mean + c, mask=c < channels)
     new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)
     old_mean = tl.load(running_mean + c * mean_stride, mask=c < channels).to(new_mean.dtype)
@@ -172,9 +166,7 @@ def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     means, variances, counts = (mean[None], var[None], None) if one else empty_parts(mean, path.partials)
     launch(
         _statistics_kernel, path.programs, x, means, variances, counts,
-        *path.strides,
-        path.grid, path.partials,
-        ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x), TILE=path.tile, warps=4, device=x.device,
+        *path.strides, path.grid, path.partials, **path.constants,
     )  # fmt: skip
     return (mean, var) if counts is None else batchnorm2d_merge(means, variances, counts)
 
@@ -197,7 +189,7 @@ def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple
     """
     mean, var = _empty_merged(means, variances, counts)
     parts, channels = means.shape
-    at_once = parts_at_once(means, parts)
+    at_once = min(triton.next_power_of_2(parts), 1024 // means.dtype.itemsize)
     block = min(16, 4096 // at_once)
     launch(
         _merge_kernel, triton.cdiv(channels, block), means, variances, counts, mean, var,
@@ -210,32 +202,22 @@ def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple
 
 @op(fake=_nothing, mutates=("running_mean", "running_var"))
 def batchnorm2d_update(
-    running_mean: Tensor,
-    running_var: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    momentum: float,
-    pixels: int,
-    counts: Tensor | None = None,
-) -> None:
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, count: int,
+    pixels: Tensor | None = None,
+) -> None:  # fmt: skip
     """Move running statistics by `momentum` towards those of a batch, the variance towards its unbiased estimate.
 
     Args:
         running_mean, running_var: (C), any floating dtype, written over.
         mean, var: what batchnorm2d_statistics returned.
-        pixels: of how many pixels; more than one.
-        counts: what batchnorm2d_merge took, if the host does not know how many pixels that are; `pixels` is then ignored.
-            Where there are none, the running statistics stay as they are.
+        count: of how many pixels; more than one.
+        pixels: (1), float32 or float64: the same, where the host does not know it, in place of `count`. If there are none, the
+            running statistics stay as they are.
     """
     block = elementwise_block(mean.numel())
-    parts, counts_stride = (counts.shape[0], counts.stride(0)) if counts is not None else (1, 1)
     launch(
-        _update_kernel, triton.cdiv(mean.numel(), block), running_mean, running_var, mean, var, counts,
-        running_mean.stride(0), running_var.stride(0), counts_stride,
-        mean.numel(), parts, momentum, pixels / (pixels - 1) if counts is None else 1.0,
-        INDEX=index_type(running_mean, running_var), BLOCK=block, PARTS=parts_at_once(mean, parts), device=mean.device,
+        _update_kernel, triton.cdiv(mean.numel(), block), running_mean, running_var, mean, var, pixels,
+        running_mean.stride(0), running_var.stride(0),
+        mean.numel(), momentum, count / (count - 1) if pixels is None else 1.0,
+        INDEX=index_type(running_mean, running_var), BLOCK=block, device=mean.device,
     )  # fmt: skip
-
-
-def parts_at_once(means: Tensor, parts: int) -> int:
-    return min(triton.next_power_of_2(parts), 1024 // means.dtype.itemsize)

@@ -32,7 +32,7 @@ FIRST_AXIS = (
 ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")
 # Of all others. Tried from left to right; arguments are counted without those that are no tensors.
 FOLDS: dict[str, tuple[Fold, ...]] = {
-    "batchnorm2d_backward": (Fold((1, 1, 0, 0, 0, 1), (1,)),),
+    "batchnorm2d_backward": (Fold((1, 1, 0, 0, 0, 1, None), (1,)),),
     "batchnorm2d_forward": (Fold((1, 0, 0, 0, 0, 1), (1,)),),
     "batchnorm2d_merge": (Fold((1, 1, None), (0, 0)),),
     "batchnorm2d_relu_sums": (Fold((1, 1, 1, 0, 0), (1, 1)),),
@@ -49,7 +49,6 @@ FOLDS: dict[str, tuple[Fold, ...]] = {
     "linear_dgrad": (Fold((0, None), (0,)),),
     "linear_fprop": (Fold((0, None, None), (0,)),),
     "linear_wgrad": (),
-    "sync_batchnorm_sums": (Fold((2, None), (1,)),),
 }
 
 

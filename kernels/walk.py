@@ -8,7 +8,7 @@ A pass that changes each element takes any columns. One that sums channels takes
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trinn.kernels import tuning
 from trinn.kernels.indexing import nothing, offset_of
-from trinn.kernels.launch import INTERPRETED, device_function, memory_order
+from trinn.kernels.launch import INTERPRETED, device_function, index_type, memory_order
+from trinn.kernels.precision import accumulator
 
 SETUP = 4  # how many steps take as long as all that a program does besides
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -58,11 +59,11 @@ Strides = tuple[tuple[int, ...], tuple[int, ...]]  # of the axes of columns, of 
 class Walk(NamedTuple):
     """How to start a kernel that walks. Where it sums, each channel has `partials` sums, by as many programs."""
 
-    tile: Tile
     programs: int
     partials: int
     grid: Grid
     strides: list[Strides]
+    constants: dict[str, Any]  # of all kernels
 
 
 def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
@@ -111,7 +112,9 @@ def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
     grid = Grid(
         column_axes, row_axes, columns, rows, channels, inner, tiles, rows_per_part, group, pieces, span, together
     )  # fmt: skip
-    return Walk(tile, tiles * parts, parts * pieces, grid, list(zip(column_strides, row_strides, strict=True)))
+    strides = list(zip(column_strides, row_strides, strict=True))
+    constants = {"ACCUMULATOR": accumulator(x.dtype), "INDEX": index_type(*tensors), "TILE": tile, "device": x.device}
+    return Walk(tiles * parts, parts * pieces, grid, strides, constants)
 
 
 def lanes_of(columns: int, most: int, waste: float = 1.15) -> int:

@@ -29,19 +29,16 @@ class Windows(NamedTuple):
 
 
 def windows_of(
-    size: Ints, out_size: Ints, kernel: Ints, stride: Ints, padding: Ints,
-    dilation: Ints = (1, 1), counted: Ints = (0, 0), divisors: Ints = (0, 0),
+    size: Ints, out_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, count_include_pad: bool = False,
+    divisor_override: int | None = None,
 ) -> Windows:  # fmt: skip
-    """The windows over an image of that size; without a kernel, bins.
-
-    Args:
-        counted: pixels of padding at each edge that count in a mean.
-        divisors: what a mean is divided by along each axis; 0 for the number of its pixels.
-    """
+    """The windows over an image of that size; without a kernel, bins."""
     if not kernel:
         axes: list[tuple[int, ...]] = list(zip(size, out_size, strict=True))
         taps, most = [most_in_bin(n, m) for n, m in axes], [most_in_bin(m, n) for n, m in axes]
         return Windows(axes, taps, most, _bin_pixel, _bin_count, _bin_holder, _bin_share)
+    counted = padding if count_include_pad else (0, 0)  # pixels of padding at each edge
+    divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)  # along each axis; 0: the pixels
     axes = list(zip(size, out_size, kernel, stride, padding, dilation, counted, divisors, strict=True))
     most = [triton.cdiv((k - 1) * d + 1, s) for k, s, d in zip(kernel, stride, dilation, strict=True)]
     return Windows(axes, kernel, most, _pixel, _count, _holder, _share)

@@ -11,20 +11,22 @@ from trinn.layers.function import Function, transformed
 
 torch.fx.wrap("_normalized_by")  # a node of a graph that torch.fx traces
 
+Group = tuple[int, str]  # how many processes, and torch's name of them
+
 
 class SyncBatchNormForward(Function):
-    """BatchNormForward by the mean and the variance over all processes, which have `counts` pixels each."""
+    """BatchNormForward by the mean and the variance over all processes, which have so many pixels together."""
 
     @staticmethod
     def forward(
-        x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, counts: Tensor, eps: float, group: str
+        x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, pixels: Tensor, eps: float, group: Group
     ) -> Tensor:
         return ops.batchnorm2d_forward(x, mean, var, w, b, None, False, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, mean, var, w, _, counts, ctx.eps, ctx.group = inputs
-        ctx.save_for_backward(x, mean, var, w, counts)
+        x, mean, var, w, _, pixels, ctx.eps, ctx.group = inputs
+        ctx.save_for_backward(x, mean, var, w, pixels)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -38,13 +40,14 @@ class SyncBatchNormBackward(Function):
 
     @staticmethod
     def forward(
-        dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, counts: Tensor, eps: float, group: str, want_x: bool
-    ) -> tuple[Tensor | None, ...]:
+        dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, pixels: Tensor, eps: float, group: Group,
+        want_x: bool,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         sums = ops.batchnorm2d_sums(x, dy, mean, var, eps)
         dx = None
         if want_x:
-            of_all = ops.sync_batchnorm_sums(_gathered(sums, len(counts), group), counts, _pixels(x))
-            dx = ops.batchnorm2d_backward(x, dy, mean, var, w, of_all, eps)
+            of_all = _sum(_gathered(sums, group)).view(sums.shape)
+            dx = ops.batchnorm2d_backward(x, dy, mean, var, w, of_all, eps, pixels)
         dw, db = sums
         return dx, dw, db
 
@@ -87,18 +90,25 @@ def sync_batch_norm(
     x = input.flatten(3) if input.dim() > 4 else input[(...,) + (None,) * (4 - input.dim())]
     mean, var = ops.batchnorm2d_statistics(x.detach())
     part = torch.cat([mean, var, mean.new_full((1,), _pixels(x))])
-    parts = _gathered(part, distributed.get_world_size(group), group.group_name)
+    processes = distributed.get_world_size(group), group.group_name
+    parts = _gathered(part, processes)
     means, variances, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1]
     mean, var = ops.batchnorm2d_merge(means, variances, counts)
+    pixels = _sum(counts)
     if running_mean is not None:
-        ops.batchnorm2d_update(running_mean, running_var, mean, var, momentum, 0, counts)
-    return SyncBatchNormForward.call(x, mean, var, weight, bias, counts, eps, group.group_name).view(input.shape)
+        ops.batchnorm2d_update(running_mean, running_var, mean, var, momentum, 0, pixels)
+    return SyncBatchNormForward.call(x, mean, var, weight, bias, pixels, eps, processes).view(input.shape)
 
 
-def _gathered(part: Tensor, processes: int, group: str) -> Tensor:
+def _sum(parts: Tensor) -> Tensor:
+    """Of (P, *), the sum over P, in a fixed order: all processes have the same bits, on every run."""
+    return ops.channel_sum(parts.reshape(len(parts), -1, 1, 1))
+
+
+def _gathered(part: Tensor, group: Group) -> Tensor:
     """Every process's part, in their order: (P, *). They are not added on the way, where the order would be the network's."""
     collectives = torch.ops._c10d_functional  # the form of them that torch.compile takes
-    parts = collectives.all_gather_into_tensor(part.contiguous()[None], processes, group)
+    parts = collectives.all_gather_into_tensor(part.contiguous()[None], *group)
     return collectives.wait_tensor(parts)
 
 

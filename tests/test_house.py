@@ -67,7 +67,8 @@ ON_ALL = {"convert", "fused", "joining", "patched", "report"}
 # antialias2d, layers/fused.py stands on conv2d_fused and several others.
 NO_LAYER = {"antialias2d", "conv2d_fused", "conv2d_tma", "conv2d_tma_wgrad", "depthwise2d", "depthwise2d_strips", "first2d"}
 
-NO_KERNELS = {("kernels/", "adaptive_pool2d")}  # its windows are bins, and its operators those of pool2d
+# The bins of adaptive_pool2d are windows of pool2d; sync_batchnorm has the kernels of batchnorm2d.
+NO_KERNELS = {("kernels/", "adaptive_pool2d"), ("kernels/", "sync_batchnorm")}
 
 
 def tree(source: str) -> ast.Module:

@@ -178,21 +178,23 @@ def test_one_process_is_batch_norm(training: bool) -> None:
     assert all(map(torch.equal, ours.state_dict().values(), whole.state_dict().values()))
 
 
-def test_merged_sums() -> None:
-    """Of many parts, and of a part that is one of them."""
-    sums, counts = randn(300, 2, 7), randn(300).mul(5).square().ceil()
-    expected = sums.double().sum(0) * 12 / counts.double().sum()
-    torch.testing.assert_close(ops.sync_batchnorm_sums(sums, counts, 12).double(), expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(ops.sync_batchnorm_sums(sums[:1], counts[:1], int(counts[0])), sums[0])
+def test_sums_of_more_pixels() -> None:
+    """The gradient of a part of a batch, by the sums of all of it."""
+    x, dy, mean, var = randn(6, 3, 4, 5), randn(6, 3, 4, 5, seed=1), randn(3), randn(3).square()
+    sums = ops.batchnorm2d_sums(x, dy, mean, var, 1e-5)
+    whole = ops.batchnorm2d_backward(x, dy, mean, var, None, sums, 1e-5)
+    pixels = torch.full((1,), 120.0, device=DEVICE)
+    part = ops.batchnorm2d_backward(x[:2], dy[:2], mean, var, None, sums, 1e-5, pixels)
+    torch.testing.assert_close(part, whole[:2])
 
 
 def test_update_counts_on_the_device() -> None:
-    """Running statistics move as if the host had known how many pixels there are, also where they are a strided vector."""
-    mean, var, counts = randn(7), randn(7).square(), torch.tensor([[3.0, 9], [0, 9], [8, 9]], device=DEVICE)[:, 0]
+    """Running statistics move as if the host had known how many pixels there are."""
+    mean, var, pixels = randn(7), randn(7).square(), torch.full((1,), 11.0, device=DEVICE)
     states = []
-    for pixels, parts in ((11, None), (0, counts), (0, torch.zeros_like(counts))):
+    for count, on_device in ((11, None), (0, pixels), (0, 0 * pixels)):
         states.append((randn(7, seed=1), randn(7, seed=2)))
-        ops.batchnorm2d_update(*states[-1], mean, var, 0.3, pixels, parts)
+        ops.batchnorm2d_update(*states[-1], mean, var, 0.3, count, on_device)
     torch.testing.assert_close(states[1], states[0])
     assert all(map(torch.equal, states[2], (randn(7, seed=1), randn(7, seed=2))))
 

@@ -186,7 +186,7 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         tnn.relu_(images())
         tnn.batch_norm(images(), randn(2), randn(2).abs(), training=True)
         ops.batchnorm2d_merge(randn(3, 4), randn(3, 4).abs(), torch.ones(3, device=DEVICE))
-        ops.sync_batchnorm_sums(randn(3, 2, 4), torch.ones(3, device=DEVICE), 1)
+        ops.batchnorm2d_backward(images(), images(), randn(2), randn(2).abs(), None, randn(2, 2), 1e-5, randn(1).abs())
         ops.batchnorm2d_relu_sums(images(), images(), images(), randn(2), randn(2).abs(), 1e-5)
         with torch.no_grad():
             tnn.conv_bn_relu(tnn.Conv2d(2, 3, 1).to(DEVICE), tnn.BatchNorm2d(3).to(DEVICE).eval(), tnn.ReLU(), images())
