@@ -117,7 +117,7 @@ def filled(value, TILE: tl.constexpr, DTYPE: tl.constexpr):
 @device_function
 def plane_of(tensor, strides, n, c):
     """Where a channel of an image begins, and the strides of its rows and columns."""
-    return tensor + n * strides[0] + c * strides[1], strides[2], strides[3]
+    return tensor + (n * strides[0] + c * strides[1]), strides[2], strides[3]
 
 
 def wide_index_type(axes: Iterable[Sequence[Any]], *tensors: Tensor) -> tl.dtype:

@@ -67,11 +67,11 @@ def _max_pool2d_kernel(
     KEPT: tl.constexpr = max(H.taps - H.stride, 0)
     n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     left = big_from_small(q, 0, W)
-    x, x_h, x_w = plane_of(x, x_strides, n, c)
-    x_w = tl.full((), 1, INDEX) * x_w
+    x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
+    x_w = tl.full((), 1, INDEX) * x_w
     at = n * y_n + c * y_c + q * y_w
-    x, y, codes = x + left * x_w, y + at, codes + at
+    x, y, codes = x + (n * x_n + c * x_c + left * x_w), y + at, codes + at
     taps_inside = nothing()
     for s in tl.static_range(S):
         taps_inside += (inside(left + s, width),)
