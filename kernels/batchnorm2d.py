@@ -7,8 +7,8 @@
                  dx = w * s * dy                            where they are given numbers
 
 The mean and the variance come from statistics2d.py; where several processes share a batch, m, dw and db are those of all.
-Behind a ReLU, dy in `sums` and `backward` is 0 where y was not positive: `sums` reads it through that mask and leaves what it
-read behind, since the others need it too, and so does the residual.
+Behind a ReLU, `sums` sets dy to 0 where y is not positive and also returns that masked dy: `backward` and the gradient of the
+residual need it.
 """
 
 from typing import Any

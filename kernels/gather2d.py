@@ -11,8 +11,8 @@ Rows and columns are apart from one another. An operator describes one axis by a
 the i-th pixel of the source for a position of the result, whether the position reads it, and its weight; for `won`, the tap
 by which the pixel's window holds the position. With a function COUNT(position, axis, DTYPE) the sum is divided by the counts
 of its row and its column. A gradient is a gather too, over the outputs that read a pixel: there are no atomics, and every sum
-has a fixed order. NaN is the largest, the last one; of equal values the first wins. Where no pixel is read, the largest is the
-least value of the dtype, and code 0 says nothing.
+has a fixed order. The last NaN wins a max; without NaN, the first of the largest values wins. A position that reads no pixel
+gets the least value of the dtype, and code 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -118,7 +118,7 @@ def _pick_kernel(
 ):  # fmt: skip
     """A tile of the result: the pixels of the source that codes name or, without a source, their places h * width + w.
 
-    Where the position does not read that pixel, the value is 0 and the place that of some pixel.
+    If the position does not read the pixel that its code names, the value is 0, and the place is some place in the image.
     """
     n, c, col, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
     codes, codes_h, codes_w = plane_of(codes, codes_strides, n, c)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trinn.kernels.gather2d import pick2d
 from trinn.kernels.indexing import inside
-from trinn.kernels.launch import Ints, device_function, empty, index_type, is_channels_last, launch
+from trinn.kernels.launch import Ints, device_function, empty, index_type, launch, resized
 from trinn.kernels.op import op
 from trinn.kernels.tuning import elementwise_block
 
@@ -67,7 +67,7 @@ def _place(i, position, axis, DTYPE: tl.constexpr):
 
 
 def _empty_forward(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
-    return empty(x, (*x.shape[:2], *size), is_channels_last(x))
+    return resized(x, size)
 
 
 def _empty_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:

@@ -241,8 +241,8 @@ def max_pool2d_forward(
         stride, padding, dilation: in pixels, for height and width.
 
     Returns:
-        y and codes, (N, C, P, Q), channels_last if `x` is: the values, and the number r * S + s of the tap that won, with S
-        that of the widest bin; 0 where none did. uint8 for windows of at most 256 taps, else int32.
+        y and codes, (N, C, P, Q), channels_last if `x` is. y has the values. codes has the number r * S + s of the winning
+        tap, or 0 if no tap won; for bins, S is the width of the widest bin. It is uint8 for at most 256 taps, else int32.
     """
     y, codes = _empty_max_forward(x, size, kernel, stride, padding, dilation)
     if not _is_small(kernel, stride, dilation):

@@ -90,7 +90,7 @@ def _merge_kernel(
         pixels += tl.load(counts + part * counts_stride, mask=part < parts, other=0.0)
     pixels = tl.sum(pixels, axis=0)
     center = tl.full((BLOCK_C,), 0.0, mean.dtype.element_ty)
-    # The variance has the square of what is wrong with the mean, so a second time adds what the first sum has left over.
+    # An error e of the mean adds e^2 to the variance. The second pass measures it and corrects both.
     for _ in tl.static_range(2):
         left = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
         squares = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
@@ -98,7 +98,7 @@ def _merge_kernel(
             part = start + tl.arange(0, PARTS).to(INDEX)
             mask = (part < parts)[:, None] & (c < channels)[None, :]
             share = divided(tl.load(counts + part * counts_stride, mask=part < parts, other=0.0), pixels)[:, None]
-            centers = tl.broadcast_to(center[None, :], (PARTS, BLOCK_C))  # from which a part that does not exist is not far
+            centers = tl.broadcast_to(center[None, :], (PARTS, BLOCK_C))  # a missing part deviates by 0
             at = (part * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
             deviation = tl.load(means + at, mask=mask, other=centers) - centers
             at = (part * variances_strides[0])[:, None] + (c * variances_strides[1])[None, :]

@@ -63,7 +63,7 @@ class Walk(NamedTuple):
     partials: int
     grid: Grid
     strides: list[Strides]
-    constants: dict[str, Any]  # of all kernels
+    constants: dict[str, Any]  # that each such kernel takes
 
 
 def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:

@@ -1,6 +1,6 @@
 """2-D adaptive average and max pooling: `adaptive_avg_pool2d`, `adaptive_max_pool2d` and their modules.
 
-It is pooling whose windows are bins, so its Functions are those of pool2d.py.
+Adaptive pooling is pooling over bins instead of windows: pool2d.py has its autograd Functions.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ torch.fx.wrap("adaptive_max_pool2d")
 
 OutputSize = int | None | Sequence[int | None]
 
-
-BINS: tuple[Pair, Pair, Pair] = (), (), ()  # type: ignore[assignment]  # no kernel, stride and padding: windows are bins
+# Kernel, stride and padding of pooling over bins.
+BINS: tuple[Pair, Pair, Pair] = (), (), ()  # type: ignore[assignment]
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:

@@ -15,7 +15,7 @@ Group = tuple[int, str]  # how many processes, and torch's name of them
 
 
 class SyncBatchNormForward(Function):
-    """BatchNormForward by the mean and the variance over all processes, which have so many pixels together."""
+    """BatchNormForward by the mean and the variance over all processes. `pixels` is how many pixels they have together."""
 
     @staticmethod
     def forward(

@@ -103,6 +103,13 @@ def test_indices_on_request_alone(pool: Callable[..., Any]) -> None:
         assert not asked or result[1].dtype == torch.int64
 
 
+def test_no_axis_has_no_stride() -> None:
+    """Of one image a row lies 0 further: a stride of 1 would tell the compiler that the next one is not aligned."""
+    x = randn(1, 4, 5, 6)
+    assert launch.memory_order(x, x, axes=[]) == ((1,), [(0,), (0,)])
+    assert launch.memory_order(x, axes=[3, 2, 1]) == launch.memory_order(x) == ((120,), [(1,)])
+
+
 X, W, B = (2, 4, 5, 5), (4, 4, 3, 3), (4,)
 GRADIENTS = {
     "conv2d": (tnn.conv2d, (X, W, B), ("conv2d_dgrad", "conv2d_wgrad", "channel_sum")),
