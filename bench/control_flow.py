@@ -63,7 +63,7 @@ class Graph:
         return sum((self.events[b] for b in blocks), Counter())
 
     def skipped(self, part: Part) -> dict[str, list[int]]:
-        """The blocks that a branch may skip. Blocks form a group if skipping them skips the same events."""
+        """The blocks that a branch may skip. A group has the same events, and skipping any of it skips the same events."""
         found: dict[str, list[int]] = {}
         for b in sorted(part.own - part.certain):
             events = self.events_of(other for other in part.blocks if b in self.dominators[other])
