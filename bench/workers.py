@@ -108,14 +108,18 @@ def _printed(process: "subprocess.Popen[str]") -> "queue.Queue[str]":
 
 
 def _next(lines: "queue.Queue[str]", patience: float) -> dict[str, Any] | None:
-    """The next of the lines that is JSON; empty after the last; None when none comes for so many seconds."""
-    while True:
+    """The next of the lines that is JSON; empty after the last; None when none comes for so many seconds.
+
+    Without patience it is None even if a line is there: no time is left for it.
+    """
+    while patience > 0:
         try:
-            line = lines.get(timeout=max(0.0, patience))
+            line = lines.get(timeout=patience)
         except queue.Empty:
-            return None
+            break
         if not line or line.startswith("{"):
             return json.loads(line) if line else {}
+    return None
 
 
 def given() -> Iterator[Any]:

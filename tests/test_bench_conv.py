@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import queue
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import conv, registry, report, tune
+from bench import conv, registry, report, tune, workers
 from trinn.kernels import tuning
 from trinn.kernels.tuning import Tile
 
@@ -139,6 +140,14 @@ def test_a_step_stops_when_its_time_is_up_and_goes_on(
     assert sum(map(len, done().values())) == of
     for key, found in half.items():
         assert done()[key].items() >= found.items()  # not done again
+
+
+def test_what_is_printed_already_comes_too_late() -> None:
+    """A busy caller finds each line printed: it stops nevertheless when its time is up."""
+    lines: queue.Queue[str] = queue.Queue()
+    lines.put('{"at": 1}\n')
+    assert workers._next(lines, 0.0) is None and workers._next(lines, -1.0) is None
+    assert workers._next(lines, 1.0) == {"at": 1}
 
 
 def test_other_kernels_are_checked_anew(args: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
