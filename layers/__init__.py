@@ -4,7 +4,6 @@ from trinn.layers.adaptive_pool2d import AdaptiveAvgPool2d, AdaptiveMaxPool2d, a
 from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d, LazyBatchNorm1d, LazyBatchNorm2d, batch_norm
 from trinn.layers.conv2d import Conv2d, LazyConv2d, conv2d
 from trinn.layers.conv_transpose2d import ConvTranspose2d, LazyConvTranspose2d, conv_transpose2d
-from trinn.layers.function import refuse_script
 from trinn.layers.fused import (
     BNAddReLU2d,
     BNReLU2d,
@@ -75,7 +74,3 @@ __all__ = [
     "relu",
     "relu_",
 ]
-
-# torch.jit.script asks modules and functions for this.
-for _name in __all__:
-    globals()[_name].__prepare_scriptable__ = refuse_script

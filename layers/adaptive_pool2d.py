@@ -5,16 +5,13 @@ Adaptive pooling is pooling over bins instead of windows: pool2d.py has its auto
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.function import FLOATS
 from trinn.layers.pool2d import AvgPool2dForward, MaxPool2dForward
+from trinn.layers.public import functional, layer
 from trinn.layers.window import Pair, batched, integer
-
-torch.fx.wrap("adaptive_avg_pool2d")  # nodes of a graph that torch.fx traces
-torch.fx.wrap("adaptive_max_pool2d")
 
 OutputSize = int | None | Sequence[int | None]
 
@@ -22,6 +19,7 @@ OutputSize = int | None | Sequence[int | None]
 BINS: tuple[Pair, Pair, Pair] = (), (), ()  # type: ignore[assignment]
 
 
+@functional
 def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
     """The mean of each of (P, Q) bins, as `torch.nn.functional.adaptive_avg_pool2d`.
 
@@ -45,6 +43,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
     return y.squeeze(0) if unbatched else y
 
 
+@functional
 def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """The largest value of each of (P, Q) bins, as `torch.nn.functional.adaptive_max_pool2d`.
 
@@ -101,6 +100,7 @@ def _empty_image(input: Tensor, operator: str) -> str:
     )
 
 
+@layer
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     """torch.nn.AdaptiveAvgPool2d on `adaptive_avg_pool2d`."""
 
@@ -108,6 +108,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         return adaptive_avg_pool2d(input, self.output_size)
 
 
+@layer
 class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
     """torch.nn.AdaptiveMaxPool2d on `adaptive_max_pool2d`."""
 

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, added, differentiated_forward, in_shape
+from trinn.layers.public import functional, layer
 from trinn.layers.relu import ReluBackward
 
 Module = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
-
-torch.fx.wrap("normalized_by")  # a node of a graph that torch.fx traces
 
 
 class BatchNormForward(Function):
@@ -155,6 +154,7 @@ def _average(v: Tensor) -> Tensor:
     return v.mean((0, 2, 3))[:, None, None]
 
 
+@functional
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -303,6 +303,7 @@ def takes_batch_statistics(module: Module) -> bool:
     return module.training or (module.running_mean is None and module.running_var is None)
 
 
+@layer
 class BatchNorm1d(nn.BatchNorm1d):
     """torch.nn.BatchNorm1d on `batch_norm`."""
 
@@ -310,6 +311,7 @@ class BatchNorm1d(nn.BatchNorm1d):
         return normalized_by(self, input)
 
 
+@layer
 class BatchNorm2d(nn.BatchNorm2d):
     """torch.nn.BatchNorm2d on `batch_norm`."""
 
@@ -317,6 +319,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return normalized_by(self, input)
 
 
+@layer
 class LazyBatchNorm1d(nn.LazyBatchNorm1d):
     """torch.nn.LazyBatchNorm1d, which becomes our BatchNorm1d when it is first called."""
 
@@ -324,6 +327,7 @@ class LazyBatchNorm1d(nn.LazyBatchNorm1d):
     forward = BatchNorm1d.forward
 
 
+@layer
 class LazyBatchNorm2d(nn.LazyBatchNorm2d):
     """torch.nn.LazyBatchNorm2d, which becomes our BatchNorm2d when it is first called."""
 

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, added, autocast, product_rule
 from trinn.layers.pad2d import pad2d
+from trinn.layers.public import functional, layer
 from trinn.layers.reduce import ChannelSum
 from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, integer, pair, remembered
-
-torch.fx.wrap("conv2d")  # nodes of a graph that torch.fx traces
-torch.fx.wrap("pad2d")
 
 
 class _Product(Function):
@@ -109,6 +107,7 @@ class Conv2dWgrad(Function):
         return product_rule(cls, inputs, tangents)
 
 
+@functional
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -223,6 +222,7 @@ def padded(module: nn.Conv2d, input: Tensor) -> tuple[Tensor, str | IntOrPair]:
     return pad2d(input, module._reversed_padding_repeated_twice, module.padding_mode), 0
 
 
+@layer
 class Conv2d(nn.Conv2d):
     """torch.nn.Conv2d on `conv2d`."""
 
@@ -231,6 +231,7 @@ class Conv2d(nn.Conv2d):
         return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
+@layer
 class LazyConv2d(nn.LazyConv2d):
     """torch.nn.LazyConv2d, which becomes our Conv2d when it is first called."""
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from trinn.layers.conv2d import Conv2dDgrad, check_geometry, check_operands
 from trinn.layers.function import autocast
+from trinn.layers.public import functional, layer
 from trinn.layers.window import IntOrPair, Pair, batched, integer, pair, remembered, transposed_windows
 
-torch.fx.wrap("conv_transpose2d")  # a node of a graph that torch.fx traces
 
-
+@functional
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -74,6 +74,7 @@ def _size(
     return transposed_windows(x[2:], weight[2:], stride, padding, output_padding, dilation, images=x[0] > 0)
 
 
+@layer
 class ConvTranspose2d(nn.ConvTranspose2d):
     """torch.nn.ConvTranspose2d on `conv_transpose2d`."""
 
@@ -84,6 +85,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return conv_transpose2d(input, self.weight, self.bias, stride, padding, output_padding, self.groups, dilation)
 
 
+@layer
 class LazyConvTranspose2d(nn.LazyConvTranspose2d):
     """torch.nn.LazyConvTranspose2d, which becomes our ConvTranspose2d when it is first called."""
 

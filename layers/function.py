@@ -167,11 +167,6 @@ def added(*tangents: Tensor | None) -> Tensor | None:
     return sum(present[1:], present[0]) if present else None
 
 
-def refuse_script(*_: Any) -> None:
-    """What torch.jit.script meets in place of a module or a function."""
-    raise RuntimeError("torch.jit.script cannot compile trinn's layers; torch.export and torch.compile can")
-
-
 def in_shape(y: Tensor, shape: Sequence[int]) -> Tensor:
     """A Function's result in another shape; no view, for hooks on a view are lost where an in-place ReLU writes over it."""
     return y if y.shape == shape else torch.ops.aten._unsafe_view(y, shape)

@@ -32,10 +32,9 @@ from trinn.layers.conv2d import Conv2d, conv2d_gradients, conv2d_operands, padde
 from trinn.layers.function import Function, differentiated_forward
 from trinn.layers.linear import Linear, linear_gradients, product
 from trinn.layers.pool2d import MaxPool2d, MaxPool2dBackward, max_pool2d_windows
+from trinn.layers.public import functional, layer
 from trinn.layers.relu import ReLU, ReluBackward, relu
 from trinn.layers.window import Pair
-
-torch.fx.wrap("_joined")  # a node of a graph that torch.fx traces
 
 
 class Conv2dRelu(Function):
@@ -128,6 +127,7 @@ class LinearRelu(Function):
         return linear_gradients(ctx, ReluBackward.call(dy, y), x, w)
 
 
+@functional
 def conv_relu(conv: Conv2d, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(conv(input))."""
     if not (_is(conv, Conv2d) and _is(relu, ReLU, None) and input.dim() == 4) or differentiated_forward():
@@ -135,6 +135,7 @@ def conv_relu(conv: Conv2d, relu: ReLU | None, input: Tensor) -> Tensor:
     return Conv2dRelu.call(*_operands(conv, input))
 
 
+@functional
 def conv_relu_max_pool(conv: Conv2d, relu: ReLU | None, pool: MaxPool2d, input: Tensor) -> Tensor:
     """pool(relu(conv(input)))."""
     ours = _is(conv, Conv2d) and _is(relu, ReLU, None) and _is(pool, MaxPool2d) and not pool.return_indices
@@ -146,6 +147,7 @@ def conv_relu_max_pool(conv: Conv2d, relu: ReLU | None, pool: MaxPool2d, input: 
     return Conv2dReluMaxPool2d.call(x, w, b, size, *geometry, *window)[0]
 
 
+@functional
 def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(bn(conv(input))); where `relu` is None, bn(conv(input))."""
     if (
@@ -167,6 +169,7 @@ def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, relu: ReLU | None, input: Tensor
     return ops.conv2d_affine(x, w, scale, shift, relu is not None, *geometry)
 
 
+@functional
 def bn_relu(bn: BatchNorm1d | BatchNorm2d, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(bn(input))."""
     if not (_is(bn, BatchNorm1d, BatchNorm2d) and _is(relu, ReLU, None)) or differentiated_forward():
@@ -174,6 +177,7 @@ def bn_relu(bn: BatchNorm1d | BatchNorm2d, relu: ReLU | None, input: Tensor) -> 
     return normalized_by(bn, input, BatchNormAddRelu, None)
 
 
+@functional
 def bn_add_relu(bn: BatchNorm2d, relu: ReLU | None, input: Tensor, residual: Tensor) -> Tensor:
     """relu(bn(input) + residual), in one pass for a residual of the input's shape and dtype."""
     alike = residual.shape == input.shape and (residual.dtype, residual.device) == (input.dtype, input.device)
@@ -182,6 +186,7 @@ def bn_add_relu(bn: BatchNorm2d, relu: ReLU | None, input: Tensor, residual: Ten
     return normalized_by(bn, input, BatchNormAddRelu, residual)
 
 
+@functional
 def linear_relu(linear: Linear, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(linear(input))."""
     if not (_is(linear, Linear) and _is(relu, ReLU, None)) or differentiated_forward():
@@ -214,10 +219,6 @@ def _rectified(module: nn.Module | None, x: Tensor) -> Tensor:
     return module(x) if module is not None else relu(x)
 
 
-def _joined(module: Any, *inputs: Tensor) -> Tensor:
-    return type(module).joined(*module, *inputs)
-
-
 class _Joined(nn.Sequential):
     """Modules of given classes that are called as one; as in nn.Sequential, their names are their numbers."""
 
@@ -232,9 +233,10 @@ class _Joined(nn.Sequential):
         super().__init__(*modules)
 
     def forward(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
-        return _joined(self, *inputs)
+        return type(self).joined(*self, *inputs)
 
 
+@layer
 class ConvReLU2d(_Joined):
     """relu(conv(x)) of a Conv2d and a ReLU."""
 
@@ -242,6 +244,7 @@ class ConvReLU2d(_Joined):
     joined = staticmethod(conv_relu)
 
 
+@layer
 class ConvReLUMaxPool2d(_Joined):
     """pool(relu(conv(x))) of a Conv2d, a ReLU and a MaxPool2d."""
 
@@ -249,6 +252,7 @@ class ConvReLUMaxPool2d(_Joined):
     joined = staticmethod(conv_relu_max_pool)
 
 
+@layer
 class ConvBNReLU2d(_Joined):
     """relu(bn(conv(x))) of a Conv2d, a BatchNorm2d and a ReLU."""
 
@@ -256,6 +260,7 @@ class ConvBNReLU2d(_Joined):
     joined = staticmethod(conv_bn_relu)
 
 
+@layer
 class BNReLU2d(_Joined):
     """relu(bn(x)) of a BatchNorm2d and a ReLU."""
 
@@ -263,6 +268,7 @@ class BNReLU2d(_Joined):
     joined = staticmethod(bn_relu)
 
 
+@layer
 class BNAddReLU2d(_Joined):
     """relu(bn(x) + residual) of a BatchNorm2d and a ReLU: the tail of a ResNet's block."""
 
@@ -270,6 +276,7 @@ class BNAddReLU2d(_Joined):
     joined = staticmethod(bn_add_relu)
 
 
+@layer
 class LinearReLU(_Joined):
     """relu(linear(x)) of a Linear and a ReLU."""
 

@@ -5,14 +5,12 @@ As in a convolution, a gradient of any of the passes is another of them.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, added, autocast, in_shape, product_rule
+from trinn.layers.public import functional, layer
 from trinn.layers.reduce import ChannelSum
-
-torch.fx.wrap("linear")  # a node of a graph that torch.fx traces
 
 
 class LinearFprop(Function):
@@ -93,6 +91,7 @@ class LinearWgrad(Function):
         return product_rule(cls, inputs, tangents)
 
 
+@functional
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input @ weight^T + bias, as `torch.nn.functional.linear`.
 
@@ -140,6 +139,7 @@ def product(function: type[Function], input: Tensor, weight: Tensor, bias: Tenso
     return in_shape(y, (*rows, w.shape[0]) if weight.dim() == 2 else rows)
 
 
+@layer
 class Linear(nn.Linear):
     """torch.nn.Linear on `linear`."""
 
@@ -147,6 +147,7 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+@layer
 class LazyLinear(nn.LazyLinear):
     """torch.nn.LazyLinear, which becomes our Linear when it is first called."""
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
+from trinn.layers.public import functional, layer
 from trinn.layers.window import IntOrPair, Pair, batched, pair, reach
-
-torch.fx.wrap("max_unpool2d")  # a node of a graph that torch.fx traces
 
 
 class MaxUnpool2dForward(Function):
@@ -71,6 +70,7 @@ class MaxUnpool2dAdd(Function):
         return MaxUnpool2dBackward.call(dy, indices, ctx.channels_last), None, None
 
 
+@functional
 def max_unpool2d(
     input: Tensor,
     indices: Tensor,
@@ -145,6 +145,7 @@ def _output_size(input: Tensor, kernel: Pair, stride: Pair, padding: Pair, asked
     return size[0], size[1]
 
 
+@layer
 class MaxUnpool2d(nn.MaxUnpool2d):
     """torch.nn.MaxUnpool2d on `max_unpool2d`."""
 

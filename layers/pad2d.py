@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trinn.kernels import ops
 from trinn.layers.function import Function
+from trinn.layers.public import functional
 from trinn.layers.window import batched
 
 Padding = tuple[int, int, int, int]  # left, right, top, bottom
@@ -45,6 +46,7 @@ class PadBackward(Function):
         return PadForward.call(ddx, ctx.padding, ctx.mode), None, None
 
 
+@functional
 def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
     """A border made of the image itself, as `torch.nn.functional.pad` on its last two axes.
 

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
 from trinn.layers.function import FLOATS, Function
+from trinn.layers.public import functional, layer
 from trinn.layers.window import IntOrPair, Pair, batched, check_flag, integer, pair, remembered, windows
-
-torch.fx.wrap("max_pool2d")  # nodes of a graph that torch.fx traces
-torch.fx.wrap("avg_pool2d")
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -122,6 +120,7 @@ class AvgPool2dBackward(Function):
         return AvgPool2dForward.call(ddx, ctx.size, *ctx.window), None, None, None, None, None, None, None
 
 
+@functional
 def max_pool2d(
     input: Tensor,
     kernel_size: IntOrPair,
@@ -162,6 +161,7 @@ def max_pool2d(
     return y, indices.squeeze(0) if unbatched else indices
 
 
+@functional
 def avg_pool2d(
     input: Tensor,
     kernel_size: IntOrPair,
@@ -274,6 +274,7 @@ def _output_size(
     return size[0], size[1]
 
 
+@layer
 class MaxPool2d(nn.MaxPool2d):
     """torch.nn.MaxPool2d on `max_pool2d`."""
 
@@ -283,6 +284,7 @@ class MaxPool2d(nn.MaxPool2d):
         )
 
 
+@layer
 class AvgPool2d(nn.AvgPool2d):
     """torch.nn.AvgPool2d on `avg_pool2d`."""
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, transformed
-
-torch.fx.wrap("relu")  # a node of a graph that torch.fx traces
+from trinn.layers.public import functional, layer
 
 
 class ReluForward(Function):
@@ -63,6 +62,7 @@ class ReluBackward(Function):
         return ReluBackward.call(ddx, y), None
 
 
+@functional
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(input, 0), elementwise, as `torch.nn.functional.relu`; NaN stays NaN, and the gradient at 0 is 0.
 
@@ -92,11 +92,13 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     return ReluInPlace.call(input)
 
 
+@functional
 def relu_(input: Tensor) -> Tensor:
     """`relu(input, inplace=True)`."""
     return relu(input, inplace=True)
 
 
+@layer
 class ReLU(nn.ReLU):
     """torch.nn.ReLU on `relu`."""
 

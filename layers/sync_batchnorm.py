@@ -8,8 +8,7 @@ from torch import Tensor, distributed, nn
 from trinn.kernels import ops
 from trinn.layers.batchnorm2d import check_vectors, momentum_of, normalized_by
 from trinn.layers.function import Function, transformed
-
-torch.fx.wrap("_normalized_by")  # a node of a graph that torch.fx traces
+from trinn.layers.public import layer
 
 Group = tuple[int, str]  # how many processes, and torch's name of them
 
@@ -135,6 +134,7 @@ def _others(module: nn.SyncBatchNorm) -> "distributed.ProcessGroup | None":
     return group if distributed.get_world_size(group) > 1 else None
 
 
+@layer
 class SyncBatchNorm(nn.SyncBatchNorm):
     """torch.nn.SyncBatchNorm on `sync_batch_norm`, and on `batch_norm` in evaluation or where there is one process.
 

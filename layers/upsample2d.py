@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.layers.adaptive_pool2d import adaptive_avg_pool2d
 from trinn.layers.function import FLOATS, Function
+from trinn.layers.public import functional, layer
 from trinn.layers.window import Pair, check_flag, integer
-
-torch.fx.wrap("interpolate")  # a node of a graph that torch.fx traces
 
 
 class ResizeForward(Function):
@@ -62,6 +61,7 @@ KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 MODES = ("nearest", "nearest-exact", "bilinear", "area")
 
 
+@functional
 def interpolate(
     input: Tensor,
     size: int | Sequence[int] | None = None,
@@ -166,6 +166,7 @@ def _scale(size: int, out: int, factor: float | None, mode: str, align_corners: 
     return 1 / factor if factor is not None else size / out
 
 
+@layer
 class Upsample(nn.Upsample):
     """torch.nn.Upsample on `interpolate`."""
 
@@ -173,6 +174,7 @@ class Upsample(nn.Upsample):
         return interpolate(input, self.size, self.scale_factor, self.mode, self.align_corners, self.recompute_scale_factor)
 
 
+@layer
 class UpsamplingBilinear2d(nn.UpsamplingBilinear2d):
     """torch.nn.UpsamplingBilinear2d on `interpolate`."""
 
@@ -180,6 +182,7 @@ class UpsamplingBilinear2d(nn.UpsamplingBilinear2d):
         return interpolate(input, self.size, self.scale_factor, self.mode, self.align_corners)
 
 
+@layer
 class UpsamplingNearest2d(nn.UpsamplingNearest2d):
     """torch.nn.UpsamplingNearest2d on `interpolate`."""
 

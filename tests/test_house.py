@@ -39,7 +39,7 @@ SHARED = {
         "walk",
         "windows2d",
     },
-    "layers": {"function", "reduce", "window"},
+    "layers": {"function", "public", "reduce", "window"},
 }
 # An operator that stands on another one.
 STANDS_ON = {
