@@ -4,7 +4,9 @@ Adaptive pooling is pooling over bins instead of windows: pool2d.py has its auto
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
@@ -74,13 +76,14 @@ def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: 
 
 def _checked(input: Tensor, output_size: OutputSize, operator: str) -> tuple[Tensor, Pair, bool]:
     """`input` with a batch axis, the size of the result, and whether there was no such axis."""
+    one = isinstance(output_size, (int, torch.SymInt))
+    given: Any = (output_size, output_size) if one else output_size
+    if not one and input.dim() <= len(given):
+        raise ValueError(f"{operator}: Input dimension should be at least {len(given) + 1}, but got size {list(input.shape)}")
     expected = f"{operator}: output_size must be an int or 2 of int or None"
-    given = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
-    sizes = tuple(s if s is None and given is output_size else integer(s, expected) for s in given)
+    sizes = tuple(s if s is None else integer(s, expected) for s in given)
     if len(sizes) != 2:
         raise RuntimeError(f"{operator}: output_size must be 2, but got {output_size!r}")
-    if input.dim() < 3 and given is output_size:
-        raise ValueError(f"{operator}: Input dimension should be at least 3, but got size {list(input.shape)}")
     if input.dim() not in (3, 4):
         raise RuntimeError(f"{operator}(): Expected 3D or 4D tensor, but got: {list(input.shape)}")
     if input.dtype not in FLOATS:

@@ -1,6 +1,5 @@
 """Batch normalisation: `batch_norm`, `BatchNorm1d` and `BatchNorm2d`."""
 
-from numbers import Real
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from trinn.kernels import ops
 from trinn.layers.function import FLOATS, Function, added, differentiated_forward, in_shape
 from trinn.layers.public import functional, layer
 from trinn.layers.relu import ReluBackward
+from trinn.layers.window import check_flag, real
 
 Module = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 
@@ -197,7 +197,9 @@ def normalized(
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """`batch_norm` by a Function that takes what BatchNormForward takes, and `more`; `statistics` are those of the input."""
-    _check_options(input, running_mean, running_var, training, momentum, eps)
+    check_flag(training, "training", "batch_norm")
+    momentum, eps = real(momentum, "batch_norm: momentum must be a float"), real(eps, "batch_norm: eps must be a float")
+    _check_options(input, running_mean, running_var, training, eps)
     if input.shape == (0,):  # which torch takes for a batch of nothing
         return input.clone()
     if input.dim() < 2:
@@ -223,9 +225,7 @@ def normalized(
     return y if x is input else in_shape(y, input.shape)
 
 
-def _check_options(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, momentum: float, eps: float
-) -> None:
+def _check_options(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float) -> None:
     if training:
         if input.shape[0] * input.shape[2:].numel() == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
@@ -235,8 +235,6 @@ def _check_options(
             raise ValueError("running_mean and running_var must either both be None or neither be None")
     elif eps < 0.0:
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
-    if not isinstance(momentum, (Real, torch.SymFloat)):
-        raise TypeError(f"batch_norm: momentum must be a float, not {type(momentum).__name__}")
 
 
 def check_vectors(

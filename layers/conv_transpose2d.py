@@ -69,8 +69,8 @@ def _size(
             f"Given transposed=1, weight of size {list(weight)}, expected bias to be 1-dimensional with {weight[1] * groups} "
             f"elements, but got bias of size {list(bias)} instead"
         )
-    if x[1] == 0:
-        raise RuntimeError(f"conv_transpose2d: input{list(x)} has no channels")
+    if x[1] == 0 or weight[1] == 0:
+        raise RuntimeError(f"conv_transpose2d: expected channels, but got input{list(x)} and weight of size {list(weight)}")
     return transposed_windows(x[2:], weight[2:], stride, padding, output_padding, dilation, images=x[0] > 0)
 
 

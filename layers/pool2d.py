@@ -196,7 +196,7 @@ def avg_pool2d(
     check_flag(ceil_mode, "ceil_mode", "avg_pool2d")
     check_flag(count_include_pad, "count_include_pad", "avg_pool2d")
     if divisor_override is not None:
-        divisor_override = integer(divisor_override, "avg_pool2d: divisor_override must be an int")
+        divisor_override = integer(divisor_override, "avg_pool2d: divisor_override must be an int", scalar=True)
     if divisor_override == 0:
         raise RuntimeError("avg_pool2d: divisor must be not zero")
     size = _output_size(x.shape, kernel, stride, padding, (1, 1), ceil_mode, "avg_pool2d")

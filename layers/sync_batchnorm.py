@@ -9,6 +9,7 @@ from trinn.kernels import ops
 from trinn.layers.batchnorm2d import check_vectors, momentum_of, normalized_by
 from trinn.layers.function import Function, transformed
 from trinn.layers.public import layer
+from trinn.layers.window import real
 
 Group = tuple[int, str]  # how many processes, and torch's name of them
 
@@ -84,6 +85,7 @@ def sync_batch_norm(
     """
     if transformed():
         raise NotImplementedError("SyncBatchNorm over several processes does not work under torch.func and forward-mode AD")
+    momentum, eps = real(momentum, "SyncBatchNorm: momentum must be a float"), real(eps, "SyncBatchNorm: eps must be a float")
     channels = input.shape[1]
     check_vectors(input, channels, running_mean, running_var, weight, bias)
     x = input.flatten(3) if input.dim() > 4 else input[(...,) + (None,) * (4 - input.dim())]

@@ -33,17 +33,51 @@ def remembered(function: Function) -> Function:
     return cast(Function, call)
 
 
-def integer(value: Any, expected: str) -> int:
+def integer(value: Any, expected: str, scalar: bool = False) -> int:
     """An integer, which NumPy or a tensor may have made, as Python's.
+
+    Args:
+        scalar: neither a tensor with an axis or of bools nor an array will do, as torch has it for some arguments.
 
     Raises:
         TypeError: anything else, or a bool, with the words for what was expected.
+        ValueError: a number of more than 64 bits.
     """
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+    if isinstance(value, torch.SymInt):
         return cast(int, value)
-    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor) and value.is_floating_point():
+    if isinstance(value, Tensor):
+        right = value.numel() == 1 and not (value.is_floating_point() or value.is_complex())
+        right = right and not (scalar and (value.dim() > 0 or value.dtype == torch.bool))
+    else:  # an array has a length, if only one that cannot be asked for
+        right = hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
+        right = right and not (scalar and hasattr(value, "__len__"))
+    if not right:
         raise TypeError(f"{expected}, but got {value!r}")
+    if not -(2**63) <= index(value) < 2**63:
+        raise ValueError(f"{expected}, of 64 bits, but got {value!r}")
     return index(value)
+
+
+def real(value: Any, expected: str) -> float:
+    """A real number, which NumPy or a tensor without axes may have made, as Python's.
+
+    Raises:
+        TypeError: anything else, or a tensor that requires a gradient, with the words for what was expected.
+    """
+    if type(value) is float or isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return cast(float, value)
+    if isinstance(value, Tensor):
+        right = value.dim() == 0 and not (value.requires_grad or value.is_complex())
+    else:
+        right = isinstance(value, (int, float)) or is_numpys_number(value)
+    if not right:
+        raise TypeError(f"{expected}, but got {value!r}")
+    return float(value)
+
+
+def is_numpys_number(value: Any) -> bool:
+    """Whether a value is a number or a bool of NumPy's, and no array."""
+    return type(value).__module__ == "numpy" and not hasattr(value, "__len__") and value.dtype.kind in "biuf"
 
 
 def check_flag(value: Any, name: str, operator: str) -> None:
@@ -63,7 +97,7 @@ def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
         return value, value
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and max(value) < limit:
         return value
-    values = tuple(value) if isinstance(value, Sequence) or isinstance(value, torch.Size) else (value,)
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     values = tuple(integer(v, f"{operator}: {name} must be an int or a tuple of 2 ints") for v in values)
     if any(v >= limit for v in values):
         raise RuntimeError(f"{operator}: {name} must be less than 2^29, but got {value!r}")

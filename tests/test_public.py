@@ -20,13 +20,13 @@ TENSORS: dict[str, dict[str, Callable[[], Tensor]]] = {
     "adaptive_avg_pool2d": {},
     "adaptive_max_pool2d": {},
     "avg_pool2d": {},
-    "batch_norm": {name: lambda: torch.ones(4, device=DEVICE) for name in ("running_mean", "running_var", "weight", "bias")},
-    "conv2d": {"weight": lambda: randn(3, 4, 2, 2), "bias": lambda: randn(3)},
-    "conv_transpose2d": {"weight": lambda: randn(4, 3, 2, 2), "bias": lambda: randn(3)},
+    "batch_norm": {name: lambda: torch.ones(2, device=DEVICE) for name in ("running_mean", "running_var", "weight", "bias")},
+    "conv2d": {"weight": lambda: randn(3, 2, 2, 2), "bias": lambda: randn(3)},
+    "conv_transpose2d": {"weight": lambda: randn(2, 3, 2, 2), "bias": lambda: randn(3)},
     "interpolate": {},
-    "linear": {"weight": lambda: randn(3, 6), "bias": lambda: randn(3)},
+    "linear": {"weight": lambda: randn(3, 5), "bias": lambda: randn(3)},
     "max_pool2d": {},
-    "max_unpool2d": {"indices": lambda: torch.arange(36, device=DEVICE).view(6, 6).expand(2, 4, 6, 6)},
+    "max_unpool2d": {"indices": lambda: torch.arange(50, device=DEVICE).view(10, 5).expand(1, 2, 10, 5)},
     "relu": {},
     "relu_": {},
 }
@@ -39,34 +39,35 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "max_unpool2d": {"kernel_size": 2},
 }
 NO_TENSORS: dict[str, Any] = {
-    "array": np.ones((2, 4, 6, 6), np.float32),
+    "array": np.ones((1, 2, 10, 5), np.float32),
     "list": [[1.0, 2.0]],
     "False": False,
     "number": 1.5,
     "text": "x",
     "None": None,
 }
-MODULES: dict[str, Callable[[Any], nn.Module]] = {
-    "AdaptiveAvgPool2d": lambda nn: nn.AdaptiveAvgPool2d(2),
-    "AdaptiveMaxPool2d": lambda nn: nn.AdaptiveMaxPool2d(2),
-    "AvgPool2d": lambda nn: nn.AvgPool2d(2),
-    "BatchNorm1d": lambda nn: nn.BatchNorm1d(4),
-    "BatchNorm2d": lambda nn: nn.BatchNorm2d(4),
-    "Conv2d": lambda nn: nn.Conv2d(4, 3, 2, padding_mode="reflect", padding=1),
-    "ConvTranspose2d": lambda nn: nn.ConvTranspose2d(4, 3, 2),
-    "LazyBatchNorm1d": lambda nn: nn.LazyBatchNorm1d(),
-    "LazyBatchNorm2d": lambda nn: nn.LazyBatchNorm2d(),
-    "LazyConv2d": lambda nn: nn.LazyConv2d(3, 2),
-    "LazyConvTranspose2d": lambda nn: nn.LazyConvTranspose2d(3, 2),
-    "LazyLinear": lambda nn: nn.LazyLinear(3),
-    "Linear": lambda nn: nn.Linear(6, 3),
-    "MaxPool2d": lambda nn: nn.MaxPool2d(2),
-    "MaxUnpool2d": lambda nn: nn.MaxUnpool2d(2),
-    "ReLU": lambda nn: nn.ReLU(),
-    "SyncBatchNorm": lambda nn: nn.SyncBatchNorm(4),
-    "Upsample": lambda nn: nn.Upsample(scale_factor=2),
-    "UpsamplingBilinear2d": lambda nn: nn.UpsamplingBilinear2d(scale_factor=2),
-    "UpsamplingNearest2d": lambda nn: nn.UpsamplingNearest2d(scale_factor=2),
+# For each class of modules that torch.nn has too, what it needs.
+MODULES: dict[str, dict[str, Any]] = {
+    "AdaptiveAvgPool2d": {"output_size": 2},
+    "AdaptiveMaxPool2d": {"output_size": 2},
+    "AvgPool2d": {"kernel_size": 2},
+    "BatchNorm1d": {"num_features": 2},
+    "BatchNorm2d": {"num_features": 2},
+    "Conv2d": {"in_channels": 2, "out_channels": 3, "kernel_size": 2},
+    "ConvTranspose2d": {"in_channels": 2, "out_channels": 3, "kernel_size": 2},
+    "LazyBatchNorm1d": {},
+    "LazyBatchNorm2d": {},
+    "LazyConv2d": {"out_channels": 3, "kernel_size": 2},
+    "LazyConvTranspose2d": {"out_channels": 3, "kernel_size": 2},
+    "LazyLinear": {"out_features": 3},
+    "Linear": {"in_features": 5, "out_features": 3},
+    "MaxPool2d": {"kernel_size": 2},
+    "MaxUnpool2d": {"kernel_size": 2},
+    "ReLU": {},
+    "SyncBatchNorm": {"num_features": 2},
+    "Upsample": {"scale_factor": 2},
+    "UpsamplingBilinear2d": {"scale_factor": 2},
+    "UpsamplingNearest2d": {"scale_factor": 2},
 }
 JOINED: dict[str, Callable[..., nn.Module]] = {
     "BNAddReLU2d": lambda: tnn.BNAddReLU2d(tnn.BatchNorm2d(4), tnn.ReLU()),
@@ -79,7 +80,7 @@ JOINED: dict[str, Callable[..., nn.Module]] = {
 
 
 def tensors(name: str) -> dict[str, Tensor]:
-    return {"input": randn(2, 4, 6, 6)} | {argument: make() for argument, make in TENSORS[name].items()}
+    return {"input": randn(1, 2, 10, 5)} | {argument: make() for argument, make in TENSORS[name].items()}
 
 
 def outcome(function: Callable[..., Any], *args: Any, **options: Any) -> type[Exception] | None:
@@ -179,10 +180,10 @@ def nodes(network: nn.Module, tracer: torch.fx.Tracer | None = None) -> list[tup
 @pytest.mark.parametrize("name", MODULES)
 def test_leaves(name: str) -> None:
     """A converted layer gives the nodes that torch's layer gives, names and targets, as its class itself does."""
-    theirs = nodes(Network(MODULES[name](nn)))
+    theirs = nodes(Network(getattr(nn, name)(**MODULES[name])))
     assert [op for op, *_ in theirs].count("call_module") == 2
-    assert nodes(trinn.convert(Network(MODULES[name](nn)))) == theirs
-    assert nodes(Network(MODULES[name](tnn))) == theirs
+    assert nodes(trinn.convert(Network(getattr(nn, name)(**MODULES[name])))) == theirs
+    assert nodes(Network(getattr(tnn, name)(**MODULES[name]))) == theirs
 
 
 @pytest.mark.parametrize("name", JOINED)
