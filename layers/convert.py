@@ -4,20 +4,22 @@ A layer of trinn is a subclass of torch's with the same name and another forward
 is all there is to do: parameters, buffers, hooks, training flags, devices and what an optimizer refers to stay as they are.
 """
 
+import copyreg
+import functools
+import inspect
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from trinn import layers
 from trinn.layers import joining
+from trinn.layers.classes import Layer, Unannounced, all_or_nothing, become, replaced, written
 from trinn.layers.function import FLOATS
 from trinn.layers.upsample2d import MODES
 
-Layer = type[nn.Module]
 Model = TypeVar("Model", bound=nn.Module)
 
 # Each class of torch.nn that trinn has too.
@@ -27,6 +29,14 @@ OURS: dict[Layer, Layer] = {
     if isinstance(ours, type) and name in layers.__all__ and hasattr(nn, name)
 }
 TORCHS: dict[Layer, Layer] = {ours: torchs for torchs, ours in OURS.items()}
+
+# What a subclass may have of its own: a call of the layer does not come to it.
+UNCALLED = {
+    "__init__", "reset_parameters", "reset_running_stats", "extra_repr", "__repr__", "__str__", "_get_name",
+    "__module__", "__doc__", "__dict__", "__weakref__", "__slots__", "__annotations__", "__annotate__", "__annotate_func__",
+    "__annotations_cache__", "__constants__", "__firstlineno__", "__static_attributes__", "__init_subclass__",
+    "__class_getitem__", "__subclasshook__",
+}  # fmt: skip
 
 
 def convert(
@@ -38,12 +48,15 @@ def convert(
 ) -> Model:
     """Put the layers of a model on trinn's kernels, in place; `report` says which.
 
-    A layer is converted if its class is exactly one of torch.nn's that trinn has too, also if it has parametrizations or is
-    yet to get its sizes. What stays torch's: subclasses, which may do more than their base; layers whose `forward` was
-    replaced; quantised, scripted, sharded (DTensor) and complex ones; Upsample in a mode that trinn does not have.
+    A layer is converted if its class is one of torch.nn's that trinn has too, also if it has parametrizations or is yet to get
+    its sizes, or a subclass that leaves what a call does as it is, such as one with an `__init__` of its own. What stays
+    torch's: subclasses that do more; layers whose `forward` was replaced; quantised, scripted, sharded (DTensor) and complex
+    ones, so convert before FSDP2's `fully_shard`; Upsample in a mode that trinn does not have.
+
+    `isinstance(layer, nn.Conv2d)` stays true, and so it does for a subclass of one's own; `type(layer) is nn.Conv2d` does not.
 
     Args:
-        include: classes to convert, or their names, such as `(nn.Conv2d, "Linear")`; all, if None.
+        include: classes of torch.nn to convert, or their names, such as `(nn.Conv2d, "Linear")`; all, if None.
         filter_fn: of a layer's name in the model and the layer: whether to convert it.
         fuse: also join layers of trinn that are called in a row, such as a convolution, a batch norm and a ReLU, or a batch
             norm, an addition and a ReLU. The modules that call them get subclasses of their classes; children and names stay as
@@ -55,54 +68,72 @@ def convert(
     Raises:
         TypeError: a model that is no module, or a ScriptModule.
         ValueError: a class or a name that trinn does not have.
+
+    With these exceptions, and with any that `filter_fn` or a user's class raises, the model is as it was.
     """
     _check(model)
     wanted = _included(include)
     plan = [
-        (module, _with_base(type(module), OURS[layer_class(module)]))
+        (module, replaced(type(module), _ours))
         for name, module in model.named_modules()
-        if layer_class(module) in wanted and obstacle(module) is None and (filter_fn is None or filter_fn(name, module))
+        if layer_of(module) in wanted and obstacle(module) is None and (filter_fn is None or filter_fn(name, module))
     ]
-    for module, ours in plan:
-        joining.become(module, ours)
-    if fuse:
-        joining.fuse(model)
+    with all_or_nothing(model):
+        for module, ours in plan:
+            become(module, ours)
+        if fuse:
+            joining.fuse(model)
     return model
 
 
 def revert(model: Model) -> Model:
     """Make every layer of trinn in a model torch's again, in place: the inverse of `convert`.
 
-    Layers that were trinn's from the start become torch's too, of the same class name. Returns `model`.
+    Layers that were trinn's from the start become torch's too, of the same class name. So do those that FSDP2's `fully_shard`,
+    `replicate` or parametrizations were put over since; they stay sharded, replicated and parametrized. A `forward` that was
+    wrapped and assigned to a converted module, as in `layer.forward = wrapper(layer.forward)`, goes on to call what it wraps.
+
+    Returns:
+        `model`. It is as it was where an exception is raised.
 
     Raises:
         TypeError: a model that is no module, or a ScriptModule.
     """
     _check(model)
-    joining.unfuse(model)
-    for module in model.modules():
-        if layer_class(module) in TORCHS:
-            joining.become(module, _with_base(type(module), TORCHS[layer_class(module)]))
+    plan = [(module, replaced(type(module), _torchs)) for module in model.modules()]
+    with all_or_nothing(model):
+        for module, torchs in plan:
+            become(module, torchs)
     return model
 
 
-def layer_class(module: nn.Module) -> Layer:
-    """A module's class, without the one that torch puts over it for parametrizations."""
-    return type_before_parametrizations(module)
+def layer_of(module: nn.Module) -> Layer | None:
+    """Which layer of torch.nn or of trinn, of those that both have, a module is; None for other modules."""
+    return next((cls for cls in written(type(module)).__mro__ if cls in OURS or cls in TORCHS), None)
 
 
 def obstacle(module: nn.Module) -> str | None:
     """Why a layer has to stay as it is, in a few words; None where `convert` can take it."""
-    kind = layer_class(module)
+    kind, base = written(type(module)), layer_of(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "a ScriptModule, which is compiled"
-    if kind not in OURS:
-        base = next((c for c in kind.__mro__ if c in OURS), None)
-        if base is not None:
-            return f"a subclass of {base.__name__}" + (" with a forward of its own" if kind.forward is not base.forward else "")
+    if base not in OURS:
         return f"trinn has no {kind.__name__}" if kind.__module__.startswith("torch.") else "a forward of its own"
-    if replaced := {"forward", "_conv_forward"} & module.__dict__.keys():
-        return f"its {min(replaced)} was replaced"
+    if own := _called(kind, base) & (_names(base) | module._parameters.keys() | module._buffers.keys()):
+        return f"a subclass of {base.__name__} with a {'forward' if 'forward' in own else min(own)} of its own"
+    if kind is not base and kind.__module__.startswith("torch."):
+        return f"torch's own subclass of {base.__name__}"
+    return replacement(module) or unreadable(module)
+
+
+def replacement(module: nn.Module) -> str | None:
+    """What a user has put in place of a layer's method, in a few words."""
+    names = {"forward", "_conv_forward"} & module.__dict__.keys()
+    return f"its {min(names)} was replaced" if names else None
+
+
+def unreadable(module: nn.Module) -> str | None:
+    """What of a layer trinn cannot compute with, in a few words."""
     for name, parameter in module.named_parameters():
         if what := _foreign(parameter):
             return f"{name} is {what}"
@@ -141,17 +172,50 @@ def _included(include: Layer | str | Iterable[Layer | str] | None) -> set[Layer]
     return wanted
 
 
-def _with_base(cls: Layer, base: Layer) -> Layer:
-    """`base` itself, or where `cls` is what torch made for parametrizations, the same over `base`."""
-    if cls in OURS or cls in TORCHS:
-        return base
-    was = vars(cls).get("_was")
-    if was is not None and was.__bases__ == (base,) and _computed(was) == _computed(cls):
-        return was
-    members = {name: member for name, member in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slotnames__")}
-    return type(cls.__name__, (base,), members | {"_was": cls})
+@functools.cache
+def _names(base: Layer) -> frozenset[str]:
+    """What a layer of torch.nn has: its methods, and attributes that are numbers and the like."""
+    annotated = (name for cls in base.__mro__ for name in inspect.get_annotations(cls))
+    return frozenset((*dir(base), *annotated, *getattr(base, "__constants__", ())))
 
 
-def _computed(cls: Layer) -> set[str]:
-    """What parametrizations compute."""
-    return {name for name, member in vars(cls).items() if isinstance(member, property)}
+def _called(kind: Layer, base: Layer) -> set[str]:
+    """What a subclass has of its own, but for what a call does not come to."""
+    return {name for cls in kind.__mro__ if cls not in base.__mro__ for name in vars(cls)} - UNCALLED
+
+
+class _Converted(Unannounced):
+    """The first base of what a user's subclass of a layer becomes; its others are that subclass, and the layer of trinn."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As torch's, but for the class, which is made anew where it is loaded."""
+        function, args, *rest = super().__reduce_ex__(max(int(protocol), 2))
+        if function is copyreg.__newobj__ and "_subclass" in vars(args[0]):  # type: ignore[attr-defined]
+            function, args = _new, (args[0]._subclass, *args[1:])
+        return function, args, *rest
+
+
+def _new(subclass: Any, *args: Any) -> Any:
+    """An instance without anything in it yet, as pickle and copy want it."""
+    ours: Any = _ours(subclass)
+    return ours.__new__(ours, *args)
+
+
+def _ours(cls: Layer) -> Layer:
+    """The class of trinn for a layer of torch.nn or a user's subclass of one."""
+    base = next(each for each in cls.__mro__ if each in OURS)
+    if cls is base:
+        return OURS[base]
+    bases = _Converted, cls, OURS[base]
+    for other in type.__subclasses__(cls):
+        if other.__bases__ == bases:
+            return other
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    made: Any = type(cls)(cls.__name__, bases, names | {"_subclass": cls})
+    return made
+
+
+def _torchs(cls: Layer) -> Layer:
+    """The class that one of trinn's was made of; other classes as they are."""
+    cls = joining.unfused(cls)
+    return TORCHS.get(cls) or vars(cls).get("_subclass", cls)

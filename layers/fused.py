@@ -130,7 +130,7 @@ class LinearRelu(Function):
 @functional
 def conv_relu(conv: Conv2d, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(conv(input))."""
-    if not (_is(conv, Conv2d) and _is(relu, ReLU, None) and input.dim() == 4) or differentiated_forward():
+    if not (is_just(conv, Conv2d) and is_just(relu, ReLU, None) and input.dim() == 4) or differentiated_forward():
         return _rectified(relu, conv(input))
     return Conv2dRelu.call(*_operands(conv, input))
 
@@ -138,7 +138,7 @@ def conv_relu(conv: Conv2d, relu: ReLU | None, input: Tensor) -> Tensor:
 @functional
 def conv_relu_max_pool(conv: Conv2d, relu: ReLU | None, pool: MaxPool2d, input: Tensor) -> Tensor:
     """pool(relu(conv(input)))."""
-    ours = _is(conv, Conv2d) and _is(relu, ReLU, None) and _is(pool, MaxPool2d) and not pool.return_indices
+    ours = is_just(conv, Conv2d) and is_just(relu, ReLU, None) and is_just(pool, MaxPool2d) and not pool.return_indices
     if not (ours and input.dim() == 4) or differentiated_forward():
         return pool(_rectified(relu, conv(input)))
     x, w, b, size, *geometry = _operands(conv, input)
@@ -151,7 +151,7 @@ def conv_relu_max_pool(conv: Conv2d, relu: ReLU | None, pool: MaxPool2d, input: 
 def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(bn(conv(input))); where `relu` is None, bn(conv(input))."""
     if (
-        not (_is(conv, Conv2d) and _is(bn, BatchNorm2d) and _is(relu, ReLU, None) and input.dim() == 4)
+        not (is_just(conv, Conv2d) and is_just(bn, BatchNorm2d) and is_just(relu, ReLU, None) and input.dim() == 4)
         or differentiated_forward()
     ):
         y = bn(conv(input))
@@ -172,7 +172,7 @@ def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, relu: ReLU | None, input: Tensor
 @functional
 def bn_relu(bn: BatchNorm1d | BatchNorm2d, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(bn(input))."""
-    if not (_is(bn, BatchNorm1d, BatchNorm2d) and _is(relu, ReLU, None)) or differentiated_forward():
+    if not (is_just(bn, BatchNorm1d, BatchNorm2d) and is_just(relu, ReLU, None)) or differentiated_forward():
         return _rectified(relu, bn(input))
     return normalized_by(bn, input, BatchNormAddRelu, None)
 
@@ -181,7 +181,7 @@ def bn_relu(bn: BatchNorm1d | BatchNorm2d, relu: ReLU | None, input: Tensor) -> 
 def bn_add_relu(bn: BatchNorm2d, relu: ReLU | None, input: Tensor, residual: Tensor) -> Tensor:
     """relu(bn(input) + residual), in one pass for a residual of the input's shape and dtype."""
     alike = residual.shape == input.shape and (residual.dtype, residual.device) == (input.dtype, input.device)
-    if not (_is(bn, BatchNorm2d) and _is(relu, ReLU, None) and alike) or differentiated_forward():
+    if not (is_just(bn, BatchNorm2d) and is_just(relu, ReLU, None) and alike) or differentiated_forward():
         return _rectified(relu, bn(input) + residual)
     return normalized_by(bn, input, BatchNormAddRelu, residual)
 
@@ -189,12 +189,12 @@ def bn_add_relu(bn: BatchNorm2d, relu: ReLU | None, input: Tensor, residual: Ten
 @functional
 def linear_relu(linear: Linear, relu: ReLU | None, input: Tensor) -> Tensor:
     """relu(linear(input))."""
-    if not (_is(linear, Linear) and _is(relu, ReLU, None)) or differentiated_forward():
+    if not (is_just(linear, Linear) and is_just(relu, ReLU, None)) or differentiated_forward():
         return _rectified(relu, linear(input))
     return product(LinearRelu, input, linear.weight, linear.bias)
 
 
-def _is(module: Any, *classes: type[nn.Module] | None) -> bool:
+def is_just(module: Any, *classes: type[nn.Module] | None) -> bool:
     """Whether calling a module is the forward of one of these classes and nothing else; None is no module."""
     if module is None:
         return None in classes
@@ -202,7 +202,8 @@ def _is(module: Any, *classes: type[nn.Module] | None) -> bool:
     return (
         any(c is not None and issubclass(kind, c) and kind.forward is c.forward for c in classes)
         and getattr(kind, "_conv_forward", None) in (None, Conv2d._conv_forward)
-        and "forward" not in module.__dict__
+        and "forward" not in module.__dict__ and "_conv_forward" not in module.__dict__
+        and "parametrizations" not in module._modules
         and not module._forward_pre_hooks and not module._forward_hooks
         and not module._backward_pre_hooks and not module._backward_hooks
         and not nn.modules.module._has_any_global_hook()

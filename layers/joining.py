@@ -37,13 +37,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d
+from trinn.layers.classes import Layer, Unannounced, become, replaced
 from trinn.layers.conv2d import Conv2d
 from trinn.layers.fused import bn_add_relu, bn_relu, conv_bn_relu, conv_relu, conv_relu_max_pool, linear_relu
 from trinn.layers.linear import Linear
 from trinn.layers.pool2d import MaxPool2d
 from trinn.layers.relu import ReLU
 
-Layer = type[nn.Module]
 # The names of a module's children, and which of KINDS they are.
 Children = tuple[tuple[str, "Layer | None"], ...]
 
@@ -87,6 +87,10 @@ def with_residual(norm: Any, relu: Any, in_place: bool, input: Any, residual: An
     return _called(relu, (operator.iadd if in_place else operator.add)(norm(input), residual))
 
 
+# By the names that rewritten methods know them by.
+CALLED = {f"trinn_{function.__name__}": function for function in (in_a_row, with_residual)}
+
+
 def kind_of(layer: Any) -> Layer | None:
     """Which of KINDS a layer or a function is."""
     function = layer[0] if isinstance(layer, tuple) else layer
@@ -107,25 +111,13 @@ def _called(layer: Any, input: Any) -> Any:
 def fuse(model: nn.Module) -> None:
     """Give the modules that call layers in a row subclasses that join them."""
     for module in model.modules():
-        cls: Any = unfused(type(module))
         if not is_parametrized(module):
-            fused = _fused(cls, tuple((name, kind_of(child)) for name, child in module._modules.items()))
-            become(module, fused or cls)
+            children = tuple((name, kind_of(child)) for name, child in module._modules.items())
 
+            def fused(cls: Layer, children: Children = children) -> Layer:
+                return _fused(unfused(cls), children) or unfused(cls)
 
-def unfuse(model: nn.Module) -> None:
-    """Give the modules of a model back the classes that they had before `fuse`."""
-    for module in model.modules():
-        become(module, unfused(type(module)))
-
-
-def become(module: nn.Module, cls: Layer) -> None:
-    """Change a module's class, so that a model that torch.compile compiled is compiled anew at its next call."""
-    if type(module) is not cls:
-        object.__setattr__(module, "__class__", cls)
-        # Up to torch 2.11 a guard on the class is skipped as long as the module's __dict__ was not written to.
-        vars(module)["class"] = cls
-        del vars(module)["class"]
+            become(module, replaced(type(module), fused))
 
 
 def unfused(cls: Layer) -> Layer:
@@ -133,8 +125,17 @@ def unfused(cls: Layer) -> Layer:
 
 
 def joins_of(module: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """What a module's forward joins: the names of children in the order of their calls, and "+" before a residual's ReLU."""
-    return getattr(type(module), "_joins", ())
+    """What a module's forward joins of the children that it has now: their names, and "+" before a residual's ReLU."""
+    cls: Any = type(module)
+    rows = [tuple(module._modules)] if cls.forward is _sequential else getattr(cls, "_joins", ())
+    found: list[tuple[str, ...]] = []
+    for names in rows:
+        kinds = [kind_of(module._modules.get(name, F.relu)) for name in names]
+        if "+" not in names:
+            found += _runs(names, kinds)
+        elif kinds[0] is BatchNorm2d and kinds[-1] is ReLU:
+            found.append(names)
+    return tuple(found)
 
 
 @functools.cache
@@ -163,8 +164,7 @@ def _fused(cls: Any, children: Children) -> Layer | None:
 
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     members |= {"__reduce_ex__": __reduce_ex__, "_unfused": cls, "_joins": tuple(joins)}
-    members |= {"_in_a_row": staticmethod(in_a_row), "_with_residual": staticmethod(with_residual)}
-    fused: Any = type(cls)(cls.__name__, (cls,), members)
+    fused: Any = type(cls)(cls.__name__, (Unannounced, cls), members)
     return fused
 
 
@@ -217,10 +217,15 @@ def _rewritten(method: types.FunctionType, children: dict[str, Layer | None], jo
         return None
     rewriter = _Rewriter(function, method.__globals__, children, joins)
     function.body = [rewriter.visit(statement) for statement in rewriter.block(function.body)]
-    module = ast.fix_missing_locations(ast.Module([function], []))
-    compiled = compile(module, method.__code__.co_filename, "exec", method.__code__.co_flags & ANNOTATIONS, dont_inherit=True)
-    (code,) = (constant for constant in compiled.co_consts if isinstance(constant, types.CodeType))
-    rewritten: Any = types.FunctionType(code, method.__globals__, method.__name__, method.__defaults__)
+    # It finds what it calls in variables of a function around it, not in `self`, whose class may change while it is kept.
+    around: Any = ast.parse(f"def around({', '.join(CALLED)}): pass").body[0]
+    around.body = [function]
+    module = ast.fix_missing_locations(ast.Module([around], []))
+    code = compile(module, method.__code__.co_filename, "exec", method.__code__.co_flags & ANNOTATIONS, dont_inherit=True)
+    for _ in range(2):
+        (code,) = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    cells = tuple(types.CellType(CALLED[name]) for name in code.co_freevars)
+    rewritten: Any = types.FunctionType(code, method.__globals__, method.__name__, method.__defaults__, cells)
     rewritten.__kwdefaults__ = method.__kwdefaults__
     functools.update_wrapper(rewritten, method)
     del rewritten.__wrapped__
@@ -378,17 +383,17 @@ class _Rewriter(ast.NodeTransformer):
         runs = list(_runs([_shown(call) for call in layers], [self._kind(call) for call in layers]))
         if runs:
             self.joins += runs
-            return self._call("_in_a_row", node, ast.Tuple([self._callee(call) for call in layers], ast.Load()), inner)
+            return self._call(in_a_row, node, ast.Tuple([self._callee(call) for call in layers], ast.Load()), inner)
         if layers:
             layers[0].args[0] = inner
         return node if layers else inner
 
     def _with_residual(self, norm: Any, relu: Any, in_place: bool, value: Any, residual: Any) -> ast.Call:
         self.joins.append((_shown(norm), "+", _shown(relu)))
-        return self._call("_with_residual", relu, norm.func, self._callee(relu), ast.Constant(in_place), value, residual)
+        return self._call(with_residual, relu, norm.func, self._callee(relu), ast.Constant(in_place), value, residual)
 
-    def _call(self, name: str, at: Any, *args: Any) -> ast.Call:
-        call = ast.Call(ast.Attribute(ast.Name(self.me, ast.Load()), name, ast.Load()), [*args], [])
+    def _call(self, function: Callable[..., Any], at: Any, *args: Any) -> ast.Call:
+        call = ast.Call(ast.Name(f"trinn_{function.__name__}", ast.Load()), [*args], [])
         return ast.copy_location(call, at)
 
     def _callee(self, call: Any) -> Any:

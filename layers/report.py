@@ -1,36 +1,51 @@
 """Which layers of a model run on trinn's kernels, and why the others do not: `report`."""
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 import trinn
 from trinn.kernels.depthwise2d import is_depthwise
 from trinn.kernels.launch import INTERPRETED
 from trinn.layers import Conv2d
-from trinn.layers.convert import OURS, TORCHS, layer_class, obstacle
-from trinn.layers.joining import joins_of
+from trinn.layers.classes import Layer, written
+from trinn.layers.convert import TORCHS, layer_of, obstacle, replacement, unreadable
+from trinn.layers.fused import is_just
+from trinn.layers.joining import KINDS, joins_of
+
+NOTHING = "nothing"  # to compute
+UNSEEN = "Functions that forwards call, such as F.relu, are not seen: torch's, but under trinn.patched()."
 
 
 class Row(NamedTuple):
-    """A layer: its name in the model, its class, whose code runs, and which or why."""
+    """A layer: its name in the model, its class, what runs, what is joined with it, and why or what else is to be said."""
 
     layer: str
     kind: str
-    runs: str
+    runs: str  # the file of trinn's kernels, or "torch", "its forward", "raises", NOTHING
+    joined: str
     why: str
 
+    @property
+    def on_trinn(self) -> bool:
+        return self.runs.startswith("kernels/")
 
-def report(model: nn.Module, file: TextIO | None = None) -> None:
-    """Print which layers of a model run on trinn's kernels, and why the others do not, as a table.
 
-    A layer is a module without children, with parameters of its own, or of a class that trinn has. Functions that a forward
-    calls are not listed: they are torch's, unless under `patched`.
+def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False) -> None:
+    """Print which layers of a model run on trinn's kernels, and why the others do not: for each class, or for each layer.
+
+    A layer is a module without children, with parameters of its own, or of a class that trinn has. What computes nothing, such
+    as Identity, Flatten, and Dropout in evaluation, does not count. It is said what runs if the model is called now: where
+    forwards were replaced and where there are hooks, which may replace results, and what `convert(..., fuse=True)` joins of the
+    children that are there. Functions that a forward calls are not listed: they are torch's, unless under `patched`.
 
     Args:
         file: where to print; sys.stdout, if None.
+        layers: whether to print a line for each layer, and not for each class.
 
     Raises:
         TypeError: a model that is no module.
@@ -38,32 +53,109 @@ def report(model: nn.Module, file: TextIO | None = None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
     found = list(rows(model))
-    ours = sum(row.runs == "trinn" for row in found)
-    print(f"{type(model).__name__}: {ours} of {len(found)} layers on trinn {trinn.__version__}, {_where(model)}", file=file)
-    table = [Row("layer", "class", "runs", "why"), *found]
+    counted = [row for row in found if row.runs != NOTHING]
+    ours, joined = sum(row.on_trinn for row in counted), sum(bool(row.joined) for row in counted)
+    title = f"{type(model).__name__}: {ours} of {len(counted)} layers on trinn {trinn.__version__}, {_where(model)}"
+    print(title + (f", {joined} joined" if joined else ""), file=file)
+    table = [("layer", "class", "runs", "joined with", "why"), *found] if layers else list(_by_class(counted))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     print("\n".join((lines[0], "-" * max(map(len, lines)), *lines[1:])), file=file)
+    if not layers:
+        idle = Counter(row.kind for row in found if row.runs == NOTHING)
+        if idle:
+            print(f"Not counted, with nothing to compute: {', '.join(f'{n} {kind}' for kind, n in idle.items())}.", file=file)
+        print(UNSEEN, "trinn.report(model, layers=True) lists the layers.", sep="\n", file=file)
 
 
 def rows(model: nn.Module) -> Iterator[Row]:
     """A row for each layer of a model."""
-    joined = dict(_joined(model))
+    joined, apart = _joined(model)
+    sharded = {module for fsdp in model.modules() if _is_fsdp(fsdp) for module in fsdp.modules()}
     for name, module in model.named_modules():
-        kind, name = layer_class(module), name or "(model)"
-        base = next((c for c in kind.__mro__ if c in TORCHS or c in OURS), None)
-        if base in TORCHS and kind.forward is base.forward:
-            yield Row(name, type(module).__name__, "trinn", _kernels(module, base) + joined.get(name, ""))
-        elif base is not None or not _is_container(module):
-            whose = "torch" if getattr(kind.forward, "__module__", "").startswith("torch.") else "its forward"
-            yield Row(name, type(module).__name__, whose, obstacle(module) or "trinn has it: not converted")
+        if layer_of(module) is not None or not _is_container(module):
+            runs, why = _what_runs(module, module in sharded)
+            ours = runs.startswith("kernels/")
+            notes = [why, apart.get(module, "")] if ours else [why]
+            others = joined.get(module, "") if ours else ""
+            yield Row(name or "(model)", type(module).__name__, runs, others, "; ".join(filter(None, notes)))
 
 
-def _joined(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """What `convert(..., fuse=True)` has joined to layers, by their names."""
-    for name, module in model.named_modules():
-        for first, *others in joins_of(module):
-            yield f"{name}.{first}".removeprefix("."), f", joined with {', '.join(others)}"
+def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
+    """Row.runs of a layer and why."""
+    kind, base, changed = written(type(module)), layer_of(module), replacement(module)
+    if not changed and _computes_nothing(module, kind):
+        return NOTHING, ""
+    if base not in TORCHS:
+        own = changed or not getattr(kind.forward, "__module__", "").startswith("torch.")
+        why = obstacle(module) or "not converted"
+        return ("its forward", f"{why}: patched() covers the functions it calls") if own else ("torch", why)
+    if changed or _is_own(kind, base):
+        return "its forward", changed or f"a subclass of trinn's {base.__name__} with a forward of its own"
+    why = unreadable(module)
+    if why and not sharded:
+        return "raises", why
+    hooks = len(module._forward_pre_hooks) + len(module._forward_hooks) - hasattr(module, "_initialize_hook")
+    notes = ("sharded by FSDP2, whole when it runs" if why else "", "has hooks" if hooks else "")
+    return _kernels(module, base), "; ".join(filter(None, notes))
+
+
+def _by_class(counted: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+    """The summary: for each class how many, and what is to be said of some."""
+    head = "class", "layers", "trinn", "joined", "why not, or what else"
+    yield head
+    classes: dict[str, list[Row]] = defaultdict(list)
+    for row in counted:
+        classes[row.kind].append(row)
+    for kind, its in sorted(classes.items(), key=lambda item: -len(item[1])):
+        numbers = len(its), sum(row.on_trinn for row in its), sum(bool(row.joined) for row in its)
+        first, *others = [f"{n}: {why}" for why, n in Counter(row.why for row in its if row.why).most_common()] or [""]
+        yield kind, *(f"{number:{len(name)}}" for number, name in zip(numbers, head[1:], strict=False)), first
+        yield from (("", "", "", "", other) for other in others)
+
+
+def _joined(model: nn.Module) -> tuple[dict[nn.Module, str], dict[nn.Module, str]]:
+    """Of each layer what `convert(..., fuse=True)` has joined it with, and what stands in the way where it does not run so."""
+    joined: dict[nn.Module, list[str]] = defaultdict(list)
+    apart: dict[nn.Module, str] = {}
+    for module in model.modules():
+        for names in joins_of(module):
+            layers = {name: child for name, child in module._modules.items() if name in names and child is not None}
+            caller = "a caller's forward that was replaced" if replacement(module) else None
+            way = next(filter(None, (caller, *map(_in_the_way, layers.values()))), None)
+            for name, layer in layers.items():
+                if way is None:
+                    joined[layer].append(", ".join(other for other in names if other != name))
+                else:
+                    apart[layer] = f"not joined, for {way}"
+    return {layer: "; ".join(names) for layer, names in joined.items()}, apart
+
+
+def _in_the_way(layer: nn.Module) -> str | None:
+    """What a call of a layer is beyond its forward, or in place of it, so that layers are called one by one."""
+    if is_just(layer, *KINDS):
+        return None
+    if replacement(layer):
+        return "a forward that was replaced"
+    if _is_own(type(layer), layer_of(layer)):
+        return "a forward of a subclass"
+    return "a computed weight" if "parametrizations" in layer._modules else "hooks"
+
+
+def _is_own(kind: Layer, base: Any) -> bool:
+    """Whether a subclass of a layer of trinn computes something else."""
+    return any(getattr(kind, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward"))
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP2's fully_shard was called with a module; without the import, which takes a second."""
+    return any(cls.__name__ == "FSDPModule" and cls.__module__.startswith("torch.") for cls in type(module).__mro__)
+
+
+def _computes_nothing(module: nn.Module, kind: Layer) -> bool:
+    return kind in (nn.Identity, nn.Flatten, nn.Unflatten) or (
+        issubclass(kind, _DropoutNd) and kind.__module__.startswith("torch.") and not module.training
+    )
 
 
 def _is_container(module: nn.Module) -> bool:
@@ -73,7 +165,7 @@ def _is_container(module: nn.Module) -> bool:
     return len(module._modules) > 0 and not module._parameters
 
 
-def _kernels(module: Any, base: type[nn.Module]) -> str:
+def _kernels(module: Any, base: Layer) -> str:
     """The file of the kernels of a layer of trinn."""
     operator = base.__module__.rpartition(".")[2]
     if isinstance(module, Conv2d) and not is_lazy(module.weight) and is_depthwise(module.weight, module.groups):

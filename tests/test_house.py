@@ -60,8 +60,8 @@ STANDS_ON = {
         "upsample2d": {"adaptive_pool2d"},
     },
 }
-# What stands on all operators.
-ON_ALL = {"convert", "fused", "joining", "patched", "report"}
+# What stands on all operators, or changes whole models.
+ON_ALL = {"classes", "convert", "fused", "joining", "patched", "report"}
 # Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d, which has depthwise2d_strips for
 # most, what Hopper is made for to conv2d_tma, and that images of few channels to first2d; upsample2d antialiasing to
 # antialias2d, layers/fused.py stands on conv2d_fused and several others.
