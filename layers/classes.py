@@ -74,7 +74,11 @@ def replaced(cls: Layer, replace: Callable[[Layer], Layer]) -> Layer:
         if other and other.__name__ == cls.__name__ and other.__bases__ == bases and _computed(other) == computed:
             return other
     members = {name: member for name, member in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slotnames__")}
-    return type(cls)(cls.__name__, bases, members | {"_was": cls})
+    # Made over the one of the two that keeps a user's __init_subclass__ from being called.
+    metaclass: Any = type(cls)
+    made = metaclass(cls.__name__, cls.__bases__ if issubclass(old, Unannounced) else bases, members | {"_was": cls})
+    made.__bases__ = bases
+    return made
 
 
 def _computed(cls: Layer) -> set[str]:

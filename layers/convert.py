@@ -114,7 +114,8 @@ def layer_of(module: nn.Module) -> Layer | None:
 
 def obstacle(module: nn.Module) -> str | None:
     """Why a layer has to stay as it is, in a few words; None where `convert` can take it."""
-    kind, base = written(type(module)), layer_of(module)
+    kind: Any = written(type(module))
+    base: Any = layer_of(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "a ScriptModule, which is compiled"
     if base not in OURS:
@@ -173,7 +174,7 @@ def _included(include: Layer | str | Iterable[Layer | str] | None) -> set[Layer]
 
 
 @functools.cache
-def _names(base: Layer) -> frozenset[str]:
+def _names(base: Any) -> frozenset[str]:
     """What a layer of torch.nn has: its methods, and attributes that are numbers and the like."""
     annotated = (name for cls in base.__mro__ for name in inspect.get_annotations(cls))
     return frozenset((*dir(base), *annotated, *getattr(base, "__constants__", ())))
@@ -189,7 +190,8 @@ class _Converted(Unannounced):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As torch's, but for the class, which is made anew where it is loaded."""
-        function, args, *rest = super().__reduce_ex__(max(int(protocol), 2))
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        function, args, *rest = reduced
         if function is copyreg.__newobj__ and "_subclass" in vars(args[0]):  # type: ignore[attr-defined]
             function, args = _new, (args[0]._subclass, *args[1:])
         return function, args, *rest
@@ -211,8 +213,8 @@ def _ours(cls: Layer) -> Layer:
         if other.__bases__ == bases:
             return other
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    made: Any = type(cls)(cls.__name__, bases, names | {"_subclass": cls})
-    return made
+    metaclass: Any = type(cls)
+    return metaclass(cls.__name__, bases, names | {"_subclass": cls})
 
 
 def _torchs(cls: Layer) -> Layer:

@@ -115,7 +115,8 @@ def fuse(model: nn.Module) -> None:
             children = tuple((name, kind_of(child)) for name, child in module._modules.items())
 
             def fused(cls: Layer, children: Children = children) -> Layer:
-                return _fused(unfused(cls), children) or unfused(cls)
+                was: Any = unfused(cls)
+                return _fused(was, children) or was
 
             become(module, replaced(type(module), fused))
 

@@ -18,6 +18,7 @@ from trinn.layers.fused import is_just
 from trinn.layers.joining import KINDS, joins_of
 
 NOTHING = "nothing"  # to compute
+COVERED = ": patched() covers the functions it calls"
 UNSEEN = "Functions that forwards call, such as F.relu, are not seen: torch's, but under trinn.patched()."
 
 
@@ -86,17 +87,18 @@ def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
     kind, base, changed = written(type(module)), layer_of(module), replacement(module)
     if not changed and _computes_nothing(module, kind):
         return NOTHING, ""
+    own = changed or _is_own(kind, base or nn.Module)
     if base not in TORCHS:
-        own = changed or not getattr(kind.forward, "__module__", "").startswith("torch.")
-        why = obstacle(module) or "not converted"
-        return ("its forward", f"{why}: patched() covers the functions it calls") if own else ("torch", why)
-    if changed or _is_own(kind, base):
+        written_by_user = changed or not kind.__module__.startswith("torch.")
+        why = (obstacle(module) or "not converted") + (COVERED if written_by_user else "")
+        return "its forward" if own and written_by_user else "torch", why
+    if own:
         return "its forward", changed or f"a subclass of trinn's {base.__name__} with a forward of its own"
-    why = unreadable(module)
-    if why and not sharded:
-        return "raises", why
+    missing = unreadable(module)
+    if missing and not sharded:
+        return "raises", missing
     hooks = len(module._forward_pre_hooks) + len(module._forward_hooks) - hasattr(module, "_initialize_hook")
-    notes = ("sharded by FSDP2, whole when it runs" if why else "", "has hooks" if hooks else "")
+    notes = ("sharded by FSDP2, whole when it runs" if missing else "", "has hooks" if hooks else "")
     return _kernels(module, base), "; ".join(filter(None, notes))
 
 
@@ -143,8 +145,8 @@ def _in_the_way(layer: nn.Module) -> str | None:
 
 
 def _is_own(kind: Layer, base: Any) -> bool:
-    """Whether a subclass of a layer of trinn computes something else."""
-    return any(getattr(kind, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward"))
+    """Whether a call of a subclass runs code of its own."""
+    return any(getattr(kind, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward", "__call__"))
 
 
 def _is_fsdp(module: nn.Module) -> bool:

@@ -31,6 +31,7 @@ from tests.architectures import (
 from tests.check import DEVICE, randn
 from tests.networks import check_deep_network, passes
 from trinn.kernels import tuning
+from trinn.layers.report import COVERED, rows
 from trinn.models import AlexNet, LeNet
 
 Shape = tuple[int, ...]
@@ -290,30 +291,88 @@ class Doubled(nn.Conv2d):
         return 2 * super().forward(input)
 
 
-def left_alone() -> dict[str, nn.Module]:
-    """What `convert` has to leave as it is, by what `report` says of it."""
-    replaced, sharded = nn.Linear(1, 1), nn.Linear(1, 1)
+class Standardized(nn.Conv2d):
+    """As in networks with weight standardization."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean(), bias)
+
+
+class Called(nn.Linear):
+    def __call__(self, input: Tensor) -> Tensor:
+        return 2 * super().__call__(input)
+
+
+class Tied(nn.Linear):
+    """Whose filters are those of another layer."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.register_parameter("bias", None)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return torch.ones(1, 1)
+
+
+class Strided(nn.AvgPool2d):
+    stride = property(lambda self: 2, lambda self, _: None)
+
+
+class AnyRank(nn.BatchNorm2d):
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+class Watching:
+    """A mixin that is asked for each attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)  # type: ignore[misc]
+
+
+class Watched(Watching, nn.ReLU):
+    pass
+
+
+class Swish(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        return input * input.sigmoid()
+
+
+def left_alone() -> dict[str, tuple[nn.Module, str]]:
+    """What `convert` has to leave as it is, by what `report` says of it, and what it says that runs."""
+    replaced, inner, sharded = nn.Linear(1, 1), nn.Conv2d(1, 1, 1), nn.Linear(1, 1)
     replaced.forward = lambda input: input  # type: ignore[method-assign]
+    inner._conv_forward = lambda *_: None  # type: ignore
     sharded.weight = nn.Parameter(TwoTensor(torch.ones(1, 1), torch.ones(1, 1)))
     return {
-        "a subclass of Conv2d with a forward of its own": Doubled(1, 1, 1),
-        "a subclass of Conv2d": type("Mine", (nn.Conv2d,), {})(1, 1, 1),
-        "its forward was replaced": replaced,
-        "weight is a TwoTensor": sharded,
-        "weight is complex64": nn.Conv2d(1, 1, 1, dtype=torch.complex64),
-        "trinn has no mode 'linear'": nn.Upsample(scale_factor=2, mode="linear"),
-        "trinn has no Conv3d": nn.Conv3d(1, 1, 1),
+        f"a subclass of Conv2d with a forward of its own{COVERED}": (Doubled(1, 1, 1), "its forward"),
+        f"a subclass of Conv2d with a _conv_forward of its own{COVERED}": (Standardized(1, 1, 1), "its forward"),
+        f"a subclass of Linear with a __call__ of its own{COVERED}": (Called(1, 1), "its forward"),
+        f"a subclass of Linear with a weight of its own{COVERED}": (Tied(), "torch"),
+        f"a subclass of AvgPool2d with a stride of its own{COVERED}": (Strided(1), "torch"),
+        f"a subclass of BatchNorm2d with a _check_input_dim of its own{COVERED}": (AnyRank(1), "torch"),
+        f"a subclass of ReLU with a __getattr__ of its own{COVERED}": (Watched(), "torch"),
+        f"a forward of its own{COVERED}": (Swish(), "its forward"),
+        f"its forward was replaced{COVERED}": (replaced, "its forward"),
+        f"its _conv_forward was replaced{COVERED}": (inner, "its forward"),
+        "torch's own subclass of Linear": (nn.MultiheadAttention(1, 1).out_proj, "torch"),
+        "weight is a TwoTensor": (sharded, "torch"),
+        "weight is complex64": (nn.Conv2d(1, 1, 1, dtype=torch.complex64), "torch"),
+        "trinn has no mode 'linear'": (nn.Upsample(scale_factor=2, mode="linear"), "torch"),
+        "trinn has no Conv3d": (nn.Conv3d(1, 1, 1), "torch"),
     }
 
 
 @pytest.mark.parametrize("reason", left_alone())
-def test_what_stays_torchs(reason: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = left_alone()[reason]
+def test_what_stays_torchs(reason: str) -> None:
+    module, runs = left_alone()[reason]
     cls = type(module)
     model = trinn.convert(nn.Sequential(module))
     assert type(module) is cls
-    trinn.report(model)
-    assert reason == capsys.readouterr().out.splitlines()[-1].split("  ")[-1].strip()
+    (row,) = rows(model)
+    assert (row.runs, row.joined, row.why) == (runs, "", reason)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -363,35 +422,154 @@ def test_a_compiled_model_notices(full_float32: None) -> None:
         assert [len(names) > 3 for names in targets] == [False, True] and torch.equal(compiled(x), expected)
 
 
-def test_report(capsys: pytest.CaptureFixture[str]) -> None:
-    """A row for each layer: which kernels, or why not."""
-    model: Any = nn.Sequential(
-        nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3, groups=2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2)), nn.Linear(2, 2),
-        nn.LazyConv2d(2, 3), tnn.ConvReLU2d(tnn.Conv2d(2, 2, 1), tnn.ReLU()), type("Mine", (tnn.Linear,), {})(2, 2),
-        nn.MultiheadAttention(2, 1), nn.Sequential(), LeNet().conv1, parametrizations.weight_norm(nn.Linear(1, 1)),
-        type("Own", (tnn.ReLU,), {"forward": lambda self, input: input})(),
+def several() -> nn.Sequential:
+    """Layers of many kinds: converted, left, of users, joined, and with nothing to compute."""
+    return nn.Sequential(
+        nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3, groups=2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2), nn.Dropout2d().eval()),
+        nn.Linear(2, 2), nn.LazyConv2d(2, 3), nn.Sequential(tnn.Conv2d(2, 2, 1), tnn.ReLU()),
+        type("Mine", (tnn.Linear,), {})(2, 2), nn.MultiheadAttention(2, 1), nn.Sequential(), LeNet().conv1,
+        parametrizations.weight_norm(nn.Linear(1, 1)),
+        type("Own", (tnn.ReLU,), {"forward": lambda self, input: input})(), nn.Identity(), nn.Flatten(), Doubled(1, 1, 1),
     )  # fmt: skip
-    trinn.report(trinn.convert(model, filter_fn=lambda name, _: name != "3"))
+
+
+def test_report_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each layer: which kernels, or why not."""
+    trinn.report(trinn.convert(several(), filter_fn=lambda name, _: name != "3", fuse=True), layers=True)
     title, head, line, *lines = capsys.readouterr().out.splitlines()
-    assert title.startswith(f"Sequential: 9 of 15 layers on trinn {trinn.__version__}, on cpu (")
-    assert head.split() == ["layer", "class", "runs", "why"] and set(line) == {"-"} and len(line) == max(map(len, lines))
+    assert title.startswith(f"Sequential: 9 of 16 layers on trinn {trinn.__version__}, on cpu (")
+    assert re.split("  +", head) == ["layer", "class", "runs", "joined with", "why"]
+    assert set(line) == {"-"} and len(line) == max(map(len, lines))
     assert [re.split("  +", row) for row in lines] == [
-        ["0", "Conv2d", "trinn", "kernels/conv2d.py"],
-        ["1", "Conv2d", "trinn", "kernels/depthwise2d.py"],
+        ["0", "Conv2d", "kernels/conv2d.py"],
+        ["1", "Conv2d", "kernels/depthwise2d.py"],
         ["2.0", "Dropout", "torch", "trinn has no Dropout"],
-        ["2.1", "Linear", "trinn", "kernels/linear.py"],
-        ["3", "Linear", "torch", "trinn has it: not converted"],
-        ["4", "LazyConv2d", "trinn", "kernels/conv2d.py"],
-        ["5.0", "Conv2d", "trinn", "kernels/conv2d.py"],
-        ["5.1", "ReLU", "trinn", "kernels/relu.py"],
-        ["6", "Mine", "trinn", "kernels/linear.py"],
+        ["2.1", "Linear", "kernels/linear.py"],
+        ["2.2", "Dropout2d", "nothing"],
+        ["3", "Linear", "torch", "not converted"],
+        ["4", "LazyConv2d", "kernels/conv2d.py"],
+        ["5.0", "Conv2d", "kernels/conv2d.py", "1"],
+        ["5.1", "ReLU", "kernels/relu.py", "0"],
+        ["6", "Mine", "kernels/linear.py"],
         ["7", "MultiheadAttention", "torch", "trinn has no MultiheadAttention"],
-        ["7.out_proj", "NonDynamicallyQuantizableLinear", "torch", "a subclass of Linear"],
-        ["9", "Conv2d", "trinn", "kernels/conv2d.py"],
-        ["10", "ParametrizedLinear", "trinn", "kernels/linear.py"],
+        ["7.out_proj", "NonDynamicallyQuantizableLinear", "torch", "torch's own subclass of Linear"],
+        ["9", "Conv2d", "kernels/conv2d.py"],
+        ["10", "ParametrizedLinear", "kernels/linear.py", "not joined, for a computed weight"],
         ["10.parametrizations.weight.0", "_WeightNorm", "torch", "trinn has no _WeightNorm"],
-        ["11", "Own", "its forward", "a subclass of ReLU with a forward of its own"],
+        ["11", "Own", "its forward", "a subclass of trinn's ReLU with a forward of its own"],
+        ["12", "Identity", "nothing"],
+        ["13", "Flatten", "nothing"],
+        ["14", "Doubled", "its forward", "a subclass of Conv2d with a forward of its own" + COVERED],
     ]
+
+
+def test_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each class and each reason; what computes nothing does not count."""
+    trinn.report(trinn.convert(several(), filter_fn=lambda name, _: name != "3", fuse=True))
+    title, head, line, *lines = capsys.readouterr().out.splitlines()
+    *lines, idle, functions, more = lines
+    assert title.startswith(f"Sequential: 9 of 16 layers on trinn {trinn.__version__}, on cpu (") and ", 2 joined" in title
+    assert re.split("  +", head) == ["class", "layers", "trinn", "joined", "why not, or what else"] and set(line) == {"-"}
+    assert [re.split("  +", row) for row in lines][:3] == [
+        ["Conv2d", "4", "4", "1"],
+        ["Linear", "2", "1", "0", "1: not converted"],
+        ["Dropout", "1", "0", "0", "1: trinn has no Dropout"],
+    ]
+    assert idle == "Not counted, with nothing to compute: 1 Dropout2d, 1 Identity, 1 Flatten."
+    assert "F.relu" in functions and "patched()" in functions and "layers=True" in more
+
+
+def test_report_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    trinn.report(trinn.convert(ResNet(Bottleneck, (3, 4, 6, 3), 1), fuse=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 20 and max(map(len, lines)) <= 128
+    assert lines[0].startswith("ResNet: 110 of 110 layers on trinn")
+
+
+def run_of_three() -> Any:
+    return trinn.convert(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU()), fuse=True)
+
+
+# What users do to a model after it is converted, and what is said of its layers: what runs, with which others, and why.
+AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] = {
+    "nothing": (
+        lambda model: None,
+        [("kernels/conv2d.py", "1, 2", ""), ("kernels/batchnorm2d.py", "0, 2", ""), ("kernels/relu.py", "0, 1", "")],
+    ),
+    "a forward hook": (
+        lambda model: model[1].register_forward_hook(lambda *_: None) and None,
+        [
+            ("kernels/conv2d.py", "", "not joined, for hooks"),
+            ("kernels/batchnorm2d.py", "", "has hooks; not joined, for hooks"),
+            ("kernels/relu.py", "", "not joined, for hooks"),
+        ],
+    ),
+    "a backward hook": (
+        lambda model: model[0].register_full_backward_hook(lambda *_: None) and None,
+        [
+            ("kernels/conv2d.py", "", "not joined, for hooks"),
+            ("kernels/batchnorm2d.py", "", "not joined, for hooks"),
+            ("kernels/relu.py", "", "not joined, for hooks"),
+        ],
+    ),
+    "a replaced forward": (
+        lambda model: setattr(model[0], "forward", lambda input: input),
+        [
+            ("its forward", "", "its forward was replaced"),
+            ("kernels/batchnorm2d.py", "", "not joined, for a forward that was replaced"),
+            ("kernels/relu.py", "", "not joined, for a forward that was replaced"),
+        ],
+    ),
+    "a replaced _conv_forward": (
+        lambda model: setattr(model[0], "_conv_forward", lambda *_: None),
+        [
+            ("its forward", "", "its _conv_forward was replaced"),
+            ("kernels/batchnorm2d.py", "", "not joined, for a forward that was replaced"),
+            ("kernels/relu.py", "", "not joined, for a forward that was replaced"),
+        ],
+    ),
+    "a replaced forward of the model": (
+        lambda model: setattr(model, "forward", lambda input: input),
+        [
+            ("kernels/conv2d.py", "", "not joined, for a caller's forward that was replaced"),
+            ("kernels/batchnorm2d.py", "", "not joined, for a caller's forward that was replaced"),
+            ("kernels/relu.py", "", "not joined, for a caller's forward that was replaced"),
+        ],
+    ),
+    "a parametrization": (
+        lambda model: parametrizations.weight_norm(model[0]) and None,
+        [
+            ("kernels/conv2d.py", "", "not joined, for a computed weight"),
+            ("torch", "", "trinn has no _WeightNorm"),
+            ("kernels/batchnorm2d.py", "", "not joined, for a computed weight"),
+            ("kernels/relu.py", "", "not joined, for a computed weight"),
+        ],
+    ),
+    "a slice": (lambda model: model[:2], [("kernels/conv2d.py", "1", ""), ("kernels/batchnorm2d.py", "0", "")]),
+    "another slice": (lambda model: model[2:], [("kernels/relu.py", "", "")]),
+    "a layer of torch": (
+        lambda model: model.__setitem__(1, nn.BatchNorm2d(2)),
+        [("kernels/conv2d.py", "", ""), ("torch", "", "not converted"), ("kernels/relu.py", "", "")],
+    ),
+    "one less": (lambda model: model.__delitem__(1), [("kernels/conv2d.py", "1", ""), ("kernels/relu.py", "0", "")]),
+    "another class": (
+        lambda model: setattr(model[1], "__class__", nn.BatchNorm2d),
+        [("kernels/conv2d.py", "", ""), ("torch", "", "not converted"), ("kernels/relu.py", "", "")],
+    ),
+    "complex weights": (
+        lambda model: model[:1].to(torch.complex64),
+        [("raises", "", "weight is complex64")],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("change", AFTERWARDS)
+def test_report_of_what_was_changed_afterwards(change: str) -> None:
+    """It says what a call runs now."""
+    function, expected = AFTERWARDS[change]
+    model = run_of_three()
+    assert [row[2:] for row in rows(function(model) or model)] == expected
 
 
 def test_report_says_where(monkeypatch: pytest.MonkeyPatch) -> None:

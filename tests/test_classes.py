@@ -1,0 +1,440 @@
+"""What classes a model has after `convert` and `revert`: of users' subclasses, under other tools' classes, after exceptions."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.utils import parametrizations, parametrize
+
+import trinn
+import trinn.layers as tnn
+from tests.check import DEVICE, randn
+from tests.processes import ROOT
+from tests.test_public import MODULES
+from trinn.layers import classes, convert, joining
+from trinn.layers.report import rows
+
+# Subclasses as they are found in public networks, whose call is torch's.
+
+
+class Plain(nn.Linear):
+    """With a name of its own."""
+
+
+class Depthwise(nn.Conv2d):
+    """The arguments are others."""
+
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+        super().__init__(channels, channels, kernel_size, groups=channels, padding="same", bias=False)
+
+
+class MeanShift(nn.Conv2d):
+    """The weights are set and frozen."""
+
+    def __init__(self, mean: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7)) -> None:
+        super().__init__(len(mean), len(mean), kernel_size=1)
+        self.weight.data = torch.eye(len(mean)).view(len(mean), len(mean), 1, 1)
+        self.bias.data = -torch.tensor(mean)  # type: ignore[union-attr]
+        self.requires_grad_(False)
+
+
+class Dirac(Depthwise):
+    """A subclass of one, which initialises anew."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.dirac_(self.weight, groups=self.groups)
+
+
+class Pool(nn.MaxPool2d):
+    """A property and a class attribute that torch's layer does not know."""
+
+    label = "pool"
+
+    def __init__(self, kernel_size: int, image: int = 6) -> None:
+        super().__init__(kernel_size)
+        self.image = image
+
+    @property
+    def output_size(self) -> int:
+        return tnn.conv_output_size(self.image, self.kernel_size, self.stride, self.padding, self.dilation)[0]  # type: ignore
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, {self.output_size}"
+
+
+class Registered:
+    known: dict[str, type] = {}
+
+    def __init_subclass__(cls, *, task: str) -> None:
+        if task in Registered.known:
+            raise ValueError(f"{task} is known")
+        Registered.known[task] = cls
+
+
+class Norm(Registered, nn.BatchNorm2d, task="norm"):
+    """A base that notes its subclasses and asks for an argument."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.4, eps=1e-3)
+
+
+Kind = TypeVar("Kind")
+
+
+class Of(Generic[Kind]):
+    __slots__ = ("kind",)
+    kind: Kind
+
+
+class Typed(nn.Linear, Of[int]):
+    """A base with slots, after torch's."""
+
+
+class Lazy(nn.LazyConv2d):
+    """Which becomes torch's class when it gets its sizes."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+
+
+SUBCLASSES: dict[str, Callable[[], nn.Module]] = {
+    "Plain": lambda: Plain(6, 3),
+    "Depthwise": lambda: Depthwise(4),
+    "MeanShift": MeanShift,
+    "Dirac": lambda: Dirac(4),
+    "Pool": lambda: Pool(2),
+    "Norm": lambda: Norm(4),
+    "Typed": lambda: Typed(6, 3),
+    "Lazy": Lazy,
+}
+METHODS = "forward", "_conv_forward"
+subclasses = pytest.mark.parametrize("name", SUBCLASSES)
+
+
+def built(name: str) -> Any:
+    torch.manual_seed(0)
+    return SUBCLASSES[name]().to(DEVICE)
+
+
+def tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from (*module.parameters(), *module.buffers())
+
+
+@subclasses
+def test_subclasses(name: str, full_float32: None) -> None:
+    """They are instances of their class and of trinn's layer, compute what torch's do, and go back to the very class."""
+    ours, torchs = built(name), built(name)
+    cls: Any = type(torchs)
+    base: Any = next(c for c in cls.__mro__ if c in convert.OURS)
+    known = dict(Registered.known)
+    trinn.convert(nn.Sequential(ours, other := built(name)))
+    layer = convert.OURS[base]
+    assert [getattr(type(ours), n, None) for n in METHODS] == [getattr(layer, n, None) for n in METHODS]
+    assert isinstance(ours, cls) and isinstance(ours, layer) and type(ours) is type(other)
+    assert repr(ours) == repr(torchs) and vars(ours).keys() == vars(torchs).keys() and Registered.known == known
+    x = randn(2, 4, 6, 6)
+    if name != "Lazy":
+        for each in (
+            copy.deepcopy(ours),
+            copy.copy(ours),
+            pickle.loads(pickle.dumps(ours)),
+            pickle.loads(pickle.dumps(ours, 0)),
+        ):
+            assert type(each) is type(ours) and all(map(torch.equal, tensors(each), tensors(ours)))
+    torch.manual_seed(0)
+    y = ours(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(y, torchs(x))
+    for got, expected in zip(tensors(ours), tensors(torchs), strict=True):
+        torch.testing.assert_close(got, expected)
+    trinn.revert(ours)
+    assert type(ours) is (nn.Conv2d if name == "Lazy" else cls)
+
+
+def chain() -> nn.Sequential:
+    return nn.Sequential(built("Depthwise"), built("Norm"), nn.ReLU(), built("Pool"))
+
+
+def test_subclasses_are_joined_and_compiled(full_float32: None) -> None:
+    model, torchs, x = trinn.convert(chain(), fuse=True), chain(), randn(2, 4, 6, 6)
+    assert joining.joins_of(model) == (("0", "1", "2"),)
+    torch._dynamo.reset()
+    for each in (model, torch.compile(model, fullgraph=True, backend="eager")):
+        torch.testing.assert_close(each(x), torchs(x))
+    classes = [type(layer) for layer in trinn.revert(model)]
+    assert classes == [type(layer) for layer in chain()]
+
+
+def test_pickles_in_another_process(tmp_path: Path) -> None:
+    """They are loaded where nothing was converted before."""
+    model = trinn.convert(nn.ModuleDict({name: built(name) for name in SUBCLASSES if name != "Lazy"}))
+    torch.save(model, tmp_path / "model.pt")
+    source = (
+        "import sys, torch; model = torch.load(sys.argv[1], weights_only=False, map_location='cpu')\n"
+        "print([[c.__module__.split('.')[0] + '.' + c.__name__ for c in type(m).__mro__[2:]] for m in model.values()])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", source, str(tmp_path / "model.pt")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    expected = [[f"{c.__module__.split('.')[0]}.{c.__name__}" for c in type(m).__mro__[2:]] for m in model.values()]
+    assert done.stdout == f"{expected}\n", done.stderr
+
+
+# What goes wrong in the middle.
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()
+        self.extra = [1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv(x)))
+
+
+def mixed() -> nn.Sequential:
+    """Layers, subclasses, parametrized ones, and modules that are joined."""
+    return nn.Sequential(Branch(), *chain(), parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.ReLU())
+
+
+def everything(model: nn.Module) -> list[tuple[Any, ...]]:
+    """The class and the attributes of each module, those inside of dicts too."""
+    return [
+        (module, type(module), *((k, dict(v) if isinstance(v, dict) else v) for k, v in vars(module).items()))
+        for module in model.modules()
+    ]
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Have that change of a class raise, but not what undoes the others."""
+    left = iter(range(step, -1, -1))
+
+    def become(module: nn.Module, cls: type[nn.Module]) -> None:
+        if next(left) == 0:
+            raise KeyboardInterrupt
+        classes.become(module, cls)
+
+    monkeypatch.setattr(convert, "become", become)
+    monkeypatch.setattr(joining, "become", become)
+
+
+CHANGES: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], Any]]] = {
+    "convert": (lambda model: model, trinn.convert),
+    "convert and fuse": (lambda model: model, partial(trinn.convert, fuse=True)),
+    "fuse": (trinn.convert, partial(trinn.convert, fuse=True)),
+    "revert": (trinn.convert, trinn.revert),
+    "revert what is joined": (partial(trinn.convert, fuse=True), trinn.revert),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_exception_at_any_step(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves the model as it was, and the same call works then."""
+    before, function = CHANGES[change]
+    model = mixed()
+    before(model)
+    was = everything(model)
+    for step in range(100):
+        with monkeypatch.context() as patch:
+            interrupted(patch, step)
+            try:
+                function(model)
+            except KeyboardInterrupt:
+                assert everything(model) == was
+                continue
+        break
+    assert 3 < step < 99 and [entry[1] for entry in everything(model)] != [entry[1] for entry in was]
+
+
+class Unwilling(type):
+    """A metaclass that makes no further classes."""
+
+    def __new__(cls, name: str, bases: Any, members: Any) -> Any:
+        if any(isinstance(base, Unwilling) for base in bases):
+            raise PermissionError(name)
+        return super().__new__(cls, name, bases, members)
+
+
+class Sealed(nn.Conv2d, metaclass=Unwilling):
+    pass
+
+
+class SealedBranch(Branch, metaclass=Unwilling):
+    pass
+
+
+class Refuse(Branch, Registered, task="branch"):
+    pass
+
+
+@pytest.mark.parametrize("cls", [Sealed, SealedBranch])
+def test_classes_that_cannot_be_made(cls: Any) -> None:
+    model = nn.Sequential(mixed(), cls(4, 4, 1) if cls is Sealed else cls())
+    was = everything(model)
+    with pytest.raises(PermissionError):
+        trinn.convert(model, fuse=True)
+    assert everything(model) == was
+
+
+def test_users_who_count_their_subclasses(full_float32: None) -> None:
+    """They count those that they wrote, not those that joining makes."""
+    known = dict(Registered.known)
+    model, torchs, x = Refuse(), Refuse(), randn(2, 4, 3, 3)
+    torchs.load_state_dict(model.state_dict())
+    trinn.convert(model.to(DEVICE), fuse=True)
+    assert joining.joins_of(model) == (("conv", "bn", "relu"),) and Registered.known == known
+    torch.testing.assert_close(model(x), torchs.to(DEVICE)(x))
+
+
+# Other tools, between the two or before.
+
+
+def weight_normed(model: Any) -> Any:
+    for layer in list(model.modules()):
+        if isinstance(layer, nn.Conv2d) and not parametrize.is_parametrized(layer):
+            parametrizations.weight_norm(layer)
+    return model
+
+
+def computed_as_it_was(model: Any) -> Any:
+    parametrize.register_parametrization(model[0].conv, "bias", nn.Identity())
+    return model
+
+
+def sharded(model: Any, root: bool = True) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(DEVICE, (1,))
+    for module in (*model, *([model] if root else [])):
+        if any(True for _ in module.parameters()):
+            fully_shard(module, mesh=mesh)
+    return model
+
+
+def replicated(model: Any) -> Any:
+    from torch.distributed._composable.replicate import replicate
+
+    return replicate(model)
+
+
+def replicated_by_fsdp(model: Any) -> Any:
+    from torch.distributed._composable.replicate_with_fsdp import replicate
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return replicate(model, mesh=init_device_mesh(DEVICE, (1,), mesh_dim_names=("replicate",)))
+
+
+def plain() -> nn.Sequential:
+    return nn.Sequential(Branch(), built("Dirac"), nn.BatchNorm2d(4), nn.ReLU(), built("Pool"), nn.Conv2d(4, 4, 1), nn.ReLU())
+
+
+TOOLS: dict[str, Callable[[Any], Any]] = {
+    "parametrizations": weight_normed,
+    "a parametrization": computed_as_it_was,
+    "the older weight_norm": lambda model: model.apply(lambda m: nn.utils.weight_norm(m) if isinstance(m, Depthwise) else m),
+    "fully_shard": sharded,
+    "fully_shard of layers": partial(sharded, root=False),
+    "fully_shard of parametrized layers": lambda model: sharded(computed_as_it_was(model)),
+    "replicate": replicated,
+    "replicate by FSDP": replicated_by_fsdp,
+    "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+    "torch.compile": partial(torch.compile, backend="eager"),
+}
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Any:
+    backend = "nccl" if DEVICE == "cuda" else "gloo"
+    distributed.init_process_group(backend, init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fuse", [False, True], ids=["apart", "joined"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_in_between(tool: str, fuse: bool, one_process: None, full_float32: None) -> None:
+    """A model that is converted, then given to a tool, then reverted is what the tool makes of torch's."""
+    torch.manual_seed(0)
+    torchs = plain().to(DEVICE).eval()
+    model, x = copy.deepcopy(torchs), randn(2, 4, 6, 6)
+    expected = torchs(x)
+    model = TOOLS[tool](trinn.convert(model, fuse=fuse))
+    torch.testing.assert_close(model(x), expected)
+    trinn.revert(model)
+    torchs = TOOLS[tool](torchs)
+    for ours, theirs in zip(model.modules(), torchs.modules(), strict=True):
+        lines = ([c.__name__ if classes.below(c) else c for c in type(module).__mro__] for module in (ours, theirs))
+        assert next(lines) == next(lines)
+    torch.testing.assert_close(model(x), torchs(x))
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
+def test_under_classes_of_fsdp(one_process: None) -> None:
+    """They find the class below by its place; those over users' classes, too, are made without a word to these."""
+    model: Any = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), built("Norm"), Refuse()).to(DEVICE)
+    sharded(trinn.convert(model, fuse=True))
+    assert [type(module).__mro__[2] for module in trinn.revert(model)] == [nn.Sequential, Norm, Refuse]
+    assert [type(module[:1]) for module in (model, model[0])] == [nn.Sequential, nn.Sequential]
+    assert not any(issubclass(type(module), classes.Unannounced) for module in model.modules())
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
+def test_report_of_what_is_sharded(one_process: None) -> None:
+    """FSDP2 puts weights together for a call, nothing else does; what is sharded before is not converted."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    def layers() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).to(DEVICE)
+
+    def reasons(model: nn.Module) -> list[tuple[str, str]]:
+        return [(row.runs, row.why) for row in rows(model)]
+
+    conv = "kernels/conv2d.py", "sharded by FSDP2, whole when it runs; has hooks"
+    assert reasons(sharded(trinn.convert(layers()))) == [conv, ("kernels/relu.py", "")]
+    assert reasons(trinn.convert(sharded(layers()))) == [("torch", "weight is a DTensor"), ("kernels/relu.py", "")]
+    model: Any = trinn.convert(layers())
+    mesh = init_device_mesh(DEVICE, (1,))
+    model[0].weight = nn.Parameter(distribute_tensor(model[0].weight.detach(), mesh, [Replicate()]))
+    assert reasons(model) == [("raises", "weight is a DTensor"), ("kernels/relu.py", "")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_forward_that_was_wrapped_after_convert(name: str) -> None:
+    """It runs after `revert`."""
+    layer = MODULES[name](nn).to(DEVICE)
+    x = randn(2, 4, 6, 6)
+    inputs = [x[..., 0] if "1d" in name else x]
+    if name == "MaxUnpool2d":
+        inputs.append(torch.arange(36, device=DEVICE).view(6, 6).expand(2, 4, 6, 6))
+    trinn.convert(layer)
+    wrapped: Any = torch.no_grad()(layer.forward)
+    layer.forward = wrapped  # type: ignore[method-assign]
+    trinn.revert(layer)
+    assert type(layer) is getattr(nn, name)
+    layer(*inputs)
+
+
+@pytest.mark.parametrize("build", [Branch, lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())])
+def test_a_joined_forward_that_was_wrapped(build: Callable[[], nn.Module]) -> None:
+    model, x = build().to(DEVICE), randn(2, 4, 3, 3)
+    expected = model(x)
+    trinn.convert(model, fuse=True)
+    wrapped: Any = torch.no_grad()(model.forward)
+    model.forward = wrapped  # type: ignore[method-assign]
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(trinn.revert(model)(x), expected)
