@@ -37,6 +37,8 @@ UNCALLED = {
     "__annotations_cache__", "__constants__", "__firstlineno__", "__static_attributes__", "__init_subclass__",
     "__class_getitem__", "__subclasshook__",
 }  # fmt: skip
+# What layers hold, of which torch's classes do not always say so.
+TENSORS = "weight", "bias", "running_mean", "running_var", "num_batches_tracked"
 
 
 def convert(
@@ -120,7 +122,7 @@ def obstacle(module: nn.Module) -> str | None:
         return "a ScriptModule, which is compiled"
     if base not in OURS:
         return f"trinn has no {kind.__name__}" if kind.__module__.startswith("torch.") else "a forward of its own"
-    if own := _called(kind, base) & (_names(base) | module._parameters.keys() | module._buffers.keys()):
+    if own := _called(kind, base) & _names(base):
         return f"a subclass of {base.__name__} with a {'forward' if 'forward' in own else min(own)} of its own"
     if kind is not base and kind.__module__.startswith("torch."):
         return f"torch's own subclass of {base.__name__}"
@@ -175,9 +177,9 @@ def _included(include: Layer | str | Iterable[Layer | str] | None) -> set[Layer]
 
 @functools.cache
 def _names(base: Any) -> frozenset[str]:
-    """What a layer of torch.nn has: its methods, and attributes that are numbers and the like."""
+    """What a layer of torch.nn has: its methods, its attributes that are numbers and the like, and TENSORS."""
     annotated = (name for cls in base.__mro__ for name in inspect.get_annotations(cls))
-    return frozenset((*dir(base), *annotated, *getattr(base, "__constants__", ())))
+    return frozenset((*dir(base), *annotated, *getattr(base, "__constants__", ()), *TENSORS))
 
 
 def _called(kind: Layer, base: Layer) -> set[str]:

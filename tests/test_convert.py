@@ -315,6 +315,15 @@ class Tied(nn.Linear):
         return torch.ones(1, 1)
 
 
+class Still(nn.BatchNorm2d):
+    """Whose statistics are made for each call."""
+
+    running_var = property(lambda self: torch.ones(1))
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
 class Strided(nn.AvgPool2d):
     stride = property(lambda self: 2, lambda self, _: None)
 
@@ -351,6 +360,7 @@ def left_alone() -> dict[str, tuple[nn.Module, str]]:
         f"a subclass of Conv2d with a _conv_forward of its own{COVERED}": (Standardized(1, 1, 1), "its forward"),
         f"a subclass of Linear with a __call__ of its own{COVERED}": (Called(1, 1), "its forward"),
         f"a subclass of Linear with a weight of its own{COVERED}": (Tied(), "torch"),
+        f"a subclass of BatchNorm2d with a running_var of its own{COVERED}": (Still(), "torch"),
         f"a subclass of AvgPool2d with a stride of its own{COVERED}": (Strided(1), "torch"),
         f"a subclass of BatchNorm2d with a _check_input_dim of its own{COVERED}": (AnyRank(1), "torch"),
         f"a subclass of ReLU with a __getattr__ of its own{COVERED}": (Watched(), "torch"),
