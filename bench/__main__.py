@@ -14,11 +14,10 @@ networks. Our networks are torch's after `trinn.convert(network, fuse=True)`. Th
 plots beside it where there is matplotlib; `--resume` goes on with one.
 """
 
-import os
 import sys
 
 if "--compile-only" in sys.argv:
-    os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+    from bench import compiled_only  # noqa: F401  # before triton
 
 import argparse
 import re

@@ -11,15 +11,14 @@ each element of its largest tensor, or has for each of its tile where the copy e
 `--record` writes the rows anew, for a change that is meant. Memory-bound operators are held to bench/limits.py as well.
 """
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+from bench import compiled_only  # noqa: F401  # before triton  # isort: skip
 
 import argparse
 import itertools
 import json
 import math
 import multiprocessing
+import os
 import re
 import sys
 import time

@@ -6,11 +6,10 @@ edges inside tiles, several images, strides, dilation, groups, transposed; every
 bench/rows.py, and twice, with the same bits. `python -m bench conv --tune` starts this, in processes that may crash.
 """
 
-import os
 import sys
 
 if "--compile-only" in sys.argv:
-    os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+    from bench import compiled_only  # noqa: F401  # before triton
 
 import argparse
 import contextlib

@@ -12,9 +12,7 @@ and the sums of parts come on top, at the rate of a copy. How long a program tak
 is left out: short sums will be slower than this says.
 """
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+from bench import compiled_only  # noqa: F401  # before triton  # isort: skip
 
 import argparse
 import contextlib

@@ -1,8 +1,6 @@
 """A GPU that stands still: launches get as far as its driver, on CPU tensors and without a GPU. To be imported before trinn."""
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+from bench import compiled_only  # noqa: F401  # before triton  # isort: skip
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,7 +11,7 @@ import triton
 from triton.backends.nvidia import driver
 
 from bench.machine_code import Driver
-from trinn.kernels import launch, replay
+from trinn.kernels import interpreter, launch, replay
 
 Seen = Callable[[int, Any, tuple[Any, ...]], None]  # programs, function, arguments
 
@@ -51,6 +49,7 @@ def stand_in(architecture: str = "sm_90") -> None:
     driver.PyKernelArg = SimpleNamespace
     driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StillDriver.utils  # a `launch` for each signature
     launch.GPU, launch.current_device = "cpu", lambda: None  # type: ignore[assignment,return-value]
+    interpreter.NOWHERE = ""
     replay._current_stream, replay.on_gpu = lambda device: 0, torch._C.TensorBase.is_cpu.__get__  # type: ignore[attr-defined]
     properties: Any = SimpleNamespace(major=int(architecture[3:-1]), minor=int(architecture[-1]))
     torch.cuda.get_device_properties = lambda _=None: properties  # type: ignore[assignment]

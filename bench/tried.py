@@ -4,9 +4,7 @@ Writes docs/convolution/tried.json. The kernels below are as short as shows what
 use are in kernels/conv2d_tma.py. What counts is the loop: whether products find both operands where the copy engine put them.
 """
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+from bench import compiled_only  # noqa: F401  # before triton  # isort: skip
 
 import json
 from collections.abc import Sequence

@@ -9,11 +9,10 @@ kernels/tiles/, from where tuning.py takes them; a product that no candidate com
 `python -m bench conv --tune` compares the tiles of convolutions with float64 before it gets here.
 """
 
-import os
 import sys
 
 if "--compile-only" in sys.argv:
-    os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+    from bench import compiled_only  # noqa: F401  # before triton
 
 import argparse
 import contextlib

@@ -3,35 +3,41 @@
 `launchers` has the launchers by name. Each is also an opaque torch operator, `torch.ops.trinn.<name>`; `ops` calls these.
 """
 
-import os
 import sys
 
-import torch
+if __name__ == "trinn.kernels":
+    # Each of these registers its operators.
+    from trinn.kernels import (  # noqa: F401
+        antialias2d,
+        batchnorm2d,
+        conv2d,
+        conv2d_fused,
+        linear,
+        max_unpool2d,
+        pad2d,
+        pool2d,
+        reduce,
+        relu,
+        statistics2d,
+        upsample2d,
+    )
+    from trinn.kernels.launch import hash_device_functions
+    from trinn.kernels.op import launchers, library, ops
+    from trinn.kernels.vmap import register_vmap
 
-# Without a GPU Triton can only interpret. It reads the variable when it is imported, so this comes before the kernels.
-if not torch.cuda.is_available() and "triton" not in sys.modules:
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+    __all__ = ["launchers", "ops"]
 
-# Each of these registers its operators.
-from trinn.kernels import (  # noqa: E402, F401
-    antialias2d,
-    batchnorm2d,
-    conv2d,
-    conv2d_fused,
-    linear,
-    max_unpool2d,
-    pad2d,
-    pool2d,
-    reduce,
-    relu,
-    statistics2d,
-    upsample2d,
-)
-from trinn.kernels.launch import hash_device_functions  # noqa: E402
-from trinn.kernels.op import launchers, library, ops  # noqa: E402
-from trinn.kernels.vmap import register_vmap  # noqa: E402
+    register_vmap(library)
+    hash_device_functions([module for name, module in sorted(sys.modules.items()) if name.startswith("trinn.kernels.")])
+else:
+    # `import kernels`, with a checkout on sys.path: Hugging Face's package is meant, and takes our place if it is installed.
+    # If not, an empty module stays: transformers finds the name and imports it, to ask for a version.
+    import importlib.util
+    from pathlib import Path
 
-__all__ = ["launchers", "ops"]
-
-register_vmap(library)
-hash_device_functions([module for name, module in sorted(sys.modules.items()) if name.startswith("trinn.kernels.")])
+    __path__ = []
+    _folders = [folder for folder in sys.path if not Path(folder, "kernels", "conv2d_tma.py").exists()]
+    _found = filter(None, (finder.find_spec(__name__, _folders) for finder in sys.meta_path))
+    if (_spec := next(_found, None)) is not None and _spec.origin is not None and _spec.loader is not None:
+        sys.modules[__name__] = importlib.util.module_from_spec(_spec)
+        _spec.loader.exec_module(sys.modules[__name__])

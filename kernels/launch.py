@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-Ints = Sequence[int]  # sizes, strides and the like, of height and width where two are asked for
+from trinn.kernels.interpreter import INTERPRETED, NOWHERE, REASON
 
-INTERPRETED: bool = triton.knobs.runtime.interpret
+Ints = Sequence[int]  # sizes, strides and the like, of height and width where two are asked for
 
 
 def unfit_interpreter(triton_version: str, numpy_version: str) -> str:
@@ -71,6 +72,11 @@ GPU = "cuda"
 current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 _notes = threading.local()
+# Triton's interpreter patches Triton's language and counts programs in globals: one thread at a time.
+_interpreting = threading.Lock()
+# Of a kernel that one thread is loading, Triton hands another thread half. A lock for each GPU: loading may wait for what runs
+# on it. A hook of a launch may launch.
+_launching: defaultdict[int | None, threading.RLock] = defaultdict(threading.RLock)
 
 # Set while kernels are compiled and not run: what gets each launch, and the architecture it is for.
 observer: Callable[..., None] | None = None
@@ -104,14 +110,15 @@ def with_room(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @with_room
 def _interpret(kernel: Any, programs: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    kernel[(programs,)](*args, **constants)
+    with _interpreting:
+        kernel[(programs,)](*args, **constants)
 
 
 def launch(
     kernel: Any, programs: int, *args: Any, device: torch.device, warps: int = 4, stages: int = 3, asserts: bool = False,
     **constants: Any,
 ) -> None:  # fmt: skip
-    """Start `programs` programs of a kernel on a device, in torch's current stream.
+    """Start `programs` programs of a kernel on a device, in torch's current stream. Any thread may.
 
     The grid has one axis, which may be 2^31 - 1 long; the other two end at 65,535. Contraction to fused multiply-adds is
     always asked for in words, since Triton's default is due to change. A kernel that `asserts` does so on a GPU.
@@ -132,11 +139,13 @@ def launch(
         _interpret(kernel, programs, args, constants)
     elif device.type != GPU:
         raise RuntimeError(
-            f"trinn got a tensor on the {device.type} device, where its kernels run only in Triton's interpreter: move it to "
-            "the GPU; or import trinn before triton, or set TRITON_INTERPRET=1"
+            NOWHERE
+            or f"trinn got a tensor on the {device.type} device, but compiles its kernels for the GPU, since {REASON}: move it "
+            "there, or set TRITON_INTERPRET=1 before trinn is imported"
         )
     else:
-        with contextlib.nullcontext() if device.index == current_device() else torch.cuda.device(device):
+        on_device = contextlib.nullcontext() if device.index == current_device() else torch.cuda.device(device)
+        with on_device, _launching[device.index]:
             compiled = kernel[(programs,)](*args, **constants)
         if (launches := getattr(_notes, "launches", None)) is not None:
             launches.append(Launch(kernel, compiled, programs, args, constants))
@@ -144,7 +153,9 @@ def launch(
 
 @contextlib.contextmanager
 def observed(observe: Callable[..., None], architecture: str) -> Iterator[None]:
-    """Within, each launch is a call `observe(kernel, programs, args, constants)`, tiled as on that architecture ("sm_90")."""
+    """Within, each launch of any thread is a call `observe(kernel, programs, args, constants)`, tiled as on that architecture
+    ("sm_90").
+    """
     global observer, _observed_architecture
     observer, _observed_architecture = observe, architecture
     try:

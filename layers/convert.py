@@ -7,6 +7,7 @@ is all there is to do: parameters, buffers, hooks, training flags, devices and w
 import copyreg
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from trinn import layers
+from trinn.kernels import interpreter
 from trinn.layers import joining
 from trinn.layers.classes import Layer, Unannounced, all_or_nothing, become, replaced, written
 from trinn.layers.function import FLOATS
@@ -57,6 +59,8 @@ def convert(
 
     `isinstance(layer, nn.Conv2d)` stays true, and so it does for a subclass of one's own; `type(layer) is nn.Conv2d` does not.
 
+    Warns if the model is on the CPU and kernels can run nowhere: no GPU, and TRITON_INTERPRET=0.
+
     Args:
         include: classes of torch.nn to convert, or their names, such as `(nn.Conv2d, "Linear")`; all, if None.
         filter_fn: of a layer's name in the model and the layer: whether to convert it.
@@ -80,6 +84,8 @@ def convert(
         for name, module in model.named_modules()
         if layer_of(module) in wanted and obstacle(module) is None and (filter_fn is None or filter_fn(name, module))
     ]
+    if interpreter.NOWHERE and any(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers())):
+        warnings.warn(interpreter.NOWHERE, stacklevel=2)
     with all_or_nothing(model):
         for module, ours in plan:
             become(module, ours)

@@ -27,6 +27,7 @@ SHARED = {
         "epilogue",
         "gather2d",
         "indexing",
+        "interpreter",
         "launch",
         "op",
         "precision",

@@ -1,5 +1,6 @@
 """Where kernels run, and what a user is told where they cannot."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,13 +37,19 @@ def run(program: str, **environment: str) -> str:
 def test_cpu_tensor_without_the_interpreter() -> None:
     """No silent fallback: the message says what to do."""
     message = run(CPU_TENSOR, TRITON_INTERPRET="0")
-    assert "cpu" in message and "TRITON_INTERPRET=1" in message
+    assert "CPU" in message and "TRITON_INTERPRET=1" in message
 
 
-def test_cpu_tensor_where_triton_came_first() -> None:
-    """It is too late to choose the interpreter then, and the message says so."""
-    if not torch.cuda.is_available():
-        assert "import trinn before triton" in run("import triton\n" + CPU_TENSOR)
+def test_cpu_tensor_beside_a_gpu() -> None:
+    """The message says where to move it."""
+    message = run("import torch; torch.cuda.is_available = lambda: True\n" + CPU_TENSOR)
+    assert "cpu" in message and "torch sees a GPU: move it there" in message and "TRITON_INTERPRET=1" in message
+
+
+def test_every_order_of_imports() -> None:
+    """Where torch sees no GPU kernels are interpreted, whoever imports Triton first; where they cannot be, a user is told."""
+    found = json.loads(run("import tests.import_orders as orders; orders.main()", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"))
+    assert len(found) > 15 and not any(found.values()), "\n".join(f"{name}\n{wrong}" for name, wrong in found.items() if wrong)
 
 
 def test_interpreter_is_chosen_without_a_gpu() -> None:

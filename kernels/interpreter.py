@@ -1,0 +1,38 @@
+"""Whether kernels are interpreted: decided here, before one is written, whoever imported Triton first."""
+
+import importlib
+import os
+import warnings
+
+import torch
+import triton
+
+
+def _reason() -> str:
+    """What decides. Triton is told to interpret where torch sees no GPU and the user has not said otherwise."""
+    if "TRITON_INTERPRET" in os.environ:
+        return f"TRITON_INTERPRET={os.environ['TRITON_INTERPRET']} is set"
+    if torch.cuda.is_available():
+        return "torch sees a GPU"
+    if triton.runtime.driver._active is not None:
+        return "Triton has compiled for another device already"
+    os.environ["TRITON_INTERPRET"] = "1"  # read whenever Triton asks, also by processes that this one starts
+    return "torch sees no GPU"
+
+
+REASON = _reason()
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+# What Triton has written in its own language, `tl.sum` and the like, it prepared for its compiler when it was imported.
+if INTERPRETED and isinstance(triton.language.sum, triton.JITFunction):
+    for _module in (triton.language.standard, triton.language.random, triton.language):
+        importlib.reload(_module)
+
+# Where kernels can run on no device, what a user has to know; else empty.
+NOWHERE = ""
+if not INTERPRETED and not torch.cuda.is_available():
+    NOWHERE = (
+        f"trinn cannot compute here: torch sees no GPU, and Triton interprets no kernels on the CPU, since {REASON}. "
+        "It does where TRITON_INTERPRET=1 is set before trinn is imported"
+    )
+    warnings.warn(NOWHERE, stacklevel=2)

@@ -1,0 +1,111 @@
+"""Imports torch, Triton and trinn in every order, each in a process that has imported nothing else, where torch sees no GPU:
+`python -m tests.import_orders` prints what went wrong in which, as JSON.
+
+Processes fork from one that has imported torch, which takes the most time.
+"""
+
+import functools
+import itertools
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+
+# What may import Triton before trinn does.
+FIRST = {
+    "nothing": "pass",
+    "Triton": "import triton",
+    "an optimizer": "torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)",
+    "torch.compile": "torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2))",
+    "torch.export": "torch.export.export(torch.nn.ReLU(), (torch.ones(2),))",
+    "FlopCounterMode": "from torch.utils.flop_counter import FlopCounterMode",
+    "Inductor": "import torch._inductor",
+}
+# Where that stands.
+PLACES = {"before trinn": "import torch; {}; import trinn", "after trinn": "import torch, trinn; {}"}
+
+
+def in_a_process(function: Callable[[], object]) -> str:
+    """The traceback of a call of the function in a fork of this process; empty if there is none."""
+    reads, writes = os.pipe()
+    if (child := os.fork()) == 0:
+        with os.fdopen(writes, "w") as pipe:
+            try:
+                function()
+            except BaseException:
+                traceback.print_exc(file=pipe)
+        os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as pipe:
+        found = pipe.read()
+    return found if os.waitpid(child, 0)[1] == 0 else f"{found} and ended with an error"
+
+
+def compute() -> None:
+    """A converted network's outputs and gradients are torch's."""
+    import torch
+
+    import trinn
+
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten()
+    model, x = torch.nn.Sequential(*layers, torch.nn.Linear(12, 4)), torch.randn(2, 2, 6, 6)
+    expected = [y := model(x), *torch.autograd.grad(y.square().sum(), list(model.parameters()))]
+    with warnings.catch_warnings(record=True) as warned:
+        trinn.convert(model)
+    got = [y := model(x), *torch.autograd.grad(y.square().sum(), list(model.parameters()))]
+    assert isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction) and not warned, "trinn's, without a warning"
+    torch.testing.assert_close(got, expected)
+
+
+def in_order(*steps: str) -> None:
+    """Import in this order, and compute after each step; nobody is warned."""
+    with warnings.catch_warnings(record=True) as warned:
+        for step in steps:
+            exec(step)
+            compute()
+    assert not [w for w in warned if "trinn" in str(w.message)]
+
+
+def too_late(first: str, reason: str) -> None:
+    """What a user is told, who is told it when trinn is imported, by convert, and by the first layer."""
+    exec(first)
+    import torch
+
+    words = f"since {reason}. It does where TRITON_INTERPRET=1 is set"
+    with warnings.catch_warnings(record=True) as warned:
+        import trinn.layers
+    assert [words in str(w.message) for w in warned] == [True], warned
+    with warnings.catch_warnings(record=True) as warned:
+        trinn.convert(torch.nn.Linear(1, 1, device="meta"))
+        assert not warned, "nothing is on the CPU"
+        trinn.convert(torch.nn.BatchNorm2d(1))
+    assert [words in str(w.message) for w in warned] == [True], warned
+    try:
+        trinn.layers.relu(torch.ones(3))
+    except RuntimeError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError("it computed")
+
+
+def main() -> None:
+    found = {"Triton before torch": in_a_process(lambda: in_order("import triton, torch, trinn"))}
+    import torch
+
+    assert "triton" not in sys.modules and not torch.cuda.is_available()
+    for (place, order), (name, first) in itertools.product(PLACES.items(), FIRST.items()):
+        found[f"{name} {place}"] = in_a_process(functools.partial(in_order, order.format(first)))
+    found["after trinn.layers"] = in_a_process(lambda: in_order("import torch, trinn.layers", *FIRST.values()))
+    no, yes = ('import os, triton; os.environ["TRITON_INTERPRET"] = ' + value for value in ('"0"', '"1"'))
+    at_work = "import triton; triton.runtime.driver.set_active(object())"
+    found["TRITON_INTERPRET=0"] = in_a_process(lambda: too_late(no, "TRITON_INTERPRET=0 is set"))
+    found["Triton at work"] = in_a_process(lambda: too_late(at_work, "Triton has compiled for another device already"))
+    found["Triton at work, TRITON_INTERPRET=1"] = in_a_process(lambda: in_order(f"{at_work}; {yes}"))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
