@@ -42,7 +42,7 @@ TESTS = tuple(
     f"tests/test_{name}.py"
     for name in (
         "cuda", "bounds", "conv2d_tma", "first2d", "linear", "conv2d", "batchnorm2d", "pool2d", "fused", "relayout",
-        "conv_transpose2d", "upsample2d", "relu", "adaptive_pool2d", "max_unpool2d", "pad2d", "lenet", "determinism",
+        "conv_transpose2d", "upsample2d", "relu", "adaptive_pool2d", "max_unpool2d", "pad2d", "lenet", "determinism", "threads",
         "function", "alexnet", "convert", "hard_inputs",
     )
 )  # fmt: skip

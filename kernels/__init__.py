@@ -6,6 +6,8 @@
 import sys
 
 if __name__ == "trinn.kernels":
+    import trinn.kernels.interpreter  # noqa: F401  # before Triton
+
     # Each of these registers its operators.
     from trinn.kernels import (  # noqa: F401
         antialias2d,

@@ -2,10 +2,11 @@
 
 import importlib
 import os
+import sys
 import warnings
+from typing import Any
 
 import torch
-import triton
 
 
 def _reason() -> str:
@@ -14,16 +15,17 @@ def _reason() -> str:
         return f"TRITON_INTERPRET={os.environ['TRITON_INTERPRET']} is set"
     if torch.cuda.is_available():
         return "torch sees a GPU"
-    if triton.runtime.driver._active is not None:
+    if "triton" in sys.modules and sys.modules["triton"].runtime.driver._active is not None:
         return "Triton has compiled for another device already"
     os.environ["TRITON_INTERPRET"] = "1"  # read whenever Triton asks, also by processes that this one starts
     return "torch sees no GPU"
 
 
 REASON = _reason()
+triton: Any = importlib.import_module("triton")  # by now it knows
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
-# What Triton has written in its own language, `tl.sum` and the like, it prepared for its compiler when it was imported.
+# Imported before, it has prepared for its compiler what it wrote in its own language, `tl.sum` and the like.
 if INTERPRETED and isinstance(triton.language.sum, triton.JITFunction):
     for _module in (triton.language.standard, triton.language.random, triton.language):
         importlib.reload(_module)
@@ -32,7 +34,7 @@ if INTERPRETED and isinstance(triton.language.sum, triton.JITFunction):
 NOWHERE = ""
 if not INTERPRETED and not torch.cuda.is_available():
     NOWHERE = (
-        f"trinn cannot compute here: torch sees no GPU, and Triton interprets no kernels on the CPU, since {REASON}. "
-        "It does where TRITON_INTERPRET=1 is set before trinn is imported"
+        f"trinn cannot compute here: torch sees no GPU, and Triton does not interpret kernels on the CPU, since {REASON}; "
+        "set TRITON_INTERPRET=1 before trinn is imported"
     )
     warnings.warn(NOWHERE, stacklevel=2)

@@ -74,7 +74,7 @@ def too_late(first: str, reason: str) -> None:
     exec(first)
     import torch
 
-    words = f"since {reason}. It does where TRITON_INTERPRET=1 is set"
+    words = f"since {reason}; set TRITON_INTERPRET=1 before trinn is imported"
     with warnings.catch_warnings(record=True) as warned:
         import trinn.layers
     assert [words in str(w.message) for w in warned] == [True], warned

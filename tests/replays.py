@@ -6,14 +6,20 @@ would have compiled each by, alignment and all, is part of what is compared.
 With `--stub`, which needs Triton 3.6, Triton also builds and calls its C launchers, and the comparison is of the bytes that
 they pass to cuLaunchKernelEx. After those calls, a quarter as many convolutions are drawn whose kernels take tensor maps.
 TRITON_CACHE_DIR keeps the launchers.
+
+With `--threads N`, so many threads make the calls of one list, each in an order of its own, while notes are written, used and
+forgotten; what each launches is compared with what launchers launched before.
 """
 
 import argparse
 import bisect
 import random
 import sys
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +30,8 @@ from bench import still_gpu, stub_driver  # before trinn
 
 import trinn.layers as tnn  # isort: skip
 from tests.boxes import in_boxes
-from tests.every import BOXED, EVERY, Every, results
-from trinn.kernels import replay
+from tests.every import BOXED, EVERY, Every, Ours, operators, results
+from trinn.kernels import launch, replay
 
 
 class Parameter(NamedTuple):
@@ -36,8 +42,8 @@ class Parameter(NamedTuple):
     value: bytes  # all else
 
 
-class Launches:
-    """What is launched, with each tensor by the order in which it comes up; nothing is said of those that autograd made."""
+class Launches(threading.local):
+    """What this thread launches, with each tensor by the order in which it comes up; of those that autograd made nothing."""
 
     def __init__(self) -> None:
         self.clear()
@@ -90,7 +96,7 @@ def shifted(tensor: Tensor, by: int) -> Tensor:
     return room[by:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
-def drawn(rng: random.Random) -> tuple[str, Every]:
+def drawn(rng: random.Random, operators: Mapping[str, Every] = EVERY) -> tuple[str, Every]:
     """An operator at a size, of which some repeat."""
     n, c, k = rng.choice((1, 2, 32)), *rng.choices((1, 3, 8, 16, 17, 32, 64), k=2)
     size, taps = rng.choice((5, 8) if n > 2 else (5, 8, 64)), rng.choice((1, 3))
@@ -104,8 +110,8 @@ def drawn(rng: random.Random) -> tuple[str, Every]:
         f"linear {x[:2]} {k}": Every(tnn.linear, ((n, c), (k, c), (k,))),
         f"relu {x}": Every(tnn.relu, (x,)),
     }
-    name = rng.choice((*EVERY, *3 * list(free)))
-    return name, EVERY.get(name) or free[name]
+    name = rng.choice((*operators, *3 * list(free)))
+    return name, operators.get(name) or free[name]
 
 
 def know_what_is_made() -> None:
@@ -129,6 +135,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compares replayed launches with those of launchers.")
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("calls", type=int, nargs="?", default=5000, help="how many operators to draw; 5000 if not given")
+    parser.add_argument("--threads", type=int, default=0, help="how many threads make the calls")
     parser.add_argument("--stub", action="store_true", help="compare what Triton 3.6's C launchers pass to the CUDA driver")
     return parser.parse_args()
 
@@ -163,27 +170,77 @@ def listener(*_: Any) -> None:
     """Hears of Triton's launches; while it is there, launchers run every time."""
 
 
-def compare(rng: random.Random, name: str, case: Every) -> None:
-    """Call it, from notes if there are any, and then by its launchers alone."""
+class Call(NamedTuple):
+    """An operator on tensors of some dtype, order and alignment."""
+
+    words: str
+    case: Every
+    tensors: list[Tensor]
+    others: tuple[Tensor, ...]
+
+    def made(self) -> tuple[Any, list[Any]]:
+        """The form of all outputs and gradients, and the launches."""
+        return called(self.case, self.tensors, self.others)
+
+    def launched(self) -> tuple[Any, list[Any]]:
+        """The same, by launchers alone."""
+        hook = triton.knobs.runtime.launch_enter_hook
+        hook.add(listener)
+        before = COUNTS["replayed"]
+        expected = self.made()
+        assert COUNTS["replayed"] == before, "someone listens"
+        hook.remove(listener)
+        return expected
+
+
+def drawn_call(rng: random.Random, name: str, case: Every) -> Call:
     others, shift, channels_last = case.others(), rng.choice((0, 0, 1, 8)), rng.random() < 0.3
     mixed = any(t.is_floating_point() for t in others)  # float32 statistics
     dtype = torch.float32 if mixed else rng.choice((torch.float16, torch.float32, torch.float64))
-    torch.backends.cudnn.conv.fp32_precision = rng.choice(("tf32", "ieee"))
     order = torch.channels_last if channels_last else torch.preserve_format
     tensors = [t.contiguous(memory_format=order) if t.dim() == 4 else t for t in case.tensors(dtype)]
-    tensors = [shifted(t, shift) for t in tensors]
-    got = called(case, tensors, others)
-    hook = triton.knobs.runtime.launch_enter_hook
-    hook.add(listener)
-    before = COUNTS["replayed"]
-    expected = called(case, tensors, others)
-    assert COUNTS["replayed"] == before, "someone listens"
-    hook.remove(listener)
-    assert got[0] == expected[0], f"{name} {dtype} {shift} {channels_last}"
+    return Call(f"{name} {dtype} {shift} {channels_last}", case, [shifted(t, shift) for t in tensors], others)
+
+
+def compare(rng: random.Random, name: str, case: Every) -> None:
+    """Call it, from notes if there are any, and then by its launchers alone."""
+    torch.backends.cudnn.conv.fp32_precision = rng.choice(("tf32", "ieee"))
+    call = drawn_call(rng, name, case)
+    got, expected = call.made(), call.launched()
+    assert got[0] == expected[0], call.words
     for ours, theirs in zip(got[1], expected[1], strict=True):
-        assert ours == theirs, f"{name} {dtype} {shift} {channels_last}\n{ours}\n{theirs}"
+        assert ours == theirs, f"{call.words}\n{ours}\n{theirs}"
         COUNTS["compared"] += 1
         COUNTS["maps"] += sum(isinstance(one, Parameter) and one.kind == "CUtensorMap" for one in ours[-1])
+
+
+def compare_threads(seed: int, calls: int, threads: int) -> None:
+    """Make the calls of a list in threads, and compare each with the same one by its launchers."""
+
+    def listed() -> list[Call]:
+        """The calls, on tensors and modules of this thread."""
+        rng, of_this_thread = random.Random(seed), operators(Ours())
+        return [drawn_call(rng, *drawn(rng, of_this_thread)) for _ in range(calls)]
+
+    expected = [call.launched() for call in listed()]
+
+    def yielding(frame: Any, event: str, arg: Any) -> Any:
+        """Let another thread go on, at every line of what starts kernels."""
+        if frame.f_code.co_filename not in (replay.__file__, launch.__file__):
+            return None
+        time.sleep(0)
+        return yielding
+
+    def work(thread: int) -> None:
+        numbered = list(enumerate(listed())) * 5
+        random.Random(thread).shuffle(numbered)
+        sys.settrace(yielding)
+        for number, call in numbered:
+            assert call.made() == expected[number], call.words
+
+    replay.MOST = 10  # so that notes are forgotten every now and then
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
 
 
 def main() -> int:
@@ -204,6 +261,10 @@ def main() -> int:
     count_replays()
     know_what_is_made()
     calls = given.calls
+    if given.threads:
+        compare_threads(given.seed, calls, given.threads)
+        print(f"{COUNTS['replayed']} operators replayed in {given.threads} threads")
+        return 0
     for _ in range(calls):
         compare(rng, *drawn(rng))
     if given.stub:

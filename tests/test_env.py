@@ -41,7 +41,7 @@ def test_report() -> None:
 def test_a_kernel_that_cannot_run() -> None:
     found = report("-m", "trinn.env", TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES="")
     assert "compiles kernels: TRITON_INTERPRET=0 is set" in found["Triton"]
-    assert found["a kernel"].startswith("not known: ")
+    assert found["a kernel"].startswith("not known: RuntimeError: trinn cannot compute here: ")
 
 
 def test_without_torch_and_triton() -> None:

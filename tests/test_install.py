@@ -1,5 +1,6 @@
 """trinn installs as trinn alone: editable, as a wheel, and not at all, with the checkout on PYTHONPATH."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -91,6 +92,66 @@ def test_editable(python: Path, checkout: Path, tmp_path: Path) -> None:
 
 
 def test_uninstalled(checkout: Path) -> None:
-    """The folders can then be imported by their bare names as well, as from any checkout."""
+    """The folders can then be found by their bare names as well, as in any checkout."""
     found = origins(Path(sys.executable), checkout, PYTHONPATH=str(checkout))
     assert found == [*in_checkout(checkout), *in_checkout(checkout)[1:]]
+
+
+FOUND = """
+import importlib.util, sys
+ours = importlib.util.find_spec("kernels").origin  # which also transformers asks
+import kernels, kernels.layer
+assert ours != kernels.__file__ == importlib.util.find_spec("kernels").origin and kernels.__version__ == "1.0"
+from kernels import get_kernel
+assert get_kernel is kernels.layer.get_kernel
+"""
+# An editable installation is found by a finder of its own, behind all folders.
+EDITABLE = """
+import importlib.machinery, sys
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return importlib.machinery.PathFinder.find_spec(name, [FOLDER]) if name == "kernels" else None
+sys.path.remove(FOLDER)
+sys.meta_path.append(Finder)
+"""
+MISSING = """
+import importlib
+module = importlib.import_module("kernels")
+assert not hasattr(module, "__version__")
+for program in ("from kernels import get_kernel", "import kernels.relu"):
+    try:
+        exec(program)
+    except ImportError as error:
+        assert "kernels" in str(error)
+    else:
+        raise AssertionError(program)
+"""
+COMPUTE = """
+import torch, trinn.layers
+assert trinn.layers.relu(torch.ones(1, device="cuda" if torch.cuda.is_available() else "cpu")).tolist() == [1.0]
+"""
+WITHOUT_TORCH = "assert 'torch' not in sys.modules\n"
+
+
+@pytest.mark.parametrize(
+    "program", [FOUND + WITHOUT_TORCH + COMPUTE, COMPUTE + EDITABLE + FOUND], ids=["before trinn", "after trinn, editable"]
+)
+def test_another_package_named_kernels(program: str, tmp_path: Path) -> None:
+    """Hugging Face's is imported where a checkout of trinn comes before it on sys.path."""
+    package = tmp_path / "kernels"
+    package.mkdir()
+    (package / "__init__.py").write_text("from kernels.layer import get_kernel\n__version__ = '1.0'\n")
+    (package / "layer.py").write_text("def get_kernel(): ...\n")
+    run(sys.executable, "-c", program.replace("FOLDER", repr(str(tmp_path))), cwd=ROOT, PYTHONPATH=str(tmp_path))
+
+
+@pytest.mark.skipif("kernels" in importlib.metadata.packages_distributions(), reason="Hugging Face's kernels is installed")
+def test_no_other_package_named_kernels() -> None:
+    """A checkout's folder, of which two are on sys.path, is not taken for it, nor imported by that name."""
+    run(sys.executable, "-c", MISSING + COMPUTE + MISSING, cwd=ROOT, PYTHONPATH=str(ROOT))
+
+
+def test_other_folders_by_their_bare_names() -> None:
+    """They are read twice, and do no harm."""
+    run(sys.executable, "-c", "import layers, models" + COMPUTE + "import layers.conv2d, models.lenet", cwd=ROOT)

@@ -32,6 +32,13 @@ def test_launches_are_the_launchers() -> None:
     assert int(replayed[1]) > int(replayed[2])
 
 
+def test_launches_in_threads_are_the_launchers() -> None:
+    """Threads that share notes launch on their own tensors."""
+    replayed = re.match(r"(\d+) operators replayed in 4 threads", run("tests.replays", "0", "20", "--threads", "4"))
+    assert replayed is not None
+    assert int(replayed[1]) > 500
+
+
 def test_launches_with_descriptors_are_the_launchers() -> None:
     """Of a tensor that is given, of one that is made, and of views of both."""
     run("tests.descriptors")
