@@ -15,7 +15,7 @@ from torch.nn.modules.utils import _pair
 
 import trinn.layers as tnn
 from tests.check import DEVICE, randn
-from tests.test_public import MODULES, OPTIONS, TENSORS, tensors
+from tests.test_public import MODULES, OPTIONS, TENSORS, inputs, tensors
 
 # Numbers that are right for an argument, where 2 and 0.7 are not.
 INTEGERS: dict[str, int] = {
@@ -172,13 +172,11 @@ def _constructor(name: str) -> list[str]:
 )
 def test_modules(name: str, argument: str) -> None:
     options = MODULES[name] | {k: v for k, v in BESIDE.get(argument, {}).items() if k in _constructor(name)}
-    given = tensors("max_unpool2d") if name == "MaxUnpool2d" else tensors("relu")
-    inputs = [t[:, :, :, 0] if name.endswith("BatchNorm1d") else t for t in given.values()]
 
     def call(module: Callable[..., nn.Module], value: Any) -> Any:
         torch.manual_seed(0)
         called = module(**options | {argument: value}).to(DEVICE)
-        result = called(*inputs)
+        result = called(*inputs(name))
         return (result, *(b.clone() for b in called.buffers())) if isinstance(result, Tensor) else result
 
     check(

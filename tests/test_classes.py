@@ -19,7 +19,7 @@ import trinn
 import trinn.layers as tnn
 from tests.check import DEVICE, randn
 from tests.processes import ROOT
-from tests.test_public import MODULES
+from tests.test_public import MODULES, inputs
 from trinn.layers import classes, convert, joining
 from trinn.layers.report import rows
 
@@ -416,17 +416,13 @@ def test_report_of_what_is_sharded(one_process: None) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_forward_that_was_wrapped_after_convert(name: str) -> None:
     """It runs after `revert`."""
-    layer = MODULES[name](nn).to(DEVICE)
-    x = randn(2, 4, 6, 6)
-    inputs = [x[..., 0] if "1d" in name else x]
-    if name == "MaxUnpool2d":
-        inputs.append(torch.arange(36, device=DEVICE).view(6, 6).expand(2, 4, 6, 6))
+    layer = getattr(nn, name)(**MODULES[name]).to(DEVICE)
     trinn.convert(layer)
     wrapped: Any = torch.no_grad()(layer.forward)
     layer.forward = wrapped  # type: ignore[method-assign]
     trinn.revert(layer)
     assert type(layer) is getattr(nn, name)
-    layer(*inputs)
+    layer(*inputs(name))
 
 
 @pytest.mark.parametrize("build", [Branch, lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())])

@@ -83,6 +83,12 @@ def tensors(name: str) -> dict[str, Tensor]:
     return {"input": randn(1, 2, 10, 5)} | {argument: make() for argument, make in TENSORS[name].items()}
 
 
+def inputs(name: str) -> list[Tensor]:
+    """Of a class of MODULES."""
+    x, *places = tensors("max_unpool2d" if name == "MaxUnpool2d" else "relu").values()
+    return [x[..., 0] if name.endswith("BatchNorm1d") else x, *places]
+
+
 def outcome(function: Callable[..., Any], *args: Any, **options: Any) -> type[Exception] | None:
     try:
         function(*args, **options)
