@@ -160,17 +160,15 @@ def unpool(x: Shape, size: Shape) -> Passes:
 def resize(x: Shape, size: Shape) -> Passes:
     def passes(new: New) -> None:
         image, dy = new(*x), new(*x[:2], *size)
-        scales = [n / m for n, m in zip(x[2:], size, strict=True)]
-        aligned = [(n - 1) / (m - 1) for n, m in zip(x[2:], size, strict=True)]
-        launchers.bilinear2d_forward(image, size, scales, False)
-        launchers.bilinear2d_backward(dy, x[2:], scales, False)
-        launchers.bilinear2d_forward(image, size, aligned, True)
-        launchers.bilinear2d_backward(dy, x[2:], aligned, True)
+        launchers.bilinear2d_forward(image, size, (), False)
+        launchers.bilinear2d_backward(dy, x[2:], (), False)
+        launchers.bilinear2d_forward(image, size, (), True)
+        launchers.bilinear2d_backward(dy, x[2:], (), True)
         for exact in (False, True):
-            launchers.nearest2d_forward(image, size, scales, exact)
-            launchers.nearest2d_backward(dy, x[2:], scales, exact)
-        launchers.antialias2d_forward(image, size, scales)
-        launchers.antialias2d_backward(dy, x[2:], scales)
+            launchers.nearest2d_forward(image, size, (), exact)
+            launchers.nearest2d_backward(dy, x[2:], (), exact)
+        launchers.antialias2d_forward(image, size, (), False)
+        launchers.antialias2d_backward(dy, x[2:], (), False)
 
     return passes
 

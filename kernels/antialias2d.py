@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.gather2d import gather2d
-from trinn.kernels.indexing import first_reader, most_readers
+from trinn.kernels.indexing import first_reader, most_readers, scales_of
 from trinn.kernels.launch import Ints, device_function, resized
 from trinn.kernels.op import op
 from trinn.kernels.precision import divided
@@ -69,36 +69,40 @@ def _reader(i, position, axis, DTYPE: tl.constexpr):
 
 
 @op(fake=resized)
-def antialias2d_forward(x: Tensor, size: Ints, scales: Sequence[float]) -> Tensor:
+def antialias2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """An image resized by bilinear interpolation with antialiasing.
 
     Args:
         x: (N, C, H, W), any strides; uint8 is rounded to the nearest.
         size: (P, Q).
-        scales: input pixels an output pixel, for height and width; H / P unless the user fixed it. An axis that keeps its
+        factors: coordinates advance by 1 / factor, for height and width; without factors by H / P. An axis that keeps its
             size is copied.
+        align_corners: coordinates advance by (H - 1) / (P - 1) in any case.
 
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
     y = resized(x, size)
-    axes, scales = _axes(x.shape[2:], size, scales)
+    axes, scales = _axes(x.shape[2:], size, factors, align_corners)
     gather2d(x, y, axes, [taps for *_, taps in axes], _tap, _total, scales=scales)
     return y
 
 
 @op(fake=resized)
-def antialias2d_backward(dy: Tensor, size: Ints, scales: Sequence[float]) -> Tensor:
+def antialias2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """Gradient of antialiased interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`."""
     dx = resized(dy, size)
-    axes, scales = _axes(size, dy.shape[2:], scales)
+    axes, scales = _axes(size, dy.shape[2:], factors, align_corners)
     supports = [max(scale, 1.0) for scale in scales]
     readers = [most_readers(n, m, s, 0.5 - r, 0.5 + r, 0.5) for (n, m, _), s, r in zip(axes, scales, supports, strict=True)]
     gather2d(dy, dx, axes, readers, _reader, scales=scales)
     return dx
 
 
-def _axes(size: Ints, out_size: Ints, scales: Sequence[float]) -> tuple[list[tuple[int, int, int]], list[float]]:
+def _axes(
+    size: Ints, out_size: Ints, factors: Sequence[float], align_corners: bool
+) -> tuple[list[tuple[int, int, int]], list[float]]:
     """Sizes before and after and the largest number of pixels that an output reads; scales, 1 for an axis that is copied."""
-    scales = [1.0 if n == m else float(scale) for n, m, scale in zip(size, out_size, scales, strict=True)]
+    scales = scales_of(size, out_size, factors, align_corners)
+    scales = [1.0 if n == m else scale for n, m, scale in zip(size, out_size, scales, strict=True)]
     return [(n, m, 2 * math.ceil(max(s, 1.0)) + 1) for n, m, s in zip(size, out_size, scales, strict=True)], scales

@@ -15,6 +15,7 @@ Triton divides and takes remainders like C, towards zero. Only this file knows h
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import triton.language as tl
@@ -212,6 +213,16 @@ def first_reader(position, out_size, scale, low, shift):
     out = (position.to(scale.dtype) + low) / step - shift - out_size * READER_SLACK
     out = tl.minimum(tl.maximum(tl.ceil(out), 0.0), out_size - 1.0).to(position.dtype)
     return tl.where(position == 0, 0, out)
+
+
+def scales_of(size: Ints, out_size: Ints, factors: Sequence[float], align_corners: bool = False) -> list[float]:
+    """The distance of two outputs of a resizing in input pixels, along each axis.
+
+    By the factors that the user gave, or else by the sizes; between aligned corners by the sizes, and 0 for a single output.
+    """
+    if align_corners:
+        return [(n - 1) / (m - 1) if m > 1 else 0.0 for n, m in zip(size, out_size, strict=True)]
+    return [1 / factor for factor in factors] or [n / m for n, m in zip(size, out_size, strict=True)]
 
 
 @functools.lru_cache(maxsize=1024)

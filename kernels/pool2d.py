@@ -205,15 +205,14 @@ def _max_pool2d_backward_kernel(
         cells = cells[CELL:]
 
 
-def code_type(taps: Ints) -> torch.dtype:
-    """The dtype of the numbers of a window's taps."""
-    return torch.uint8 if taps[0] * taps[1] <= 256 else torch.int32
+def code_type(kernel: Ints) -> torch.dtype:
+    """The dtype of the numbers of a window's taps; for bins, whose taps follow from sizes, the same for all sizes."""
+    return torch.uint8 if kernel and kernel[0] * kernel[1] <= 256 else torch.int32
 
 
 def _empty_max_forward(x: Tensor, size: Ints, *window: Any) -> tuple[Tensor, Tensor]:
     shape, channels_last = (*x.shape[:2], *size), is_channels_last(x)
-    taps = windows_of(x.shape[2:], size, *window).taps
-    return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(taps))
+    return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(window[0]))
 
 
 def _empty_max_backward(dy: Tensor, codes: Tensor, size: Ints, *_: Any) -> Tensor:
@@ -242,7 +241,8 @@ def max_pool2d_forward(
 
     Returns:
         y and codes, (N, C, P, Q), channels_last if `x` is. y has the values. codes has the number r * S + s of the winning
-        tap, or 0 if no tap won; for bins, S is the width of the widest bin. It is uint8 for at most 256 taps, else int32.
+        tap, or 0 if no tap won; for bins, S is the width of the widest bin. It is uint8 for kernels of at most 256 taps, else
+        int32.
     """
     y, codes = _empty_max_forward(x, size, kernel, stride, padding, dilation)
     if not _is_small(kernel, stride, dilation):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trinn.kernels.columns import Taps, all_of, columns, columns_of, filled, plane_of, some
 from trinn.kernels.gather2d import MOST_UNROLLED, gather2d
-from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing
+from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing, scales_of
 from trinn.kernels.launch import Ints, device_function, index_type, launch, resized
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, rounded, widened
@@ -157,15 +157,14 @@ def always_read(size: int, out_size: int, scale: float, shift: float, readers: i
 
 
 @op(fake=resized)
-def bilinear2d_forward(x: Tensor, size: Ints, scales: Sequence[float], align_corners: bool) -> Tensor:
+def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """An image resized by bilinear interpolation.
 
     Args:
         x: (N, C, H, W), any strides; uint8 is rounded to the nearest.
         size: (P, Q).
-        scales: input pixels an output pixel, for height and width; H / P unless the user fixed it. With align_corners the
-            distance of two outputs in input pixels, (H - 1) / (P - 1), or 0 for a single one. An axis that keeps its size
-            is copied.
+        factors: coordinates advance by 1 / factor, for height and width; without factors by H / P. With align_corners they
+            advance by (H - 1) / (P - 1) in any case. An axis that keeps its size is copied.
         align_corners: the centres of the corner pixels coincide, not their outer edges.
 
     Returns:
@@ -178,22 +177,23 @@ def bilinear2d_forward(x: Tensor, size: Ints, scales: Sequence[float], align_cor
         _bilinear_kernel, programs, x, y,
         *strides,
         *x.shape[2:], *size, cut,
-        *map(float, scales), shift,
+        *scales_of(x.shape[2:], size, factors, align_corners), shift,
         ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), TILE=tile, device=x.device,
     )  # fmt: skip
     return y
 
 
 @op(fake=resized)
-def bilinear2d_backward(dy: Tensor, size: Ints, scales: Sequence[float], align_corners: bool) -> Tensor:
+def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """Gradient of bilinear interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
-    `scales` and `align_corners` are those of the forward.
+    `factors` and `align_corners` are those of the forward.
     """
     dx = resized(dy, size)
     shift = 0.0 if align_corners else 0.5
     # The copy of an axis, in the words of its readers.
-    scales = [1.0 if n == m else float(scale) for n, m, scale in zip(size, dy.shape[2:], scales, strict=True)]
+    scales = scales_of(size, dy.shape[2:], factors, align_corners)
+    scales = [1.0 if n == m else scale for n, m, scale in zip(size, dy.shape[2:], scales, strict=True)]
     readers = _readers(size, dy, scales, shift - 1, shift + 1, shift)
     programs, cut, tile, strides = columns(dx, (dy, dx), room=2048, lanes=512)
     if tile.parts > 1 or readers[1] > MOST_UNROLLED:
@@ -211,13 +211,14 @@ def bilinear2d_backward(dy: Tensor, size: Ints, scales: Sequence[float], align_c
 
 
 @op(fake=resized)
-def nearest2d_forward(x: Tensor, size: Ints, scales: Sequence[float], exact: bool) -> Tensor:
+def nearest2d_forward(x: Tensor, size: Ints, factors: Sequence[float], exact: bool) -> Tensor:
     """An image resized by copying pixels.
 
     Args:
         x: (N, C, H, W), any strides and dtype.
         size: (P, Q).
-        scales: input pixels an output pixel, for height and width; H / P unless the user fixed it.
+        factors: coordinates advance by 1 / factor, for height and width; without factors by H / P. If not `exact`, an axis
+            that keeps or doubles its size advances by H / P in any case, as torch's.
         exact: copy the pixel under the centre of an output, not under its edge.
 
     Returns:
@@ -225,21 +226,31 @@ def nearest2d_forward(x: Tensor, size: Ints, scales: Sequence[float], exact: boo
     """
     y = resized(x, size)
     shift = 0.5 if exact else 0.0
+    scales = _nearest_scales(x.shape[2:], size, factors, exact)
     gather2d(x, y, _axes(x.shape[2:], size, shift), (1, 1), _nearest, what="copy", scales=scales)
     return y
 
 
 @op(fake=resized)
-def nearest2d_backward(dy: Tensor, size: Ints, scales: Sequence[float], exact: bool) -> Tensor:
+def nearest2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], exact: bool) -> Tensor:
     """Gradient of copying the nearest pixel: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
-    `scales` and `exact` are those of the forward.
+    `factors` and `exact` are those of the forward.
     """
     dx = resized(dy, size)
     shift = 0.5 if exact else 0.0
+    scales = _nearest_scales(size, dy.shape[2:], factors, exact)
     readers = _readers(size, dy, scales, 0.0, 1.0, shift)
     gather2d(dy, dx, _axes(size, dy.shape[2:], shift), readers, _nearest_reader, scales=scales)
     return dx
+
+
+def _nearest_scales(size: Ints, out_size: Ints, factors: Sequence[float], exact: bool) -> list[float]:
+    """Input pixels an output pixel, for height and width."""
+    scales = scales_of(size, out_size, factors)
+    if exact:
+        return scales
+    return [even if even in (1.0, 0.5) else s for even, s in zip(scales_of(size, out_size, ()), scales, strict=True)]
 
 
 def _axes(size: Ints, out_size: Ints, shift: float) -> list[tuple[int, int, float]]:
@@ -248,4 +259,4 @@ def _axes(size: Ints, out_size: Ints, shift: float) -> list[tuple[int, int, floa
 
 def _readers(size: Ints, dy: Tensor, scales: Sequence[float], low: float, high: float, shift: float) -> list[int]:
     """How many outputs of each axis a pixel looks at."""
-    return [most_readers(n, m, float(s), low, high, shift) for n, m, s in zip(size, dy.shape[2:], scales, strict=True)]
+    return [most_readers(n, m, s, low, high, shift) for n, m, s in zip(size, dy.shape[2:], scales, strict=True)]

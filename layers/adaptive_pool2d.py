@@ -90,7 +90,7 @@ def _checked(input: Tensor, output_size: OutputSize, operator: str) -> tuple[Ten
         raise NotImplementedError(f"{operator}: not implemented for {input.dtype}; float16, bfloat16, float32 and float64 are")
     x, unbatched = batched(input, operator)
     size = tuple(n if s is None else s for s, n in zip(sizes, x.shape[2:], strict=True))
-    if min(size) < 0:
+    if size[0] < 0 or size[1] < 0:
         raise RuntimeError(f"{operator}: elements of output_size must be greater than or equal to 0 but received {size}")
     return x, (size[0], size[1]), unbatched
 

@@ -1,5 +1,6 @@
 """Batch normalisation: `batch_norm`, `BatchNorm1d` and `BatchNorm2d`."""
 
+import math
 from typing import Any
 
 import torch
@@ -227,7 +228,7 @@ def normalized(
 
 def _check_options(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float) -> None:
     if training:
-        if input.shape[0] * input.shape[2:].numel() == 1:
+        if input.shape[0] * math.prod(input.shape[2:]) == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
         if eps <= 0.0:
             raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")

@@ -3,6 +3,7 @@
 As in a convolution, a gradient of any of the passes is another of them.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -135,7 +136,7 @@ def product(function: type[Function], input: Tensor, weight: Tensor, bias: Tenso
     if input.dim() == weight.dim() == 2:
         return function.call(input, w, b)
     rows = input.shape[:-1]
-    y = function.call(input.reshape(rows.numel(), w.shape[1]), w, b)
+    y = function.call(input.reshape(math.prod(rows), w.shape[1]), w, b)
     return in_shape(y, (*rows, w.shape[0]) if weight.dim() == 2 else rows)
 
 

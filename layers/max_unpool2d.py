@@ -140,7 +140,7 @@ def _output_size(input: Tensor, kernel: Pair, stride: Pair, padding: Pair, asked
             least, most = default[axis] - stride[axis], default[axis] + stride[axis]
             if not least < size[axis] < most:
                 raise ValueError(f'invalid output_size "{asked}" (dim {axis} must be between {least} and {most})')
-    if min(size) < 0:
+    if size[0] < 0 or size[1] < 0:
         raise ValueError(f"max_unpooling: output_size must contain non-negative spatial dimensions, but got {size}")
     return size[0], size[1]
 

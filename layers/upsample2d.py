@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -17,46 +16,44 @@ from trinn.layers.window import Pair, check_flag, integer
 
 
 class ResizeForward(Function):
-    """y of one of the kinds of resizing; linear in x."""
+    """y of one of the kinds of resizing; linear in x. The option is `align_corners`, or `exact` for the nearest pixel."""
 
     @staticmethod
-    def forward(x: Tensor, kind: str, size: Pair, scales: tuple[float, float]) -> Tensor:
-        return KINDS[kind][0](x, size, scales)
+    def forward(x: Tensor, kind: str, size: Pair, factors: tuple[float, ...], option: bool) -> Tensor:
+        return KINDS[kind][0](x, size, factors, option)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.kind, _, ctx.scales = inputs
+        x, ctx.kind, _, *ctx.how = inputs
         ctx.size = x.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return ResizeBackward.call(dy, ctx.kind, ctx.size, ctx.scales), None, None, None
+        return ResizeBackward.call(dy, ctx.kind, ctx.size, *ctx.how), None, None, None, None
 
 
 class ResizeBackward(Function):
     """dx of a resizing to that size, the adjoint of ResizeForward."""
 
     @staticmethod
-    def forward(dy: Tensor, kind: str, size: Pair, scales: tuple[float, float]) -> Tensor:
-        return KINDS[kind][1](dy, size, scales)
+    def forward(dy: Tensor, kind: str, size: Pair, factors: tuple[float, ...], option: bool) -> Tensor:
+        return KINDS[kind][1](dy, size, factors, option)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        dy, ctx.kind, _, ctx.scales = inputs
+        dy, ctx.kind, _, *ctx.how = inputs
         ctx.size = dy.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
-        return ResizeForward.call(ddx, ctx.kind, ctx.size, ctx.scales), None, None, None
+        return ResizeForward.call(ddx, ctx.kind, ctx.size, *ctx.how), None, None, None, None
 
 
-# What computes each kind of resizing, forward and backward, from (image, size of the result, scales).
+# What computes each kind of resizing, forward and backward, from (image, size of the result, factors, option).
 KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "bilinear": (partial(ops.bilinear2d_forward, align_corners=False), partial(ops.bilinear2d_backward, align_corners=False)),
-    "aligned": (partial(ops.bilinear2d_forward, align_corners=True), partial(ops.bilinear2d_backward, align_corners=True)),
+    "bilinear": (ops.bilinear2d_forward, ops.bilinear2d_backward),
     "antialiased": (ops.antialias2d_forward, ops.antialias2d_backward),
-    "nearest": (partial(ops.nearest2d_forward, exact=False), partial(ops.nearest2d_backward, exact=False)),
-    "nearest-exact": (partial(ops.nearest2d_forward, exact=True), partial(ops.nearest2d_backward, exact=True)),
+    "nearest": (ops.nearest2d_forward, ops.nearest2d_backward),
 }
 MODES = ("nearest", "nearest-exact", "bilinear", "area")
 
@@ -113,7 +110,7 @@ def interpolate(
     if not all(isinstance(factor, (Real, torch.SymInt, torch.SymFloat)) for factor in factors):
         raise TypeError(f"expected scale_factor to be one of float or Tuple[float, float], but got {scale_factor!r}")
     if factors and torch.compiler.is_compiling():
-        # torch.compile cannot hand sizes made of symbolic floats to a Function: compile for these factors.
+        # A size made of a symbolic factor is nothing that a Function takes: compile for these factors, as torch does.
         from torch.fx.experimental.symbolic_shapes import guard_scalar
 
         factors = guard_scalar(factors[0]), guard_scalar(factors[1])
@@ -128,19 +125,16 @@ def interpolate(
         return adaptive_avg_pool2d(input, out)
     if input.dtype not in (*FLOATS, torch.uint8):
         raise NotImplementedError(f"interpolate: expected float16, bfloat16, float32, float64 or uint8, but got {input.dtype}")
-    if min(*input.shape[2:], *out) <= 0:
+    if 0 in input.shape[2:] or out[0] <= 0 or out[1] <= 0:
         raise RuntimeError(
             f"Input and output sizes should be greater than 0, but got input (H: {input.shape[2]}, W: {input.shape[3]}) output "
             f"(H: {out[0]}, W: {out[1]})"
         )
     if input.shape[1] == 0:
         raise RuntimeError(f"Non-empty 4D data tensor expected but got a tensor with sizes {list(input.shape)}")
-    kind = mode
-    if mode == "bilinear":
-        kind = "antialiased" if antialias else "aligned" if align_corners else "bilinear"
-    given = factors if by_factor else (None, None)
-    scales = tuple(_scale(n, p, f, mode, bool(align_corners)) for n, p, f in zip(input.shape[2:], out, given, strict=True))
-    return ResizeForward.call(input, kind, out, scales)
+    kind = "antialiased" if antialias else mode.removesuffix("-exact")
+    option = bool(align_corners) if mode == "bilinear" else mode == "nearest-exact"
+    return ResizeForward.call(input, kind, out, factors if by_factor else (), option)
 
 
 def _of_each_axis(value: Any, name: str, input: Tensor) -> tuple[Any, ...]:
@@ -155,15 +149,6 @@ def _of_each_axis(value: Any, name: str, input: Tensor) -> tuple[Any, ...]:
             f"{list(input.shape[2:])} and {name} of {value}"
         )
     return tuple(value)
-
-
-def _scale(size: int, out: int, factor: float | None, mode: str, align_corners: bool) -> float:
-    """Input pixels an output pixel."""
-    if mode == "nearest" and out in (size, 2 * size):
-        return size / out  # whatever the factor is that led there, as torch
-    if align_corners:
-        return (size - 1) / (out - 1) if out > 1 else 0.0
-    return 1 / factor if factor is not None else size / out
 
 
 @layer

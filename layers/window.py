@@ -196,7 +196,7 @@ def conv_windows(size: Sequence[int], taps: Sequence[int], stride: Pair, near: P
     (height, width), (rows, columns) = size, taps
     padded = near[0] + height + far[0], near[1] + width + far[1]
     extent = reach(1, rows, 1, dilation[0]), reach(1, columns, 1, dilation[1])
-    if padded[0] < extent[0] or padded[1] < extent[1] or min(size) <= 0:
+    if padded[0] < extent[0] or padded[1] < extent[1] or height <= 0 or width <= 0:
         raise RuntimeError(
             f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: ({extent[0]} x {extent[1]}). "
             "Kernel size can't be greater than actual input size"
@@ -227,7 +227,8 @@ def transposed_windows(
             f"{stride}, dilation {dilation}"
         )
     height, width = (reach(n, r, s, d) - 2 * p + extra for n, r, s, p, extra, d in axes)
-    if min(height, width) < (1 if images else 0) or min(size) <= 0:
+    least = 1 if images else 0
+    if height < least or width < least or size[0] <= 0 or size[1] <= 0:
         raise RuntimeError(
             f"Given input size per channel: ({size[0]} x {size[1]}). Calculated output size per channel: ({height} x {width}). "
             "Output size is too small"
