@@ -1,8 +1,6 @@
 """Resizing: `interpolate`, `Upsample`, `UpsamplingBilinear2d` and `UpsamplingNearest2d`."""
 
-import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from trinn.kernels import ops
 from trinn.layers.adaptive_pool2d import adaptive_avg_pool2d
 from trinn.layers.function import FLOATS, Function
 from trinn.layers.public import functional, layer
-from trinn.layers.window import Pair, check_flag, integer
+from trinn.layers.window import Pair, check_flag, integer, real
 
 
 class ResizeForward(Function):
@@ -107,20 +105,17 @@ def interpolate(
         )
     if input.dim() != 4:
         raise NotImplementedError(f"Got {input.dim()}D input, but interpolate needs 4D input (N, C, H, W)")
-    if not all(isinstance(factor, (Real, torch.SymInt, torch.SymFloat)) for factor in factors):
-        raise TypeError(f"expected scale_factor to be one of float or Tuple[float, float], but got {scale_factor!r}")
     if factors and torch.compiler.is_compiling():
         # A size made of a symbolic factor is nothing that a Function takes: compile for these factors, as torch does.
         from torch.fx.experimental.symbolic_shapes import guard_scalar
 
         factors = guard_scalar(factors[0]), guard_scalar(factors[1])
     by_factor = bool(factors) and not recompute_scale_factor and mode != "area"
-    if by_factor and not all(map(math.isfinite, factors)):
-        raise RuntimeError(f"interpolate: scale_factor must be finite, but got {scale_factor}")
-    if factors:
-        out = tuple(math.floor(n * factor) for n, factor in zip(input.shape[2:], factors, strict=True))
-    else:
-        out = tuple(integer(n, "expected size to be one of int or Tuple[int, int]") for n in sizes)
+    if by_factor:
+        factors = tuple(_factor(factor) for factor in factors)
+    if factors:  # of any type that can be multiplied, where nothing but the size is made of it
+        sizes = tuple(torch.sym_int(n * factor) for n, factor in zip(input.shape[2:], factors, strict=True))
+    out = tuple(integer(n, "expected size to be one of int or Tuple[int, int]") for n in sizes)
     if mode == "area":
         return adaptive_avg_pool2d(input, out)
     if input.dtype not in (*FLOATS, torch.uint8):
@@ -135,6 +130,17 @@ def interpolate(
     kind = "antialiased" if antialias else mode.removesuffix("-exact")
     option = bool(align_corners) if mode == "bilinear" else mode == "nearest-exact"
     return ResizeForward.call(input, kind, out, factors if by_factor else (), option)
+
+
+def _factor(value: Any) -> float:
+    """A factor by which coordinates advance."""
+    expected = "expected scale_factor to be one of float or Tuple[float, float]"
+    if isinstance(value, Tensor):
+        raise TypeError(f"{expected}, but got {value!r}")
+    factor = real(value, expected)
+    if not abs(factor) < 2**63:
+        raise RuntimeError(f"interpolate: scale_factor must be finite, and smaller than 2^63, but got {factor}")
+    return factor
 
 
 def _of_each_axis(value: Any, name: str, input: Tensor) -> tuple[Any, ...]:

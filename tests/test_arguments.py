@@ -30,6 +30,8 @@ REALS: dict[str, float] = {"momentum": 0.3, "eps": 0.01}
 # What other arguments have to be while one of them is varied.
 BESIDE: dict[str, dict[str, Any]] = {
     "size": {"scale_factor": None},
+    "scale_factor, recomputed": {"recompute_scale_factor": True},
+    "scale_factor, area": {"mode": "area"},
     "align_corners": {"mode": "bilinear"},
     "antialias": {"mode": "bilinear"},
     "output_padding": {"stride": 3},
@@ -141,12 +143,14 @@ def _options(name: str) -> Iterator[str]:
     for argument in inspect.signature(getattr(tnn, name)).parameters:
         if argument not in {"input", *TENSORS[name]}:
             yield argument
+            yield from (beside for beside in BESIDE if beside.startswith(f"{argument}, "))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name,argument", [(name, argument) for name in TENSORS for argument in _options(name)])
 def test_functions(name: str, argument: str) -> None:
     options = OPTIONS.get(name, {}) | {k: v for k, v in BESIDE.get(argument, {}).items() if k in [*_options(name)]}
+    argument = argument.partition(",")[0]
 
     def call(function: Callable[..., Any], value: Any) -> Any:
         given = {name: tensor.clone() for name, tensor in tensors(name).items()}
