@@ -23,6 +23,7 @@ if __name__ == "trinn.kernels":
         statistics2d,
         upsample2d,
     )
+    from trinn.kernels.flops import register_flops
     from trinn.kernels.launch import hash_device_functions
     from trinn.kernels.op import launchers, library, ops
     from trinn.kernels.vmap import register_vmap
@@ -30,6 +31,7 @@ if __name__ == "trinn.kernels":
     __all__ = ["launchers", "ops"]
 
     register_vmap(library)
+    register_flops()
     hash_device_functions([module for name, module in sorted(sys.modules.items()) if name.startswith("trinn.kernels.")])
 else:
     # `import kernels`, with a checkout on sys.path: Hugging Face's package is meant, and takes our place if it is installed.
