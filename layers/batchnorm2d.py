@@ -265,7 +265,7 @@ def check_vectors(
             raise RuntimeError(
                 f"batch_norm: {name} is {tensor.dtype}, which does not go with the others and input of {input.dtype}"
             )
-        if name.startswith("running") and (tensor.dim() != 1 or tensor.requires_grad):
+        if name.startswith("running") and (tensor.dim() != 1 or tensor.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError(f"batch_norm: {name} must have one axis and not require a gradient")
 
 

@@ -72,7 +72,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
     Raises:
         NotImplementedError: complex or quantised input, or 8-bit floats.
-        RuntimeError: bool input; in place on a leaf that requires a gradient, or where elements share memory.
+        RuntimeError: bool input; in place on a leaf that requires a gradient, on a tensor of inference mode outside of it, or
+            where elements share memory.
     """
     if input.dtype == torch.bool:
         raise RuntimeError("Boolean inputs not supported for relu")
@@ -82,13 +83,19 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         return ReluForward.call(input)
     if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    traced = torch.compiler.is_compiling()  # which cannot ask for more than a size or a dtype
+    if not traced and input.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "Inplace update to inference tensor outside InferenceMode is not allowed; clone() makes a normal one."
+        )
     if input.numel() > 0 and any(stride == 0 and size > 1 for size, stride in zip(input.shape, input.stride(), strict=True)):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
             "Please clone() the tensor before performing the operation."
         )
-    if transformed():
-        return input.copy_(ReluForward.call(input))  # transforms follow a copy, not a Function that writes over its input
+    if transformed() or (not traced and input.is_neg()):
+        # Transforms follow a copy, not a Function that writes over its input. So does a sign that is still to be turned.
+        return input.copy_(ReluForward.call(input))
     return ReluInPlace.call(input)
 
 
