@@ -189,3 +189,15 @@ def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+# What torch's autocast computes in float32, by the kind of device. What neither stands here nor calls `autocast` keeps dtypes.
+_IN_FLOAT32 = {"cpu": ("max_unpool2d", "pad2d"), "cuda": ("interpolate",)}
+
+
+def autocast_up(x: Tensor, operator: str) -> Tensor:
+    """An operator's input, in float32 where autocast is on and has it computed so on this kind of device; float64 stays."""
+    device = x.device.type
+    if operator not in _IN_FLOAT32.get(device, ()) or not torch.is_autocast_enabled(device):
+        return x
+    return x.float() if x.is_floating_point() and x.dtype != torch.float64 else x

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.kernels.launch import is_channels_last
-from trinn.layers.function import FLOATS, Function
+from trinn.layers.function import FLOATS, Function, autocast_up
 from trinn.layers.public import functional, layer
 from trinn.layers.window import IntOrPair, Pair, batched, pair, reach
 
@@ -117,7 +117,7 @@ def max_unpool2d(
         raise RuntimeError(
             f"max_unpool2d: expected input to have non-zero size for non-batch dimensions, but got {list(input.shape)}"
         )
-    (x, unbatched), (places, _) = batched(input, "max_unpool2d"), batched(indices, "max_unpool2d")
+    (x, unbatched), (places, _) = batched(autocast_up(input, "max_unpool2d"), "max_unpool2d"), batched(indices, "max_unpool2d")
     y = MaxUnpool2dForward.call(x, places, size)
     return y.squeeze(0) if unbatched else y
 

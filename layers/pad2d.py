@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trinn.kernels import ops
-from trinn.layers.function import Function
+from trinn.layers.function import Function, autocast_up
 from trinn.layers.public import functional
 from trinn.layers.window import batched
 
@@ -93,5 +93,6 @@ def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
             raise RuntimeError(
                 f"Padding value causes wrapping around more than once: {widths} at dimension {axis} of {list(x.shape)}"
             )
+    x = x if mode == "circular" else autocast_up(x, "pad2d")
     y = PadForward.call(x, (left, right, top, bottom), mode)
     return y.squeeze(0) if unbatched else y

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 from trinn.layers.adaptive_pool2d import adaptive_avg_pool2d
-from trinn.layers.function import FLOATS, Function
+from trinn.layers.function import FLOATS, Function, autocast_up
 from trinn.layers.public import functional, layer
 from trinn.layers.window import Pair, check_flag, integer, real
 
@@ -129,7 +129,7 @@ def interpolate(
         raise RuntimeError(f"Non-empty 4D data tensor expected but got a tensor with sizes {list(input.shape)}")
     kind = "antialiased" if antialias else mode.removesuffix("-exact")
     option = bool(align_corners) if mode == "bilinear" else mode == "nearest-exact"
-    return ResizeForward.call(input, kind, out, factors if by_factor else (), option)
+    return ResizeForward.call(autocast_up(input, "interpolate"), kind, out, factors if by_factor else (), option)
 
 
 def _factor(value: Any) -> float:
