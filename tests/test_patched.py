@@ -1,7 +1,8 @@
 """`trinn.patched`: functions of torch on trinn's kernels, wherever they are called."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tests.check import DEVICE, check, randn
 from tests.networks import check_network, passes
 from tests.test_lenet import OnlyOurs
 from trinn.kernels import tuning
-from trinn.layers.patched import FUNCTIONS
+from trinn.layers.patched import COMPOSED, FUNCTIONS
 
 
 class Ran(TorchDispatchMode):
@@ -78,6 +79,36 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+def _seeded(module: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return module().eval().to(DEVICE)
+
+
+# Functions and modules of torch's that call, in Python, what `patched` covers.
+ATTENTION = _seeded(lambda: nn.MultiheadAttention(6, 2))
+ENCODER = _seeded(lambda: nn.TransformerEncoderLayer(6, 2, 5))
+
+
+def _encoded(x: Tensor) -> Tensor:
+    """By what torch has as one operator, where no mode sees the call."""
+    with torch.no_grad():
+        return ENCODER(x[0])
+
+
+COMPOSED_CALLS: dict[str, Callable[[Tensor], Any]] = {
+    "local_response_norm": lambda x: F.local_response_norm(x[0], 2),
+    "lp_pool1d": lambda x: F.lp_pool1d(x[0], 2, 2),
+    "lp_pool2d": lambda x: F.lp_pool2d(x, 3.0, 2, ceil_mode=True),
+    "lp_pool3d": lambda x: F.lp_pool3d(x, 2, 2),
+    "multi_head_attention_forward": lambda x: ATTENTION(x[0], x[1], x[0])[0],
+    "nn.LPPool2d": lambda x: nn.LPPool2d(2, 2)(x),
+    "nn.TransformerEncoderLayer": lambda x: ENCODER(x[0]),
+    "nn.TransformerEncoderLayer, without gradients": _encoded,
+}
+# One calls torch._C's function of the same name as ours; of the other, which torch has from 2.13 on, the docstring says so.
+NOT_OURS = {"max_unpool1d", "linear_cross_entropy"}
+
+
 @pytest.mark.filterwarnings("ignore:`nn.functional.upsample` is deprecated", "ignore:max_unpooling2d")
 @pytest.mark.parametrize("name", CALLS)
 def test_calls(name: str, full_float32: None) -> None:
@@ -95,6 +126,82 @@ def test_every_function_is_called_above() -> None:
     covered = {name for name in tnn.__all__ if name.islower() and hasattr(F, name)}
     assert covered <= {name.removeprefix("F.") for name in CALLS}
     assert {FUNCTIONS[getattr(F, name)] for name in covered} == {getattr(tnn, name) for name in covered}
+
+
+@pytest.mark.parametrize("name", COMPOSED_CALLS)
+def test_composed_calls(name: str) -> None:
+    """torch's results, by our kernels where torch's function calls others; also compiled, and for a tensor of another class."""
+
+    class Subclass(Tensor):
+        pass
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph.code)
+        return graph
+
+    call, x, graphs = COMPOSED_CALLS[name], _image(), list[str]()
+    ours = trinn.patched()(call)
+    assert runs_ours(lambda: ours(x)) and not runs_ours(lambda: call(x))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(ours, fullgraph=True, backend=backend)(x)
+    assert ["trinn" in code for code in graphs] == [True]
+    for y in (ours(x), compiled, ours(x.as_subclass(Subclass)).as_subclass(Tensor)):
+        torch.testing.assert_close(y, call(x), equal_nan=True)
+
+
+def test_every_composed_function_is_called_above() -> None:
+    """Of torch.nn.functional's functions that name one of those that `patched` covers, and that a mode sees as one."""
+
+    def names(code: CodeType) -> set[str]:
+        return {*code.co_names}.union(*(names(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+    named = {n: names(f.__code__) for n, f in vars(F).items() if isinstance(f, FunctionType) and f.__module__ == F.__name__}
+    reached = {n for n, f in vars(F).items() if isinstance(f, Hashable) and f in FUNCTIONS}
+    theirs = {n.strip("_") for n in reached}
+    while more := {n for n, called in named.items() if called & reached and n not in reached}:
+        reached |= more
+    as_one = {n for n in reached if n.strip("_") not in theirs and any("has_torch_function" in c for c in named[n])}
+    as_one -= NOT_OURS
+    assert {f.__name__ for f in COMPOSED} <= COMPOSED_CALLS.keys()
+    assert as_one == {f.__name__ for f in COMPOSED}
+
+
+def test_a_generator() -> None:
+    """It holds while the generator runs, for values and exceptions that are sent to it too, and not while its caller does."""
+    x = _image()
+
+    @trinn.patched()
+    def generator() -> Iterator[Any]:
+        found = [runs_ours(x.relu)]
+        try:
+            found.append((yield) or runs_ours(x.relu))
+            yield
+        except ZeroDivisionError:
+            found.append(runs_ours(x.relu))
+            yield found
+        finally:
+            ended.append(runs_ours(x.relu))
+
+    ended: list[bool] = []
+    running = generator()
+    next(running)
+    assert not runs_ours(x.relu)
+    running.send(None)
+    assert running.throw(ZeroDivisionError()) == [True] * 3 and not runs_ours(x.relu)
+    running.close()
+    assert ended == [True] and not runs_ours(x.relu)
+
+
+def test_async_functions_are_refused() -> None:
+    async def function() -> None: ...
+
+    async def generator() -> AsyncIterator[None]:
+        yield
+
+    for each in (function, generator):
+        with pytest.raises(TypeError, match="async"):
+            trinn.patched()(each)
 
 
 @pytest.fixture

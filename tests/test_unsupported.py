@@ -1,5 +1,6 @@
 """What docs/unsupported.md says: each of its rows raises, or does, what stands there."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
+import trinn
 import trinn.layers as tnn
 from tests.check import DEVICE, randn
 from tests.every import EVERY
@@ -81,6 +83,25 @@ def test_onnx(tmp_path: Path) -> None:
         torch.onnx.export(LeNet(), (torch.ones(1, 1, 32, 32),), tmp_path / "lenet.onnx", dynamo=False)
 
     refused(row("The ONNX exporter that traces"), export, words="torch.export and torch.compile can")
+
+
+def test_onnx_by_default(tmp_path: Path) -> None:
+    """The exporter translates each operator of an exported program: ours are refused, and gone after `trinn.revert`."""
+    network, images, path = LeNet().eval(), torch.ones(1, 1, 32, 32), tmp_path / "lenet.onnx"
+    installed = importlib.util.find_spec("onnxscript") is not None
+
+    def namespaces() -> set[str]:
+        nodes = torch.export.export(network, (images,)).graph.nodes
+        return {node.target.namespace for node in nodes if isinstance(node.target, torch._ops.OpOverload)}
+
+    assert "trinn" in namespaces()
+    if installed:
+        refused(row("The default ONNX exporter"), lambda: torch.onnx.export(network, (images,), path), words="No ONNX function")
+    trinn.revert(network)
+    assert namespaces() == {"aten"}
+    if installed:
+        torch.onnx.export(network, (images,), path)
+        assert path.exists()
 
 
 @pytest.fixture
