@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.epilogue import rectified
-from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, launch
+from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, is_either, launch
 from trinn.kernels.op import op
 from trinn.kernels.precision import accumulator, divided, widened
 from trinn.kernels.reduce import partials_of, sum_partials
@@ -159,8 +159,20 @@ def _backward_kernel(
             tl.store(dx + down(at, grid, dx_strides, INDEX, TILE), value, mask=exists & rows_left(at, last, TILE))
 
 
-def _like(x: Tensor, *_: Any) -> Tensor:
-    return empty(x, x.shape, is_channels_last(x))
+def _is_sequence(x: Tensor) -> bool:
+    """Whether a last axis was added to three, of which torch has no channels_last."""
+    return x.shape[3] == 1 and x.stride(3) == 1
+
+
+def _like(x: Tensor, *_: Any, relu: bool = False) -> Tensor:
+    # What is contiguous stays so, whatever the strides of axes of one element. torch's ReLU makes it so, where it follows.
+    dense = x.is_contiguous(memory_format=torch.channels_last) and not _is_sequence(x)
+    channels_last = not x.is_contiguous() and (dense or is_channels_last(x))
+    return empty(x, x.shape, channels_last and not (relu and is_either(x.shape)))
+
+
+def _empty_forward(x: Tensor, mean: Any, var: Any, w: Any, b: Any, residual: Any, relu: bool, eps: float) -> Tensor:
+    return _like(x, relu=relu)
 
 
 def _empty_folded(mean: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -201,7 +213,7 @@ def batchnorm2d_fold(
     return scale, shift
 
 
-@op(fake=_like)
+@op(fake=_empty_forward)
 def batchnorm2d_forward(
     x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, relu: bool, eps: float
 ) -> Tensor:
@@ -215,7 +227,7 @@ def batchnorm2d_forward(
     Returns:
         (N, C, H, W), of the dtype of `x`, in its memory format.
     """
-    y = _like(x)
+    y = _like(x, relu=relu)
     if x.numel() > 0:
         more = residual if residual is not None else x
         path = walk(x, y, more)

@@ -14,20 +14,25 @@ from trinn.kernels.conv2d import empty_fprop, gather_gemm, statistics_parts
 from trinn.kernels.conv2d_tma import plan_gather
 from trinn.kernels.depthwise2d import is_depthwise
 from trinn.kernels.indexing import Window
-from trinn.kernels.launch import Ints, empty, is_channels_last
+from trinn.kernels.launch import Ints, empty, is_channels_last, is_either
 from trinn.kernels.op import op
 from trinn.kernels.pool2d import code_type, max_pool2d_forward
 from trinn.kernels.statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_parts
 
 
 def _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups):
-    return empty_fprop(x, w, shift, size, stride, padding, dilation, groups)
+    return empty(x, (x.shape[0], w.shape[0], *size), _channels_last(x, w, size))
+
+
+def _channels_last(x, w, size):
+    """The order of a convolution's result behind a ReLU or a batch norm, which take what is contiguous for that."""
+    return is_channels_last(x, w) and not is_either((x.shape[0], w.shape[0], *size))
 
 
 def _empty_max_pool2d(
     x, w, b, size, stride, padding, dilation, groups, pooled, window, window_stride, window_padding, window_dilation
 ):
-    shape, channels_last = (x.shape[0], w.shape[0], *pooled), is_channels_last(x, w)
+    shape, channels_last = (x.shape[0], w.shape[0], *pooled), _channels_last(x, w, size)
     return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(window))
 
 
@@ -77,7 +82,7 @@ def conv2d_relu_max_pool2d(
         and max(*window_padding, 0) == 0 and max(window_dilation) == 1 and window[0] * window[1] in (2, 4, 8, 16)
     )  # fmt: skip
     in_boxes = plan_gather(
-        x, w, (x.shape[0], w.shape[0], *size), is_channels_last(x, w), stride, padding, dilation, groups, adjoint=False
+        x, w, (x.shape[0], w.shape[0], *size), _channels_last(x, w, size), stride, padding, dilation, groups, adjoint=False
     )
     if not side_by_side or is_depthwise(w, groups) or in_boxes:
         y = conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)

@@ -229,6 +229,11 @@ def _has_channels_last_strides(tensor: Tensor) -> bool:
     return True
 
 
+def is_either(shape: Ints) -> bool:
+    """Whether contiguous and channels_last are one order for images (N, C, H, W): of one channel, or of one pixel."""
+    return shape[1] == 1 or (shape[2] == 1 and shape[3] == 1)
+
+
 def empty(like: Tensor, shape: Ints, channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of that shape, in channels_last or contiguous order."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format

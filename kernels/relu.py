@@ -32,6 +32,10 @@ def _relu_kernel(x, dy, result, sizes, x_strides, dy_strides, strides, elements,
 
 
 def _empty_relu(x: Tensor) -> Tensor:
+    # An axis of one element may have any stride; torch's elementwise operators set it.
+    for memory_format in (torch.contiguous_format, torch.channels_last)[: 2 if x.dim() == 4 else 1]:
+        if x.is_contiguous(memory_format=memory_format):
+            return torch.empty_like(x, memory_format=memory_format)
     return torch.empty_like(x)
 
 

@@ -34,7 +34,7 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _seen_through(function: Any) -> Callable[..., Any]:
-    """A function of torch.nn.functional that does not ask at its start whether a mode takes its place: a mode sees its calls."""
+    """A function of torch.nn.functional that does not ask whether a mode takes its place, so that a mode sees what it calls."""
     code = function.__code__
     # What asks is a name of the module; `callable` in its place says that tensors, and tuples of them, are not.
     names = tuple("callable" if name.startswith("has_torch_function") else name for name in code.co_names)

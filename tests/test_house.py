@@ -25,6 +25,7 @@ SHARED = {
         "boxes",
         "columns",
         "epilogue",
+        "flops",
         "gather2d",
         "indexing",
         "interpreter",
