@@ -225,8 +225,8 @@ def nearest2d_forward(x: Tensor, size: Ints, factors: Sequence[float], exact: bo
         (N, C, P, Q), channels_last if `x` is.
     """
     y = resized(x, size)
-    shift = 0.5 if exact else 0.0
     scales = _nearest_scales(x.shape[2:], size, factors, exact)
+    shift = 0.5 if exact else 0.0
     gather2d(x, y, _axes(x.shape[2:], size, shift), (1, 1), _nearest, what="copy", scales=scales)
     return y
 
@@ -238,8 +238,8 @@ def nearest2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], exact: 
     `factors` and `exact` are those of the forward.
     """
     dx = resized(dy, size)
-    shift = 0.5 if exact else 0.0
     scales = _nearest_scales(size, dy.shape[2:], factors, exact)
+    shift = 0.5 if exact else 0.0
     readers = _readers(size, dy, scales, 0.0, 1.0, shift)
     gather2d(dy, dx, _axes(size, dy.shape[2:], shift), readers, _nearest_reader, scales=scales)
     return dx
