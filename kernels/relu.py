@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trinn.kernels.indexing import offset_of
-from trinn.kernels.launch import index_type, launch, memory_order
+from trinn.kernels.launch import empty, index_type, launch, memory_order
 from trinn.kernels.op import op
 from trinn.kernels.precision import widened
 from trinn.kernels.tuning import elementwise_block
@@ -33,10 +33,8 @@ def _relu_kernel(x, dy, result, sizes, x_strides, dy_strides, strides, elements,
 
 def _empty_relu(x: Tensor) -> Tensor:
     # An axis of one element may have any stride; torch's elementwise operators set it.
-    for memory_format in (torch.contiguous_format, torch.channels_last)[: 2 if x.dim() == 4 else 1]:
-        if x.is_contiguous(memory_format=memory_format):
-            return torch.empty_like(x, memory_format=memory_format)
-    return torch.empty_like(x)
+    channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return empty(x, x.shape, channels_last) if x.is_contiguous() or channels_last else torch.empty_like(x)
 
 
 def _empty_relu_backward(dy: Tensor, y: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def integer(value: Any, expected: str, scalar: bool = False) -> int:
         TypeError: anything else, or a bool, with the words for what was expected.
         ValueError: a number of more than 64 bits.
     """
-    if isinstance(value, torch.SymInt) or type(value) is int and torch.compiler.is_compiling():  # a symbol is an int there
+    if isinstance(value, torch.SymInt) or type(value) is int and -(2**63) <= value < 2**63:  # as is a symbol of torch.compile
         return cast(int, value)
     if isinstance(value, Tensor):
         right = value.numel() == 1 and not (value.is_floating_point() or value.is_complex())

@@ -170,6 +170,7 @@ def _constructor(name: str) -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name,argument", [(name, argument) for name in MODULES if "Lazy" not in name for argument in _constructor(name)]

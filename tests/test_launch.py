@@ -91,9 +91,9 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("pool", [tnn.max_pool2d, tnn.adaptive_max_pool2d])
-def test_indices_on_request_alone(pool: Callable[..., Any]) -> None:
-    """A max pooling keeps a byte an output for its backward pass; int64 indices are made where they are asked for."""
+@pytest.mark.parametrize("pool,dtype", [(tnn.max_pool2d, torch.uint8), (tnn.adaptive_max_pool2d, torch.int32)])
+def test_indices_on_request_alone(pool: Callable[..., Any], dtype: torch.dtype) -> None:
+    """A max pooling keeps a byte an output for its backward pass, or 4 for bins; int64 indices are made on request alone."""
     x = randn(2, 3, 6, 8).requires_grad_()
     for asked in (False, True):
         kept: list[torch.Tensor] = []
@@ -105,7 +105,7 @@ def test_indices_on_request_alone(pool: Callable[..., Any]) -> None:
         with Kernels() as kernels, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             result = pool(x, 2, return_indices=asked)
         y = result[0] if asked else result
-        assert [t.dtype for t in kept] == [torch.uint8] and kept[0].shape == y.shape
+        assert [t.dtype for t in kept] == [dtype] and kept[0].shape == y.shape
         assert sum(name == "max_pool2d_pick" for name in kernels.names) == asked
         assert not asked or result[1].dtype == torch.int64
 

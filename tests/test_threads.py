@@ -3,7 +3,6 @@
 import random
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -103,7 +102,7 @@ def test_one_launch_at_a_time(interpreted: bool, monkeypatch: pytest.MonkeyPatch
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
-        time.sleep(1e-3)
+        threading.Event().wait(1e-3)  # so that another thread can start
         at_once -= 1
 
     kernel = type("Kernel", (SimpleNamespace,), {"__getitem__": lambda self, grid: run})()
