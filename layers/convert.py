@@ -39,7 +39,7 @@ UNCALLED = {
     "__annotations_cache__", "__constants__", "__firstlineno__", "__static_attributes__", "__init_subclass__",
     "__class_getitem__", "__subclasshook__",
 }  # fmt: skip
-# What layers hold, of which torch's classes do not always say so.
+# Tensors that layers hold; torch's classes do not always declare them.
 TENSORS = "weight", "bias", "running_mean", "running_var", "num_batches_tracked"
 
 
@@ -97,9 +97,9 @@ def convert(
 def revert(model: Model) -> Model:
     """Make every layer of trinn in a model torch's again, in place: the inverse of `convert`.
 
-    Layers that were trinn's from the start become torch's too, of the same class name. So do those that FSDP2's `fully_shard`,
-    `replicate` or parametrizations were put over since; they stay sharded, replicated and parametrized. A `forward` that was
-    wrapped and assigned to a converted module, as in `layer.forward = wrapper(layer.forward)`, goes on to call what it wraps.
+    A layer that was trinn's from the start becomes torch's layer of the same name. A layer that was sharded by FSDP2's
+    `fully_shard`, replicated or parametrized after `convert` becomes torch's too, and stays sharded and so on. If a `forward`
+    was wrapped after `convert`, as in `layer.forward = wrapper(layer.forward)`, the wrapper still calls what it wraps.
 
     Returns:
         `model`. It is as it was where an exception is raised.
@@ -116,7 +116,7 @@ def revert(model: Model) -> Model:
 
 
 def layer_of(module: nn.Module) -> Layer | None:
-    """Which layer of torch.nn or of trinn, of those that both have, a module is; None for other modules."""
+    """The class in OURS or TORCHS that a module is an instance of; None if there is none."""
     return next((cls for cls in written(type(module)).__mro__ if cls in OURS or cls in TORCHS), None)
 
 

@@ -20,10 +20,12 @@ _MISSING = object()
 
 
 def functional(function: Functional) -> Functional:
-    """A function that can be overridden as those of torch.nn.functional. Its annotations say which arguments are tensors.
+    """Decorate a function so that tensor subclasses, modes and torch.fx can override it, and a wrong argument is refused.
+
+    The annotations of the function say which of its arguments are tensors.
 
     Raises:
-        TypeError: by the function, for an argument that has to be a tensor and is none.
+        TypeError: the decorated function got something else in place of a tensor.
     """
     parameters = enumerate(inspect.signature(function).parameters.values())
     tensors = [(i, p.name, p.annotation != Tensor) for i, p in parameters if p.annotation in (Tensor, Tensor | None)]
@@ -47,15 +49,16 @@ def functional(function: Functional) -> Functional:
 
 
 def layer(cls: Layer) -> Layer:
-    """A class of modules that torch.fx takes for a leaf, one node of its graph, wherever it takes torch's class for one.
+    """Decorate a class so that torch.fx makes its modules leaves, one node of the graph, wherever torch's class is a leaf.
 
-    torch.fx goes by the module that a class is defined in, and would trace a forward of ours, after its hooks were called.
+    torch.fx decides by the module that defines a class. Without this it would call hooks of our layers and trace their forward.
     """
     called: Any = cls._call_impl
 
     def call(self: Any, *args: Any, **options: Any) -> Any:
-        if has_torch_function((*args, *options.values()) if options else args) and type(self) is cls:
-            tracer: Any = next((arg.tracer for arg in (*args, *options.values()) if isinstance(arg, Proxy)), None)
+        given = (*args, *options.values()) if options else args
+        if has_torch_function(given) and type(self) is cls:
+            tracer: Any = next((arg.tracer for arg in given if isinstance(arg, Proxy)), None)
             if tracer is not None and _is_leaf(self, tracer):
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, options)
         return called(self, *args, **options)

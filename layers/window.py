@@ -69,14 +69,14 @@ def real(value: Any, expected: str) -> float:
     if isinstance(value, Tensor):
         right = value.dim() == 0 and not (value.requires_grad or value.is_complex())
     else:
-        right = isinstance(value, (int, float)) or is_numpys_number(value)
+        right = isinstance(value, (int, float)) or _is_numpy_scalar(value)
     if not right:
         raise TypeError(f"{expected}, but got {value!r}")
     return float(value)
 
 
-def is_numpys_number(value: Any) -> bool:
-    """Whether a value is a number or a bool of NumPy's, and no array."""
+def _is_numpy_scalar(value: Any) -> bool:
+    """Whether a value is a real number or a bool that NumPy made, and no array."""
     return type(value).__module__ == "numpy" and not hasattr(value, "__len__") and value.dtype.kind in "biuf"
 
 

@@ -1,7 +1,7 @@
 """Imports torch, Triton and trinn in every order, each in a process that has imported nothing else, where torch sees no GPU:
-`python -m tests.import_orders` prints what went wrong in which, as JSON.
+`python -m tests.import_orders` prints, as JSON, the traceback of each order that failed.
 
-Processes fork from one that has imported torch, which takes the most time.
+Importing torch takes the most time, so one process imports it, and a fork of that process runs each order.
 """
 
 import functools

@@ -43,7 +43,7 @@ class Parameter(NamedTuple):
 
 
 class Launches(threading.local):
-    """What this thread launches, with each tensor by the order in which it comes up; of those that autograd made nothing."""
+    """The launches of this thread. A tensor is a number, in the order of first use; one that autograd made has none."""
 
     def __init__(self) -> None:
         self.clear()

@@ -1,4 +1,4 @@
-"""Threads that call layers at the same time get what each gets alone. For launches from notes: tests/test_replay.py."""
+"""Several threads call layers at the same time, and get the same results as one thread. tests/test_replay.py tests replays."""
 
 import random
 import sys
