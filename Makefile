@@ -9,7 +9,7 @@ BENCH ?= --quick
 OUT ?=
 
 BIN := .venv/bin
-CONVOLUTIONS := $(addprefix tests/test_,conv2d.py conv_transpose2d.py fused.py joining.py hard_inputs.py models.py moduleinfo.py)
+CONVOLUTIONS := $(addprefix tests/test_,conv2d.py conv_transpose2d.py fused.py fuse.py hard_inputs.py models.py moduleinfo.py)
 BUILT := .venv/built
 # The machine with a GPU that results come from has these; `make rehearse` and `make gpu-cache` stand for it.
 REHEARSED := torch==2.11.0 triton==3.6.0

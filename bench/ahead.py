@@ -70,6 +70,7 @@ def _runs(
         for layout in LAYOUTS:
             for what in models.PASSES:
                 models.Run(model, "ours", dtype, layout, "meta").step(what, "eager", Machine("meta"))()
+                models.Run(model, "ours", dtype, layout, "meta").graph(what)()
 
     for name, arithmetics in cases.items():
         for arithmetic in arithmetics:

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 import trinn
 from bench.registry import PRODUCTS
 from bench.rows import LAYOUTS, Contender, Errors, cast, errors_of, exactly, timed, verdict
 from bench.timing import Call, Machine, using
+from trinn.layers.backend import rewrite
 from trinn.models import AlexNet, LeNet
 
 
@@ -71,22 +73,25 @@ class Model:
     batch: int
     image: tuple[int, int, int]
     classes: int = 1000
+    runs: Sequence[tuple[str, ...]] = ()  # of layers in a row, for `trinn.convert(network, fuse=runs)`
     arithmetics: tuple[str, ...] = PRODUCTS
 
 
+LENET = ("conv1", "relu", "pool"), ("conv2", "relu", "pool"), ("linear1", "relu"), ("linear2", "relu")
+RESNET = [tuple(f"blocks.{b}.{name}" for name in (f"conv{i}", f"bn{i}", "relu")[: 3 if i < 3 else 2]) for b in range(16) for i in (1, 2, 3)]  # fmt: skip
 MODELS = {
-    "LeNet b128": Model(partial(LeNet, nn=nn), 128, (1, 32, 32), 10),
-    "LeNet b1024": Model(partial(LeNet, nn=nn), 1024, (1, 32, 32), 10),
+    "LeNet b128": Model(partial(LeNet, nn=nn), 128, (1, 32, 32), 10, LENET),
+    "LeNet b1024": Model(partial(LeNet, nn=nn), 1024, (1, 32, 32), 10, LENET),
     "AlexNet b128": Model(partial(AlexNet, nn=nn), 128, (3, 224, 224)),
     "AlexNet b256": Model(partial(AlexNet, nn=nn), 256, (3, 224, 224)),
-    "ResNet-50 b64": Model(ResNet, 64, (3, 224, 224)),
+    "ResNet-50 b64": Model(ResNet, 64, (3, 224, 224), runs=RESNET),
 }
 QUICK = {"LeNet b128": ("tf32", "bf16"), "AlexNet b128": ("bf16",), "ResNet-50 b64": ("bf16",)}
 PASSES = ("training", "inference")
 
 
 class Run:
-    """One side of a network with a batch: torch's, or that after `trinn.convert(network, fuse=True)`."""
+    """One side of a network with a batch: torch's, or ours, which is converted and joined; compiled, both are torch's own."""
 
     def __init__(self, model: Model, side: str, dtype: torch.dtype, layout: str, device: str, exact: bool = False) -> None:
         torch.manual_seed(0)
@@ -94,8 +99,7 @@ class Run:
             network = model.make()
             images = torch.randn(model.batch, *model.image)
             self.labels = torch.randint(model.classes, (model.batch,))
-        if side == "ours":
-            trinn.convert(network, fuse=True)
+        self.side, self.runs = side, model.runs
         self.network = cast(network, dtype).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
         self.images = images.to(dtype).contiguous(memory_format=LAYOUTS[layout])
         if exact:
@@ -107,6 +111,8 @@ class Run:
 
     def step(self, what: str, mode: str, machine: Machine) -> Call:
         """A step of training with SGD, or of inference."""
+        if self.side == "ours" and mode != "compiled":
+            self.convert()
         self.network.train(what == "training")
 
         def forward() -> Tensor:
@@ -114,7 +120,8 @@ class Run:
             return self.loss(logits) if what == "training" else logits
 
         if mode == "compiled":
-            forward = torch.compile(forward, mode="max-autotune", fullgraph=True, dynamic=False)
+            backend = trinn.compile_backend if self.side == "ours" else "inductor"
+            forward = torch.compile(forward, backend=backend, mode="max-autotune", fullgraph=True, dynamic=False)
         if what == "training":
             optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-4, momentum=0.9)
 
@@ -126,8 +133,37 @@ class Run:
             step = torch.no_grad()(forward)  # type: ignore[assignment]
         return machine.graphed(step) if mode == "graphed" else step
 
+    def convert(self) -> None:
+        trinn.convert(self.network, fuse=True)
+        trinn.convert(self.network, fuse=self.runs)
+
+    def graph(self, what: str) -> Call:
+        """A step as trinn's backend rewrites it, forward and backward, with nothing compiled: for meta tensors."""
+        found: list[Any] = []
+
+        def rewritten(graph: Any, inputs: Any) -> Any:
+            rewrite(graph, inputs)
+            found.extend((graph, inputs))
+            return graph
+
+        with _disable_current_modes(), torch.set_grad_enabled(what == "training"):
+            self.network.train(what == "training")
+            step = (lambda: self.loss(self.network(self.images))) if what == "training" else (lambda: self.network(self.images))
+            torch.compile(step, backend=rewritten, fullgraph=True, dynamic=False)()
+
+        def call() -> None:
+            graph, inputs = found
+            with torch.set_grad_enabled(what == "training"):
+                (y,) = graph(*inputs)
+                if what == "training":
+                    y.backward()
+
+        return call
+
     def results(self) -> dict[str, Tensor]:
         """The logits and all gradients, without dropout, whose draws are each side's own."""
+        if self.side == "ours":
+            self.convert()
         for module in self.network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -161,9 +197,7 @@ def _norm(tensor: Tensor) -> float:
 def rows_of(
     name: str, model: Model, arithmetic: str, machine: Machine, against: str = "eager", rounds: int = 9, least: float = 20e-3
 ) -> Iterator[dict[str, Any]]:
-    """A row for training and one for inference: ours against torch's, both eager and both graphed; or our graph against
-    torch.compile's.
-    """
+    """A row for training and one for inference: ours against torch's, both eager and both graphed, or both by torch.compile."""
     modes = {"eager": ("eager", "graphed"), "compiled": ("compiled",)}[against]
     layouts = list(LAYOUTS) if against == "eager" else ["channels_last"]
     with using(arithmetic) as dtype:
@@ -171,9 +205,8 @@ def rows_of(
         for what in PASSES:
             contenders = [Contender("torch", mode, layout) for mode in modes for layout in layouts]
             contenders += [
-                Contender("ours", "graphed" if mode == "compiled" else mode, layout)
-                for mode in modes for layout in layouts if not checked[layout]["wrong"]
-            ]  # fmt: skip
+                Contender("ours", mode, layout) for mode in modes for layout in layouts if not checked[layout]["wrong"]
+            ]
 
             def prepared(contender: Contender, what: str = what) -> list[Call]:
                 run = Run(model, contender.side, dtype, contender.layout, machine.device)

@@ -58,7 +58,7 @@ def comparisons(result: Result) -> list[Comparison]:
     for row in result["rows"]:
         modes = ["compiled"] if row["against"] == "compiled" else ["eager", "graphed"] if row["op"] == "model" else ["eager"]
         for mode in modes:
-            like = {"compiled": "graphed" if row["op"] == "model" else "eager"}.get(mode, mode)
+            like = "eager" if mode == "compiled" and row["op"] != "model" else mode
             ours, ceilings = _best(row, "ours", like), result["ceilings"]
             floors = floor_of(row, ceilings), issue_of(row, ours, ceilings)
             found.append(Comparison(row, mode, ours, _best(row, "torch", mode), *floors))

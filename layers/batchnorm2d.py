@@ -269,37 +269,31 @@ def check_vectors(
             raise RuntimeError(f"batch_norm: {name} must have one axis and not require a gradient")
 
 
-def normalized_by(
-    module: Module,
-    input: Tensor,
-    function: type[Function] = BatchNormForward,
-    *more: Any,
-    statistics: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """`normalized` with the parameters, buffers and options of a module, as torch's modules use them."""
-    module._check_input_dim(input)
-    momentum = momentum_of(module)
+def norm_arguments(module: Module, uncounted: int = 0) -> tuple[Any, ...]:
+    """What a call of a module gives `batch_norm` behind the input; `uncounted` batches are yet to be counted."""
     tracked = module.track_running_stats or not module.training
     mean, var = (module.running_mean, module.running_var) if tracked else (None, None)
-    weight, bias, training = module.weight, module.bias, takes_batch_statistics(module)
-    return normalized(
-        function, input, mean, var, weight, bias, training, momentum, module.eps, *more, statistics=statistics
-    )  # fmt: skip
-
-
-def momentum_of(module: Module) -> float:
-    """By how much a module's running statistics move now; one more batch is counted."""
+    training = module.training or (module.running_mean is None and module.running_var is None)
     momentum = module.momentum if module.momentum is not None else 0.0
-    if module.training and module.track_running_stats and module.num_batches_tracked is not None:
-        module.num_batches_tracked.add_(1)
-        if module.momentum is None:
-            momentum = 1.0 / float(module.num_batches_tracked)
-    return momentum
+    if module.momentum is None and _counts(module):
+        momentum = 1.0 / (float(module.num_batches_tracked) + uncounted)  # type: ignore[arg-type]
+    return mean, var, module.weight, module.bias, training, momentum, module.eps
 
 
-def takes_batch_statistics(module: Module) -> bool:
-    """Whether a module takes the statistics of its input, and not those that it has."""
-    return module.training or (module.running_mean is None and module.running_var is None)
+def count_batch(module: Module) -> None:
+    """Count one more batch, if a module counts them now."""
+    if _counts(module):
+        module.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+
+
+def _counts(module: Module) -> bool:
+    return module.training and module.track_running_stats and module.num_batches_tracked is not None
+
+
+def _called(module: Module, input: Tensor) -> Tensor:
+    module._check_input_dim(input)
+    count_batch(module)
+    return batch_norm(input, *norm_arguments(module))
 
 
 @layer
@@ -307,7 +301,7 @@ class BatchNorm1d(nn.BatchNorm1d):
     """torch.nn.BatchNorm1d on `batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return normalized_by(self, input)
+        return _called(self, input)
 
 
 @layer
@@ -315,7 +309,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """torch.nn.BatchNorm2d on `batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return normalized_by(self, input)
+        return _called(self, input)
 
 
 @layer

@@ -1,4 +1,4 @@
-"""Classes that modules get and give back: what `convert` and `revert` do to a module.
+"""Classes and forwards that modules get and give back: what `convert` and `revert` do to a module.
 
 torch too makes classes on the fly and puts them over a module's: parametrizations, FSDP2's `fully_shard`, `replicate`. A change
 goes to the class below those.
@@ -21,6 +21,14 @@ class Unannounced:
         pass
 
 
+def forward_of(module: nn.Module) -> Any:
+    """What `convert` has put in the place of a module's forward, as an attribute: a functools.partial of one of our functions and
+    the module, which torch.export knows and which can be copied and pickled. None where there is nothing.
+    """
+    forward = module.__dict__.get("forward")
+    return forward if getattr(getattr(forward, "func", None), "__module__", "").startswith("trinn.layers.") else None
+
+
 def become(module: nn.Module, cls: Layer) -> None:
     """Change a module's class, so that a model that torch.compile compiled is compiled anew at its next call."""
     if type(module) is not cls:
@@ -32,13 +40,15 @@ def become(module: nn.Module, cls: Layer) -> None:
 
 @contextmanager
 def all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Within, classes may change: an exception gives all modules back those that they had."""
-    before = [(module, type(module)) for module in model.modules()]
+    """Within, classes and forwards may change: an exception gives all modules back those that they had."""
+    before = [(module, type(module), {k: v for k, v in vars(module).items() if k == "forward"}) for module in model.modules()]
     try:
         yield
     except BaseException:
-        for module, cls in before:
+        for module, cls, forward in before:
             become(module, cls)
+            vars(module).pop("forward", None)
+            vars(module).update(forward)
         raise
 
 

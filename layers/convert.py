@@ -8,7 +8,7 @@ import copyreg
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,9 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from trinn import layers
 from trinn.kernels import interpreter
-from trinn.layers import joining
-from trinn.layers.classes import Layer, Unannounced, all_or_nothing, become, replaced, written
+from trinn.layers.classes import Layer, Unannounced, all_or_nothing, become, forward_of, replaced, written
 from trinn.layers.function import FLOATS
+from trinn.layers.fused import called_in_a_row, called_in_runs, joined_by
+from trinn.layers.patched import called_patched
 from trinn.layers.upsample2d import MODES
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,14 +49,15 @@ def convert(
     *,
     include: Layer | str | Iterable[Layer | str] | None = None,
     filter_fn: Callable[[str, nn.Module], bool] | None = None,
-    fuse: bool = False,
+    fuse: bool | Sequence[Sequence[str]] = False,
 ) -> Model:
     """Put the layers of a model on trinn's kernels, in place; `report` says which.
 
-    A layer is converted if its class is one of torch.nn's that trinn has too, also if it has parametrizations or is yet to get
-    its sizes, or a subclass that leaves what a call does as it is, such as one with an `__init__` of its own. What stays
-    torch's: subclasses that do more; layers whose `forward` was replaced; quantised, scripted, sharded (DTensor) and complex
-    ones, so convert before FSDP2's `fully_shard`; Upsample in a mode that trinn does not have.
+    A layer is converted if its class is one of torch.nn's that trinn has too, or a user's subclass of one, also if it has
+    parametrizations or is yet to get its sizes. A subclass that changes what a call does, with a `forward` of its own for
+    instance, keeps it: it runs with trinn's functions in the place of torch's, as under `patched`. What stays torch's: layers
+    whose `forward` was replaced; quantised, scripted, sharded (DTensor) and complex ones, so convert before FSDP2's
+    `fully_shard`; Upsample in a mode that trinn does not have.
 
     `isinstance(layer, nn.Conv2d)` stays true, and so it does for a subclass of one's own; `type(layer) is nn.Conv2d` does not.
 
@@ -64,34 +66,78 @@ def convert(
     Args:
         include: classes of torch.nn to convert, or their names, such as `(nn.Conv2d, "Linear")`; all, if None.
         filter_fn: of a layer's name in the model and the layer: whether to convert it.
-        fuse: also join layers of trinn that are called in a row, such as a convolution, a batch norm and a ReLU, or a batch
-            norm, an addition and a ReLU. The modules that call them get subclasses of their classes; children and names stay as
-            they are. layers/joining.py says what is found.
+        fuse: True: also join layers in a row in each nn.Sequential, or subclass with its `forward` and `__iter__`, such as a
+            convolution, a batch norm and a ReLU. Or runs of layers by their names in the model, such as
+            `[("conv1", "bn1", "relu")]`, each of which is called right after the one before and nowhere else is the result of
+            that one used, as for torch.ao.quantization.fuse_modules. Modules and names stay as they are. Layers with hooks,
+            parametrizations and the like run one by one. layers/joined.py says what is joined.
 
     Returns:
         `model`, which may itself be a layer. A converted layer stays as it is.
 
     Raises:
         TypeError: a model that is no module, or a ScriptModule.
-        ValueError: a class or a name that trinn does not have.
+        ValueError: a class or a name that trinn does not have; a layer that begins two runs, or is in one twice.
+        AttributeError: a run with a name that the model does not have.
+        NotImplementedError: a run of layers that trinn does not join.
 
     With these exceptions, and with any that `filter_fn` or a user's class raises, the model is as it was.
     """
     _check(model)
     wanted = _included(include)
+    runs = _runs(model, fuse)
     plan = [
-        (module, replaced(type(module), _ours))
+        module
         for name, module in model.named_modules()
         if layer_of(module) in wanted and obstacle(module) is None and (filter_fn is None or filter_fn(name, module))
     ]
     if interpreter.NOWHERE and any(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers())):
         warnings.warn(interpreter.NOWHERE, stacklevel=2)
     with all_or_nothing(model):
-        for module, ours in plan:
-            become(module, ours)
-        if fuse:
-            joining.fuse(model)
+        for module in plan:
+            if has_own_forward(module):
+                vars(module)["forward"] = functools.partial(called_patched, module)
+            else:
+                become(module, replaced(type(module), _ours))
+        if fuse is True:
+            _join_rows(model)
+        _join_runs(runs)
     return model
+
+
+def _runs(model: nn.Module, fuse: bool | Sequence[Sequence[str]]) -> dict[tuple[str, ...], tuple[nn.Module, ...]]:
+    """Runs by the names of their layers."""
+    if isinstance(fuse, bool):
+        return {}
+    if fuse and all(isinstance(name, str) for name in fuse):
+        fuse = [fuse]  # type: ignore[list-item]
+    return {tuple(run): tuple(model.get_submodule(name) for name in run) for run in fuse}
+
+
+def _join_rows(model: nn.Module) -> None:
+    """Join layers in a row in what is called as an nn.Sequential is."""
+    for module in model.modules():
+        kind, children = type(module), tuple(module._modules.values())
+        if isinstance(module, nn.Sequential) and "forward" not in vars(module) and not isinstance(module, torch.jit.ScriptModule):
+            if kind.forward is nn.Sequential.forward and kind.__iter__ is nn.Sequential.__iter__:
+                if any(joined_by(children[place:])[1] for place in range(len(children))):
+                    vars(module)["forward"] = functools.partial(called_in_a_row, module)
+
+
+def _join_runs(runs: dict[tuple[str, ...], tuple[nn.Module, ...]]) -> None:
+    """Join the layers of each run."""
+    begun: dict[nn.Module, tuple[nn.Module, ...]] = {}
+    for names, run in runs.items():
+        if joined_by(run)[0] < max(len(run), 2):
+            kinds = ", ".join(f"{type(layer).__module__}.{type(layer).__name__}" for layer in run)
+            raise NotImplementedError(f"fuse: cannot join {', '.join(names)}, which are {kinds}")
+        if len(set(run)) < len(run) or run[0] in begun:
+            raise ValueError(f"fuse: {', '.join(names)} has a layer twice, or begins with one that another run begins with")
+        begun[run[0]] = run
+    for run in runs.values():
+        for layer in run:
+            if layer in begun or forward_of(layer) is None:
+                vars(layer)["forward"] = functools.partial(called_in_runs, layer, begun.get(layer, ()))
 
 
 def revert(model: Model) -> Model:
@@ -112,6 +158,8 @@ def revert(model: Model) -> Model:
     with all_or_nothing(model):
         for module, torchs in plan:
             become(module, torchs)
+            if forward_of(module) is not None:
+                del module.forward
     return model
 
 
@@ -128,16 +176,21 @@ def obstacle(module: nn.Module) -> str | None:
         return "a ScriptModule, which is compiled"
     if base not in OURS:
         return f"trinn has no {kind.__name__}" if kind.__module__.startswith("torch.") else "a forward of its own"
-    if own := _called(kind, base) & _names(base):
-        return f"a subclass of {base.__name__} with a {'forward' if 'forward' in own else min(own)} of its own"
     if kind is not base and kind.__module__.startswith("torch."):
         return f"torch's own subclass of {base.__name__}"
     return replacement(module) or unreadable(module)
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a user's subclass of a layer of torch.nn changes what a call does."""
+    base: Any = layer_of(module)
+    return base in OURS and bool(_called(written(type(module)), base) & _names(base))
+
+
 def replacement(module: nn.Module) -> str | None:
     """What a user has put in place of a layer's method, in a few words."""
     names = {"forward", "_conv_forward"} & module.__dict__.keys()
+    names -= {"forward"} if forward_of(module) is not None else set()
     return f"its {min(names)} was replaced" if names else None
 
 
@@ -227,5 +280,4 @@ def _ours(cls: Layer) -> Layer:
 
 def _torchs(cls: Layer) -> Layer:
     """The class that one of trinn's was made of; other classes as they are."""
-    cls = joining.unfused(cls)
     return TORCHS.get(cls) or vars(cls).get("_subclass", cls)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_is_compiling, _is_tracing, _grad_is_enabled = torch.compiler.is_compiling, torch._C._is_tracing, torch.is_grad_enabled
+_is_read_by_dynamo, _is_tracing, _grad_is_enabled = torch.compiler.is_dynamo_compiling, torch._C._is_tracing, torch.is_grad_enabled
 _is_transformed = torch._C._are_functorch_transforms_active
 
 # The floating dtypes that the kernels compute in.
@@ -48,11 +48,11 @@ class Function(torch.autograd.Function):
     @classmethod
     def call(cls, *inputs: Any) -> Any:
         """`apply`, by the cheapest way that is right here; no Function at all when nobody asks for a gradient."""
-        if _is_compiling():
+        if _is_read_by_dynamo():
             return cls.apply(*inputs)
         if _is_tracing():
             raise RuntimeError("torch.jit.trace cannot follow trinn's operators; torch.export and torch.compile can")
-        if forward_ad._current_level >= 0:
+        if differentiated_forward():
             return cls._dual.apply(*map(_sealed, inputs))
         if _is_transformed():
             return cls.apply(*inputs)
@@ -178,8 +178,11 @@ def transformed() -> bool:
 
 
 def differentiated_forward() -> bool:
-    """Whether forward-mode differentiation is at work."""
-    return forward_ad._current_level >= 0
+    """Whether forward-mode differentiation is at work, in a graph of torch.compile too, which enters it by other ways."""
+    if forward_ad._current_level >= 0 or not _is_transformed():
+        return forward_ad._current_level >= 0
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in levels)
 
 
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:

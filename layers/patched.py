@@ -67,3 +67,9 @@ class patched(TorchFunctionMode, ContextDecorator):
         if func is Tensor.unflatten:
             return args[0].unflatten(*args[1:], **kwargs or {})  # torch.compile follows the method, not the function
         return FUNCTIONS.get(func, func)(*args, **kwargs or {})
+
+
+def called_patched(module: Any, *args: Any, **options: Any) -> Any:
+    """The forward of a user's subclass of a layer, with trinn's functions in the place of torch's."""
+    with patched():
+        return type(module).forward(module, *args, **options)

@@ -1,5 +1,6 @@
 """Which layers of a model run on trinn's kernels, and why the others do not: `report`."""
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -12,17 +13,18 @@ import trinn
 from trinn.kernels.depthwise2d import is_depthwise
 from trinn.kernels.launch import INTERPRETED
 from trinn.layers import Conv2d
-from trinn.layers.classes import Layer, written
-from trinn.layers.convert import TORCHS, layer_of, obstacle, replacement, unreadable
-from trinn.layers.fused import is_just
-from trinn.layers.joining import KINDS, joins_of
+from trinn.layers.classes import Layer, forward_of, written
+from trinn.layers.convert import OURS, TORCHS, layer_of, obstacle, replacement, unreadable
+from trinn.layers.fused import called_in_a_row, called_in_runs, joined_by
+from trinn.layers.patched import called_patched
 
 NOTHING = "nothing"  # to compute
 COVERED = ": patched() covers the functions it calls"
+OWN = "a forward of its own, with trinn's functions in the place of torch's"
 UNSEEN = "Functions that forwards call, such as F.relu, are not seen: torch's, but under trinn.patched()."
 
 
-class Row(NamedTuple):
+class Line(NamedTuple):
     """A layer: its name in the model, its class, what runs, what is joined with it, and why or what else is to be said."""
 
     layer: str
@@ -41,8 +43,11 @@ def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False
 
     A layer is a module without children, with parameters of its own, or of a class that trinn has. What computes nothing, such
     as Identity, Flatten, and Dropout in evaluation, does not count. It is said what runs if the model is called now: where
-    forwards were replaced and where there are hooks, which may replace results, and what `convert(..., fuse=True)` joins of the
+    forwards were replaced and where there are hooks, which may replace results, and what `convert(..., fuse=...)` joins of the
     children that are there. Functions that a forward calls are not listed: they are torch's, unless under `patched`.
+
+    Of a model that torch.compile compiled by the backend trinn it says instead which operators of its graphs, in all, run on
+    trinn's kernels, which were joined, and what stayed with Inductor and why.
 
     Args:
         file: where to print; sys.stdout, if None.
@@ -53,15 +58,18 @@ def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
+    graphs, is_compiled = _graphs(model), hasattr(model, "_orig_mod")
+    if graphs or is_compiled:
+        _report_graphs(getattr(model, "_orig_mod", model), graphs, file)
+    if is_compiled:
+        return
     found = list(rows(model))
     counted = [row for row in found if row.runs != NOTHING]
     ours, joined = sum(row.on_trinn for row in counted), sum(bool(row.joined) for row in counted)
     title = f"{type(model).__name__}: {ours} of {len(counted)} layers on trinn {trinn.__version__}, {_where(model)}"
     print(title + (f", {joined} joined" if joined else ""), file=file)
     table = [("layer", "class", "runs", "joined with", "why"), *found] if layers else list(_by_class(counted))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    print("\n".join((lines[0], "-" * max(map(len, lines)), *lines[1:])), file=file)
+    _print(table, file)
     if not layers:
         idle = Counter(row.kind for row in found if row.runs == NOTHING)
         if idle:
@@ -69,25 +77,50 @@ def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False
         print(UNSEEN, "trinn.report(model, layers=True) lists the layers.", sep="\n", file=file)
 
 
-def rows(model: nn.Module) -> Iterator[Row]:
+def _print(table: Sequence[Sequence[str]], file: TextIO | None) -> None:
+    """A table with its head."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    print("\n".join((lines[0], "-" * max(map(len, lines)), *lines[1:])), file=file)
+
+
+def _graphs(model: nn.Module) -> list[Any]:
+    """What the backend of torch.compile noted of the graphs of a model."""
+    backend: Any = sys.modules.get("trinn.layers.backend")  # which imports torch's compiler
+    return backend.summaries_of(model) if backend else []
+
+
+def _report_graphs(model: nn.Module, graphs: Sequence[Any], file: TextIO | None) -> None:
+    taken, joined, left = (sum((getattr(graph, name) for graph in graphs), Counter()) for name in ("taken", "joined", "left"))
+    rest = " and ".join(sorted({graph.rest for graph in graphs})) or "nothing"
+    title = f"{type(model).__name__}: {len(graphs)} graphs compiled by trinn {trinn.__version__} and {rest}, "
+    print(f"{title}{taken.total() + joined.total()} operators on trinn, {joined.total()} joined", file=file)
+    if not graphs:
+        print('A graph is compiled by torch.compile(model, backend="trinn") when the model is first called.', file=file)
+        return
+    ours = [(name, str(count), "trinn", "") for name, count in (*joined.most_common(), *taken.most_common())]
+    others = [(name, str(count), rest, why) for (name, why), count in left.most_common()]
+    _print([("operator", "calls", "by", "why not trinn"), *ours, *others], file)
+
+
+def rows(model: nn.Module) -> Iterator[Line]:
     """A row for each layer of a model."""
-    joined, apart = _joined(model)
+    joined = _joined(model)
     sharded = {module for fsdp in model.modules() if _is_fsdp(fsdp) for module in fsdp.modules()}
     for name, module in model.named_modules():
         if layer_of(module) is not None or not _is_container(module):
             runs, why = _what_runs(module, module in sharded)
-            ours = runs.startswith("kernels/")
-            notes = [why, apart.get(module, "")] if ours else [why]
-            others = joined.get(module, "") if ours else ""
-            yield Row(name or "(model)", type(module).__name__, runs, others, "; ".join(filter(None, notes)))
+            yield Line(name or "(model)", type(module).__name__, runs, joined.get(module, ""), why)
 
 
 def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
-    """Row.runs of a layer and why."""
+    """Line.runs of a layer and why."""
     kind, base, changed = written(type(module)), layer_of(module), replacement(module)
     if not changed and _computes_nothing(module, kind):
         return NOTHING, ""
     own = changed or _is_own(kind, base or nn.Module)
+    if getattr(forward_of(module), "func", None) is called_patched:
+        return _kernels(module, OURS[base]), OWN  # type: ignore[index]
     if base not in TORCHS:
         written_by_user = changed or not kind.__module__.startswith("torch.")
         why = (obstacle(module) or "not converted") + (COVERED if written_by_user else "")
@@ -102,11 +135,11 @@ def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
     return _kernels(module, base), "; ".join(filter(None, notes))
 
 
-def _by_class(counted: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+def _by_class(counted: Sequence[Line]) -> Iterator[tuple[str, ...]]:
     """The summary: for each class how many, and what is to be said of some."""
     head = "class", "layers", "trinn", "joined", "why not, or what else"
     yield head
-    classes: dict[str, list[Row]] = defaultdict(list)
+    classes: dict[str, list[Line]] = defaultdict(list)
     for row in counted:
         classes[row.kind].append(row)
     for kind, its in sorted(classes.items(), key=lambda item: -len(item[1])):
@@ -116,32 +149,32 @@ def _by_class(counted: Sequence[Row]) -> Iterator[tuple[str, ...]]:
         yield from (("", "", "", "", other) for other in others)
 
 
-def _joined(model: nn.Module) -> tuple[dict[nn.Module, str], dict[nn.Module, str]]:
-    """Of each layer what `convert(..., fuse=True)` has joined it with, and what stands in the way where it does not run so."""
+def _joined(model: nn.Module) -> dict[nn.Module, str]:
+    """Of each layer what `convert(..., fuse=...)` has joined it with, as it runs now."""
     joined: dict[nn.Module, list[str]] = defaultdict(list)
-    apart: dict[nn.Module, str] = {}
+    names = {module: name for name, module in model.named_modules()}
     for module in model.modules():
-        for names in joins_of(module):
-            layers = {name: child for name, child in module._modules.items() if name in names and child is not None}
-            caller = "a caller's forward that was replaced" if replacement(module) else None
-            way = next(filter(None, (caller, *map(_in_the_way, layers.values()))), None)
-            for name, layer in layers.items():
-                if way is None:
-                    joined[layer].append(", ".join(other for other in names if other != name))
-                else:
-                    apart[layer] = f"not joined, for {way}"
-    return {layer: "; ".join(names) for layer, names in joined.items()}, apart
+        for run in _runs(module):
+            for layer in run:
+                inside = names[layer].rpartition(".")[0]
+                others = (names[other].removeprefix(f"{inside}.") for other in run if other is not layer)
+                joined[layer].append(", ".join(others))
+    return {layer: "; ".join(others) for layer, others in joined.items()}
 
 
-def _in_the_way(layer: nn.Module) -> str | None:
-    """What a call of a layer is beyond its forward, or in place of it, so that layers are called one by one."""
-    if is_just(layer, *KINDS):
-        return None
-    if replacement(layer):
-        return "a forward that was replaced"
-    if _is_own(type(layer), layer_of(layer)):
-        return "a forward of a subclass"
-    return "a computed weight" if "parametrizations" in layer._modules else "hooks"
+def _runs(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
+    """The layers that a module's forward joins."""
+    function, *arguments = (forward.func, *forward.args[1:]) if (forward := forward_of(module)) else (None,)
+    layers: tuple[Any, ...] = ()
+    if function is called_in_a_row:
+        layers = tuple(module._modules.values())
+    elif function is called_in_runs and joined_by(arguments[0])[0] == len(arguments[0]):
+        layers = arguments[0]
+    while layers:
+        count = joined_by(layers)[0]
+        if count > 1:
+            yield layers[:count]
+        layers = layers[count:]
 
 
 def _is_own(kind: Layer, base: Any) -> bool:

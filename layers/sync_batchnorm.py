@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from trinn.kernels import ops
-from trinn.layers.batchnorm2d import check_vectors, momentum_of, normalized_by
+from trinn.layers.batchnorm2d import batch_norm, check_vectors, count_batch, norm_arguments
 from trinn.layers.function import Function, transformed
 from trinn.layers.public import layer
 from trinn.layers.window import real
@@ -121,11 +121,12 @@ def _normalized_by(module: nn.SyncBatchNorm, input: Tensor) -> Tensor:
     module._check_input_dim(input)
     module._check_non_zero_input_channels(input)
     group = _others(module) if module.training else None
+    count_batch(module)
+    arguments = norm_arguments(module)
     if group is None:
-        return normalized_by(module, input)
-    momentum = momentum_of(module)
-    mean, var = (module.running_mean, module.running_var) if module.track_running_stats else (None, None)
-    return sync_batch_norm(input, mean, var, module.weight, module.bias, momentum, module.eps, group)
+        return batch_norm(input, *arguments)
+    mean, var, weight, bias, _, momentum, eps = arguments
+    return sync_batch_norm(input, mean, var, weight, bias, momentum, eps, group)
 
 
 def _others(module: nn.SyncBatchNorm) -> "distributed.ProcessGroup | None":

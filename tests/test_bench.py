@@ -27,7 +27,8 @@ from bench.rows import Contender, Instance
 from bench.timing import Machine, Spread, interleaved
 from bench.workers import worked_off
 from trinn.kernels import ops
-from trinn.layers import convert, fused, joining
+from trinn.layers import convert
+from trinn.layers.report import rows as layers_of
 from trinn.models import LeNet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -348,20 +349,15 @@ def test_resnet_50_is_it() -> None:
     assert network(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
 
 
-def test_our_networks_are_converted_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All batch norms of ResNet-50: with a ReLU, in a shortcut without one, and at the end of a block with an addition."""
-    calls: Counter[str] = Counter()
-
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args: calls.update([name]) or function(*args)
-
-    kinds = {kinds: counted(" ".join(k.__name__ for k in kinds if k), f) for kinds, f in joining.JOINED.items()}
-    monkeypatch.setattr(joining, "JOINED", kinds)
-    monkeypatch.setattr(joining, "bn_add_relu", counted("tail", fused.bn_add_relu))
+def test_our_networks_are_joined() -> None:
+    """All batch norms of ResNet-50: with a ReLU, in a shortcut without one, and at the end of a block, compiled with the sum."""
     run = models.Run(models.MODELS["ResNet-50 b64"], "ours", torch.bfloat16, "channels_last", "meta")
+    run.graph("training")()
     run.step("training", "eager", Here(SetClock()))()
-    assert calls == {"Conv2d BatchNorm2d ReLU": 1 + 2 * 16, "Conv2d BatchNorm2d": 4, "tail": 16}
     assert not [module for module in run.network.modules() if type(module) in convert.OURS]
+    joined = Counter(row.joined.count(",") + 1 for row in layers_of(run.network) if row.kind == "BatchNorm2d" and row.joined)
+    assert joined == {2: 1 + 2 * 16, 1: 4 + 16}
+    assert not any(p.grad is None for p in run.network.parameters())
 
 
 CHILD = """

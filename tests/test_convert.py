@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -30,8 +31,9 @@ from tests.architectures import (
 )
 from tests.check import DEVICE, randn
 from tests.networks import check_deep_network, passes
+from tests.test_lenet import OnlyOurs
 from trinn.kernels import tuning
-from trinn.layers.report import COVERED, rows
+from trinn.layers.report import COVERED, OWN, rows
 from trinn.models import AlexNet, LeNet
 
 Shape = tuple[int, ...]
@@ -316,12 +318,9 @@ class Tied(nn.Linear):
 
 
 class Still(nn.BatchNorm2d):
-    """Whose statistics are made for each call."""
+    """Whose running statistics do not move."""
 
-    running_var = property(lambda self: torch.ones(1))
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
+    momentum = property(lambda self: 0.0, lambda self, _: None)
 
 
 class Strided(nn.AvgPool2d):
@@ -356,14 +355,6 @@ def left_alone() -> dict[str, tuple[nn.Module, str]]:
     inner._conv_forward = lambda *_: None  # type: ignore
     sharded.weight = nn.Parameter(TwoTensor(torch.ones(1, 1), torch.ones(1, 1)))
     return {
-        f"a subclass of Conv2d with a forward of its own{COVERED}": (Doubled(1, 1, 1), "its forward"),
-        f"a subclass of Conv2d with a _conv_forward of its own{COVERED}": (Standardized(1, 1, 1), "its forward"),
-        f"a subclass of Linear with a __call__ of its own{COVERED}": (Called(1, 1), "its forward"),
-        f"a subclass of Linear with a weight of its own{COVERED}": (Tied(), "torch"),
-        f"a subclass of BatchNorm2d with a running_var of its own{COVERED}": (Still(), "torch"),
-        f"a subclass of AvgPool2d with a stride of its own{COVERED}": (Strided(1), "torch"),
-        f"a subclass of BatchNorm2d with a _check_input_dim of its own{COVERED}": (AnyRank(1), "torch"),
-        f"a subclass of ReLU with a __getattr__ of its own{COVERED}": (Watched(), "torch"),
         f"a forward of its own{COVERED}": (Swish(), "its forward"),
         f"its forward was replaced{COVERED}": (replaced, "its forward"),
         f"its _conv_forward was replaced{COVERED}": (inner, "its forward"),
@@ -373,6 +364,40 @@ def left_alone() -> dict[str, tuple[nn.Module, str]]:
         "trinn has no mode 'linear'": (nn.Upsample(scale_factor=2, mode="linear"), "torch"),
         "trinn has no Conv3d": (nn.Conv3d(1, 1, 1), "torch"),
     }
+
+
+# Subclasses that change what a call does, and the shape of an input.
+OWN_FORWARDS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
+    "forward": (lambda: Doubled(2, 3, 2), (2, 2, 4, 4)),
+    "_conv_forward": (lambda: Standardized(2, 3, 2), (2, 2, 4, 4)),
+    "__call__": (lambda: Called(4, 3), (2, 4)),
+    "a weight": (Tied, (2, 1)),
+    "a momentum": (lambda: Still(2), (2, 2, 3, 3)),
+    "a stride": (lambda: Strided(1), (1, 2, 4, 4)),
+    "a check": (lambda: AnyRank(2), (2, 2, 3)),
+    "attributes": (Watched, (2, 3)),
+    "parametrized": (lambda: parametrizations.weight_norm(Doubled(2, 3, 2)), (2, 2, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("own", OWN_FORWARDS)
+def test_forwards_of_their_own(own: str, full_float32: None) -> None:
+    """They run as they are, with trinn's functions in the place of torch's, and only where they are converted."""
+    build, shape = OWN_FORWARDS[own]
+    model, torchs, x = nn.Sequential(built(build)), nn.Sequential(built(build)), randn(*shape)
+    cls, state = type(model[0]), list(vars(model[0]))
+    expected = torchs(x)
+    trinn.convert(model, filter_fn=lambda name, _: name != "0")
+    assert list(vars(model[0])) == state
+    trinn.convert(trinn.convert(model))
+    (row, *_) = rows(model)
+    assert row.on_trinn and row.why == OWN and type(model[0]) is cls and not cls.__subclasses__()
+    for module in (model, copy.deepcopy(model) if own != "parametrized" else model, torch.compile(model, backend="aot_eager")):
+        with OnlyOurs() if module is model else nullcontext() as mode:
+            torch.testing.assert_close(module(x), expected)
+        assert mode is None or any(name.startswith("trinn::") for name in mode.seen)
+    trinn.revert(model)
+    assert list(vars(model[0])) == state and torch.equal(model(x), torchs(x))
 
 
 @pytest.mark.parametrize("reason", left_alone())
@@ -447,7 +472,7 @@ def test_report_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
     """A row for each layer: which kernels, or why not."""
     trinn.report(trinn.convert(several(), filter_fn=lambda name, _: name != "3", fuse=True), layers=True)
     title, head, line, *lines = capsys.readouterr().out.splitlines()
-    assert title.startswith(f"Sequential: 9 of 16 layers on trinn {trinn.__version__}, on cpu (")
+    assert title.startswith(f"Sequential: 10 of 16 layers on trinn {trinn.__version__}, on cpu (")
     assert re.split("  +", head) == ["layer", "class", "runs", "joined with", "why"]
     assert set(line) == {"-"} and len(line) == max(map(len, lines))
     assert [re.split("  +", row) for row in lines] == [
@@ -464,12 +489,12 @@ def test_report_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
         ["7", "MultiheadAttention", "torch", "trinn has no MultiheadAttention"],
         ["7.out_proj", "NonDynamicallyQuantizableLinear", "torch", "torch's own subclass of Linear"],
         ["9", "Conv2d", "kernels/conv2d.py"],
-        ["10", "ParametrizedLinear", "kernels/linear.py", "not joined, for a computed weight"],
+        ["10", "ParametrizedLinear", "kernels/linear.py"],
         ["10.parametrizations.weight.0", "_WeightNorm", "torch", "trinn has no _WeightNorm"],
         ["11", "Own", "its forward", "a subclass of trinn's ReLU with a forward of its own"],
         ["12", "Identity", "nothing"],
         ["13", "Flatten", "nothing"],
-        ["14", "Doubled", "its forward", "a subclass of Conv2d with a forward of its own" + COVERED],
+        ["14", "Doubled", "kernels/conv2d.py", OWN],
     ]
 
 
@@ -478,7 +503,7 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     trinn.report(trinn.convert(several(), filter_fn=lambda name, _: name != "3", fuse=True))
     title, head, line, *lines = capsys.readouterr().out.splitlines()
     *lines, idle, functions, more = lines
-    assert title.startswith(f"Sequential: 9 of 16 layers on trinn {trinn.__version__}, on cpu (") and ", 2 joined" in title
+    assert title.startswith(f"Sequential: 10 of 16 layers on trinn {trinn.__version__}, on cpu (") and ", 2 joined" in title
     assert re.split("  +", head) == ["class", "layers", "trinn", "joined", "why not, or what else"] and set(line) == {"-"}
     assert [re.split("  +", row) for row in lines][:3] == [
         ["Conv2d", "4", "4", "1"],
@@ -508,54 +533,32 @@ AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] =
     ),
     "a forward hook": (
         lambda model: model[1].register_forward_hook(lambda *_: None) and None,
-        [
-            ("kernels/conv2d.py", "", "not joined, for hooks"),
-            ("kernels/batchnorm2d.py", "", "has hooks; not joined, for hooks"),
-            ("kernels/relu.py", "", "not joined, for hooks"),
-        ],
+        [("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "", "has hooks"), ("kernels/relu.py", "", "")],
     ),
     "a backward hook": (
         lambda model: model[0].register_full_backward_hook(lambda *_: None) and None,
-        [
-            ("kernels/conv2d.py", "", "not joined, for hooks"),
-            ("kernels/batchnorm2d.py", "", "not joined, for hooks"),
-            ("kernels/relu.py", "", "not joined, for hooks"),
-        ],
+        [("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "2", ""), ("kernels/relu.py", "1", "")],
     ),
     "a replaced forward": (
         lambda model: setattr(model[0], "forward", lambda input: input),
-        [
-            ("its forward", "", "its forward was replaced"),
-            ("kernels/batchnorm2d.py", "", "not joined, for a forward that was replaced"),
-            ("kernels/relu.py", "", "not joined, for a forward that was replaced"),
-        ],
+        [("its forward", "", "its forward was replaced"), ("kernels/batchnorm2d.py", "2", ""), ("kernels/relu.py", "1", "")],
     ),
     "a replaced _conv_forward": (
         lambda model: setattr(model[0], "_conv_forward", lambda *_: None),
-        [
-            ("its forward", "", "its _conv_forward was replaced"),
-            ("kernels/batchnorm2d.py", "", "not joined, for a forward that was replaced"),
-            ("kernels/relu.py", "", "not joined, for a forward that was replaced"),
-        ],
+        [("its forward", "", "its _conv_forward was replaced"), ("kernels/batchnorm2d.py", "2", ""), ("kernels/relu.py", "1", "")],
     ),
     "a replaced forward of the model": (
         lambda model: setattr(model, "forward", lambda input: input),
-        [
-            ("kernels/conv2d.py", "", "not joined, for a caller's forward that was replaced"),
-            ("kernels/batchnorm2d.py", "", "not joined, for a caller's forward that was replaced"),
-            ("kernels/relu.py", "", "not joined, for a caller's forward that was replaced"),
-        ],
+        [("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "", ""), ("kernels/relu.py", "", "")],
     ),
     "a parametrization": (
         lambda model: parametrizations.weight_norm(model[0]) and None,
         [
-            ("kernels/conv2d.py", "", "not joined, for a computed weight"),
-            ("torch", "", "trinn has no _WeightNorm"),
-            ("kernels/batchnorm2d.py", "", "not joined, for a computed weight"),
-            ("kernels/relu.py", "", "not joined, for a computed weight"),
+            ("kernels/conv2d.py", "", ""), ("torch", "", "trinn has no _WeightNorm"), ("kernels/batchnorm2d.py", "2", ""),
+            ("kernels/relu.py", "1", ""),
         ],
     ),
-    "a slice": (lambda model: model[:2], [("kernels/conv2d.py", "1", ""), ("kernels/batchnorm2d.py", "0", "")]),
+    "a slice": (lambda model: model[:2], [("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "", "")]),
     "another slice": (lambda model: model[2:], [("kernels/relu.py", "", "")]),
     "a layer of torch": (
         lambda model: model.__setitem__(1, nn.BatchNorm2d(2)),

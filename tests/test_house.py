@@ -63,10 +63,10 @@ STANDS_ON = {
     },
 }
 # What stands on all operators, or changes whole models.
-ON_ALL = {"classes", "convert", "fused", "joining", "patched", "report"}
+ON_ALL = {"backend", "classes", "convert", "fused", "joined", "patched", "report"}
 # Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d, which has depthwise2d_strips for
 # most, what Hopper is made for to conv2d_tma, and that images of few channels to first2d; upsample2d antialiasing to
-# antialias2d, layers/fused.py stands on conv2d_fused and several others.
+# antialias2d, layers/joined.py stands on conv2d_fused and several others.
 NO_LAYER = {"antialias2d", "conv2d_fused", "conv2d_tma", "conv2d_tma_wgrad", "depthwise2d", "depthwise2d_strips", "first2d"}
 
 # The bins of adaptive_pool2d are windows of pool2d; sync_batchnorm has the kernels of batchnorm2d.

@@ -13,7 +13,9 @@ if not Path(__file__).with_name("kernels").is_dir():
 
 _submodules = ("kernels", "layers", "models")
 # What works on whole models, and the submodule that it is in.
-_functions = {"convert": "convert", "revert": "convert", "report": "report", "patched": "patched"}
+_functions = {
+    "convert": "convert", "revert": "convert", "report": "report", "patched": "patched", "compile_backend": "backend",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

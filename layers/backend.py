@@ -1,0 +1,401 @@
+"""torch.compile(model, backend="trinn"): a graph's operators on trinn's kernels, joined where they stand in a row.
+
+TorchDynamo reads the Python of a model, checks with guards that it still says the same, and hands over a graph of calls: layers,
+functions and methods alike are one node each, in modules of torch or of trinn. Here
+
+    1. each call that trinn has a function for calls that one, if it takes the arguments: it is tried on fake tensors;
+    2. calls in a row become one, as JOINS in joined.py has it, where nobody else uses a value between them and nothing that
+       stands between writes what they read;
+    3. Inductor compiles the graph, in which trinn's kernels are opaque; or AOTAutograd alone, where Inductor cannot.
+
+What is imported of torch's compiler stands here alone: torch._dynamo.lookup_backend, torch._inductor.compile_fx.compile_fx,
+torch._inductor.list_mode_options and cpp_builder.get_cpp_compiler; of a node's meta, "example_value"
+and "grapharg". All are there from torch 2.11 to 2.13.
+"""
+
+import inspect
+import operator
+import re
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
+from torch.fx.node import map_arg
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from trinn import layers
+from trinn.kernels import interpreter
+from trinn.layers import joined
+from trinn.layers.joined import JOINS
+from trinn.layers.pad2d import pad2d
+from trinn.layers.patched import FUNCTIONS
+
+Operator = Callable[..., Any]
+
+
+def _pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """torch.nn.functional.pad, in the modes that trinn has."""
+    return pad2d(input, pad, mode)
+
+
+def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    """torch.mean over the pixels of images."""
+    axes = [d % 4 for d in dim] if isinstance(dim, (tuple, list)) else []
+    if input.dim() != 4 or sorted(axes) != [2, 3] or dtype is not None:
+        raise NotImplementedError("mean: trinn has that over the pixels of (N, C, H, W)")
+    y = layers.adaptive_avg_pool2d(input, 1)
+    return y if keepdim else y.flatten(1)
+
+
+# What calls in a graph become.
+_OURS = {getattr(layers, name) for name in layers.__all__ if name.islower() and hasattr(F, name)} | {pad2d}
+_JOINED = set(JOINS.values())
+_TAKEN: dict[Any, Operator] = (
+    FUNCTIONS
+    | {function: function for function in _OURS | _JOINED}
+    | {F.pad: _pad, torch._C._nn.pad: _pad, F.upsample: layers.interpolate, torch.mean: _mean, Tensor.mean: _mean}
+)
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+_ADDITIONS = {operator.add: False, torch.add: False, Tensor.add: False, operator.iadd: True, Tensor.add_: True}  # in place?
+
+# Calls of trinn's functions are nodes of a graph, and not what they are made of.
+for _function in _OURS | _JOINED:
+    torch._dynamo.allow_in_graph(_function)
+
+
+def compile_backend(
+    graph: GraphModule, inputs: Sequence[Any], *, mode: str | None = None, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """What torch.compile calls with a graph; `mode` and `options` are Inductor's.
+
+    As `torch.compile(model, backend="trinn")` where trinn is installed, and `backend=trinn.compile_backend` where it is not.
+    """
+    summary = rewrite(graph, inputs)
+    summary.rest, why = "aot_eager", _no_inductor()
+    _summaries.append(summary)
+    if why is None:
+        from torch._inductor import list_mode_options
+        from torch._inductor.compile_fx import compile_fx
+
+        summary.rest = "Inductor"
+        patches = {**(list_mode_options(mode) if mode else {}), **(options or {})}
+        return compile_fx(graph, inputs, config_patches=patches)  # type: ignore[arg-type]
+    if why not in _said:
+        _said.add(why)
+        warnings.warn(f"trinn: {why}; what is not trinn's runs by aot_eager in place of Inductor", stacklevel=2)
+    return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)  # type: ignore[arg-type]
+
+
+_said: set[str] = set()
+
+
+def _no_inductor() -> str | None:
+    """Why Inductor is not to compile here."""
+    if interpreter.INTERPRETED:
+        return "kernels are interpreted"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "Inductor finds no C++ compiler"
+    return None
+
+
+class Summary:
+    """What became of a graph's calls: how often each was `taken` by trinn's kernels, by the name of the operator or the names
+    of those that were `joined`, and `left` to the `rest` of the compiler, by the name and why.
+    """
+
+    def __init__(self) -> None:
+        self.taken: Counter[str] = Counter()
+        self.joined: Counter[str] = Counter()
+        self.left: Counter[tuple[str, str]] = Counter()
+        self.rest = ""
+        self.tensors: list[Any] = []  # that the graph reads, weakly
+        self.named: dict[str, torch.Size] = {}  # the shapes of parameters and buffers by what TorchDynamo calls them
+
+
+_summaries: list[Summary] = []
+compile_backend.reset = _summaries.clear  # type: ignore[attr-defined]  # which torch._dynamo.reset calls
+
+
+def summaries_of(model: nn.Module) -> list[Summary]:
+    """Of the graphs that were compiled, those that read tensors of a model. Models of one class may share their compiled code:
+    where no graph does, those that read tensors of the same names and shapes.
+    """
+    its = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    found = [summary for summary in _summaries if any(id(tensor()) in its for tensor in summary.tensors)]
+    shapes = {}
+    for kind, tensors in (("parameters", model.named_parameters()), ("buffers", model.named_buffers())):
+        for name, tensor in tensors:
+            *path, last = name.removeprefix("_orig_mod.").split(".")
+            shapes["".join(f"_modules_{part}" for part in path) + f"_{kind}_{last}_"] = tensor.shape
+    return found or [summary for summary in _summaries if summary.named and summary.named.items() <= shapes.items()]
+
+
+def rewrite(graph: GraphModule, inputs: Sequence[Any] = ()) -> Summary:
+    """Have a graph's operators computed by trinn, in place, also in graphs that are called in it, as for checkpointing."""
+    summary = Summary()
+    given = list(inputs)
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            given.append(getattr(node.meta.get("grapharg"), "example", None))
+            name = re.search("_(modules|parameters|buffers)_.*", str(node.target))
+            if name is not None and isinstance(node.meta.get("example_value"), Tensor):
+                summary.named[name.group()] = node.meta["example_value"].shape
+    summary.tensors = [weakref.ref(t) for t in given if isinstance(t, Tensor) and not isinstance(t, FakeTensor)]
+    with torch.no_grad(), _autocast_given_back() as autocasts:
+        _Rewriting(graph, inputs, summary, autocasts).run()
+    return summary
+
+
+@contextmanager
+def _autocast_given_back() -> Iterator[dict[Any, Any]]:
+    """Autocasts that are entered are left in the end."""
+    entered: dict[Any, Any] = {}
+    try:
+        yield entered
+    finally:
+        for context in reversed(entered.values()):
+            _exit_autocast(context)
+
+
+class _Effects(TorchDispatchMode):
+    """The storages that are read and written within."""
+
+    def __init__(self, *calls: "_Effects") -> None:
+        super().__init__()
+        self.reads: set[int] = set().union(*(effects.reads for effects in calls))
+        self.writes: set[int] = set().union(*(effects.writes for effects in calls))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for place, parameter in enumerate(func._schema.arguments):
+            value = args[place] if place < len(args) else kwargs.get(parameter.name)
+            for tensor in tree_leaves(value):
+                if isinstance(tensor, Tensor):
+                    self.reads.add(_storage(tensor))
+                    if parameter.alias_info is not None and parameter.alias_info.is_write:
+                        self.writes.add(_storage(tensor))
+        return func(*args, **kwargs)
+
+    def meets(self, other: "_Effects") -> bool:
+        """Whether two calls cannot change places."""
+        return bool(self.writes & (other.reads | other.writes) or self.reads & other.writes)
+
+
+def _storage(tensor: Tensor) -> int:
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+class _Rewriting:
+    """The rewriting of one graph."""
+
+    def __init__(self, module: GraphModule, inputs: Sequence[Any], summary: Summary, autocasts: dict[Any, Any]) -> None:
+        self.module, self.graph, self.summary, self.autocasts = module, module.graph, summary, autocasts
+        self.effects: dict[Node, _Effects | None] = {}
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        self.given = dict(zip(placeholders, inputs, strict=False))
+        values = tree_leaves([node.meta.get("example_value") for node in self.graph.nodes])
+        self.fake_mode = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), nullcontext())
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            if node.op in ("call_function", "call_method"):
+                self._take(node)
+        for node in list(self.graph.nodes):
+            if node.target in _OURS:
+                self._join(node)
+        for node in self.graph.nodes:
+            if node.op in ("call_function", "call_method"):
+                self._count(node)
+        self.graph.lint()
+        self.module.recompile()
+
+    def _take(self, node: Node) -> None:
+        """Have a call computed by trinn's function, if there is one that takes its arguments."""
+        function = _function(node)
+        if function is _enter_autocast:
+            self.autocasts[node] = _enter_autocast(*node.args)
+        elif function is _exit_autocast:
+            _exit_autocast(self.autocasts.pop(node.args[0]))
+        elif function in _DROPOUTS:
+            bound = _bound(function, node)
+            if not (bound.arguments["training"] and bound.arguments["p"]):
+                node.replace_all_uses_with(bound.arguments["input"])
+                self.graph.erase_node(node)
+        elif function in _TAKEN:
+            self._try(node, _TAKEN[function])
+        else:
+            for argument in node.all_input_nodes:
+                body = _attribute(self.module, argument)
+                if isinstance(body, GraphModule):
+                    _Rewriting(body, (), self.summary, self.autocasts).run()
+
+    def _try(self, node: Node, ours: Operator) -> None:
+        try:
+            bound = _bound(ours, node)
+            args, options = bound.args, bound.kwargs
+            if ours is layers.relu_:
+                ours, args = layers.relu, (*args, True)
+            device = self._value(args[0]).device
+            if device.type not in ("cuda", "meta") and not (device.type == "cpu" and interpreter.INTERPRETED):
+                raise NotImplementedError(f"on {device.type}, where trinn's kernels do not run")
+            self.effects[node] = self._effects_of(ours, args, options)
+        except Exception as refusal:
+            node.meta["trinn"] = str(refusal).partition("\n")[0] or type(refusal).__name__
+            return
+        node.op, node.target, node.args, node.kwargs = "call_function", ours, args, options
+
+    def _effects_of(self, function: Operator, args: Any, options: Any) -> _Effects:
+        """What a call reads and writes, from a call on fake tensors."""
+        args, options = map_arg((args, options), self._value)  # type: ignore[assignment]
+        with self.fake_mode:
+            args, options = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, (args, options))
+            with _Effects() as effects:
+                function(*args, **options)
+        return effects
+
+    def _value(self, node: Any) -> Any:
+        """What stands for a node's value: tensors are fake."""
+        if "example_value" in node.meta:
+            return node.meta["example_value"]
+        if node.op == "get_attr":
+            return _attribute(self.module, node)
+        return self.given[node]
+
+    def _join(self, first: Node) -> None:
+        """Have calls in a row that begin with one computed as one, if that is possible."""
+        nodes, run, arguments = [first], [first.target], [first.args[1:]]
+        while len(nodes[-1].users) == 1 and len(nodes) < 4:
+            user = next(iter(nodes[-1].users))
+            found = self._follows(user, nodes[-1])
+            if found is None:
+                break
+            nodes.append(user), run.append(found[0]), arguments.append(found[1])
+        for names, function in JOINS.items():
+            count = len(names)
+            if tuple(run[:count]) == names and self._can_meet(nodes[:count]):
+                last = nodes[count - 1]
+                with self.graph.inserting_before(last):
+                    given = [a if name is not torch.add else a[0] for name, a in zip(names, arguments, strict=False) if a]
+                    call = self.graph.call_function(function, (first.args[0], *given))
+                call.meta = dict(last.meta) | {"trinn": " + ".join(name.__name__ for name in names)}
+                last.replace_all_uses_with(call)
+                self.effects[call] = _Effects(*(self.effects[node] for node in nodes[:count]))
+                for node in reversed(nodes[:count]):
+                    self.graph.erase_node(node)
+                return
+
+    def _follows(self, user: Node, value: Node) -> tuple[Operator, tuple[Any, ...]] | None:
+        """The operator by which a call goes on with a value, and its other arguments; None if it is none that is joined."""
+        function, operands = _function(user), user.args[:2]
+        if function in _ADDITIONS and len(user.args) == 2 and not user.kwargs:
+            first = operands[0] is value
+            other: Any = operands[1] if first else operands[0]
+            if other is value or not isinstance(other, Node) or not self._alike(other, value):
+                return None
+            if _ADDITIONS[function] and not first and not self._is_its_own(other):
+                return None
+            return torch.add, (other,)
+        if function not in _OURS or user.args[0] is not value or value in user.all_input_nodes[1:]:
+            return None
+        if function is layers.relu:
+            return layers.relu, ()
+        if function is layers.max_pool2d:
+            return (layers.max_pool2d, user.args[1:-1]) if not user.args[-1] else None
+        return function, user.args[1:]
+
+    def _alike(self, a: Node, b: Node) -> bool:
+        """Whether two values are of one shape, dtype and device."""
+        a, b = self._value(a), self._value(b)
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() == b.dim() == 4):
+            return False
+        same = all(statically_known_true(n == m) for n, m in zip(a.shape, b.shape, strict=True))
+        return same and (a.dtype, a.device) == (b.dtype, b.device)
+
+    def _is_its_own(self, node: Node) -> bool:
+        """Whether nobody but one call sees a value, and so what is written over it."""
+        effects = self._effects(node) if node.op.startswith("call") else None
+        return len(node.users) == 1 and effects is not None and _storage(self._value(node)) not in effects.reads
+
+    def _can_meet(self, nodes: Sequence[Node]) -> bool:
+        """Whether calls can as well be done where the last of them is."""
+        moved, node = [], nodes[0]
+        while node is not nodes[-1].next:
+            effects = self._effects(node)
+            if effects is None or node not in nodes and any(effects.meets(other) for other in moved):
+                return False
+            moved += [effects] if node in nodes else []
+            node = node.next
+        return True
+
+    def _effects(self, node: Node) -> _Effects | None:
+        """What a call reads and writes; None if that is not known, or if it changes what later calls do."""
+        if node not in self.effects:
+            self.effects[node] = self._found(node)
+        return self.effects[node]
+
+    def _found(self, node: Node) -> _Effects | None:
+        if node.op in ("placeholder", "get_attr"):
+            return _Effects()
+        function, value = _function(node), node.meta.get("example_value")
+        if any(isinstance(_attribute(self.module, argument), GraphModule) for argument in node.all_input_nodes):
+            return None
+        leaves = tree_leaves(value)
+        if all(isinstance(leaf, (int, torch.SymInt)) for leaf in leaves):  # what asks for sizes, and what computes with them
+            return _Effects() if leaves and (node.op == "call_method" or function.__module__ == "_operator") else None
+        if not all(isinstance(leaf, (Tensor, int, torch.SymInt)) and not free_unbacked_symbols(leaf) for leaf in leaves):
+            return None
+        try:
+            return self._effects_of(function, node.args, node.kwargs)
+        except Exception:
+            return None
+
+    def _count(self, node: Node) -> None:
+        """Note what became of a call that computes something."""
+        if node.target in _JOINED:
+            self.summary.joined[node.meta.get("trinn", node.target.__name__)] += 1  # type: ignore[union-attr]
+        elif node.target in _OURS or node.target in (_pad, _mean):
+            self.summary.taken[node.target.__name__.strip("_")] += 1  # type: ignore[union-attr]
+        elif node.target is not operator.getitem and not self._is_view(node):
+            function = _function(node)
+            self.summary.left[getattr(function, "__name__", str(function)), node.meta.get("trinn", "trinn has none")] += 1
+
+    def _is_view(self, node: Node) -> bool:
+        """Whether a call makes no tensor of numbers, or one out of memory that its arguments have, and writes nothing."""
+        leaves = [leaf for leaf in tree_leaves(node.meta.get("example_value")) if isinstance(leaf, Tensor)]
+        leaves = [leaf for leaf in leaves if leaf.is_floating_point()]
+        effects = self._effects(node)
+        return not leaves or effects is not None and not effects.writes and all(_storage(leaf) in effects.reads for leaf in leaves)
+
+
+def _function(node: Node) -> Any:
+    return getattr(Tensor, node.target, node.target) if node.op == "call_method" else node.target  # type: ignore[arg-type]
+
+
+def _attribute(module: GraphModule, node: Node) -> Any:
+    return operator.attrgetter(node.target)(module) if node.op == "get_attr" else None  # type: ignore[arg-type]
+
+
+def _bound(function: Operator, node: Node) -> inspect.BoundArguments:
+    """A call's arguments as those of a function, all of them."""
+    bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    return bound

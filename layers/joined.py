@@ -1,0 +1,213 @@
+"""Operators joined to what follows them, as functions of tensors, and the table of what is joined.
+
+    conv2d_relu               relu(conv2d(x))                          one kernel
+    conv2d_relu_max_pool2d    max_pool2d(relu(conv2d(x)))              one kernel where windows lie side by side, else two
+    conv2d_batch_norm         batch_norm(conv2d(x))                    training: the convolution's kernel begins the statistics;
+                                                                       evaluation without gradients: one kernel
+    conv2d_batch_norm_relu    relu(batch_norm(conv2d(x)) + residual)   the same; with a residual, in evaluation, two kernels
+    batch_norm_relu           relu(batch_norm(x) + residual)           one pass forward, and one less backward
+    linear_relu               relu(linear(x))                          one kernel
+
+The residual may be None. Each takes its input, then of each operator that has some the other arguments, all of them, as a tuple:
+`conv2d_relu(x, (weight, bias, stride, padding, dilation, groups))`. Under forward-mode differentiation, and for a convolution's
+image without a batch, the operators run one by one.
+
+The backend of torch.compile (backend.py) puts these in the place of calls in a row; fused.py calls them for layers in a row.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trinn.kernels import ops
+from trinn.layers.batchnorm2d import BatchNormAddRelu, BatchNormForward, batch_norm, check_vectors, normalized
+from trinn.layers.conv2d import conv2d, conv2d_gradients, conv2d_operands
+from trinn.layers.function import Function, differentiated_forward
+from trinn.layers.linear import linear, linear_gradients, product
+from trinn.layers.pool2d import MaxPool2dBackward, max_pool2d, max_pool2d_windows
+from trinn.layers.public import functional
+from trinn.layers.relu import ReluBackward, relu
+from trinn.layers.window import Pair
+
+Arguments = tuple[Any, ...]  # of an operator, behind its input
+
+
+class Conv2dRelu(Function):
+    """y = relu(x * w + b)."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Tensor:
+        return ops.conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, w, _, _, *geometry = inputs
+        ctx.save_for_backward(x, w, output)
+        ctx.geometry = tuple(geometry)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, w, y = ctx.saved_tensors
+        return *conv2d_gradients(ctx, ReluBackward.call(dy, y), x, w), None, None, None, None, None
+
+
+class Conv2dReluMaxPool2d(Function):
+    """The largest values of relu(x * w + b) in windows, and the codes of the winners."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+        pooled: Pair, window: Pair, window_stride: Pair, window_padding: Pair, window_dilation: Pair,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return ops.conv2d_relu_max_pool2d(
+            x, w, b, size, stride, padding, dilation, groups,
+            pooled, window, window_stride, window_padding, window_dilation,
+        )  # fmt: skip
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, w, _, ctx.size, *geometry = inputs
+        y, codes = output
+        ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, w, y, codes)
+        ctx.geometry, ctx.window = tuple(geometry[:4]), tuple(geometry[5:])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
+        x, w, y, codes = ctx.saved_tensors
+        dz = MaxPool2dBackward.call(ReluBackward.call(dy, y), codes, ctx.size, *ctx.window)
+        return *conv2d_gradients(ctx, dz, x, w), None, None, None, None, None, None, None, None, None, None
+
+
+class Conv2dStatistics(Function):
+    """y = x * w + b, and the mean and the variance of its channels, which move no gradient."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return ops.conv2d_statistics(x, w, b, size, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, w, _, _, *geometry = inputs
+        _, mean, var = output
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, w)
+        ctx.geometry = tuple(geometry)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _mean: Any, _var: Any) -> tuple[Any, ...]:
+        return *conv2d_gradients(ctx, dy, *ctx.saved_tensors), None, None, None, None, None
+
+
+class LinearRelu(Function):
+    """y = relu(x @ w^T + b)."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return ops.linear_fprop(x, w, b, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1], output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, w, y = ctx.saved_tensors
+        return linear_gradients(ctx, ReluBackward.call(dy, y), x, w)
+
+
+@functional
+def conv2d_relu(input: Tensor, conv: Arguments) -> Tensor:
+    """relu(conv2d(input, *conv))."""
+    if input.dim() != 4 or differentiated_forward():
+        return relu(conv2d(input, *conv))
+    return Conv2dRelu.call(*conv2d_operands(input, *conv))
+
+
+@functional
+def conv2d_relu_max_pool2d(input: Tensor, conv: Arguments, pool: Arguments) -> Tensor:
+    """max_pool2d(relu(conv2d(input, *conv)), *pool), the values alone."""
+    if input.dim() != 4 or differentiated_forward():
+        return max_pool2d(relu(conv2d(input, *conv)), *pool)  # type: ignore[return-value]
+    x, w, b, size, *geometry = conv2d_operands(input, *conv)
+    window = max_pool2d_windows((x.shape[0], w.shape[0], *size), *pool)
+    return Conv2dReluMaxPool2d.call(x, w, b, size, *geometry, *window)[0]
+
+
+@functional
+def conv2d_batch_norm(input: Tensor, conv: Arguments, norm: Arguments) -> Tensor:
+    """batch_norm(conv2d(input, *conv), *norm)."""
+    return _conv2d_batch_norm(input, conv, norm, False, None)
+
+
+@functional
+def conv2d_batch_norm_relu(input: Tensor, conv: Arguments, norm: Arguments, residual: Tensor | None = None) -> Tensor:
+    """relu(batch_norm(conv2d(input, *conv), *norm) + residual)."""
+    return _conv2d_batch_norm(input, conv, norm, True, residual)
+
+
+def _conv2d_batch_norm(input: Tensor, conv: Arguments, norm: Arguments, rectified: bool, residual: Tensor | None) -> Tensor:
+    if input.dim() != 4 or differentiated_forward():
+        return _normalized(conv2d(input, *conv), norm, rectified, residual)
+    x, w, b, *geometry = conv2d_operands(input, *conv)
+    *vectors, training, _, eps = norm
+    if training:
+        y, *statistics = Conv2dStatistics.call(x, w, b, *geometry)
+        return _normalized(y, norm, rectified, residual, statistics)
+    wanted = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, w, b, *vectors))
+    if wanted or residual is not None:
+        return _normalized(conv2d(input, *conv), norm, rectified, residual)
+    if any(statistic is None for statistic in vectors[:2]):
+        raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
+    check_vectors(x, w.shape[0], *vectors)
+    scale, shift = ops.batchnorm2d_fold(*vectors, b, eps)
+    return ops.conv2d_affine(x, w, scale, shift, rectified, *geometry)
+
+
+@functional
+def batch_norm_relu(input: Tensor, norm: Arguments, residual: Tensor | None = None) -> Tensor:
+    """relu(batch_norm(input, *norm) + residual); in one pass where the residual, if any, has the input's shape and dtype."""
+    return _normalized(input, norm, True, residual)
+
+
+def _normalized(
+    x: Tensor, norm: Arguments, rectified: bool, residual: Tensor | None, statistics: Any = None
+) -> Tensor:  # fmt: skip
+    """x normalised; if `rectified`, the residual is added and ReLU taken. The statistics, if known, are those of x."""
+    one_pass = residual is None or (
+        x.dim() == 4 and residual.shape == x.shape and (residual.dtype, residual.device) == (x.dtype, x.device)
+    )
+    if rectified and one_pass and not differentiated_forward():
+        return normalized(BatchNormAddRelu, x, *norm, residual, statistics=statistics)
+    y = normalized(BatchNormForward, x, *norm, statistics=statistics)
+    y = y + residual if residual is not None else y
+    return relu(y) if rectified else y
+
+
+@functional
+def linear_relu(input: Tensor, arguments: Arguments) -> Tensor:
+    """relu(linear(input, *arguments))."""
+    if differentiated_forward():
+        return relu(linear(input, *arguments))
+    return product(LinearRelu, input, *arguments)
+
+
+# Operators in a row, and the function that joins them; the first that fits. torch.add's argument is the residual.
+JOINS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
+    (conv2d, batch_norm, torch.add, relu): conv2d_batch_norm_relu,
+    (conv2d, batch_norm, relu): conv2d_batch_norm_relu,
+    (conv2d, batch_norm): conv2d_batch_norm,
+    (conv2d, relu, max_pool2d): conv2d_relu_max_pool2d,
+    (conv2d, relu): conv2d_relu,
+    (batch_norm, torch.add, relu): batch_norm_relu,
+    (batch_norm, relu): batch_norm_relu,
+    (linear, relu): linear_relu,
+}

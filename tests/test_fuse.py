@@ -1,0 +1,338 @@
+"""`trinn.convert(model, fuse=...)`: layers of nn.Sequential in a row, and runs that are named; and that nothing is skipped."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import trinn
+import trinn.layers as tnn
+from tests.architectures import BasicBlock
+from tests.check import DEVICE, randn
+from tests.test_fused import launches
+from trinn.kernels import tuning
+from trinn.layers.classes import forward_of
+from trinn.layers.report import rows
+from trinn.models import LeNet
+
+pytestmark = pytest.mark.usefixtures("full_float32")
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
+    """One program a launch: the seams of tiles are tested with the operators."""
+    monkeypatch.setattr(tuning, "interpreted_block", 4096)
+    monkeypatch.setattr(tuning, "wanted_programs", 1)
+
+
+def compared(ours: nn.Module, theirs: nn.Module, *shape: int) -> None:
+    """Two modules in training and in evaluation: outputs, gradients and buffers."""
+    for training in (True, False):
+        results = []
+        for module in (ours, theirs):
+            x = randn(*shape).requires_grad_()
+            y = module.train(training)(x)
+            results.append([y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()]), *module.buffers()])
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def launched(module: nn.Module, *shape: int) -> list[str]:
+    return launches(lambda: module(randn(*shape)))[0]
+
+
+class Tower(nn.Sequential):
+    """A subclass with nn.Sequential's forward."""
+
+
+class Backwards(nn.Sequential):
+    def __iter__(self) -> Iterator[nn.Module]:
+        return reversed(list(self._modules.values()))  # type: ignore[arg-type]
+
+
+def tower(cls: type[nn.Sequential] = Tower) -> nn.Sequential:
+    torch.manual_seed(0)
+    convolutions = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.MaxPool2d(2)
+    return cls(*convolutions, nn.Flatten(), nn.Linear(4, 3), nn.ReLU()).to(DEVICE)
+
+
+# The convolution that begins a batch norm's statistics, the batch norm with its ReLU, and so on.
+JOINED = ["conv2d_statistics", "batchnorm2d_forward", "conv2d_relu_max_pool2d", "linear_fprop"]
+APART = [
+    "conv2d_fprop", "batchnorm2d_statistics", "batchnorm2d_forward", "relu_forward", "conv2d_fprop",
+    "relu_forward", "max_pool2d_forward", "linear_fprop", "relu_forward",
+]  # fmt: skip
+SHAPE = (3, 2, 4, 4)
+
+
+def test_layers_of_a_sequential() -> None:
+    """Classes, names and children stay; reverted, all is as it was."""
+    model, torchs = trinn.convert(tower(), fuse=True), tower()
+    assert type(model) is Tower and repr(model) == repr(torchs) and list(model.state_dict()) == list(torchs.state_dict())
+    assert not Tower.__subclasses__()
+    compared(model, torchs, *SHAPE)
+    assert launched(model.train(), *SHAPE) == JOINED
+    assert launched(model[:3], *SHAPE) == APART[:4] and launched(model[0], *SHAPE) == ["conv2d_fprop"]
+    assert launched(trinn.convert(model), *SHAPE) == JOINED
+    trinn.revert(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in torchs.modules()] and launched(model, *SHAPE) == []
+    assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in torchs.modules()]
+
+
+def test_what_is_called_otherwise_than_a_sequential() -> None:
+    """A class with another order or forward, and one with nothing to join."""
+    own = type("Own", (nn.Sequential,), {"forward": lambda self, x: nn.Sequential.forward(self, x)})
+    for model in (Backwards(nn.ReLU(), nn.Conv2d(2, 2, 1)), tower(own), nn.Sequential(nn.Linear(4, 4), nn.Tanh())):
+        twin = copy.deepcopy(model.to(DEVICE))
+        trinn.convert(model, fuse=True)
+        assert forward_of(model) is None and launched(model, *SHAPE)
+        torch.testing.assert_close(model(randn(*SHAPE)), twin(randn(*SHAPE)))
+    assert not own.__subclasses__() and not Backwards.__subclasses__()
+
+
+def test_only_what_is_converted_is_joined() -> None:
+    model = trinn.convert(tower(), filter_fn=lambda name, _: name != "1", fuse=True)
+    assert launched(model, *SHAPE) == ["conv2d_fprop", "relu_forward", *JOINED[2:]]
+    assert launched(trinn.convert(model, fuse=True), *SHAPE) == JOINED
+
+
+def test_children_that_change() -> None:
+    model, torchs = trinn.convert(tower(), fuse=True), tower()
+    for net in (model, torchs):
+        net[2] = nn.Tanh()
+        net.insert(0, nn.Identity())
+    compared(model, torchs, *SHAPE)
+
+
+# Runs that are named.
+
+RUNS = [("conv1", "relu", "pool"), ("conv2", "relu", "pool"), ("linear1", "relu"), ("linear2", "relu")]
+
+
+def test_runs_of_lenet() -> None:
+    """One ReLU and one pooling are in several runs."""
+    torch.manual_seed(0)
+    model = LeNet(nn=nn).to(DEVICE)
+    torchs = copy.deepcopy(model)
+    trinn.convert(model, fuse=RUNS)
+    assert type(model) is LeNet and list(model.state_dict()) == list(torchs.state_dict()) and repr(model) == repr(torchs)
+    compared(model, torchs, 2, 1, 32, 32)
+    assert launched(model, 2, 1, 32, 32) == ["conv2d_relu_max_pool2d"] * 2 + ["linear_fprop"] * 3
+    x = randn(2, 6, 4, 4)
+    assert torch.equal(model.relu(x), x.relu()) and torch.equal(model.pool(x), tnn.max_pool2d(x, 2))
+    trinn.revert(model)
+    assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in torchs.modules()]
+
+
+def test_runs_of_a_block() -> None:
+    """The ReLU is called behind the sum too, where it is no part of a run; and again for a result that was kept."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"block": BasicBlock(2, 4, 2)}).to(DEVICE)
+    torchs = copy.deepcopy(model)
+    trinn.convert(model, fuse=[("block.conv1", "block.bn1", "block.relu"), ("block.conv2", "block.bn2")])
+    compared(model["block"], torchs["block"], 3, 2, 5, 5)
+    names = launched(model["block"].train(), 3, 2, 5, 5)
+    assert names[:4] == ["conv2d_statistics", "batchnorm2d_forward"] * 2 and names[-1] in ("relu_", "relu_forward")
+    block: Any = model["block"]
+    y = block.bn1(block.conv1(randn(3, 2, 5, 5)))
+    assert torch.equal(block.relu(y), y) and torch.equal(block.relu(-y), (-y).relu())
+    assert not hasattr(y, "_trinn_joined")
+
+
+def test_one_run_may_be_given_alone() -> None:
+    model = trinn.convert(tower(), fuse=["0", "1", "2"])  # type: ignore[arg-type]
+    compared(model, tower(), *SHAPE)
+    assert launched(model.train(), *SHAPE) == JOINED[:2] + APART[4:]
+
+
+MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
+    "an unknown name": ([("0", "norm")], AttributeError, "norm"),
+    "in another place": ([("0", "1", "2.relu")], AttributeError, "relu"),
+    "wrong kinds": ([("0", "7")], NotImplementedError, "cannot join 0, 7, which are trinn.layers.conv2d.Conv2d, trinn"),
+    "a wrong order": ([("1", "0")], NotImplementedError, "cannot join 1, 0"),
+    "more than is joined": ([("0", "1", "2", "5")], NotImplementedError, "cannot join 0, 1, 2, 5"),
+    "one layer": ([("0",)], NotImplementedError, "cannot join 0"),
+    "none": ([()], NotImplementedError, "cannot join"),
+    "of torch": ([("7", "8"), ("0", "6")], NotImplementedError, "torch.nn.modules.flatten.Flatten"),
+    "a beginning of two": ([("0", "1", "2"), ("0", "1")], ValueError, "begins with one that another run begins with"),
+    "not a name": ([(0, 1)], (AttributeError, TypeError), ""),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str) -> None:
+    """They are said, and the model is as it was."""
+    fuse, exception, words = MISTAKES[mistake]
+    model = tower()
+    was = [(type(m), dict(vars(m))) for m in model.modules()]
+    with pytest.raises(exception, match=words):
+        trinn.convert(model, fuse=fuse)
+    assert [(type(m), dict(vars(m))) for m in model.modules()] == was
+
+
+def test_layers_that_are_not_converted() -> None:
+    model = tower()
+    with pytest.raises(NotImplementedError, match="torch.nn.modules.batchnorm.BatchNorm2d"):
+        trinn.convert(model, include="Conv2d", fuse=[("0", "1")])
+    assert type(model[0]) is nn.Conv2d
+
+
+# What joining would skip.
+
+
+def named(model: nn.Sequential) -> nn.Sequential:
+    return trinn.convert(model, fuse=[("0", "1", "2"), ("3", "4", "5"), ("7", "8")])
+
+
+def in_a_row(model: nn.Sequential) -> nn.Sequential:
+    return trinn.convert(model, fuse=True)
+
+
+class Doubled(tnn.ReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Called(tnn.ReLU):
+    def __call__(self, input: Tensor) -> Tensor:
+        return 2 * super().__call__(input)
+
+
+class Scaled(nn.Module):
+    """A parametrization that counts and draws."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        seen.append("weight")
+        return weight * torch.rand(1, device=weight.device)
+
+
+seen: list[Any] = []
+
+
+def patched_class(model: Any) -> Any:
+    written = tnn.BatchNorm2d.forward
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        seen.append("patched")
+        return written(self, input) + 1
+
+    tnn.BatchNorm2d.forward = forward  # type: ignore[method-assign]
+    return lambda: setattr(tnn.BatchNorm2d, "forward", written)
+
+
+def of_all(register: Callable[..., Any]) -> Callable[[Any], Any]:
+    return lambda model: register(lambda module, *_: seen.append(type(module).__name__) and None).remove
+
+
+# What is done to a model, and, where it is undone, what undoes it.
+SKIPPED: dict[str, Callable[[Any], Any]] = {
+    "a forward hook": lambda m: m[1].register_forward_hook(lambda module, inputs, y: seen.append(round(y.mean().item(), 3)) or y * 2) and None,
+    "a forward pre-hook": lambda m: m[2].register_forward_pre_hook(lambda module, x: seen.append(round(x[0].mean().item(), 3)) or (x[0] + 1,)) and None,
+    "a backward hook": lambda m: m[0].register_full_backward_hook(lambda *_: seen.append("backward")) and None,
+    "a backward pre-hook": lambda m: m[1].register_full_backward_pre_hook(lambda *_: seen.append("backward")) and None,
+    "a hook of all modules": of_all(nn.modules.module.register_module_forward_hook),
+    "a pre-hook of all modules": of_all(nn.modules.module.register_module_forward_pre_hook),
+    "a replaced forward": lambda m: setattr(m[7], "forward", lambda x: seen.append("mine") or x),
+    "a replaced _conv_forward": lambda m: setattr(m[3], "_conv_forward", lambda x, w, b: seen.append("mine") or x * 2),
+    "a class with a forward": lambda m: setattr(m[2], "__class__", Doubled),
+    "a class with a __call__": lambda m: setattr(m[4], "__class__", Called),
+    "a patched class": patched_class,
+    "a parametrization": lambda m: nn.utils.parametrize.register_parametrization(m[0], "weight", Scaled()) and None,
+    "a parametrized norm": lambda m: nn.utils.parametrize.register_parametrization(m[1], "weight", Scaled()) and None,
+    "weight norm": lambda m: parametrizations.weight_norm(m[7]) and None,
+    "the older weight norm": lambda m: nn.utils.weight_norm(m[3]) and None,
+    "spectral norm": lambda m: parametrizations.spectral_norm(m[3]) and None,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("fuse", [named, in_a_row])
+@pytest.mark.parametrize("what", SKIPPED)
+def test_nothing_is_skipped(what: str, fuse: Callable[[Any], Any]) -> None:
+    """The same calls, once each, with the same values and results, as where nothing is joined."""
+    found = []
+    for convert in (trinn.convert, fuse):
+        model: Any = convert(tower())
+        undo = SKIPPED[what](model)
+        seen.clear()
+        torch.manual_seed(1)
+        y = model(randn(*SHAPE).requires_grad_())
+        y.sum().backward()
+        if undo:
+            undo()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append((list(seen), [y, *model.state_dict().values(), *gradients]))
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_that_are_removed() -> None:
+    for model in (named(tower()), in_a_row(tower())):
+        handle = model[1].register_forward_hook(lambda *_: None)
+        assert launched(model, *SHAPE)[:2] == APART[:2]
+        handle.remove()
+        assert launched(model, *SHAPE) == JOINED
+
+
+def test_forward_mode() -> None:
+    for fuse in (named, in_a_row):
+        model, torchs = fuse(tower()).double().eval(), tower().double().eval()
+        x, v = randn(*SHAPE, dtype=torch.float64), randn(*SHAPE, dtype=torch.float64, seed=1)
+        torch.testing.assert_close(torch.func.jvp(model, (x,), (v,)), torch.func.jvp(torchs, (x,), (v,)))
+
+
+def test_a_refusal_counts_no_batch() -> None:
+    for model in (named(tower()), in_a_row(tower())):
+        with pytest.raises(RuntimeError, match="to have 2 channels, but got 3"):
+            model(randn(2, 3, 4, 4))
+        assert model[1].num_batches_tracked == 0
+
+
+# Other tools.
+
+
+@pytest.mark.parametrize("fuse", [named, in_a_row])
+def test_copies_and_pickles(fuse: Callable[[Any], Any]) -> None:
+    """They are joined, of their own layers, and are reverted too."""
+    model, file = nn.ModuleDict({"tower": fuse(tower())}), io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    expected = model["tower"].eval()(randn(*SHAPE))
+    loaded = torch.load(file, weights_only=False)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
+        assert torch.equal(other["tower"].eval()(randn(*SHAPE)), expected)
+        assert launched(other["tower"].train(), *SHAPE) == JOINED
+        nn.init.zeros_(other["tower"][7].weight)
+        assert torch.equal(model["tower"](randn(*SHAPE)), expected)
+    torch.save(expected, io.BytesIO())
+    assert type(trinn.revert(loaded)["tower"][0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("fuse", [named, in_a_row])
+def test_compiles_and_traces(fuse: Callable[[Any], Any]) -> None:
+    """By torch.compile in one graph, by torch.export, and by torch.fx, which sees the layers one by one."""
+    model, x = fuse(tower()).eval(), randn(*SHAPE)
+    expected = model(x)
+    torch._dynamo.reset()
+    for backend in ("aot_eager", trinn.compile_backend):
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend=backend)(x), expected)
+    torch.testing.assert_close(torch.export.export(model, (x,), strict=False).module()(x), expected)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == [str(i) for i in range(9)]
+    torch.testing.assert_close(traced(x), expected)
+
+
+def test_report() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), BasicBlock(2, 4, 2))
+    trinn.convert(model, fuse=True)
+    trinn.convert(model, fuse=[("2.conv1", "2.bn1", "2.relu")])
+    joined = {row.layer: row.joined for row in rows(model)}
+    assert (joined["0"], joined["1"]) == ("1", "0")
+    assert (joined["2.conv1"], joined["2.bn1"], joined["2.conv2"]) == ("bn1, relu", "conv1, relu", "")
+    assert joined["2.downsample.0"] == "1"
