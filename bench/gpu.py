@@ -43,7 +43,7 @@ TESTS = tuple(
     for name in (
         "cuda", "bounds", "conv2d_tma", "first2d", "linear", "conv2d", "batchnorm2d", "pool2d", "fused", "relayout",
         "conv_transpose2d", "upsample2d", "relu", "adaptive_pool2d", "max_unpool2d", "pad2d", "lenet", "determinism", "threads",
-        "function", "alexnet", "convert", "hard_inputs",
+        "function", "alexnet", "convert", "fuse", "hard_inputs", "backend",
     )
 )  # fmt: skip
 # A test that hangs is stopped; a process that ends is replaced, however often; tests are begun in their order.

@@ -78,7 +78,8 @@ class Model:
 
 
 LENET = ("conv1", "relu", "pool"), ("conv2", "relu", "pool"), ("linear1", "relu"), ("linear2", "relu")
-RESNET = [tuple(f"blocks.{b}.{name}" for name in (f"conv{i}", f"bn{i}", "relu")[: 3 if i < 3 else 2]) for b in range(16) for i in (1, 2, 3)]  # fmt: skip
+_BLOCK = ("conv1", "bn1", "relu"), ("conv2", "bn2", "relu"), ("conv3", "bn3")
+RESNET = [tuple(f"blocks.{number}.{name}" for name in run) for number in range(16) for run in _BLOCK]
 MODELS = {
     "LeNet b128": Model(partial(LeNet, nn=nn), 128, (1, 32, 32), 10, LENET),
     "LeNet b1024": Model(partial(LeNet, nn=nn), 1024, (1, 32, 32), 10, LENET),

@@ -1,16 +1,17 @@
 """torch.compile(model, backend="trinn"): a graph's operators on trinn's kernels, joined where they stand in a row.
 
-TorchDynamo reads the Python of a model, checks with guards that it still says the same, and hands over a graph of calls: layers,
-functions and methods alike are one node each, in modules of torch or of trinn. Here
+TorchDynamo reads the Python of a model and hands over a graph, in which each call of a layer, a function or a method is one
+node, in a model of torch's layers or of trinn's. Then
 
-    1. each call that trinn has a function for calls that one, if it takes the arguments: it is tried on fake tensors;
-    2. calls in a row become one, as JOINS in joined.py has it, where nobody else uses a value between them and nothing that
-       stands between writes what they read;
-    3. Inductor compiles the graph, in which trinn's kernels are opaque; or AOTAutograd alone, where Inductor cannot.
+    1. a call that trinn has a function for becomes a call of that function, if it takes the arguments: a call on fake tensors
+       shows whether it does;
+    2. calls in a row become one call, by JOINS in joined.py, if nothing else uses a value between them and no call that stands
+       between them writes what they read;
+    3. Inductor compiles the graph and calls trinn's operators as they are; where it cannot, AOTAutograd does that alone.
 
-What is imported of torch's compiler stands here alone: torch._dynamo.lookup_backend, torch._inductor.compile_fx.compile_fx,
-torch._inductor.list_mode_options and cpp_builder.get_cpp_compiler; of a node's meta, "example_value"
-and "grapharg". All are there from torch 2.11 to 2.13.
+This is the only file that needs the private parts of torch's compiler: torch._dynamo.lookup_backend and allow_in_graph,
+torch._inductor.compile_fx.compile_fx, list_mode_options and cpp_builder.get_cpp_compiler, torch._guards.CompileContext, and of
+a node's meta "example_value" (fake tensors) and "grapharg" (real ones). torch 2.11 to 2.13 have them all.
 """
 
 import inspect
@@ -37,7 +38,6 @@ from torch.utils._pytree import tree_leaves
 
 from trinn import layers
 from trinn.kernels import interpreter
-from trinn.layers import joined
 from trinn.layers.joined import JOINS
 from trinn.layers.pad2d import pad2d
 from trinn.layers.patched import FUNCTIONS
@@ -60,19 +60,25 @@ def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch
 
 
 # What calls in a graph become.
-_OURS = {getattr(layers, name) for name in layers.__all__ if name.islower() and hasattr(F, name)} | {pad2d}
-_JOINED = set(JOINS.values())
-_TAKEN: dict[Any, Operator] = (
+_OURS: set[Any] = {getattr(layers, name) for name in layers.__all__ if name.islower() and hasattr(F, name)} | {pad2d}
+_JOINED: set[Any] = set(JOINS.values())
+_TAKEN: dict[Any, Any] = (
     FUNCTIONS
     | {function: function for function in _OURS | _JOINED}
     | {F.pad: _pad, torch._C._nn.pad: _pad, F.upsample: layers.interpolate, torch.mean: _mean, Tensor.mean: _mean}
 )
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
-_ADDITIONS = {operator.add: False, torch.add: False, Tensor.add: False, operator.iadd: True, Tensor.add_: True}  # in place?
+_ADDITIONS: dict[Any, bool] = {
+    operator.add: False,
+    torch.add: False,
+    Tensor.add: False,
+    operator.iadd: True,
+    Tensor.add_: True,
+}  # in place?
 
 # Calls of trinn's functions are nodes of a graph, and not what they are made of.
-for _function in _OURS | _JOINED:
-    torch._dynamo.allow_in_graph(_function)
+for _each in _OURS | _JOINED:
+    torch._dynamo.allow_in_graph(_each)
 
 
 def compile_backend(
@@ -84,17 +90,17 @@ def compile_backend(
     """
     summary = rewrite(graph, inputs)
     summary.rest, why = "aot_eager", _no_inductor()
-    _summaries.append(summary)
+    _summaries[:] = [other for other in _summaries if not summary.replaces(other)] + [summary]
     if why is None:
         from torch._inductor import list_mode_options
         from torch._inductor.compile_fx import compile_fx
 
         summary.rest = "Inductor"
         patches = {**(list_mode_options(mode) if mode else {}), **(options or {})}
-        return compile_fx(graph, inputs, config_patches=patches)  # type: ignore[arg-type]
+        return compile_fx(graph, inputs, config_patches=patches)  # type: ignore[return-value]
     if why not in _said:
         _said.add(why)
-        warnings.warn(f"trinn: {why}; what is not trinn's runs by aot_eager in place of Inductor", stacklevel=2)
+        warnings.warn(f"trinn: {why}, so that what is not trinn's runs by aot_eager and not by Inductor", stacklevel=2)
     return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)  # type: ignore[arg-type]
 
 
@@ -127,6 +133,13 @@ class Summary:
         self.rest = ""
         self.tensors: list[Any] = []  # that the graph reads, weakly
         self.named: dict[str, torch.Size] = {}  # the shapes of parameters and buffers by what TorchDynamo calls them
+        self.trace: Any = torch._guards.CompileContext.current_trace_id()
+
+    def replaces(self, other: "Summary") -> bool:
+        """Whether TorchDynamo began anew with a graph."""
+        if self.trace is None or other.trace is None or self.trace.compile_id != other.trace.compile_id:
+            return False
+        return self.trace.attempt > other.trace.attempt
 
 
 _summaries: list[Summary] = []
@@ -288,7 +301,7 @@ class _Rewriting:
             found = self._follows(user, nodes[-1])
             if found is None:
                 break
-            nodes.append(user), run.append(found[0]), arguments.append(found[1])
+            nodes, run, arguments = [*nodes, user], [*run, found[0]], [*arguments, found[1]]
         for names, function in JOINS.items():
             count = len(names)
             if tuple(run[:count]) == names and self._can_meet(nodes[:count]):
@@ -298,7 +311,7 @@ class _Rewriting:
                     call = self.graph.call_function(function, (first.args[0], *given))
                 call.meta = dict(last.meta) | {"trinn": " + ".join(name.__name__ for name in names)}
                 last.replace_all_uses_with(call)
-                self.effects[call] = _Effects(*(self.effects[node] for node in nodes[:count]))
+                self.effects[call] = _Effects(*(self._effects(node) for node in nodes[:count]))  # type: ignore[arg-type]
                 for node in reversed(nodes[:count]):
                     self.graph.erase_node(node)
                 return
@@ -309,7 +322,7 @@ class _Rewriting:
         if function in _ADDITIONS and len(user.args) == 2 and not user.kwargs:
             first = operands[0] is value
             other: Any = operands[1] if first else operands[0]
-            if other is value or not isinstance(other, Node) or not self._alike(other, value):
+            if other is value or not (isinstance(other, Node) and self._alike(other, value) and self._alike(user, value, True)):
                 return None
             if _ADDITIONS[function] and not first and not self._is_its_own(other):
                 return None
@@ -322,13 +335,13 @@ class _Rewriting:
             return (layers.max_pool2d, user.args[1:-1]) if not user.args[-1] else None
         return function, user.args[1:]
 
-    def _alike(self, a: Node, b: Node) -> bool:
-        """Whether two values are of one shape, dtype and device."""
-        a, b = self._value(a), self._value(b)
-        if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() == b.dim() == 4):
+    def _alike(self, a: Node, b: Node, strides: bool = False) -> bool:
+        """Whether two values are of one shape, dtype and device; and of the same strides, if that is asked."""
+        x, y = self._value(a), self._value(b)
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() == y.dim() == 4):
             return False
-        same = all(statically_known_true(n == m) for n, m in zip(a.shape, b.shape, strict=True))
-        return same and (a.dtype, a.device) == (b.dtype, b.device)
+        pairs = [*zip(x.shape, y.shape, strict=True), *(zip(x.stride(), y.stride(), strict=True) if strides else ())]
+        return (x.dtype, x.device) == (y.dtype, y.device) and all(statically_known_true(n == m) for n, m in pairs)
 
     def _is_its_own(self, node: Node) -> bool:
         """Whether nobody but one call sees a value, and so what is written over it."""
@@ -337,7 +350,8 @@ class _Rewriting:
 
     def _can_meet(self, nodes: Sequence[Node]) -> bool:
         """Whether calls can as well be done where the last of them is."""
-        moved, node = [], nodes[0]
+        moved: list[_Effects] = []
+        node = nodes[0]
         while node is not nodes[-1].next:
             effects = self._effects(node)
             if effects is None or node not in nodes and any(effects.meets(other) for other in moved):
@@ -382,8 +396,8 @@ class _Rewriting:
         """Whether a call makes no tensor of numbers, or one out of memory that its arguments have, and writes nothing."""
         leaves = [leaf for leaf in tree_leaves(node.meta.get("example_value")) if isinstance(leaf, Tensor)]
         leaves = [leaf for leaf in leaves if leaf.is_floating_point()]
-        effects = self._effects(node)
-        return not leaves or effects is not None and not effects.writes and all(_storage(leaf) in effects.reads for leaf in leaves)
+        effects = self._effects(node) if leaves else _Effects()
+        return effects is not None and not effects.writes and all(_storage(leaf) in effects.reads for leaf in leaves)
 
 
 def _function(node: Node) -> Any:

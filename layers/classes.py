@@ -22,8 +22,9 @@ class Unannounced:
 
 
 def forward_of(module: nn.Module) -> Any:
-    """What `convert` has put in the place of a module's forward, as an attribute: a functools.partial of one of our functions and
-    the module, which torch.export knows and which can be copied and pickled. None where there is nothing.
+    """What `convert` has put in the place of a module's forward, as an attribute; None where there is nothing.
+
+    It is a functools.partial of one of our functions and the module, which torch.export knows and which can be pickled.
     """
     forward = module.__dict__.get("forward")
     return forward if getattr(getattr(forward, "func", None), "__module__", "").startswith("trinn.layers.") else None

@@ -9,7 +9,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,8 +117,8 @@ def _runs(model: nn.Module, fuse: bool | Sequence[Sequence[str]]) -> dict[tuple[
 def _join_rows(model: nn.Module) -> None:
     """Join layers in a row in what is called as an nn.Sequential is."""
     for module in model.modules():
-        kind, children = type(module), tuple(module._modules.values())
-        if isinstance(module, nn.Sequential) and "forward" not in vars(module) and not isinstance(module, torch.jit.ScriptModule):
+        kind, children = cast(Any, type(module)), tuple(module._modules.values())
+        if isinstance(module, nn.Sequential) and "forward" not in vars(module):
             if kind.forward is nn.Sequential.forward and kind.__iter__ is nn.Sequential.__iter__:
                 if any(joined_by(children[place:])[1] for place in range(len(children))):
                     vars(module)["forward"] = functools.partial(called_in_a_row, module)

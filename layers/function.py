@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_is_read_by_dynamo, _is_tracing, _grad_is_enabled = torch.compiler.is_dynamo_compiling, torch._C._is_tracing, torch.is_grad_enabled
+_is_read_by_dynamo, _is_tracing, _grad_is_enabled = (
+    torch.compiler.is_dynamo_compiling,
+    torch._C._is_tracing,
+    torch.is_grad_enabled,
+)
 _is_transformed = torch._C._are_functorch_transforms_active
 
 # The floating dtypes that the kernels compute in.

@@ -4,8 +4,8 @@ joined.py has the table of what is joined and what computes it. Where joining wo
 forward or a parametrization, the layers are called one by one. `relu` may be None, for one that is not a module; in
 conv_bn_relu None is no ReLU at all.
 
-`convert(model, fuse=...)` puts `called_in_a_row` in the place of an nn.Sequential's forward, and `called_in_runs` in that of each
-layer of a run that is named.
+`convert(model, fuse=...)` puts `called_in_a_row` in the place of an nn.Sequential's forward, and `called_in_runs` in that of
+each layer of a run that is named.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,12 +50,12 @@ def in_a_row(layers: Sequence[Any], input: Any) -> Any:
 def joined_by(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]:
     """How many of the layers are joined, from the first on, and by which function; None where it is called alone."""
     found: list[Operator | None] = []
-    for layer in layers:
-        found.append(operator_of(layer))
+    for each in layers:
+        found.append(operator_of(each))
         if found[-1] is None or len(found) == 3:
             break
     for run, function in JOINS.items():
-        if tuple(found[: len(run)]) == run and not any(isinstance(layer, BatchNorm1d) for layer in layers[1 : len(run)]):
+        if tuple(found[: len(run)]) == run and not any(isinstance(each, BatchNorm1d) for each in layers[1 : len(run)]):
             return len(run), function
     return 1, None
 
@@ -85,22 +85,22 @@ def is_just(module: nn.Module, cls: Layer) -> bool:
 def _joined(function: Callable[..., Tensor], layers: Sequence[Any], input: Tensor) -> Tensor:
     """A call of each of the layers, by the function that joins them."""
     arguments: list[Arguments] = []
-    for place, layer in enumerate(layers):
-        if isinstance(layer, Conv2d):
-            input, padding = padded(layer, input)
-            arguments.append((layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups))
-        elif isinstance(layer, (BatchNorm1d, BatchNorm2d)):
+    for place, each in enumerate(layers):
+        if isinstance(each, Conv2d):
+            input, padding = padded(each, input)
+            arguments.append((each.weight, each.bias, each.stride, padding, each.dilation, each.groups))
+        elif isinstance(each, (BatchNorm1d, BatchNorm2d)):
             if place == 0:
-                layer._check_input_dim(input)
-            arguments.append(norm_arguments(layer, uncounted=1))
-        elif isinstance(layer, MaxPool2d):
-            arguments.append((layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode))
-        elif isinstance(layer, Linear):
-            arguments.append((layer.weight, layer.bias))
+                each._check_input_dim(input)
+            arguments.append(norm_arguments(each, uncounted=1))
+        elif isinstance(each, MaxPool2d):
+            arguments.append((each.kernel_size, each.stride, each.padding, each.dilation, each.ceil_mode))
+        elif isinstance(each, Linear):
+            arguments.append((each.weight, each.bias))
     y = function(input, *arguments)
-    for layer in layers:
-        if isinstance(layer, (BatchNorm1d, BatchNorm2d)):
-            count_batch(layer)  # last, so that it is not counted where the shapes are refused
+    for each in layers:
+        if isinstance(each, (BatchNorm1d, BatchNorm2d)):
+            count_batch(each)  # last, so that it is not counted where the shapes are refused
     return y
 
 

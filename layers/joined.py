@@ -8,7 +8,7 @@
     batch_norm_relu           relu(batch_norm(x) + residual)           one pass forward, and one less backward
     linear_relu               relu(linear(x))                          one kernel
 
-The residual may be None. Each takes its input, then of each operator that has some the other arguments, all of them, as a tuple:
+The residual may be None. Each takes its input, and then for each operator a tuple of its other arguments, if it has others:
 `conv2d_relu(x, (weight, bias, stride, padding, dilation, groups))`. Under forward-mode differentiation, and for a convolution's
 image without a batch, the operators run one by one.
 

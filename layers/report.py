@@ -91,7 +91,7 @@ def _graphs(model: nn.Module) -> list[Any]:
 
 
 def _report_graphs(model: nn.Module, graphs: Sequence[Any], file: TextIO | None) -> None:
-    taken, joined, left = (sum((getattr(graph, name) for graph in graphs), Counter()) for name in ("taken", "joined", "left"))
+    taken, joined, left = (sum((getattr(g, name) for g in graphs), Counter[Any]()) for name in ("taken", "joined", "left"))
     rest = " and ".join(sorted({graph.rest for graph in graphs})) or "nothing"
     title = f"{type(model).__name__}: {len(graphs)} graphs compiled by trinn {trinn.__version__} and {rest}, "
     print(f"{title}{taken.total() + joined.total()} operators on trinn, {joined.total()} joined", file=file)

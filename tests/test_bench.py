@@ -350,7 +350,7 @@ def test_resnet_50_is_it() -> None:
 
 
 def test_our_networks_are_joined() -> None:
-    """All batch norms of ResNet-50: with a ReLU, in a shortcut without one, and at the end of a block, compiled with the sum."""
+    """All batch norms of ResNet-50: with a ReLU, and in a shortcut and at the end of a block without one."""
     run = models.Run(models.MODELS["ResNet-50 b64"], "ours", torch.bfloat16, "channels_last", "meta")
     run.graph("training")()
     run.step("training", "eager", Here(SetClock()))()

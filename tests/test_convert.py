@@ -545,7 +545,11 @@ AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] =
     ),
     "a replaced _conv_forward": (
         lambda model: setattr(model[0], "_conv_forward", lambda *_: None),
-        [("its forward", "", "its _conv_forward was replaced"), ("kernels/batchnorm2d.py", "2", ""), ("kernels/relu.py", "1", "")],
+        [
+            ("its forward", "", "its _conv_forward was replaced"),
+            ("kernels/batchnorm2d.py", "2", ""),
+            ("kernels/relu.py", "1", ""),
+        ],
     ),
     "a replaced forward of the model": (
         lambda model: setattr(model, "forward", lambda input: input),
@@ -554,7 +558,9 @@ AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] =
     "a parametrization": (
         lambda model: parametrizations.weight_norm(model[0]) and None,
         [
-            ("kernels/conv2d.py", "", ""), ("torch", "", "trinn has no _WeightNorm"), ("kernels/batchnorm2d.py", "2", ""),
+            ("kernels/conv2d.py", "", ""),
+            ("torch", "", "trinn has no _WeightNorm"),
+            ("kernels/batchnorm2d.py", "2", ""),
             ("kernels/relu.py", "1", ""),
         ],
     ),
