@@ -256,10 +256,8 @@ class _Rewriting:
         elif function in _TAKEN:
             self._try(node, _TAKEN[function])
         else:
-            for argument in node.all_input_nodes:
-                body = _attribute(self.module, argument)
-                if isinstance(body, GraphModule):
-                    _Rewriting(body, (), self.summary, self.autocasts).run()
+            for body in self._bodies(node):
+                _Rewriting(body, (), self.summary, self.autocasts).run()
 
     def _try(self, node: Node, ours: Operator) -> None:
         try:
@@ -289,9 +287,12 @@ class _Rewriting:
         """What stands for a node's value: tensors are fake."""
         if "example_value" in node.meta:
             return node.meta["example_value"]
-        if node.op == "get_attr":
-            return _attribute(self.module, node)
-        return self.given[node]
+        return operator.attrgetter(node.target)(self.module) if node.op == "get_attr" else self.given[node]
+
+    def _bodies(self, node: Node) -> list[GraphModule]:
+        """The graphs that a call is given, as for checkpointing."""
+        given = (operator.attrgetter(str(a.target))(self.module) for a in node.all_input_nodes if a.op == "get_attr")
+        return [body for body in given if isinstance(body, GraphModule)]
 
     def _join(self, first: Node) -> None:
         """Have calls in a row that begin with one computed as one, if that is possible."""
@@ -370,7 +371,7 @@ class _Rewriting:
         if node.op in ("placeholder", "get_attr"):
             return _Effects()
         function, value = _function(node), node.meta.get("example_value")
-        if any(isinstance(_attribute(self.module, argument), GraphModule) for argument in node.all_input_nodes):
+        if self._bodies(node):
             return None
         leaves = tree_leaves(value)
         if all(isinstance(leaf, (int, torch.SymInt)) for leaf in leaves):  # what asks for sizes, and what computes with them
@@ -388,7 +389,7 @@ class _Rewriting:
             self.summary.joined[node.meta.get("trinn", node.target.__name__)] += 1  # type: ignore[union-attr]
         elif node.target in _OURS or node.target in (_pad, _mean):
             self.summary.taken[node.target.__name__.strip("_")] += 1  # type: ignore[union-attr]
-        elif node.target is not operator.getitem and not self._is_view(node):
+        elif node.target is not operator.getitem and not self._bodies(node) and not self._is_view(node):
             function = _function(node)
             self.summary.left[getattr(function, "__name__", str(function)), node.meta.get("trinn", "trinn has none")] += 1
 
@@ -402,10 +403,6 @@ class _Rewriting:
 
 def _function(node: Node) -> Any:
     return getattr(Tensor, node.target, node.target) if node.op == "call_method" else node.target  # type: ignore[arg-type]
-
-
-def _attribute(module: GraphModule, node: Node) -> Any:
-    return operator.attrgetter(node.target)(module) if node.op == "get_attr" else None  # type: ignore[arg-type]
 
 
 def _bound(function: Operator, node: Node) -> inspect.BoundArguments:

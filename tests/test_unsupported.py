@@ -182,3 +182,10 @@ def test_every_row_has_a_test() -> None:
     called = re.findall(r"\brow\(\"(.+?)\"\)", Path(__file__).read_text())
     assert len(ROWS) >= 15
     assert [what for what in ROWS if not any(what.startswith(start) for start in called)] == []
+
+
+def test_data_parallel() -> None:
+    """A replica's forward finds the layers of the model that it was made from, on whatever GPU they are."""
+    model = trinn.convert(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()), fuse=True)
+    replica: Any = model._replicate_for_data_parallel()
+    assert replica.forward.args[0] is model and "RuntimeError" in row("`nn.DataParallel`")
