@@ -20,7 +20,7 @@ import re
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -325,7 +325,7 @@ class _Rewriting:
             other: Any = operands[1] if first else operands[0]
             if other is value or not (isinstance(other, Node) and self._alike(other, value) and self._alike(user, value, True)):
                 return None
-            if _ADDITIONS[function] and not first and not self._is_its_own(other):
+            if _ADDITIONS[function] and not first and not self._is_its_own(other, user):
                 return None
             return torch.add, (other,)
         if function not in _OURS or user.args[0] is not value or value in user.all_input_nodes[1:]:
@@ -344,10 +344,10 @@ class _Rewriting:
         pairs = [*zip(x.shape, y.shape, strict=True), *(zip(x.stride(), y.stride(), strict=True) if strides else ())]
         return (x.dtype, x.device) == (y.dtype, y.device) and all(statically_known_true(n == m) for n, m in pairs)
 
-    def _is_its_own(self, node: Node) -> bool:
-        """Whether nobody but one call sees a value, and so what is written over it."""
-        effects = self._effects(node) if node.op.startswith("call") else None
-        return len(node.users) == 1 and effects is not None and _storage(self._value(node)) not in effects.reads
+    def _is_its_own(self, node: Node, user: Node) -> bool:
+        """Whether nobody but one call sees the memory of a value, and so what that one writes over it."""
+        others = (other for other in self.graph.nodes if other is not node and other is not user)
+        return node.op.startswith("call") and len(node.users) == 1 and not _storages([node]) & _storages(others)
 
     def _can_meet(self, nodes: Sequence[Node]) -> bool:
         """Whether calls can as well be done where the last of them is."""
@@ -395,10 +395,16 @@ class _Rewriting:
 
     def _is_view(self, node: Node) -> bool:
         """Whether a call makes no tensor of numbers, or one out of memory that its arguments have, and writes nothing."""
-        leaves = [leaf for leaf in tree_leaves(node.meta.get("example_value")) if isinstance(leaf, Tensor)]
-        leaves = [leaf for leaf in leaves if leaf.is_floating_point()]
-        effects = self._effects(node) if leaves else _Effects()
-        return effects is not None and not effects.writes and all(_storage(leaf) in effects.reads for leaf in leaves)
+        if not _storages([node]):
+            return True
+        effects = self._effects(node)
+        return effects is not None and not effects.writes and _storages([node]) <= _storages(node.all_input_nodes)
+
+
+def _storages(nodes: Iterable[Node]) -> set[int]:
+    """What is under the floating-point tensors that are the values of nodes."""
+    values = tree_leaves([node.meta.get("example_value") for node in nodes])
+    return {_storage(value) for value in values if isinstance(value, Tensor) and value.is_floating_point()}
 
 
 def _function(node: Node) -> Any:

@@ -160,6 +160,7 @@ MUTANTS = [
     Mutant("calls moved past what writes their operands", "layers/backend.py", "if effects is None or node not in nodes and any(effects.meets(other) for other in moved):", "if effects is None:", "backend"),
     Mutant("calls moved out of autocast", "layers/backend.py", "if effects is None or node not in nodes and any(effects.meets(other) for other in moved):", "if effects is not None and node not in nodes and any(effects.meets(other) for other in moved):", "backend"),
     Mutant("values that others use joined", "layers/backend.py", "while len(nodes[-1].users) == 1 and", "while nodes[-1].users and", "backend"),
+    Mutant("a sum over memory that is seen elsewhere joined", "layers/backend.py", "len(node.users) == 1 and not _storages([node]) & _storages(others)", "len(node.users) == 1", "backend"),
     Mutant("sums of other strides joined", "layers/backend.py", "self._alike(user, value, True)", "self._alike(user, value)", "backend"),
     # pooling
     Mutant("NaN loses", "kernels/precision.py", "return (value > best) | (value != value)", "return value > best", "pool2d"),

@@ -373,11 +373,16 @@ def added_to_the_other(net: Layers, x: Tensor) -> Tensor:
     return F.relu(y) + y
 
 
-def added_to_a_view(net: Layers, x: Tensor) -> Tensor:
-    y = x.detach() * 2
-    z = y.view(y.shape)
-    z += net.bn(net.conv(x)).detach()
-    return F.relu(z) + x * y
+def added_to(alias: Callable[[Tensor], Tensor]) -> tuple[Callable[[Any, Tensor], Tensor], dict[str, int]]:
+    """To what is the same memory as a value that is used again."""
+
+    def body(net: Layers, x: Tensor) -> Tensor:
+        y = x.detach() * 2
+        z = alias(y)
+        z += net.bn(net.conv(x)).detach()
+        return F.relu(z) + x * y
+
+    return body, {"conv2d + batch_norm": 1}
 
 
 UNJOINED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
@@ -394,7 +399,10 @@ UNJOINED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
         lambda net, x: F.relu(x + net.bn(net.conv(x.to(memory_format=torch.channels_last)))).view(2, -1),
         {"conv2d + batch_norm": 1},
     ),
-    "added to a view": (added_to_a_view, {"conv2d + batch_norm": 1}),
+    "added to a view": added_to(lambda y: y.view(y.shape)),
+    "added to itself, contiguous": added_to(lambda y: y.contiguous()),
+    "added to itself, as a part": added_to(lambda y: y.chunk(1)[0]),
+    "added to itself, by an identity": added_to(lambda y: +y),
     "broadcast": (lambda net, x: F.relu(net.bn(net.conv(x)) + x[:, :, :1, :1]), {"conv2d + batch_norm": 1}),
     "another dtype": (lambda net, x: F.relu(net.bn(net.conv(x)) + x.float()), {"conv2d + batch_norm": 1}),
     "scaled": (lambda net, x: F.relu(torch.add(net.bn(net.conv(x)), x, alpha=2)), {"conv2d + batch_norm": 1}),
@@ -453,7 +461,11 @@ def small(dtype: torch.dtype = torch.float64) -> Any:
 def test_one_graph_for_many_sizes() -> None:
     model, twin = small(), small()
     call, graphs = compiled(model, fullgraph=True, dynamic=True), set()
-    for shape in ((3, 2, 6, 8), (5, 2, 9, 7), (4, 2, 12, 5)):
+    for shape in (
+        (3, 2, 6, 8),
+        (5, 2, 10, 6),
+        (4, 2, 12, 4),
+    ):  # torch asks whether there are 2 images, and whether sizes are odd
         x = randn(*shape, dtype=torch.float64)
         torch.testing.assert_close(step(call, model, x), step(twin, twin, x), rtol=1e-9, atol=1e-11)
         graphs.add(len(backend._summaries))
@@ -504,6 +516,19 @@ def test_in_place(full_float32: None) -> None:
     x, y = randn(2, 3, 4, 4), randn(2, 3, 4, 4)
     torch.testing.assert_close(compiled(body, fullgraph=True)(x), body(y))
     torch.testing.assert_close(x, y)
+
+
+def test_a_sum_over_an_input(full_float32: None) -> None:
+    conv, bn = nn.Conv2d(3, 3, 1).to(DEVICE).eval(), nn.BatchNorm2d(3).to(DEVICE).eval()
+
+    @torch.no_grad()
+    def body(x: Tensor, y: Tensor) -> Tensor:
+        x += bn(conv(y))
+        return F.relu(x)
+
+    y, (x, twin) = randn(2, 3, 4, 4), (randn(2, 3, 4, 4, seed=1) for _ in range(2))
+    torch.testing.assert_close(compiled(body, fullgraph=True)(x, y), body(twin, y))
+    torch.testing.assert_close(x, twin)
 
 
 def test_transforms() -> None:
