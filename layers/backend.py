@@ -33,6 +33,7 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 from torch.fx.node import map_arg
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,14 +41,9 @@ from trinn import layers
 from trinn.kernels import interpreter
 from trinn.layers.joined import JOINS
 from trinn.layers.pad2d import pad2d
-from trinn.layers.patched import FUNCTIONS
+from trinn.layers.patched import FUNCTIONS, pad
 
 Operator = Callable[..., Any]
-
-
-def _pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """torch.nn.functional.pad, in the modes that trinn has."""
-    return pad2d(input, pad, mode)
 
 
 def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -65,8 +61,9 @@ _JOINED: set[Any] = set(JOINS.values())
 _TAKEN: dict[Any, Any] = (
     FUNCTIONS
     | {function: function for function in _OURS | _JOINED}
-    | {F.pad: _pad, torch._C._nn.pad: _pad, F.upsample: layers.interpolate, torch.mean: _mean, Tensor.mean: _mean}
+    | {F.pad: pad, torch._C._nn.pad: pad, F.upsample: layers.interpolate, torch.mean: _mean, Tensor.mean: _mean}
 )
+_IDLE = {torch._C._log_api_usage_once}  # does nothing that another call sees
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 _ADDITIONS: dict[Any, bool] = {
     operator.add: False,
@@ -155,6 +152,8 @@ def summaries_of(model: nn.Module) -> list[Summary]:
     shapes = {}
     for kind, tensors in (("parameters", model.named_parameters()), ("buffers", model.named_buffers())):
         for name, tensor in tensors:
+            if is_lazy(tensor):
+                continue
             *path, last = name.removeprefix("_orig_mod.").split(".")
             shapes["".join(f"_modules_{part}" for part in path) + f"_{kind}_{last}_"] = tensor.shape
     return found or [summary for summary in _summaries if summary.named and summary.named.items() <= shapes.items()]
@@ -373,6 +372,8 @@ class _Rewriting:
         function, value = _function(node), node.meta.get("example_value")
         if self._bodies(node):
             return None
+        if function in _IDLE:
+            return _Effects()
         leaves = tree_leaves(value)
         if all(isinstance(leaf, (int, torch.SymInt)) for leaf in leaves):  # what asks for sizes, and what computes with them
             return _Effects() if leaves and (node.op == "call_method" or function.__module__ == "_operator") else None
@@ -387,7 +388,7 @@ class _Rewriting:
         """Note what became of a call that computes something."""
         if node.target in _JOINED:
             self.summary.joined[node.meta.get("trinn", node.target.__name__)] += 1  # type: ignore[union-attr]
-        elif node.target in _OURS or node.target in (_pad, _mean):
+        elif node.target in _OURS or node.target in (pad, _mean):
             self.summary.taken[node.target.__name__.strip("_")] += 1  # type: ignore[union-attr]
         elif node.target is not operator.getitem and not self._bodies(node) and not self._is_view(node):
             function = _function(node)

@@ -5,20 +5,13 @@ goes to the class below those.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 Layer = type[nn.Module]
-
-
-class Unannounced:
-    """The first base of classes that are made on the fly: keeps __init_subclass__ of users' classes from being called."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        pass
 
 
 def forward_of(module: nn.Module) -> Any:
@@ -55,8 +48,6 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
 
 def below(cls: Layer) -> Layer | None:
     """The class that torch put another over on the fly; None where `cls` is no such class."""
-    if Unannounced in cls.__bases__:
-        return None
     if not cls.__module__.startswith("torch.") or getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls:
         return None
     modules = (base for base in cls.__bases__ if issubclass(base, nn.Module) and base is not nn.Module)
@@ -70,12 +61,12 @@ def written(cls: Layer) -> Layer:
     return cls
 
 
-def replaced(cls: Layer, replace: Callable[[Layer], Layer]) -> Layer:
-    """A class with another in place of the one that torch's are put over: `replace` says which."""
+def replaced(cls: Layer, others: dict[Layer, Layer]) -> Layer:
+    """A class with another in the place of the one that torch's are put over, if there is another for that."""
     old = below(cls)
     if old is None:
-        return replace(cls)
-    new = replaced(old, replace)
+        return others.get(cls, cls)
+    new = replaced(old, others)
     if new is old:
         return cls
     bases = tuple(new if base is old else base for base in cls.__bases__)
@@ -85,11 +76,8 @@ def replaced(cls: Layer, replace: Callable[[Layer], Layer]) -> Layer:
         if other and other.__name__ == cls.__name__ and other.__bases__ == bases and _computed(other) == computed:
             return other
     members = {name: member for name, member in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slotnames__")}
-    # Made over the one of the two that keeps a user's __init_subclass__ from being called.
     metaclass: Any = type(cls)
-    made = metaclass(cls.__name__, cls.__bases__ if issubclass(old, Unannounced) else bases, members | {"_was": cls})
-    made.__bases__ = bases
-    return made
+    return metaclass(cls.__name__, bases, members | {"_was": cls})
 
 
 def _computed(cls: Layer) -> set[str]:

@@ -4,9 +4,7 @@ A layer of trinn is a subclass of torch's with the same name and another forward
 is all there is to do: parameters, buffers, hooks, training flags, devices and what an optimizer refers to stay as they are.
 """
 
-import copyreg
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
@@ -17,10 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from trinn import layers
 from trinn.kernels import interpreter
-from trinn.layers.classes import Layer, Unannounced, all_or_nothing, become, forward_of, replaced, written
+from trinn.layers.classes import Layer, all_or_nothing, become, forward_of, replaced, written
 from trinn.layers.function import FLOATS
-from trinn.layers.fused import called_in_a_row, called_in_runs, joined_by
-from trinn.layers.patched import called_patched
+from trinn.layers.fused import called_in_a_row, called_in_runs, called_patched, joined_by
 from trinn.layers.upsample2d import MODES
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -33,16 +30,6 @@ OURS: dict[Layer, Layer] = {
 }
 TORCHS: dict[Layer, Layer] = {ours: torchs for torchs, ours in OURS.items()}
 
-# What a subclass may have of its own: a call of the layer does not come to it.
-UNCALLED = {
-    "__init__", "reset_parameters", "reset_running_stats", "extra_repr", "__repr__", "__str__", "_get_name",
-    "__module__", "__doc__", "__dict__", "__weakref__", "__slots__", "__annotations__", "__annotate__", "__annotate_func__",
-    "__annotations_cache__", "__constants__", "__firstlineno__", "__static_attributes__", "__init_subclass__",
-    "__class_getitem__", "__subclasshook__",
-}  # fmt: skip
-# Tensors that layers hold; torch's classes do not always declare them.
-TENSORS = "weight", "bias", "running_mean", "running_var", "num_batches_tracked"
-
 
 def convert(
     model: Model,
@@ -53,13 +40,12 @@ def convert(
 ) -> Model:
     """Put the layers of a model on trinn's kernels, in place; `report` says which.
 
-    A layer is converted if its class is one of torch.nn's that trinn has too, or a user's subclass of one, also if it has
-    parametrizations or is yet to get its sizes. A subclass that changes what a call does, with a `forward` of its own for
-    instance, keeps it: it runs with trinn's functions in the place of torch's, as under `patched`. What stays torch's: layers
-    whose `forward` was replaced; quantised, scripted, sharded (DTensor) and complex ones, so convert before FSDP2's
-    `fully_shard`; Upsample in a mode that trinn does not have.
+    A layer is converted if its class is one of torch.nn's that trinn has too, also if it has parametrizations or is yet to get
+    its sizes. A layer of a user's subclass of one keeps its class and its forward, which runs with trinn's functions in the
+    place of torch's, as under `patched`. What stays torch's: layers whose `forward` was replaced; quantised, scripted, sharded
+    (DTensor) and complex ones, so convert before FSDP2's `fully_shard`; Upsample in a mode that trinn does not have.
 
-    `isinstance(layer, nn.Conv2d)` stays true, and so it does for a subclass of one's own; `type(layer) is nn.Conv2d` does not.
+    `isinstance(layer, nn.Conv2d)` stays true; `type(layer) is nn.Conv2d` does not.
 
     Warns if the model is on the CPU and kernels can run nowhere: no GPU, and TRITON_INTERPRET=0.
 
@@ -95,10 +81,10 @@ def convert(
         warnings.warn(interpreter.NOWHERE, stacklevel=2)
     with all_or_nothing(model):
         for module in plan:
-            if has_own_forward(module):
+            if written(type(module)) in OURS:
+                become(module, replaced(type(module), OURS))
+            elif forward_of(module) is None:
                 vars(module)["forward"] = functools.partial(called_patched, module)
-            else:
-                become(module, replaced(type(module), _ours))
         if fuse is True:
             _join_rows(model)
         _join_runs(runs)
@@ -154,10 +140,9 @@ def revert(model: Model) -> Model:
         TypeError: a model that is no module, or a ScriptModule.
     """
     _check(model)
-    plan = [(module, replaced(type(module), _torchs)) for module in model.modules()]
     with all_or_nothing(model):
-        for module, torchs in plan:
-            become(module, torchs)
+        for module in model.modules():
+            become(module, replaced(type(module), TORCHS))
             if forward_of(module) is not None:
                 del module.forward
     return model
@@ -176,15 +161,9 @@ def obstacle(module: nn.Module) -> str | None:
         return "a ScriptModule, which is compiled"
     if base not in OURS:
         return f"trinn has no {kind.__name__}" if kind.__module__.startswith("torch.") else "a forward of its own"
-    if kind is not base and kind.__module__.startswith("torch."):
-        return f"torch's own subclass of {base.__name__}"
+    if kind is not base and (kind.__module__.startswith("torch.") or base is nn.SyncBatchNorm):
+        return f"{'a' if base is nn.SyncBatchNorm else 'torch'}'s own subclass of {base.__name__}"
     return replacement(module) or unreadable(module)
-
-
-def has_own_forward(module: nn.Module) -> bool:
-    """Whether a user's subclass of a layer of torch.nn changes what a call does."""
-    base: Any = layer_of(module)
-    return base in OURS and bool(_called(written(type(module)), base) & _names(base))
 
 
 def replacement(module: nn.Module) -> str | None:
@@ -232,52 +211,3 @@ def _included(include: Layer | str | Iterable[Layer | str] | None) -> set[Layer]
             raise ValueError(f"include: trinn has no {each!r}, but {', '.join(names)}")
         wanted.add(torchs)
     return wanted
-
-
-@functools.cache
-def _names(base: Any) -> frozenset[str]:
-    """What a layer of torch.nn has: its methods, its attributes that are numbers and the like, and TENSORS."""
-    annotated = (name for cls in base.__mro__ for name in inspect.get_annotations(cls))
-    return frozenset((*dir(base), *annotated, *getattr(base, "__constants__", ()), *TENSORS))
-
-
-def _called(kind: Layer, base: Layer) -> set[str]:
-    """What a subclass has of its own, but for what a call does not come to."""
-    return {name for cls in kind.__mro__ if cls not in base.__mro__ for name in vars(cls)} - UNCALLED
-
-
-class _Converted(Unannounced):
-    """The first base of what a user's subclass of a layer becomes; its others are that subclass, and the layer of trinn."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """As torch's, but for the class, which is made anew where it is loaded."""
-        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
-        function, args, *rest = reduced
-        if function is copyreg.__newobj__ and "_subclass" in vars(args[0]):  # type: ignore[attr-defined]
-            function, args = _new, (args[0]._subclass, *args[1:])
-        return function, args, *rest
-
-
-def _new(subclass: Any, *args: Any) -> Any:
-    """An instance without anything in it yet, as pickle and copy want it."""
-    ours: Any = _ours(subclass)
-    return ours.__new__(ours, *args)
-
-
-def _ours(cls: Layer) -> Layer:
-    """The class of trinn for a layer of torch.nn or a user's subclass of one."""
-    base = next(each for each in cls.__mro__ if each in OURS)
-    if cls is base:
-        return OURS[base]
-    bases = _Converted, cls, OURS[base]
-    for other in type.__subclasses__(cls):
-        if other.__bases__ == bases:
-            return other
-    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    metaclass: Any = type(cls)
-    return metaclass(cls.__name__, bases, names | {"_subclass": cls})
-
-
-def _torchs(cls: Layer) -> Layer:
-    """The class that one of trinn's was made of; other classes as they are."""
-    return TORCHS.get(cls) or vars(cls).get("_subclass", cls)

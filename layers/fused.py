@@ -4,8 +4,8 @@ joined.py has the table of what is joined and what computes it. Where joining wo
 forward or a parametrization, the layers are called one by one. `relu` may be None, for one that is not a module; in
 conv_bn_relu None is no ReLU at all.
 
-`convert(model, fuse=...)` puts `called_in_a_row` in the place of an nn.Sequential's forward, and `called_in_runs` in that of
-each layer of a run that is named.
+`convert` puts `called_patched` in the place of the forward of a layer of a user's class; with `fuse`, `called_in_a_row` in that
+of an nn.Sequential, and `called_in_runs` in that of each layer of a run that is named.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +25,22 @@ from trinn.layers.relu import ReLU, relu
 
 Operator = Callable[..., Any]
 
-# The operator that calls each kind of layer is.
+# The operator that a call of each kind of layer is, torch's or ours.
 OPERATORS: dict[Layer, Operator] = {
-    Conv2d: conv2d, BatchNorm2d: batch_norm, BatchNorm1d: batch_norm, Linear: linear, ReLU: relu, MaxPool2d: max_pool2d,
+    nn.Conv2d: conv2d, nn.BatchNorm2d: batch_norm, nn.BatchNorm1d: batch_norm, nn.Linear: linear, nn.ReLU: relu,
+    nn.MaxPool2d: max_pool2d,
 }  # fmt: skip
-_METHODS = "__call__", "_call_impl", "forward", "_conv_forward"
-_AS_WRITTEN = {cls: [getattr(cls, name, None) for name in _METHODS] for cls in OPERATORS}
+OURS: dict[Layer, Layer] = {
+    nn.Conv2d: Conv2d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm1d: BatchNorm1d, nn.Linear: Linear, nn.ReLU: ReLU,
+    nn.MaxPool2d: MaxPool2d,
+}  # fmt: skip
+
+
+def _methods(cls: Any) -> list[Any]:
+    return [getattr(cls, name, None) for name in ("_call_impl", "forward", "_conv_forward")]
+
+
+_AS_WRITTEN = {cls: _methods(cls) for cls in (*OURS, *OURS.values())}
 _RELU = ReLU()  # for one that is a function
 _MARK = "_trinn_joined"
 
@@ -39,7 +49,7 @@ def in_a_row(layers: Sequence[Any], input: Any) -> Any:
     """What the last of the layers makes of what the one before makes of ... the input, joined where it can be."""
     while layers:
         count, function = joined_by(layers) if isinstance(input, Tensor) else (1, None)  # torch.fx traces something else
-        if function is None or isinstance(layers[0], Conv2d) and input.dim() != 4:
+        if function is None or isinstance(layers[0], nn.Conv2d) and input.dim() != 4:
             input, count = layers[0](input), 1
         else:
             input = _joined(function, layers[:count], input)
@@ -55,13 +65,13 @@ def joined_by(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]
         if found[-1] is None or len(found) == 3:
             break
     for run, function in JOINS.items():
-        if tuple(found[: len(run)]) == run and not any(isinstance(each, BatchNorm1d) for each in layers[1 : len(run)]):
+        if tuple(found[: len(run)]) == run and not any(isinstance(each, nn.BatchNorm1d) for each in layers[1 : len(run)]):
             return len(run), function
     return 1, None
 
 
 def operator_of(layer: Any) -> Operator | None:
-    """The operator that a call of a layer is; None where it is another one, or more."""
+    """The operator of trinn that a call of a layer is; None where it is another one, or more."""
     for cls, operator in OPERATORS.items():
         if isinstance(layer, cls):
             return operator if is_just(layer, cls) and not getattr(layer, "return_indices", False) else None
@@ -69,12 +79,14 @@ def operator_of(layer: Any) -> Operator | None:
 
 
 def is_just(module: nn.Module, cls: Layer) -> bool:
-    """Whether a call of a module does what the class was written to do and nothing else."""
-    kind, changed = type(module), module.__dict__
+    """Whether a call of a converted layer does what the class of torch.nn was written to do and nothing else."""
+    kind, forward = type(module), module.__dict__.get("forward")
+    converted = (None, called_in_runs) if isinstance(module, OURS[cls]) else (called_patched, called_in_runs)
     return (
-        [getattr(kind, name, None) for name in _METHODS] == _AS_WRITTEN[cls]
-        and ("forward" not in changed or getattr(changed["forward"], "func", None) is called_in_runs)
-        and "_conv_forward" not in changed
+        _methods(kind) == _AS_WRITTEN[OURS[cls] if isinstance(module, OURS[cls]) else cls]
+        and kind.__call__ is nn.Module.__call__
+        and getattr(forward, "func", forward) in converted
+        and "_conv_forward" not in module.__dict__
         and "parametrizations" not in module._modules
         and not module._forward_pre_hooks and not module._forward_hooks
         and not module._backward_pre_hooks and not module._backward_hooks
@@ -86,20 +98,20 @@ def _joined(function: Callable[..., Tensor], layers: Sequence[Any], input: Tenso
     """A call of each of the layers, by the function that joins them."""
     arguments: list[Arguments] = []
     for place, each in enumerate(layers):
-        if isinstance(each, Conv2d):
+        if isinstance(each, nn.Conv2d):
             input, padding = padded(each, input)
             arguments.append((each.weight, each.bias, each.stride, padding, each.dilation, each.groups))
-        elif isinstance(each, (BatchNorm1d, BatchNorm2d)):
+        elif isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d)):
             if place == 0:
                 each._check_input_dim(input)
             arguments.append(norm_arguments(each, uncounted=1))
-        elif isinstance(each, MaxPool2d):
+        elif isinstance(each, nn.MaxPool2d):
             arguments.append((each.kernel_size, each.stride, each.padding, each.dilation, each.ceil_mode))
-        elif isinstance(each, Linear):
+        elif isinstance(each, nn.Linear):
             arguments.append((each.weight, each.bias))
     y = function(input, *arguments)
     for each in layers:
-        if isinstance(each, (BatchNorm1d, BatchNorm2d)):
+        if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d)):
             count_batch(each)  # last, so that it is not counted where the shapes are refused
     return y
 
@@ -143,6 +155,14 @@ def linear_relu(linear: Linear, relu: ReLU | None, input: Tensor) -> Tensor:
     return in_a_row((linear, relu or _RELU), input)
 
 
+def called_patched(module: Any, *args: Any, **options: Any) -> Any:
+    """The forward of a user's subclass of a layer, with trinn's functions in the place of torch's."""
+    from trinn.layers.patched import patched  # which stands on all functions
+
+    with patched():
+        return type(module).forward(module, *args, **options)
+
+
 def called_in_a_row(module: nn.Sequential, input: Any) -> Any:
     """The forward of an nn.Sequential, its children being joined as they are when it is called."""
     return in_a_row(tuple(module._modules.values()), input)
@@ -165,11 +185,12 @@ def called_in_runs(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
                 setattr(input, _MARK, (layers, place + 1))
             return input
         count, function = joined_by(run)
-        if function is not None and count == len(run) and not (isinstance(module, Conv2d) and input.dim() != 4):
+        if function is not None and count == len(run) and not (isinstance(module, nn.Conv2d) and input.dim() != 4):
             y = _joined(function, run, input)
             setattr(y, _MARK, (run, 1))
             return y
-    return type(module).forward(module, input)
+    ours = any(isinstance(module, cls) for cls in OURS.values())
+    return type(module).forward(module, input) if ours else called_patched(module, input)
 
 
 class _Joined(nn.Sequential):

@@ -1,7 +1,8 @@
 """Calls of torch's functions on trinn's kernels: `patched`."""
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._contextlib import _wrap_generator
 
 from trinn import layers
+from trinn.layers.pad2d import pad2d
 
 
 def _with_indices(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,6 +34,11 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
+def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """torch.nn.functional.pad in the modes that trinn has; NotImplementedError in others."""
+    return pad2d(input, pad, mode)
+
+
 class patched(TorchFunctionMode, ContextDecorator):
     """Within, what trinn has of torch.nn.functional runs on trinn's kernels: for a forward that calls functions.
 
@@ -43,8 +50,9 @@ class patched(TorchFunctionMode, ContextDecorator):
 
     It covers F.relu, torch.relu and Tensor.relu, F.max_pool2d and torch.max_pool2d, F.conv2d, F.linear, F.interpolate and so
     on, whoever calls them, layers of torch.nn too. A call of one of them that trinn cannot compute, such as F.interpolate in a
-    mode that it does not have, raises NotImplementedError. All other functions are torch's, as before, with all that they call:
-    F.lp_pool2d and its kin, F.local_response_norm, nn.MultiheadAttention, nn.LSTM and its kin.
+    mode that it does not have, raises NotImplementedError; F.pad is torch's in the modes that trinn does not have. All other
+    functions are torch's, as before, with all that they call: F.lp_pool2d and its kin, F.local_response_norm,
+    nn.MultiheadAttention, nn.LSTM and its kin.
 
     It may be entered within itself and under torch.compile, holds for the thread that enters it, and ends with the block, also
     by an exception. If it decorates a generator, it holds while that runs, and not while the caller does.
@@ -66,10 +74,7 @@ class patched(TorchFunctionMode, ContextDecorator):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.unflatten:
             return args[0].unflatten(*args[1:], **kwargs or {})  # torch.compile follows the method, not the function
+        if func in (F.pad, torch._C._nn.pad):
+            with contextlib.suppress(NotImplementedError):
+                return pad(*args, **kwargs or {})
         return FUNCTIONS.get(func, func)(*args, **kwargs or {})
-
-
-def called_patched(module: Any, *args: Any, **options: Any) -> Any:
-    """The forward of a user's subclass of a layer, with trinn's functions in the place of torch's."""
-    with patched():
-        return type(module).forward(module, *args, **options)

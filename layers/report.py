@@ -16,11 +16,10 @@ from trinn.layers import Conv2d
 from trinn.layers.classes import Layer, forward_of, written
 from trinn.layers.convert import OURS, TORCHS, layer_of, obstacle, replacement, unreadable
 from trinn.layers.fused import called_in_a_row, called_in_runs, joined_by
-from trinn.layers.patched import called_patched
 
 NOTHING = "nothing"  # to compute
 COVERED = ": patched() covers the functions it calls"
-OWN = "a forward of its own, with trinn's functions in the place of torch's"
+OWN = "a subclass, whose forward has trinn's functions in the place of torch's"
 UNSEEN = "Functions that forwards call, such as F.relu, are not seen: torch's, but under trinn.patched()."
 
 
@@ -119,7 +118,7 @@ def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
     if not changed and _computes_nothing(module, kind):
         return NOTHING, ""
     own = changed or _is_own(kind, base or nn.Module)
-    if getattr(forward_of(module), "func", None) is called_patched:
+    if base in OURS and forward_of(module) is not None:
         return _kernels(module, OURS[base]), OWN  # type: ignore[index]
     if base not in TORCHS:
         written_by_user = changed or not kind.__module__.startswith("torch.")

@@ -445,7 +445,9 @@ def test_a_compiled_model_notices(full_float32: None) -> None:
     targets: list[set[str]] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
-        targets.append({str(node.target) for node in graph.graph.nodes if "trinn" in str(node.target)})
+        targets.append(
+            {node.name for node in graph.graph.nodes if "trinn" in f"{node.target} {getattr(node.target, '__module__', '')}"}
+        )
         return graph
 
     torch._dynamo.reset()
