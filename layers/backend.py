@@ -15,6 +15,7 @@ a node's meta "example_value" (fake tensors) and "grapharg" (real ones). torch 2
 """
 
 import inspect
+import itertools
 import operator
 import re
 import warnings
@@ -343,10 +344,14 @@ class _Rewriting:
         pairs = [*zip(x.shape, y.shape, strict=True), *(zip(x.stride(), y.stride(), strict=True) if strides else ())]
         return (x.dtype, x.device) == (y.dtype, y.device) and all(statically_known_true(n == m) for n, m in pairs)
 
-    def _is_its_own(self, node: Node, user: Node) -> bool:
-        """Whether nobody but one call sees the memory of a value, and so what that one writes over it."""
-        others = (other for other in self.graph.nodes if other is not node and other is not user)
-        return node.op.startswith("call") and len(node.users) == 1 and not _storages([node]) & _storages(others)
+    def _is_its_own(self, value: Node, user: Node) -> bool:
+        """Whether only one call sees the memory of a value, and so what that one writes over it.
+
+        What has the memory up to there is then a line of calls, from the one that allocated it on, each with one user.
+        """
+        before = itertools.takewhile(lambda node: node is not user, self.graph.nodes)
+        same = [node for node in before if _storages([node]) & _storages([value])]
+        return all(node.op.startswith("call") and len(node.users) == 1 for node in same)
 
     def _can_meet(self, nodes: Sequence[Node]) -> bool:
         """Whether calls can as well be done where the last of them is."""

@@ -263,65 +263,6 @@ def test_statistics_are_those_of_the_rounded_result() -> None:
     assert ((var.double().sqrt() - deviation).abs() <= torch.finfo(torch.float32).eps * (mean.abs() + 4 * deviation)).all()
 
 
-CALLS: dict[str, Callable[[list[Any], Tensor], Tensor]] = {
-    "conv_relu": lambda m, x: tnn.conv_relu(m[0], m[2], x),
-    "conv_relu_max_pool": lambda m, x: tnn.conv_relu_max_pool(m[0], m[2], m[3], x),
-    "conv_bn_relu": lambda m, x: tnn.conv_bn_relu(m[0], m[1], m[2], x),
-    "bn_relu": lambda m, x: tnn.bn_relu(m[4], m[2], x),
-    "bn_add_relu": lambda m, x: tnn.bn_add_relu(m[4], m[2], x, x),
-    "linear_relu": lambda m, x: tnn.linear_relu(m[5], m[2], x),
-}
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_hooks_run(name: str) -> None:
-    """A module with a hook, with a forward of its own or of another class is called, not joined."""
-    x = randn(2, 4, 6, 6)
-
-    def layers() -> list[Any]:
-        torch.manual_seed(0)
-        conv = tnn.Conv2d(4, 4, 3, padding=1)
-        modules = conv, tnn.BatchNorm2d(4), tnn.ReLU(), tnn.MaxPool2d(2), tnn.BatchNorm2d(4), tnn.Linear(6, 3)
-        return [module.to(DEVICE) for module in modules]
-
-    expected = CALLS[name](layers(), x)
-    with Launched() as joined:
-        CALLS[name](layers(), x)
-    seen: list[str] = []
-    for place in range(6):
-        modules = layers()
-        modules[place].register_forward_hook(lambda module, *_: seen.append(type(module).__name__))
-        torch.testing.assert_close(CALLS[name](modules, x), expected)
-    assert (
-        seen
-        == {
-            "conv_relu": ["Conv2d", "ReLU"],
-            "conv_relu_max_pool": ["Conv2d", "ReLU", "MaxPool2d"],
-            "conv_bn_relu": ["Conv2d", "BatchNorm2d", "ReLU"],
-            "bn_relu": ["ReLU", "BatchNorm2d"],
-            "bn_add_relu": ["ReLU", "BatchNorm2d"],
-            "linear_relu": ["ReLU", "Linear"],
-        }[name]
-    )
-
-    class Doubled(tnn.ReLU):
-        def forward(self, input: Tensor) -> Tensor:
-            return 2 * super().forward(input)
-
-    modules = layers()
-    modules[2] = Doubled()
-    torch.testing.assert_close(CALLS[name](modules, x), 2 * expected)
-    modules = layers()
-    modules[2].forward = lambda input: input * 0  # type: ignore[method-assign]
-    assert not CALLS[name](modules, x).any()
-    modules = layers()
-    handle = nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: seen.append("any"))
-    with Launched() as alone:
-        CALLS[name](modules, x)
-    handle.remove()
-    assert "any" in seen and alone != joined
-
-
 def test_other_inputs() -> None:
     """Images without a batch, a residual that broadcasts, indices asked for: as one by one."""
     x = randn(4, 8, 8)
