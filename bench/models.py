@@ -77,12 +77,11 @@ class Model:
     arithmetics: tuple[str, ...] = PRODUCTS
 
 
-LENET = ("conv1", "relu", "pool"), ("conv2", "relu", "pool"), ("linear1", "relu"), ("linear2", "relu")
 _BLOCK = ("conv1", "bn1", "relu"), ("conv2", "bn2", "relu"), ("conv3", "bn3")
 RESNET = [tuple(f"blocks.{number}.{name}" for name in run) for number in range(16) for run in _BLOCK]
 MODELS = {
-    "LeNet b128": Model(partial(LeNet, nn=nn), 128, (1, 32, 32), 10, LENET),
-    "LeNet b1024": Model(partial(LeNet, nn=nn), 1024, (1, 32, 32), 10, LENET),
+    "LeNet b128": Model(partial(LeNet, nn=nn), 128, (1, 32, 32), 10, LeNet.RUNS),
+    "LeNet b1024": Model(partial(LeNet, nn=nn), 1024, (1, 32, 32), 10, LeNet.RUNS),
     "AlexNet b128": Model(partial(AlexNet, nn=nn), 128, (3, 224, 224)),
     "AlexNet b256": Model(partial(AlexNet, nn=nn), 256, (3, 224, 224)),
     "ResNet-50 b64": Model(ResNet, 64, (3, 224, 224), runs=RESNET),

@@ -258,7 +258,7 @@ def main() -> None:
     learnt, held_out = digits(options.seed, options.limit)
     console.print(f"{len(learnt.labels)} digits to learn from, {len(held_out.labels)} held out")
 
-    network = LeNet().to(DEVICE)
+    network = trinn.convert(LeNet().to(DEVICE), fuse=LeNet.RUNS)
     course = train(network, learnt, held_out, options.epochs, options.batch, console)
     logits = predict(network, held_out.images)
     right = int((logits.argmax(1) == held_out.labels).sum())

@@ -120,17 +120,15 @@ def _no_inductor() -> str | None:
 
 
 class Summary:
-    """What became of a graph's calls: how often each was `taken` by trinn's kernels, by the name of the operator or the names
-    of those that were `joined`, and `left` to the `rest` of the compiler, by the name and why.
-    """
+    """What became of a graph's calls: how many are `taken` by trinn, how many `joined`, how many `left`, and why."""
 
     def __init__(self) -> None:
         self.taken: Counter[str] = Counter()
         self.joined: Counter[str] = Counter()
         self.left: Counter[tuple[str, str]] = Counter()
-        self.rest = ""
+        self.rest = ""  # what compiles the others
         self.tensors: list[Any] = []  # that the graph reads, weakly
-        self.named: dict[str, torch.Size] = {}  # the shapes of parameters and buffers by what TorchDynamo calls them
+        self.named: dict[str, torch.Size] = {}  # the shapes of parameters and buffers
         self.trace: Any = torch._guards.CompileContext.current_trace_id()
 
     def replaces(self, other: "Summary") -> bool:
@@ -145,18 +143,13 @@ compile_backend.reset = _summaries.clear  # type: ignore[attr-defined]  # which 
 
 
 def summaries_of(model: nn.Module) -> list[Summary]:
-    """Of the graphs that were compiled, those that read tensors of a model. Models of one class may share their compiled code:
-    where no graph does, those that read tensors of the same names and shapes.
+    """Of the graphs that were compiled, those that read a model's tensors; or, if none does, tensors of such names and shapes.
+
+    Models of one class may share their compiled code.
     """
-    its = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    found = [summary for summary in _summaries if any(id(tensor()) in its for tensor in summary.tensors)]
-    shapes = {}
-    for kind, tensors in (("parameters", model.named_parameters()), ("buffers", model.named_buffers())):
-        for name, tensor in tensors:
-            if is_lazy(tensor):
-                continue
-            *path, last = name.removeprefix("_orig_mod.").split(".")
-            shapes["".join(f"_modules_{part}" for part in path) + f"_{kind}_{last}_"] = tensor.shape
+    its = {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if not is_lazy(t)}
+    shapes = {name.removeprefix("_orig_mod.").replace(".", "_"): tensor.shape for name, tensor in its.items()}
+    found = [summary for summary in _summaries if {id(t) for t in its.values()} & {id(tensor()) for tensor in summary.tensors}]
     return found or [summary for summary in _summaries if summary.named and summary.named.items() <= shapes.items()]
 
 
@@ -167,9 +160,9 @@ def rewrite(graph: GraphModule, inputs: Sequence[Any] = ()) -> Summary:
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             given.append(getattr(node.meta.get("grapharg"), "example", None))
-            name = re.search("_(modules|parameters|buffers)_.*", str(node.target))
-            if name is not None and isinstance(node.meta.get("example_value"), Tensor):
-                summary.named[name.group()] = node.meta["example_value"].shape
+            name = re.sub("^L_[a-z]+_|(modules|parameters|buffers)_|_$", "", str(node.target))
+            if isinstance(given[-1], Tensor) and "self_" in str(node.target):
+                summary.named[name] = node.meta["example_value"].shape
     summary.tensors = [weakref.ref(t) for t in given if isinstance(t, Tensor) and not isinstance(t, FakeTensor)]
     with torch.no_grad(), _autocast_given_back() as autocasts:
         _Rewriting(graph, inputs, summary, autocasts).run()

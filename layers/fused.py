@@ -25,22 +25,19 @@ from trinn.layers.relu import ReLU, relu
 
 Operator = Callable[..., Any]
 
-# The operator that a call of each kind of layer is, torch's or ours.
-OPERATORS: dict[Layer, Operator] = {
-    nn.Conv2d: conv2d, nn.BatchNorm2d: batch_norm, nn.BatchNorm1d: batch_norm, nn.Linear: linear, nn.ReLU: relu,
-    nn.MaxPool2d: max_pool2d,
+# Of each class of torch.nn whose layers are joined: trinn's, and the operator that a call is.
+KINDS: dict[Layer, tuple[Layer, Operator]] = {
+    nn.Conv2d: (Conv2d, conv2d), nn.BatchNorm2d: (BatchNorm2d, batch_norm), nn.BatchNorm1d: (BatchNorm1d, batch_norm),
+    nn.Linear: (Linear, linear), nn.ReLU: (ReLU, relu), nn.MaxPool2d: (MaxPool2d, max_pool2d),
 }  # fmt: skip
-OURS: dict[Layer, Layer] = {
-    nn.Conv2d: Conv2d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm1d: BatchNorm1d, nn.Linear: Linear, nn.ReLU: ReLU,
-    nn.MaxPool2d: MaxPool2d,
-}  # fmt: skip
+OURS = tuple(ours for ours, _ in KINDS.values())
 
 
 def _methods(cls: Any) -> list[Any]:
     return [getattr(cls, name, None) for name in ("_call_impl", "forward", "_conv_forward")]
 
 
-_AS_WRITTEN = {cls: _methods(cls) for cls in (*OURS, *OURS.values())}
+_AS_WRITTEN = {cls: _methods(cls) for cls in (*KINDS, *OURS)}
 _RELU = ReLU()  # for one that is a function
 _MARK = "_trinn_joined"
 
@@ -72,21 +69,22 @@ def joined_by(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]
 
 def operator_of(layer: Any) -> Operator | None:
     """The operator of trinn that a call of a layer is; None where it is another one, or more."""
-    for cls, operator in OPERATORS.items():
-        if isinstance(layer, cls):
-            return operator if is_just(layer, cls) and not getattr(layer, "return_indices", False) else None
+    for torchs, (ours, operator) in KINDS.items():
+        if isinstance(layer, torchs):
+            cls, forwards = (
+                (ours, (None, called_in_runs)) if isinstance(layer, ours) else (torchs, (called_patched, called_in_runs))
+            )
+            alone = is_just(layer, cls, forwards) and not getattr(layer, "return_indices", False)
+            return operator if alone else None
     return None
 
 
-def is_just(module: nn.Module, cls: Layer) -> bool:
-    """Whether a call of a converted layer does what the class of torch.nn was written to do and nothing else."""
+def is_just(module: nn.Module, cls: Layer, forwards: tuple[Any, ...]) -> bool:
+    """Whether a call of a module is what the class was written to do, by its own forward or one of these, and nothing else."""
     kind, forward = type(module), module.__dict__.get("forward")
-    converted = (None, called_in_runs) if isinstance(module, OURS[cls]) else (called_patched, called_in_runs)
     return (
-        _methods(kind) == _AS_WRITTEN[OURS[cls] if isinstance(module, OURS[cls]) else cls]
-        and kind.__call__ is nn.Module.__call__
-        and getattr(forward, "func", forward) in converted
-        and "_conv_forward" not in module.__dict__
+        _methods(kind) == _AS_WRITTEN[cls] and kind.__call__ is nn.Module.__call__
+        and getattr(forward, "func", forward) in forwards and "_conv_forward" not in module.__dict__
         and "parametrizations" not in module._modules
         and not module._forward_pre_hooks and not module._forward_hooks
         and not module._backward_pre_hooks and not module._backward_hooks
@@ -189,15 +187,13 @@ def called_in_runs(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
             y = _joined(function, run, input)
             setattr(y, _MARK, (run, 1))
             return y
-    ours = any(isinstance(module, cls) for cls in OURS.values())
-    return type(module).forward(module, input) if ours else called_patched(module, input)
+    return type(module).forward(module, input) if isinstance(module, OURS) else called_patched(module, input)
 
 
 class _Joined(nn.Sequential):
-    """Modules of given classes that are called as one; as in nn.Sequential, their names are their numbers."""
+    """Layers of given classes that are called as one; as in nn.Sequential, their names are their numbers."""
 
     classes: tuple[type[nn.Module], ...]
-    joined: Callable[..., Tensor]
 
     def __init__(self, *modules: nn.Module) -> None:
         if len(modules) != len(self.classes) or not all(map(isinstance, modules, self.classes)):
@@ -206,8 +202,8 @@ class _Joined(nn.Sequential):
             raise TypeError(f"{type(self).__name__}: expected trinn's {wanted}, but got {got or 'nothing'}")
         super().__init__(*modules)
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
-        return type(self).joined(*self, *inputs)
+    def forward(self, input: Tensor) -> Tensor:
+        return in_a_row(tuple(self), input)
 
 
 @layer
@@ -215,7 +211,6 @@ class ConvReLU2d(_Joined):
     """relu(conv(x)) of a Conv2d and a ReLU."""
 
     classes = Conv2d, ReLU
-    joined = staticmethod(conv_relu)
 
 
 @layer
@@ -223,7 +218,6 @@ class ConvReLUMaxPool2d(_Joined):
     """pool(relu(conv(x))) of a Conv2d, a ReLU and a MaxPool2d."""
 
     classes = Conv2d, ReLU, MaxPool2d
-    joined = staticmethod(conv_relu_max_pool)
 
 
 @layer
@@ -231,7 +225,6 @@ class ConvBNReLU2d(_Joined):
     """relu(bn(conv(x))) of a Conv2d, a BatchNorm2d and a ReLU."""
 
     classes = Conv2d, BatchNorm2d, ReLU
-    joined = staticmethod(conv_bn_relu)
 
 
 @layer
@@ -239,7 +232,6 @@ class BNReLU2d(_Joined):
     """relu(bn(x)) of a BatchNorm2d and a ReLU."""
 
     classes = BatchNorm2d, ReLU
-    joined = staticmethod(bn_relu)
 
 
 @layer
@@ -247,7 +239,9 @@ class BNAddReLU2d(_Joined):
     """relu(bn(x) + residual) of a BatchNorm2d and a ReLU: the tail of a ResNet's block."""
 
     classes = BatchNorm2d, ReLU
-    joined = staticmethod(bn_add_relu)
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        return bn_add_relu(*self, input, residual)  # type: ignore[arg-type]
 
 
 @layer
@@ -255,4 +249,3 @@ class LinearReLU(_Joined):
     """relu(linear(x)) of a Linear and a ReLU."""
 
     classes = Linear, ReLU
-    joined = staticmethod(linear_relu)

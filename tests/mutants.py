@@ -156,7 +156,7 @@ MUTANTS = [
     Mutant("modules with hooks joined", "layers/fused.py", "and not module._forward_pre_hooks and not module._forward_hooks", "", "fuse"),
     Mutant("evaluation folded, and gradients lost", "layers/joined.py", "wanted = torch.is_grad_enabled() and any(v is not None", "wanted = False and any(v is not None", "fused"),
     Mutant("a marked result taken by any layer", "layers/fused.py", "if place < len(layers) and layers[place] is module:", "if place < len(layers):", "fuse"),
-    Mutant("a class that was patched joined", "layers/fused.py", "_methods(kind) == _AS_WRITTEN[OURS[cls] if isinstance(module, OURS[cls]) else cls]", "True", "fuse"),
+    Mutant("a class that was patched joined", "layers/fused.py", "_methods(kind) == _AS_WRITTEN[cls]", "True", "fuse"),
     Mutant("calls moved past what writes their operands", "layers/backend.py", "if effects is None or node not in nodes and any(effects.meets(other) for other in moved):", "if effects is None:", "backend"),
     Mutant("calls moved out of autocast", "layers/backend.py", "if effects is None or node not in nodes and any(effects.meets(other) for other in moved):", "if effects is not None and node not in nodes and any(effects.meets(other) for other in moved):", "backend"),
     Mutant("values that others use joined", "layers/backend.py", "while len(nodes[-1].users) == 1 and", "while nodes[-1].users and", "backend"),

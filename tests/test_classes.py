@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +21,6 @@ from trinn.layers import classes, convert
 from trinn.layers.report import rows
 
 # Subclasses as they are found in public networks, whose call is torch's.
-
-
-class Plain(nn.Linear):
-    """With a name of its own."""
 
 
 class Depthwise(nn.Conv2d):
@@ -85,18 +81,6 @@ class Norm(Registered, nn.BatchNorm2d, task="norm"):
         super().__init__(channels, momentum=0.4, eps=1e-3)
 
 
-Kind = TypeVar("Kind")
-
-
-class Of(Generic[Kind]):
-    __slots__ = ("kind",)
-    kind: Kind
-
-
-class Typed(nn.Linear, Of[int]):
-    """A base with slots, after torch's."""
-
-
 class Lazy(nn.LazyConv2d):
     """Which becomes torch's class when it gets its sizes."""
 
@@ -105,13 +89,11 @@ class Lazy(nn.LazyConv2d):
 
 
 SUBCLASSES: dict[str, Callable[[], nn.Module]] = {
-    "Plain": lambda: Plain(6, 3),
     "Depthwise": lambda: Depthwise(4),
     "MeanShift": MeanShift,
     "Dirac": lambda: Dirac(4),
     "Pool": lambda: Pool(2),
     "Norm": lambda: Norm(4),
-    "Typed": lambda: Typed(6, 3),
     "Lazy": Lazy,
 }
 subclasses = pytest.mark.parametrize("name", SUBCLASSES)
@@ -225,21 +207,6 @@ def test_an_exception_at_any_step(change: str, monkeypatch: pytest.MonkeyPatch) 
                 continue
         break
     assert (3 < step < 99 or change == "fuse") and everything(model) != was
-
-
-class Refuse(Branch, Registered, task="branch"):
-    pass
-
-
-def test_joining_makes_no_class(full_float32: None) -> None:
-    """Users who count their subclasses, or refuse them, count those that they wrote."""
-    known = dict(Registered.known)
-    model, torchs, x = Refuse(), Refuse(), randn(2, 4, 3, 3)
-    torchs.load_state_dict(model.state_dict())
-    trinn.convert(model.to(DEVICE), fuse=[("conv", "bn", "relu")])
-    assert type(model) is Refuse and Registered.known == known
-    assert [row.joined for row in rows(model)] == ["bn, relu", "conv, relu", "conv, bn"]
-    torch.testing.assert_close(model(x), torchs.to(DEVICE)(x))
 
 
 # Other tools, between the two or before.

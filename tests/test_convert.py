@@ -305,31 +305,8 @@ class Called(nn.Linear):
         return 2 * super().__call__(input)
 
 
-class Tied(nn.Linear):
-    """Whose filters are those of another layer."""
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-        self.register_parameter("bias", None)
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        return torch.ones(1, 1)
-
-
-class Still(nn.BatchNorm2d):
-    """Whose running statistics do not move."""
-
-    momentum = property(lambda self: 0.0, lambda self, _: None)
-
-
 class Strided(nn.AvgPool2d):
     stride = property(lambda self: 2, lambda self, _: None)
-
-
-class AnyRank(nn.BatchNorm2d):
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
 
 
 class Watching:
@@ -371,10 +348,7 @@ OWN_FORWARDS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "forward": (lambda: Doubled(2, 3, 2), (2, 2, 4, 4)),
     "_conv_forward": (lambda: Standardized(2, 3, 2), (2, 2, 4, 4)),
     "__call__": (lambda: Called(4, 3), (2, 4)),
-    "a weight": (Tied, (2, 1)),
-    "a momentum": (lambda: Still(2), (2, 2, 3, 3)),
     "a stride": (lambda: Strided(1), (1, 2, 4, 4)),
-    "a check": (lambda: AnyRank(2), (2, 2, 3)),
     "attributes": (Watched, (2, 3)),
     "parametrized": (lambda: parametrizations.weight_norm(Doubled(2, 3, 2)), (2, 2, 4, 4)),
 }
@@ -528,6 +502,8 @@ def run_of_three() -> Any:
 
 
 # What users do to a model after it is converted, and what is said of its layers: what runs, with which others, and why.
+CONV, NORM, RELU = ("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "", ""), ("kernels/relu.py", "", "")
+NORM_RELU = [("kernels/batchnorm2d.py", "2", ""), ("kernels/relu.py", "1", "")]
 AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] = {
     "nothing": (
         lambda model: None,
@@ -535,53 +511,29 @@ AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] =
     ),
     "a forward hook": (
         lambda model: model[1].register_forward_hook(lambda *_: None) and None,
-        [("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "", "has hooks"), ("kernels/relu.py", "", "")],
+        [CONV, ("kernels/batchnorm2d.py", "", "has hooks"), RELU],
     ),
-    "a backward hook": (
-        lambda model: model[0].register_full_backward_hook(lambda *_: None) and None,
-        [("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "2", ""), ("kernels/relu.py", "1", "")],
-    ),
+    "a backward hook": (lambda model: model[0].register_full_backward_hook(lambda *_: None) and None, [CONV, *NORM_RELU]),
     "a replaced forward": (
         lambda model: setattr(model[0], "forward", lambda input: input),
-        [("its forward", "", "its forward was replaced"), ("kernels/batchnorm2d.py", "2", ""), ("kernels/relu.py", "1", "")],
+        [("its forward", "", "its forward was replaced"), *NORM_RELU],
     ),
     "a replaced _conv_forward": (
         lambda model: setattr(model[0], "_conv_forward", lambda *_: None),
-        [
-            ("its forward", "", "its _conv_forward was replaced"),
-            ("kernels/batchnorm2d.py", "2", ""),
-            ("kernels/relu.py", "1", ""),
-        ],
+        [("its forward", "", "its _conv_forward was replaced"), *NORM_RELU],
     ),
-    "a replaced forward of the model": (
-        lambda model: setattr(model, "forward", lambda input: input),
-        [("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "", ""), ("kernels/relu.py", "", "")],
-    ),
+    "a replaced forward of the model": (lambda model: setattr(model, "forward", lambda input: input), [CONV, NORM, RELU]),
     "a parametrization": (
         lambda model: parametrizations.weight_norm(model[0]) and None,
-        [
-            ("kernels/conv2d.py", "", ""),
-            ("torch", "", "trinn has no _WeightNorm"),
-            ("kernels/batchnorm2d.py", "2", ""),
-            ("kernels/relu.py", "1", ""),
-        ],
+        [CONV, ("torch", "", "trinn has no _WeightNorm"), *NORM_RELU],
     ),
-    "a slice": (lambda model: model[:2], [("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "", "")]),
-    "another slice": (lambda model: model[2:], [("kernels/relu.py", "", "")]),
+    "a slice": (lambda model: model[:2], [CONV, NORM]),
     "a layer of torch": (
-        lambda model: model.__setitem__(1, nn.BatchNorm2d(2)),
-        [("kernels/conv2d.py", "", ""), ("torch", "", "not converted"), ("kernels/relu.py", "", "")],
+        lambda model: model.__setitem__(1, nn.BatchNorm2d(2)), [CONV, ("torch", "", "not converted"), RELU]
     ),
     "one less": (lambda model: model.__delitem__(1), [("kernels/conv2d.py", "1", ""), ("kernels/relu.py", "0", "")]),
-    "another class": (
-        lambda model: setattr(model[1], "__class__", nn.BatchNorm2d),
-        [("kernels/conv2d.py", "", ""), ("torch", "", "not converted"), ("kernels/relu.py", "", "")],
-    ),
-    "complex weights": (
-        lambda model: model[:1].to(torch.complex64),
-        [("raises", "", "weight is complex64")],
-    ),
-}
+    "complex weights": (lambda model: model[:1].to(torch.complex64), [("raises", "", "weight is complex64")]),
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules")
