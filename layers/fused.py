@@ -241,7 +241,7 @@ class BNAddReLU2d(_Joined):
     classes = BatchNorm2d, ReLU
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
-        return bn_add_relu(*self, input, residual)  # type: ignore[arg-type]
+        return bn_add_relu(self[0], self[1], input, residual)  # type: ignore[arg-type]
 
 
 @layer
