@@ -236,9 +236,9 @@ def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple
     kernel = pair(kernel_size, "kernel_size", operator)
     stride = kernel if stride is None or isinstance(stride, (list, tuple)) and not stride else pair(stride, "stride", operator)
     padding = pair(padding, "padding", operator)
-    if min(kernel) <= 0:
+    if any(n <= 0 for n in kernel):  # which may be symbols, the size of an image
         raise RuntimeError(f"{operator}: kernel size should be greater than zero, but got {kernel}")
-    if min(stride) <= 0:
+    if any(n <= 0 for n in stride):
         raise RuntimeError(f"{operator}: stride should not be zero, but got {stride}")
     for p, k in zip(padding, kernel, strict=True):
         if p < 0:

@@ -259,5 +259,5 @@ def check_window(taps: Sequence[int], stride: Pair, dilation: Pair, operator: st
         raise RuntimeError(f"{operator}: non-positive stride is not supported, but got {stride}")
     if min(dilation) <= 0:
         raise RuntimeError(f"{operator}: dilation should be greater than zero, but got {dilation}")
-    if min(taps) <= 0:
+    if any(n <= 0 for n in taps):  # sizes of a weight, which may be symbols
         raise RuntimeError(f"{operator}: kernel size should be greater than zero, but got {taps}")

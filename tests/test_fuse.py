@@ -137,6 +137,8 @@ def test_runs_of_a_block() -> None:
     y = block.bn1(block.conv1(randn(3, 2, 5, 5)))
     assert torch.equal(block.relu(y), y) and torch.equal(block.relu(-y), (-y).relu())
     assert not hasattr(y, "_trinn_joined")
+    z = block.conv1(randn(3, 2, 5, 5))
+    assert not torch.equal(block.bn2(z), z), "which is another run's"
 
 
 def test_one_run_may_be_given_alone() -> None:
