@@ -122,7 +122,7 @@ def _join_runs(runs: dict[tuple[str, ...], tuple[nn.Module, ...]]) -> None:
         begun[run[0]] = run
     for run in runs.values():
         for layer in run:
-            if layer in begun or forward_of(layer) is None:
+            if layer in begun or getattr(forward_of(layer), "func", None) is not called_in_runs:
                 vars(layer)["forward"] = functools.partial(called_in_runs, layer, begun.get(layer, ()))
 
 
@@ -161,8 +161,10 @@ def obstacle(module: nn.Module) -> str | None:
         return "a ScriptModule, which is compiled"
     if base not in OURS:
         return f"trinn has no {kind.__name__}" if kind.__module__.startswith("torch.") else "a forward of its own"
-    if kind is not base and (kind.__module__.startswith("torch.") or base is nn.SyncBatchNorm):
-        return f"{'a' if base is nn.SyncBatchNorm else 'torch'}'s own subclass of {base.__name__}"
+    if kind is not base and kind.__module__.startswith("torch."):
+        return f"torch's own subclass of {base.__name__}"
+    if kind is not base and base is nn.SyncBatchNorm:
+        return "a subclass of SyncBatchNorm, whose forward calls torch's kernels"
     return replacement(module) or unreadable(module)
 
 

@@ -133,8 +133,9 @@ def chain() -> nn.Sequential:
     return nn.Sequential(built("Depthwise"), built("Norm"), nn.ReLU(), built("Pool"))
 
 
-def test_subclasses_are_joined_and_compiled(full_float32: None) -> None:
-    model, torchs, x = trinn.convert(chain(), fuse=True), chain(), randn(2, 4, 6, 6)
+@pytest.mark.parametrize("fuse", [True, [("0", "1", "2")]], ids=["in a row", "named"])
+def test_subclasses_are_joined_and_compiled(fuse: Any, full_float32: None) -> None:
+    model, torchs, x = trinn.convert(chain(), fuse=fuse), chain(), randn(2, 4, 6, 6)
     assert [row.joined for row in rows(model)] == ["1, 2", "0, 2", "0, 1", ""]
     torch._dynamo.reset()
     for each in (model, torch.compile(model, fullgraph=True, backend="eager")):
