@@ -115,8 +115,11 @@ class OnlyOursInGraphs(OnlyOurs):
         return func(*args, **kwargs or {})
 
 
+LONG = {"AlexNet", "VGG-11", "ResNet-50", "MobileNetV2", "U-Net, bilinear"}  # what the others have too
+
+
 @pytest.mark.parametrize("converted", [False, pytest.param(True, marks=pytest.mark.long)], ids=["torch's", "converted"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in NETWORKS])
 def test_networks(name: str, converted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs, gradients and running statistics in float64, in training and evaluation; no operator of ATen that trinn has runs
     in the graphs that AOTAutograd makes, forward and backward; and what is joined.
