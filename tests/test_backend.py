@@ -529,7 +529,9 @@ def test_without_a_compiler_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_it_is_listed() -> None:
     """Where trinn is installed, by its entry point and without an import."""
     program = "import torch; assert 'trinn' in torch.compiler.list_backends(); torch.compile(torch.nn.ReLU(), backend='trinn')"
-    (entry,) = metadata.entry_points(group="torch_dynamo_backends", name="trinn")
+    entry = next(iter(metadata.entry_points(group="torch_dynamo_backends", name="trinn")), None)
+    if entry is None:
+        pytest.skip("trinn is on the path, and not installed")
     assert entry.load() is trinn.compile_backend
     subprocess.run([sys.executable, "-c", program], check=True, cwd="/")
 
