@@ -15,7 +15,6 @@ import trinn
 from bench.registry import PRODUCTS
 from bench.rows import LAYOUTS, Contender, Errors, cast, errors_of, exactly, timed, verdict
 from bench.timing import Call, Machine, using
-from trinn.layers.backend import rewrite
 from trinn.models import AlexNet, LeNet
 
 
@@ -139,6 +138,9 @@ class Run:
 
     def graph(self, what: str) -> Call:
         """A step as trinn's backend rewrites it, forward and backward, with nothing compiled: for meta tensors."""
+        from trinn.layers.backend import rewrite  # which imports torch's compiler
+
+        torch._dynamo.reset()  # it counts how often one function was compiled, and gives up
         found: list[Any] = []
 
         def rewritten(graph: Any, inputs: Any) -> Any:

@@ -66,13 +66,10 @@ _TAKEN: dict[Any, Any] = (
 )
 _IDLE = {torch._C._log_api_usage_once}  # does nothing that another call sees
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+# Additions, and whether they write the sum over their first operand.
 _ADDITIONS: dict[Any, bool] = {
-    operator.add: False,
-    torch.add: False,
-    Tensor.add: False,
-    operator.iadd: True,
-    Tensor.add_: True,
-}  # in place?
+    f: f in (operator.iadd, Tensor.add_) for f in (operator.add, torch.add, Tensor.add, operator.iadd, Tensor.add_)
+}
 
 # Calls of trinn's functions are nodes of a graph, and not what they are made of.
 for _each in _OURS | _JOINED:
@@ -143,9 +140,9 @@ compile_backend.reset = _summaries.clear  # type: ignore[attr-defined]  # which 
 
 
 def summaries_of(model: nn.Module) -> list[Summary]:
-    """Of the graphs that were compiled, those that read a model's tensors; or, if none does, tensors of such names and shapes.
+    """The summaries of the graphs that compute a model.
 
-    Models of one class may share their compiled code.
+    A graph reads the model's parameters. Models of one class may share a graph: then their names and shapes are compared.
     """
     its = {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if not is_lazy(t)}
     shapes = {name.removeprefix("_orig_mod.").replace(".", "_"): tensor.shape for name, tensor in its.items()}
@@ -383,7 +380,7 @@ class _Rewriting:
             return None
 
     def _count(self, node: Node) -> None:
-        """Note what became of a call that computes something."""
+        """Count a call in the summary."""
         if node.target in _JOINED:
             self.summary.joined[node.meta.get("trinn", node.target.__name__)] += 1  # type: ignore[union-attr]
         elif node.target in _OURS or node.target in (pad, _mean):

@@ -1,8 +1,8 @@
 """Layers that are called in a row, joined: `conv_relu` and the like call modules, `ConvReLU2d` and the like hold them.
 
-joined.py has the table of what is joined and what computes it. Where joining would skip something, such as a hook, a replaced
-forward or a parametrization, the layers are called one by one. `relu` may be None, for one that is not a module; in
-conv_bn_relu None is no ReLU at all.
+JOINS in joined.py names the operators that are joined, and the functions that compute them. Layers are called one by one where
+joining would skip something, such as a hook, a replaced forward or a parametrization. `relu` may be None, for one that is not
+a module; in conv_bn_relu None is no ReLU at all.
 
 `convert` puts `called_patched` in the place of the forward of a layer of a user's class; with `fuse`, `called_in_a_row` in that
 of an nn.Sequential, and `called_in_runs` in that of each layer of a run that is named.
@@ -43,7 +43,7 @@ _MARK = "_trinn_joined"
 
 
 def in_a_row(layers: Sequence[Any], input: Any) -> Any:
-    """What the last of the layers makes of what the one before makes of ... the input, joined where it can be."""
+    """Call the layers one after the other, and join those that can be joined; returns the result of the last."""
     while layers:
         count, function = joined_by(layers) if isinstance(input, Tensor) else (1, None)  # torch.fx traces something else
         if function is None or isinstance(layers[0], nn.Conv2d) and input.dim() != 4:

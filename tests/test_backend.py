@@ -103,7 +103,7 @@ JOINED: dict[str, dict[str, int]] = {
 
 
 class OnlyOursInGraphs(OnlyOurs):
-    """Also for what a graph has in place of an operator that writes over an argument; LeakyReLU is torch's."""
+    """Also sees the higher-order operators by which a graph calls an operator that writes. LeakyReLU is torch's."""
 
     supports_higher_order_operators = True
 
@@ -121,8 +121,9 @@ LONG = {"AlexNet", "VGG-11", "ResNet-50", "MobileNetV2", "U-Net, bilinear"}  # w
 @pytest.mark.parametrize("converted", [False, pytest.param(True, marks=pytest.mark.long)], ids=["torch's", "converted"])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in NETWORKS])
 def test_networks(name: str, converted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs, gradients and running statistics in float64, in training and evaluation; no operator of ATen that trinn has runs
-    in the graphs that AOTAutograd makes, forward and backward; and what is joined.
+    """Outputs, gradients and running statistics in float64 are the original's, in training and evaluation.
+
+    AOTAutograd's graphs, forward and backward, call no operator of ATen that trinn has. JOINED says what is joined.
     """
     mode = OnlyOursInGraphs()
 
