@@ -54,8 +54,8 @@ def convert(
         filter_fn: of a layer's name in the model and the layer: whether to convert it.
         fuse: True: also join layers in a row in each nn.Sequential, or subclass with its `forward` and `__iter__`, such as a
             convolution, a batch norm and a ReLU. Or runs of layers by their names in the model, such as
-            `[("conv1", "bn1", "relu")]`, each of which is called right after the one before and nowhere else is the result of
-            that one used, as for torch.ao.quantization.fuse_modules. Modules and names stay as they are. Layers with hooks,
+            `[("conv1", "bn1", "relu")]`: each layer is called with the result of the one before, which nothing else may use,
+            as for torch.ao.quantization.fuse_modules. Modules and names stay as they are. Layers with hooks,
             parametrizations and the like run one by one. layers/joined.py says what is joined.
 
     Returns:
