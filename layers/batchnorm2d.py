@@ -18,20 +18,17 @@ Module = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 class BatchNormForward(Function):
     """y = w * z + b with z = (x - mean) / sqrt(var + eps); with `batch`, mean and var are those of x and move with it."""
 
+    kept = "x", "mean", "var", "w"
+
     @staticmethod
     def forward(x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, eps: float, batch: bool) -> Tensor:
         return ops.batchnorm2d_forward(x, mean, var, w, b, None, False, eps)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, mean, var, w, _, ctx.eps, ctx.batch = inputs
-        ctx.save_for_backward(x, mean, var, w)
-
-    @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         need_x, _, _, need_w, need_b, *_ = ctx.needs_input_grad
-        dx, dw, db = BatchNormBackward.call(dy, *ctx.saved_tensors, ctx.eps, ctx.batch, need_x, need_w or need_b)
-        return dx, None, None, dw if need_w else None, db if need_b else None, None, None
+        dx, dw, db = BatchNormBackward.call(dy, *ctx.saved_tensors, *ctx.constants, need_x, need_w or need_b)
+        return dx, None, None, dw if need_w else None, db if need_b else None
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
@@ -46,37 +43,35 @@ class BatchNormForward(Function):
 class BatchNormAddRelu(Function):
     """y = relu(w * z + b + residual), in one pass, as is its backward."""
 
+    kept = "x", "mean", "var", "w", 0
+
     @staticmethod
     def forward(
-        x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, eps: float, batch: bool,
-        residual: Tensor | None,
+        x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, eps: float,
+        batch: bool,
     ) -> Tensor:  # fmt: skip
         return ops.batchnorm2d_forward(x, mean, var, w, b, residual, True, eps)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, mean, var, w, _, ctx.eps, ctx.batch, _ = inputs
-        ctx.save_for_backward(x, mean, var, w, output)
-
-    @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        *saved, y = ctx.saved_tensors
-        need_x, _, _, need_w, need_b, _, _, need_residual = ctx.needs_input_grad
+        (*saved, y), (eps, batch) = ctx.saved_tensors, ctx.constants
+        need_x, _, _, need_w, need_b, need_residual, _, _ = ctx.needs_input_grad
         want_w = need_w or need_b
-        if torch.is_grad_enabled() or not (ctx.batch or want_w):
+        if torch.is_grad_enabled() or not (batch or want_w):
             dz = ReluBackward.call(dy, y)
-            dx, dw, db = BatchNormBackward.call(dz, *saved, ctx.eps, ctx.batch, need_x, want_w)
+            dx, dw, db = BatchNormBackward.call(dz, *saved, eps, batch, need_x, want_w)
         else:
             x, mean, var, w = saved
-            sums, dz = ops.batchnorm2d_relu_sums(x, dy, y, mean, var, ctx.eps)
+            sums, dz = ops.batchnorm2d_relu_sums(x, dy, y, mean, var, eps)
             dw, db = sums
-            dx = ops.batchnorm2d_backward(x, dz, mean, var, w, sums if ctx.batch else None, ctx.eps) if need_x else None
-        residual = dz if need_residual else None
-        return dx, None, None, dw if need_w else None, db if need_b else None, None, None, residual
+            dx = ops.batchnorm2d_backward(x, dz, mean, var, w, sums if batch else None, eps) if need_x else None
+        return dx, None, None, dw if need_w else None, db if need_b else None, dz if need_residual else None
 
 
 class BatchNormBackward(Function):
     """The gradients dx, dw = sum dy * z and db = sum dy; None for dx, or for dw and db, where they are not wanted."""
+
+    kept = "dy", "x", "mean", "var", "w"
 
     @staticmethod
     def forward(
@@ -92,15 +87,10 @@ class BatchNormBackward(Function):
         return dx, dw, db
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.eps, ctx.batch, _, _ = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
     def backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None) -> tuple[Any, ...]:
-        dy, x, mean, var, w = ctx.saved_tensors
-        to_dy, to_x, to_w = _second_derivative(dy, x, mean, var, w, ctx.eps, ctx.batch, ddx, ddw, ddb)
-        return to_dy, to_x, None, None, to_w, None, None, None, None
+        (dy, x, mean, var, w), (eps, batch, _, _) = ctx.saved_tensors, ctx.constants
+        to_dy, to_x, to_w = _second_derivative(dy, x, mean, var, w, eps, batch, ddx, ddw, ddb)
+        return to_dy, to_x, None, None, to_w
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
@@ -222,7 +212,7 @@ def normalized(
         mean, var = running_mean.clone(), running_var.clone()
     else:
         mean, var = running_mean, running_var
-    y = function.call(x, mean, var, weight, bias, eps, training, *more)
+    y = function.call(x, mean, var, weight, bias, *more, eps, training)
     return y if x is input else in_shape(y, input.shape)
 
 

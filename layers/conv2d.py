@@ -10,26 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function, added, autocast, product_rule
+from trinn.layers.function import FLOATS, Product, autocast
 from trinn.layers.pad2d import pad2d
 from trinn.layers.public import functional, layer
 from trinn.layers.reduce import ChannelSum
 from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, integer, pair, remembered
 
 
-class _Product(Function):
-    """What is linear in each of its first two inputs, and a bias on top."""
-
-    @classmethod
-    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        a, b, _, size, *geometry = inputs
-        bias = tangents[2]
-        spread = bias[:, None, None].expand(a.shape[0], -1, *size) if bias is not None else None
-        return added(product_rule(cls, (a, b, None, size, *geometry), tangents), spread)
-
-
-class Conv2dFprop(_Product):
+class Conv2dFprop(Product):
     """y = x * w + b."""
+
+    kept = "x", "w"
 
     @staticmethod
     def forward(
@@ -38,26 +29,22 @@ class Conv2dFprop(_Product):
         return ops.conv2d_fprop(x, w, b, size, stride, padding, dilation, groups)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, w, _, _, *geometry = inputs
-        ctx.save_for_backward(x, w)
-        ctx.geometry = tuple(geometry)
-
-    @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return *conv2d_gradients(ctx, dy, *ctx.saved_tensors), None, None, None, None, None
+        return conv2d_gradients(ctx, dy, *ctx.saved_tensors)
 
 
 def conv2d_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dw and db of y = x * w + b, those that are wanted."""
-    need_x, need_w, need_b, *_ = ctx.needs_input_grad
-    dx = Conv2dDgrad.call(dy, w, None, x.shape[2:], *ctx.geometry) if need_x else None
-    dw = Conv2dWgrad.call(x, dy, w.shape[2:], *ctx.geometry) if need_w else None
+    (need_x, need_w, need_b, *_), (_, *geometry) = ctx.needs_input_grad, ctx.constants[:5]
+    dx = Conv2dDgrad.call(dy, w, None, x.shape[2:], *geometry) if need_x else None
+    dw = Conv2dWgrad.call(x, dy, w.shape[2:], *geometry) if need_w else None
     return dx, dw, ChannelSum.call(dy) if need_b else None
 
 
-class Conv2dDgrad(_Product):
+class Conv2dDgrad(Product):
     """The adjoint of Conv2dFprop in x, and with a bias the transposed convolution."""
+
+    kept = "dy", "w"
 
     @staticmethod
     def forward(
@@ -66,45 +53,30 @@ class Conv2dDgrad(_Product):
         return ops.conv2d_dgrad(dy, w, b, size, stride, padding, dilation, groups)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        dy, w, _, _, *geometry = inputs
-        ctx.save_for_backward(dy, w)
-        ctx.geometry = tuple(geometry)
-
-    @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
         dy, w = ctx.saved_tensors
-        need_dy, need_w, need_b, *_ = ctx.needs_input_grad
-        ddy = Conv2dFprop.call(ddx, w, None, dy.shape[2:], *ctx.geometry) if need_dy else None
-        dw = Conv2dWgrad.call(ddx, dy, w.shape[2:], *ctx.geometry) if need_w else None
-        db = ChannelSum.call(ddx) if need_b else None
-        return ddy, dw, db, None, None, None, None, None
+        (need_dy, need_w, need_b, *_), (_, *geometry) = ctx.needs_input_grad, ctx.constants
+        ddy = Conv2dFprop.call(ddx, w, None, dy.shape[2:], *geometry) if need_dy else None
+        dw = Conv2dWgrad.call(ddx, dy, w.shape[2:], *geometry) if need_w else None
+        return ddy, dw, ChannelSum.call(ddx) if need_b else None
 
 
-class Conv2dWgrad(Function):
+class Conv2dWgrad(Product):
     """The gradient of Conv2dFprop in w."""
+
+    kept = "x", "dy"
 
     @staticmethod
     def forward(x: Tensor, dy: Tensor, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Tensor:
         return ops.conv2d_wgrad(x, dy, size, stride, padding, dilation, groups)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, dy, _, *geometry = inputs
-        ctx.save_for_backward(x, dy)
-        ctx.geometry = tuple(geometry)
-
-    @staticmethod
     def backward(ctx: Any, ddw: Tensor) -> tuple[Any, ...]:
         x, dy = ctx.saved_tensors
-        need_x, need_dy, *_ = ctx.needs_input_grad
-        dx = Conv2dDgrad.call(dy, ddw, None, x.shape[2:], *ctx.geometry) if need_x else None
-        ddy = Conv2dFprop.call(x, ddw, None, dy.shape[2:], *ctx.geometry) if need_dy else None
-        return dx, ddy, None, None, None, None, None
-
-    @classmethod
-    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        return product_rule(cls, inputs, tangents)
+        (need_x, need_dy, *_), (_, *geometry) = ctx.needs_input_grad, ctx.constants
+        dx = Conv2dDgrad.call(dy, ddw, None, x.shape[2:], *geometry) if need_x else None
+        ddy = Conv2dFprop.call(x, ddw, None, dy.shape[2:], *geometry) if need_dy else None
+        return dx, ddy
 
 
 @functional

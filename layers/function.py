@@ -1,13 +1,14 @@
 """The one place that knows eager calls, compiled calls and function transforms apart.
 
-An operator's autograd Function is written once, in the form that torch.compile and torch.func need: `forward` without a
+An operator's autograd Function is written once. It gets the form that torch.compile and torch.func need: `forward` without a
 context, `setup_context`, `backward`. Two twins are derived from it here: one in the older form, since plain eager mode would
 pay 10 us a call for the newer; one that can also be differentiated forward, since torch.compile refuses a class with a `jvp`.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -25,18 +26,24 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Function(torch.autograd.Function):
-    """Base of every Function of this library: write `forward`, `setup_context` and `backward`, then `call` it.
+    """Base of every Function of this library: write `forward` and `backward`, and what is `kept` for that; then `call` it.
 
-    `forward` names its inputs one by one; torch.compile takes a `*inputs` for a context. `tangent` is to be written for what
-    is not linear in its first input alone.
+    `forward` names its inputs one by one, with their types, tensors first; torch.compile takes a `*inputs` for a context.
+    `backward` finds what is kept in `ctx.saved_tensors`, the inputs that are no tensors in `ctx.constants`, and the first
+    one's shape in `ctx.shape`; it returns the gradients of the inputs, up to the last that has one. `tangent` is to be written
+    for what is not linear in its first input alone.
     """
 
+    kept: tuple[str | int, ...] = ()  # inputs by name, outputs by number
+    with_gradient: int | None = None  # how many of several outputs, from the first on, have gradients; None: all
     generate_vmap_rule = True
     _eager: type[torch.autograd.Function]
     _dual: type[torch.autograd.Function]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "forward" in vars(cls) and "setup_context" not in vars(cls):
+            cls.setup_context = staticmethod(_keeping(cls))  # type: ignore[method-assign]
         if "backward" in vars(cls):
             cls.backward = staticmethod(_of_some(cls.backward))  # type: ignore[method-assign]
         cls._eager, cls._dual = _eager_twin(cls), _dual_twin(cls)
@@ -67,15 +74,40 @@ class Function(torch.autograd.Function):
         return cls.forward(*inputs)
 
 
-def _of_some(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """A backward that is asked only with a gradient: autograd also has none, for an output that the rest did not depend on."""
+def _keeping(function: type[Function]) -> Callable[..., None]:
+    """The `setup_context` that keeps what a Function names, and lets go of all other tensors."""
+    names, types = list(inspect.signature(function.forward).parameters), get_type_hints(function.forward)
+    places = [names.index(k) if isinstance(k, str) else len(names) + k for k in function.kept]
+    tensors = sum(types.get(name) in (Tensor, Tensor | None) for name in names)
+    first = function.with_gradient
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        values = (*inputs, *outputs)
+        ctx.save_for_backward(*[values[place] for place in places])
+        ctx.shape, ctx.constants = inputs[0].shape, inputs[tensors:]
+        if first is not None:
+            ctx.mark_non_differentiable(*outputs[first:])
+            ctx.set_materialize_grads(False)
+
+    return setup_context
+
+
+def _of_some(backward: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    """A backward that is asked only with a gradient: autograd also has none, for an output that the rest did not depend on.
+
+    It returns a gradient, or None, for every input.
+    """
 
     @functools.wraps(backward)
     def gradients(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        count, found = len(ctx.needs_input_grad), ()
         for gradient in upstream:
             if gradient is not None:
-                return backward(ctx, *upstream)
-        return (None,) * len(ctx.needs_input_grad)
+                found = backward(ctx, *upstream)
+                break
+        found = found if isinstance(found, tuple) else (found,)
+        return found + (None,) * (count - len(found))
 
     return gradients
 
@@ -107,12 +139,12 @@ def _dual_twin(function: type[Function]) -> type[torch.autograd.Function]:
         values = *inputs, *(output if isinstance(output, tuple) else (output,))
         places = {id(tensor): place for place, tensor in enumerate(both.kept)}
         ctx.places = tuple(places.get(id(v)) if isinstance(v, Tensor) else None for v in values)
-        ctx.constants = tuple(None if isinstance(v, Tensor) else v for v in values)
+        ctx.values = tuple(None if isinstance(v, Tensor) else v for v in values)
         ctx.set_materialize_grads(False)
 
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         kept = ctx.saved_tensors
-        values = [c if place is None else kept[place] for place, c in zip(ctx.places, ctx.constants, strict=True)]
+        values = [v if place is None else kept[place] for place, v in zip(ctx.places, ctx.values, strict=True)]
         inputs, outputs = tuple(values[: len(tangents)]), tuple(values[len(tangents) :])
         return function.tangent(inputs, outputs if len(outputs) > 1 else outputs[0], tangents)
 
@@ -158,11 +190,15 @@ def _twin(function: type[Function], **members: Any) -> type[torch.autograd.Funct
     return type(function.__name__, (torch.autograd.Function,), members)
 
 
-def product_rule(function: type[Function], inputs: tuple[Any, ...], tangents: tuple[Tensor | None, ...]) -> Tensor | None:
-    """The tangent of what is linear in each of its first two inputs."""
-    (a, b, *rest), (ta, tb, *_) = inputs, tangents
-    first = function.call(ta, b, *rest) if ta is not None else None
-    return added(first, function.call(a, tb, *rest) if tb is not None else None)
+class Product(Function):
+    """What is linear in each of its first two inputs. A third may be a bias, which each channel of the output gets on top."""
+
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        (a, b, *rest), (ta, tb, *others) = inputs, tangents
+        found = added(cls.call(ta, b, *rest) if ta is not None else None, cls.call(a, tb, *rest) if tb is not None else None)
+        bias, size = others[0] if others else None, rest[1] if len(rest) > 1 else ()
+        return added(found, bias[(..., *(None for _ in size))].expand(len(a), -1, *size) if bias is not None else None)
 
 
 def added(*tangents: Tensor | None) -> Tensor | None:

@@ -37,6 +37,8 @@ Arguments = tuple[Any, ...]  # of an operator, behind its input
 class Conv2dRelu(Function):
     """y = relu(x * w + b)."""
 
+    kept = "x", "w", 0
+
     @staticmethod
     def forward(
         x: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
@@ -44,19 +46,16 @@ class Conv2dRelu(Function):
         return ops.conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, w, _, _, *geometry = inputs
-        ctx.save_for_backward(x, w, output)
-        ctx.geometry = tuple(geometry)
-
-    @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, w, y = ctx.saved_tensors
-        return *conv2d_gradients(ctx, ReluBackward.call(dy, y), x, w), None, None, None, None, None
+        return conv2d_gradients(ctx, ReluBackward.call(dy, y), x, w)
 
 
 class Conv2dReluMaxPool2d(Function):
     """The largest values of relu(x * w + b) in windows, and the codes of the winners."""
+
+    kept = "x", "w", 0, 1
+    with_gradient = 1
 
     @staticmethod
     def forward(
@@ -69,23 +68,18 @@ class Conv2dReluMaxPool2d(Function):
         )  # fmt: skip
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, w, _, ctx.size, *geometry = inputs
-        y, codes = output
-        ctx.mark_non_differentiable(codes)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w, y, codes)
-        ctx.geometry, ctx.window = tuple(geometry[:4]), tuple(geometry[5:])
-
-    @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
         x, w, y, codes = ctx.saved_tensors
-        dz = MaxPool2dBackward.call(ReluBackward.call(dy, y), codes, ctx.size, *ctx.window)
-        return *conv2d_gradients(ctx, dz, x, w), None, None, None, None, None, None, None, None, None, None
+        size, _, _, _, _, _, *window = ctx.constants
+        dz = MaxPool2dBackward.call(ReluBackward.call(dy, y), codes, size, *window)
+        return conv2d_gradients(ctx, dz, x, w)
 
 
 class Conv2dStatistics(Function):
     """y = x * w + b, and the mean and the variance of its channels, which move no gradient."""
+
+    kept = "x", "w"
+    with_gradient = 1
 
     @staticmethod
     def forward(
@@ -94,29 +88,18 @@ class Conv2dStatistics(Function):
         return ops.conv2d_statistics(x, w, b, size, stride, padding, dilation, groups)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, w, _, _, *geometry = inputs
-        _, mean, var = output
-        ctx.mark_non_differentiable(mean, var)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w)
-        ctx.geometry = tuple(geometry)
-
-    @staticmethod
     def backward(ctx: Any, dy: Tensor, _mean: Any, _var: Any) -> tuple[Any, ...]:
-        return *conv2d_gradients(ctx, dy, *ctx.saved_tensors), None, None, None, None, None
+        return conv2d_gradients(ctx, dy, *ctx.saved_tensors)
 
 
 class LinearRelu(Function):
     """y = relu(x @ w^T + b)."""
 
+    kept = "x", "w", 0
+
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return ops.linear_fprop(x, w, b, True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], inputs[1], output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:

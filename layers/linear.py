@@ -9,31 +9,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function, added, autocast, in_shape, product_rule
+from trinn.layers.function import FLOATS, Function, Product, autocast, in_shape
 from trinn.layers.public import functional, layer
 from trinn.layers.reduce import ChannelSum
 
 
-class LinearFprop(Function):
+class LinearFprop(Product):
     """y = x @ w^T + b."""
+
+    kept = "x", "w"
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return ops.linear_fprop(x, w, b, False)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], inputs[1])
-
-    @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         return linear_gradients(ctx, dy, *ctx.saved_tensors)
-
-    @classmethod
-    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        x, w, _ = inputs
-        bias = tangents[2]
-        return added(product_rule(cls, (x, w, None), tangents), bias.expand(len(x), -1) if bias is not None else None)
 
 
 def linear_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -44,16 +36,14 @@ def linear_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor
     return dx, dw, ChannelSum.call(dy[:, :, None, None]) if need_b else None
 
 
-class LinearDgrad(Function):
+class LinearDgrad(Product):
     """dx = dy @ w."""
+
+    kept = "dy", "w"
 
     @staticmethod
     def forward(dy: Tensor, w: Tensor) -> Tensor:
         return ops.linear_dgrad(dy, w)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
@@ -63,21 +53,15 @@ class LinearDgrad(Function):
         dw = LinearWgrad.call(ddx, dy) if need_w else None
         return ddy, dw
 
-    @classmethod
-    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        return product_rule(cls, inputs, tangents)
 
-
-class LinearWgrad(Function):
+class LinearWgrad(Product):
     """dw = dy^T @ x."""
+
+    kept = "x", "dy"
 
     @staticmethod
     def forward(x: Tensor, dy: Tensor) -> Tensor:
         return ops.linear_wgrad(x, dy)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, ddw: Tensor) -> tuple[Any, ...]:
@@ -86,10 +70,6 @@ class LinearWgrad(Function):
         dx = LinearDgrad.call(dy, ddw) if need_x else None
         ddy = LinearFprop.call(x, ddw, None) if need_dy else None
         return dx, ddy
-
-    @classmethod
-    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        return product_rule(cls, inputs, tangents)
 
 
 @functional

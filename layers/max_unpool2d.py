@@ -27,28 +27,24 @@ class MaxUnpool2dForward(Function):
         ctx.channels_last = is_channels_last(x)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         (indices,) = ctx.saved_tensors
-        return MaxUnpool2dBackward.call(dy, indices, ctx.channels_last), None, None
+        return MaxUnpool2dBackward.call(dy, indices, ctx.channels_last)
 
 
 class MaxUnpool2dBackward(Function):
     """dx of a max unpooling: what lies at the places, also for values that others replaced, as in torch."""
+
+    kept = ("indices",)
 
     @staticmethod
     def forward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:
         return ops.max_unpool2d_backward(dy, indices, channels_last)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        dy, indices, _ = inputs
-        ctx.save_for_backward(indices)
-        ctx.size = dy.shape[2:]
-
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, ddx: Tensor) -> Tensor:
         (indices,) = ctx.saved_tensors
-        return MaxUnpool2dAdd.call(ddx, indices, ctx.size), None, None
+        return MaxUnpool2dAdd.call(ddx, indices, ctx.shape[2:])
 
 
 class MaxUnpool2dAdd(Function):
@@ -65,9 +61,9 @@ class MaxUnpool2dAdd(Function):
         ctx.channels_last = is_channels_last(x)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         (indices,) = ctx.saved_tensors
-        return MaxUnpool2dBackward.call(dy, indices, ctx.channels_last), None, None
+        return MaxUnpool2dBackward.call(dy, indices, ctx.channels_last)
 
 
 @functional

@@ -22,12 +22,8 @@ class PadForward(Function):
         return ops.pad2d_forward(x, padding, mode)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.padding, ctx.mode = inputs
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return PadBackward.call(dy, ctx.padding, ctx.mode), None, None
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return PadBackward.call(dy, *ctx.constants)
 
 
 class PadBackward(Function):
@@ -38,12 +34,8 @@ class PadBackward(Function):
         return ops.pad2d_backward(dy, padding, mode)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.padding, ctx.mode = inputs
-
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
-        return PadForward.call(ddx, ctx.padding, ctx.mode), None, None
+    def backward(ctx: Any, ddx: Tensor) -> Tensor:
+        return PadForward.call(ddx, *ctx.constants)
 
 
 @functional

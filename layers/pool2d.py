@@ -18,23 +18,17 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 class MaxPool2dForward(Function):
     """The values of a max pooling and the codes of its winners."""
 
+    kept = (1,)
+    with_gradient = 1
+
     @staticmethod
     def forward(x: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple[Tensor, Tensor]:
         return ops.max_pool2d_forward(x, size, kernel, stride, padding, dilation)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, _, *window = inputs
-        _, codes = output
-        ctx.mark_non_differentiable(codes)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(codes)
-        ctx.size, ctx.window = x.shape[2:], tuple(window)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
-        (codes,) = ctx.saved_tensors
-        return MaxPool2dBackward.call(dy, codes, ctx.size, *ctx.window), None, None, None, None, None
+    def backward(ctx: Any, dy: Tensor, _: Any) -> Tensor:
+        (codes,), (_, *window) = ctx.saved_tensors, ctx.constants
+        return MaxPool2dBackward.call(dy, codes, ctx.shape[2:], *window)
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
@@ -46,39 +40,31 @@ class MaxPool2dForward(Function):
 class MaxPool2dBackward(Function):
     """dx of a max pooling; linear in dy."""
 
+    kept = ("codes",)
+
     @staticmethod
     def forward(dy: Tensor, codes: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
         return ops.max_pool2d_backward(dy, codes, size, kernel, stride, padding, dilation)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, codes, ctx.size, *window = inputs
-        ctx.save_for_backward(codes)
-        ctx.window = tuple(window)
-
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, ddx: Tensor) -> Tensor:
         (codes,) = ctx.saved_tensors
-        return MaxPool2dPick.call(ddx, codes, ctx.size, *ctx.window), None, None, None, None, None, None
+        return MaxPool2dPick.call(ddx, codes, *ctx.constants)
 
 
 class MaxPool2dPick(Function):
     """The adjoint of MaxPool2dBackward: the values at the winners."""
+
+    kept = ("codes",)
 
     @staticmethod
     def forward(x: Tensor, codes: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
         return ops.max_pool2d_pick(x, codes, size, kernel, stride, padding, dilation)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, codes, ctx.size, *window = inputs
-        ctx.save_for_backward(codes)
-        ctx.window = tuple(window)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         (codes,) = ctx.saved_tensors
-        return MaxPool2dBackward.call(dy, codes, ctx.size, *ctx.window), None, None, None, None, None, None
+        return MaxPool2dBackward.call(dy, codes, *ctx.constants)
 
 
 class AvgPool2dForward(Function):
@@ -96,8 +82,8 @@ class AvgPool2dForward(Function):
         ctx.size, ctx.window, ctx.channels_last = x.shape[2:], tuple(window), is_channels_last(x)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return AvgPool2dBackward.call(dy, ctx.size, *ctx.window, ctx.channels_last), None, None, None, None, None, None
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return AvgPool2dBackward.call(dy, ctx.size, *ctx.window, ctx.channels_last)
 
 
 class AvgPool2dBackward(Function):
@@ -111,13 +97,9 @@ class AvgPool2dBackward(Function):
         return ops.avg_pool2d_backward(dy, size, kernel, stride, padding, count_include_pad, divisor, channels_last)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        dy, _, *window, _ = inputs
-        ctx.size, ctx.window = dy.shape[2:], tuple(window)
-
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
-        return AvgPool2dForward.call(ddx, ctx.size, *ctx.window), None, None, None, None, None, None, None
+    def backward(ctx: Any, ddx: Tensor) -> Tensor:
+        _, *window, _ = ctx.constants
+        return AvgPool2dForward.call(ddx, ctx.shape[2:], *window)
 
 
 @functional

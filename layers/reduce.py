@@ -16,9 +16,5 @@ class ChannelSum(Function):
         return ops.channel_sum(dy)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.shape = inputs[0].shape
-
-    @staticmethod
     def backward(ctx: Any, ddb: Tensor) -> Tensor:
         return ddb[:, None, None].expand(ctx.shape)

@@ -13,13 +13,11 @@ from trinn.layers.public import functional, layer
 class ReluForward(Function):
     """y = max(x, 0)."""
 
+    kept = (0,)
+
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return ops.relu_forward(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:
@@ -48,18 +46,16 @@ class ReluInPlace(ReluForward):
 class ReluBackward(Function):
     """dx = dy where y > 0; linear in dy, constant almost everywhere in y."""
 
+    kept = ("y",)
+
     @staticmethod
     def forward(dy: Tensor, y: Tensor) -> Tensor:
         return ops.relu_backward(dy, y)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, ddx: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        return ReluBackward.call(ddx, y), None
+        return ReluBackward.call(ddx, y)
 
 
 @functional

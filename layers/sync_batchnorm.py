@@ -17,6 +17,8 @@ Group = tuple[int, str]  # how many processes, and torch's name of them
 class SyncBatchNormForward(Function):
     """BatchNormForward by the mean and the variance over all processes. `pixels` is how many pixels they have together."""
 
+    kept = "x", "mean", "var", "w", "pixels"
+
     @staticmethod
     def forward(
         x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, pixels: Tensor, eps: float, group: Group
@@ -24,15 +26,10 @@ class SyncBatchNormForward(Function):
         return ops.batchnorm2d_forward(x, mean, var, w, b, None, False, eps)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, mean, var, w, _, pixels, ctx.eps, ctx.group = inputs
-        ctx.save_for_backward(x, mean, var, w, pixels)
-
-    @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         need_x, _, _, need_w, need_b, *_ = ctx.needs_input_grad
-        dx, dw, db = SyncBatchNormBackward.call(dy, *ctx.saved_tensors, ctx.eps, ctx.group, need_x)
-        return dx, None, None, dw if need_w else None, db if need_b else None, None, None, None
+        dx, dw, db = SyncBatchNormBackward.call(dy, *ctx.saved_tensors, *ctx.constants, need_x)
+        return dx, None, None, dw if need_w else None, db if need_b else None
 
 
 class SyncBatchNormBackward(Function):
@@ -50,10 +47,6 @@ class SyncBatchNormBackward(Function):
             dx = ops.batchnorm2d_backward(x, dy, mean, var, w, of_all, eps, pixels)
         dw, db = sums
         return dx, dw, db
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:

@@ -21,13 +21,9 @@ class ResizeForward(Function):
         return KINDS[kind][0](x, size, factors, option)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.kind, _, *ctx.how = inputs
-        ctx.size = x.shape[2:]
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return ResizeBackward.call(dy, ctx.kind, ctx.size, *ctx.how), None, None, None, None
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        kind, _, *how = ctx.constants
+        return ResizeBackward.call(dy, kind, ctx.shape[2:], *how)
 
 
 class ResizeBackward(Function):
@@ -38,13 +34,9 @@ class ResizeBackward(Function):
         return KINDS[kind][1](dy, size, factors, option)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        dy, ctx.kind, _, *ctx.how = inputs
-        ctx.size = dy.shape[2:]
-
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
-        return ResizeForward.call(ddx, ctx.kind, ctx.size, *ctx.how), None, None, None, None
+    def backward(ctx: Any, ddx: Tensor) -> Tensor:
+        kind, _, *how = ctx.constants
+        return ResizeForward.call(ddx, kind, ctx.shape[2:], *how)
 
 
 # What computes each kind of resizing, forward and backward, from (image, size of the result, factors, option).

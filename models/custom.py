@@ -20,10 +20,6 @@ class Centring(Function):
         return x - (total / x.numel()).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         return Centring.call(dy)
 
