@@ -4,20 +4,7 @@ from trinn.layers.adaptive_pool2d import AdaptiveAvgPool2d, AdaptiveMaxPool2d, a
 from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d, LazyBatchNorm1d, LazyBatchNorm2d, batch_norm
 from trinn.layers.conv2d import Conv2d, LazyConv2d, conv2d
 from trinn.layers.conv_transpose2d import ConvTranspose2d, LazyConvTranspose2d, conv_transpose2d
-from trinn.layers.fused import (
-    BNAddReLU2d,
-    BNReLU2d,
-    ConvBNReLU2d,
-    ConvReLU2d,
-    ConvReLUMaxPool2d,
-    LinearReLU,
-    bn_add_relu,
-    bn_relu,
-    conv_bn_relu,
-    conv_relu,
-    conv_relu_max_pool,
-    linear_relu,
-)
+from trinn.layers.fused import BNAddReLU2d, BNReLU2d, ConvBNReLU2d, ConvReLU2d, ConvReLUMaxPool2d, LinearReLU
 from trinn.layers.linear import LazyLinear, Linear, linear
 from trinn.layers.max_unpool2d import MaxUnpool2d, max_unpool2d
 from trinn.layers.pool2d import AvgPool2d, MaxPool2d, avg_pool2d, max_pool2d
@@ -31,7 +18,6 @@ __all__ = [
     "ConvBNReLU2d", "ConvReLU2d", "ConvReLUMaxPool2d", "ConvTranspose2d", "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyConv2d",
     "LazyConvTranspose2d", "LazyLinear", "Linear", "LinearReLU", "MaxPool2d", "MaxUnpool2d", "ReLU", "SyncBatchNorm",
     "Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d",
-    "batch_norm", "bn_add_relu", "bn_relu", "conv2d", "conv_output_size", "conv_bn_relu", "conv_relu", "conv_relu_max_pool",
-    "conv_transpose2d", "conv_transpose_output_size", "interpolate", "linear", "linear_relu", "max_pool2d", "max_unpool2d",
-    "relu", "relu_",
+    "batch_norm", "conv2d", "conv_output_size", "conv_transpose2d", "conv_transpose_output_size", "interpolate", "linear",
+    "max_pool2d", "max_unpool2d", "relu", "relu_",
 ]  # fmt: skip

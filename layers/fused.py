@@ -1,8 +1,7 @@
-"""Layers that are called in a row, joined: `conv_relu` and the like call modules, `ConvReLU2d` and the like hold them.
+"""Layers that are called in a row, joined: `ConvReLU2d` and the like hold them.
 
 JOINS in joined.py names the operators that are joined, and the functions that compute them. Layers are called one by one where
-joining would skip something, such as a hook, a replaced forward or a parametrization. `relu` may be None, for one that is not
-a module; in conv_bn_relu None is no ReLU at all.
+joining would skip something, such as a hook, a replaced forward or a parametrization.
 
 `convert` puts `called_patched` in the place of the forward of a layer of a user's class; with `fuse`, `called_in_a_row` in that
 of an nn.Sequential, and `called_in_runs` in that of each layer of a run that is named.
@@ -20,7 +19,7 @@ from trinn.layers.conv2d import Conv2d, conv2d, padded
 from trinn.layers.joined import JOINS, Arguments, batch_norm_relu
 from trinn.layers.linear import Linear, linear
 from trinn.layers.pool2d import MaxPool2d, max_pool2d
-from trinn.layers.public import functional, layer
+from trinn.layers.public import layer
 from trinn.layers.relu import ReLU, relu
 
 Operator = Callable[..., Any]
@@ -38,7 +37,6 @@ def _methods(cls: Any) -> list[Any]:
 
 
 _AS_WRITTEN = {cls: _methods(cls) for cls in (*KINDS, *OURS)}
-_RELU = ReLU()  # for one that is a function
 _MARK = "_trinn_joined"
 
 
@@ -112,45 +110,6 @@ def _joined(function: Callable[..., Tensor], layers: Sequence[Any], input: Tenso
         if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d)):
             count_batch(each)  # last, so that it is not counted where the shapes are refused
     return y
-
-
-@functional
-def conv_relu(conv: Conv2d, relu: ReLU | None, input: Tensor) -> Tensor:
-    """relu(conv(input))."""
-    return in_a_row((conv, relu or _RELU), input)
-
-
-@functional
-def conv_relu_max_pool(conv: Conv2d, relu: ReLU | None, pool: MaxPool2d, input: Tensor) -> Tensor:
-    """pool(relu(conv(input)))."""
-    return in_a_row((conv, relu or _RELU, pool), input)
-
-
-@functional
-def conv_bn_relu(conv: Conv2d, bn: BatchNorm2d, relu: ReLU | None, input: Tensor) -> Tensor:
-    """relu(bn(conv(input))); where `relu` is None, bn(conv(input))."""
-    return in_a_row((conv, bn, relu) if relu is not None else (conv, bn), input)
-
-
-@functional
-def bn_relu(bn: BatchNorm1d | BatchNorm2d, relu: ReLU | None, input: Tensor) -> Tensor:
-    """relu(bn(input))."""
-    return in_a_row((bn, relu or _RELU), input)
-
-
-@functional
-def bn_add_relu(bn: BatchNorm2d, relu: ReLU | None, input: Tensor, residual: Tensor) -> Tensor:
-    """relu(bn(input) + residual), in one pass for a residual of the input's shape and dtype."""
-    relu = relu or _RELU
-    if operator_of(bn) is None or operator_of(relu) is None:
-        return relu(bn(input) + residual)
-    return _joined(lambda input, norm: batch_norm_relu(input, norm, residual), (bn,), input)
-
-
-@functional
-def linear_relu(linear: Linear, relu: ReLU | None, input: Tensor) -> Tensor:
-    """relu(linear(input))."""
-    return in_a_row((linear, relu or _RELU), input)
 
 
 def called_patched(module: Any, *args: Any, **options: Any) -> Any:
@@ -241,7 +200,9 @@ class BNAddReLU2d(_Joined):
     classes = BatchNorm2d, ReLU
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
-        return bn_add_relu(self[0], self[1], input, residual)  # type: ignore[arg-type]
+        if None in map(operator_of, self):
+            return self[1](self[0](input) + residual)
+        return _joined(lambda x, norm: batch_norm_relu(x, norm, residual), (self[0],), input)
 
 
 @layer
