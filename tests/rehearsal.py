@@ -116,9 +116,7 @@ def tests_run(environment: dict[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder, "rows")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.rehearsal", "--tb=short"]
-        # The backend asks for a tensor's device, and here those of the CPU stand for a GPU's.
-        tests = [test for test in gpu.TESTS if "backend" not in test]
-        command += ["-n", str(len(os.sched_getaffinity(0))), *gpu.CALLS, *tests]
+        command += ["-n", str(len(os.sched_getaffinity(0))), *gpu.CALLS, *gpu.TESTS]
         subprocess.run(command, cwd=ROOT, env=environment | {RECORD: str(record)})
         rows = [json.loads(line) for line in record.read_text().splitlines()]
     return {
