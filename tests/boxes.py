@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, first2d, launch
+from tests.cases import Conv
+from tests.check import check, randn
+from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, first2d, launch, launchers
 
 
 @contextlib.contextmanager
@@ -27,3 +32,30 @@ def in_boxes() -> Iterator[list[str]]:
         patch.setattr(conv2d_tma, "STORED_AT_ONCE", 16)
         patch.setattr(first2d, "STARTED", -(2**40))
         yield names
+
+
+def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """An image, filters and a bias."""
+    x, w = randn(*case.x, dtype=dtype), randn(*case.w, dtype=dtype, seed=1)
+    if layout == "channels_last":
+        w = w.contiguous(memory_format=torch.channels_last)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+    return x, w, randn(case.w[0], dtype=dtype, seed=2) if case.bias else None
+
+
+def check_joined(x: Tensor, w: Tensor, shift: Tensor | None, options: dict[str, Any], started: list[str]) -> None:
+    """A scale and a shift, ReLU, and statistics, by the last lines of a kernel that gathers."""
+    scale, y = randn(w.shape[0], dtype=x.dtype, seed=3), F.conv2d(x, w, **options)
+    stride, padding = (options.get(name, default) for name, default in (("stride", 1), ("padding", 0)))
+    geometry = y.shape[2:], (stride, stride), (padding, padding), (1, 1), 1
+
+    def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None]).relu().detach()
+
+    check(lambda x, w, scale, shift: launchers.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
+    y, mean, var = launchers.conv2d_statistics(x, w, shift, *geometry)
+    assert started.count("_gather_kernel") == 2
+    exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    for got, expected in zip((var, mean), exact, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)

@@ -112,12 +112,6 @@ def gradients(function: Callable[..., Any], *tensors: Tensor | None, **options: 
     return list(torch.autograd.grad(function(*inputs, **options).sum(), [t for t in inputs if t is not None]))
 
 
-def opcheck(name: str, arguments: tuple[Any, ...]) -> None:
-    """Assert that an operator's fake twin gives what its launcher gives, and that its schema says what it writes to."""
-    operator = getattr(torch.ops.trinn, name).default  # `kernels.ops` has functions on a GPU
-    torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
-
-
 def raises_like(torchs: Callable[..., Any], ours: Callable[..., Any], *inputs: Any, **options: Any) -> None:
     """Assert that torch refuses these arguments, and that we do with an exception of the same type and some words."""
     with pytest.raises(Exception) as theirs:

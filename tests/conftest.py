@@ -56,6 +56,13 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tuning, "wanted_programs", 8)
 
 
+@pytest.fixture
+def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
+    """One program a launch: for what is made of operators, whose own tests see the seams of tiles."""
+    monkeypatch.setattr(tuning, "interpreted_block", 16384)
+    monkeypatch.setattr(tuning, "wanted_programs", 1)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """torch.empty is filled with NaN, so that an element no kernel writes is seen."""

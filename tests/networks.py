@@ -90,6 +90,16 @@ def passes(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {"logits": logits.detach()} | dict(zip(names, torch.autograd.grad(loss_of(logits), parameters), strict=True))
 
 
+def step(call: Callable[..., Any], model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output, the gradients of the input and of those parameters that have one, and the buffers."""
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    y = call(x)
+    y.square().sum().backward()
+    gradients = [p.grad.clone() for p in (x, *model.parameters()) if p.grad is not None]
+    return [y.detach().clone(), *gradients, *(buffer.clone() for buffer in model.buffers())]
+
+
 def _check(run: Callable[..., dict[str, Tensor]], ours: nn.Module, torchs: nn.Module, *batches: Tensor) -> None:
     torchs.load_state_dict(ours.state_dict(), strict=True)
     oracle = copy.deepcopy(torchs).cpu().double()

@@ -3,12 +3,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
 
 import trinn.layers as tnn
 from tests.cases import named
-from tests.check import DEVICE, DTYPES, check, gradients, opcheck, raises_like, randn
+from tests.check import DEVICE, DTYPES, check, raises_like, randn
 from trinn.kernels.indexing import most_in_bin
 
 INF, NAN = float("inf"), float("nan")
@@ -123,23 +121,6 @@ def test_infinities_in_a_mean() -> None:
         torch.testing.assert_close(tnn.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(x, size), equal_nan=True)
 
 
-@pytest.mark.parametrize("name", POOLS)
-def test_expanded_gradient_and_same_bits(name: str) -> None:
-    ours, torchs = POOLS[name]
-    (first,), (again,) = (gradients(ours, randn(2, 3, 13, 11), output_size=(5, 4)) for _ in range(2))
-    assert torch.equal(first, again)
-    torch.testing.assert_close(first, gradients(torchs, randn(2, 3, 13, 11), output_size=(5, 4))[0])
-
-
-@pytest.mark.parametrize("name", POOLS)
-def test_gradcheck(name: str) -> None:
-    ours, _ = POOLS[name]
-    x = randn(1, 2, 5, 4, dtype=torch.float64).requires_grad_()
-    for size in ((3, 3), (2, 6)):
-        assert gradcheck(lambda x, size=size: ours(x, size), [x], fast_mode=True)
-        assert gradgradcheck(lambda x, size=size: ours(x, size), [x], fast_mode=True)
-
-
 def test_most_in_bin() -> None:
     """Against the bins themselves, either way round."""
     for size in range(1, 14):
@@ -150,23 +131,6 @@ def test_most_in_bin() -> None:
 
 
 BINS: Any = ((), (), ())
-OPS: dict[str, Any] = {
-    "avg_pool2d_forward": lambda x, y: (x, (3, 3), *BINS, True, None),
-    "avg_pool2d_backward": lambda x, y: (y, (6, 6), *BINS, True, None, x.stride(1) == 1),
-    "max_pool2d_forward": lambda x, y: (x, (3, 3), *BINS, ()),
-    "max_pool2d_backward": lambda x, y: (y, (y > 0).to(torch.uint8), (6, 6), *BINS, ()),
-    "max_pool2d_pick": lambda x, y: (x, (y > 0).to(torch.uint8), (6, 6), *BINS, ()),
-    "max_pool2d_pick, of places": lambda x, y: (None, (y > 0).to(torch.uint8), (6, 6), *BINS, ()),
-}
-
-
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_fakes_are_exact(name: str, memory_format: torch.memory_format) -> None:
-    x, y = (randn(2, 4, n, n).contiguous(memory_format=memory_format) for n in (6, 3))
-    opcheck(name.split(",")[0], OPS[name](x, y))
-
-
 ERRORS: dict[str, tuple[tuple[int, ...], Any]] = {
     "five axes": ((1, 1, 2, 6, 6), 2),
     "two axes": ((6, 6), 2),
@@ -208,11 +172,3 @@ def test_no_channels() -> None:
     x = torch.zeros(2, 0, 6, 6, device=DEVICE)
     assert tnn.adaptive_avg_pool2d(x, 2).shape == F.adaptive_avg_pool2d(x, 2).shape
     raises_like(F.adaptive_max_pool2d, tnn.adaptive_max_pool2d, x, 2)
-
-
-@pytest.mark.parametrize("name", ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d"])
-def test_modules_are_torchs(name: str) -> None:
-    ours, torchs = (getattr(module, name)((3, None)) for module in (tnn, torch.nn))
-    assert repr(ours) == repr(torchs) and "__init__" not in vars(getattr(tnn, name))
-    x: Tensor = randn(2, 3, 7, 4)
-    torch.testing.assert_close(ours(x), torchs(x))

@@ -11,9 +11,10 @@ import trinn.layers as tnn
 from tests.architectures import Narrow
 from tests.check import DEVICE, raises_like, randn
 from tests.networks import OPTIMIZERS, check_network, check_training
-from trinn.kernels import tuning
 from trinn.kernels.launch import INTERPRETED
 from trinn.models import AlexNet
+
+pytestmark = pytest.mark.usefixtures("large_tiles")
 
 # torchvision's, whose checkpoints are to load.
 SHAPES = {
@@ -26,13 +27,6 @@ SHAPES = {
     "classifier.4": (4096, 4096),
     "classifier.6": (1000, 4096),
 }
-
-
-@pytest.fixture(autouse=True)
-def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """Whole layers in one program: the seams of tiles are tested with the operators."""
-    monkeypatch.setattr(tuning, "interpreted_block", 16384)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
 
 
 def networks(num_classes: int = 10, dropout: float = 0.0, narrow: bool = True) -> tuple[AlexNet, AlexNet]:

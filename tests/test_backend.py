@@ -22,22 +22,16 @@ from torch.utils.checkpoint import checkpoint
 
 import trinn
 from tests.check import DEVICE, randn
-from tests.networks import passes
+from tests.networks import passes, step
 from tests.processes import ROOT, needs_processes, together
 from tests.test_convert import ARCHITECTURES, WHOLE
 from tests.test_lenet import OnlyOurs
 from tests.test_toolchain import a_compiler
-from trinn.kernels import tuning
 from trinn.layers import backend
 
+pytestmark = pytest.mark.usefixtures("large_tiles")
+
 no_inductor = backend._no_inductor
-
-
-@pytest.fixture(autouse=True)
-def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """One program a launch: the seams of tiles are tested with the operators."""
-    monkeypatch.setattr(tuning, "interpreted_block", 16384)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -53,16 +47,6 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def compiled(model: Any, **options: Any) -> Any:
     return torch.compile(model, backend=trinn.compile_backend, **options)
-
-
-def step(call: Callable[..., Any], model: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output, all gradients, and the buffers."""
-    x = x.clone().requires_grad_()
-    model.zero_grad()
-    y = call(x)
-    y.square().sum().backward()
-    gradients = [p.grad.clone() for p in (x, *model.parameters()) if p.grad is not None]
-    return [y.detach().clone(), *gradients, *(buffer.clone() for buffer in model.buffers())]
 
 
 def same(got: Any, expected: Any) -> None:

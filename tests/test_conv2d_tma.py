@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 import trinn.layers as tnn
-from tests.boxes import in_boxes
+from tests.boxes import check_joined, in_boxes, operands
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
 from trinn.kernels import launch, launchers, tuning
@@ -70,15 +70,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(tuning, "interpreted_block", 4096)
     with in_boxes() as names:
         yield names
-
-
-def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    x, w = randn(*case.x, dtype=dtype), randn(*case.w, dtype=dtype, seed=1)
-    if layout == "channels_last":
-        w = w.contiguous(memory_format=torch.channels_last)
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-    return x, w, randn(case.w[0], dtype=dtype, seed=2) if case.bias else None
 
 
 def allowed(arithmetic: str) -> torch.dtype:
@@ -224,21 +215,7 @@ def test_windows_past_the_far_edge(started: list[str]) -> None:
 )
 def test_joined(case: str, arithmetic: str, started: list[str]) -> None:
     """A scale and a shift, ReLU, and statistics in the kernel's last lines; of a half without pixels, too."""
-    x, w, shift = operands(CASES[case], allowed(arithmetic), "channels_last")
-    scale, options = randn(w.shape[0], dtype=x.dtype, seed=3), CASES[case].options
-    y = F.conv2d(x, w, **options)
-    stride, padding = (options.get(name, default) for name, default in (("stride", 1), ("padding", 0)))
-    geometry = y.shape[2:], (stride, stride), (padding, padding), (1, 1), 1
-
-    def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None]).relu().detach()
-
-    check(lambda x, w, scale, shift: launchers.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
-    y, mean, var = launchers.conv2d_statistics(x, w, shift, *geometry)
-    assert started.count("_gather_kernel") == 2
-    exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)
-    for got, expected in zip((var, mean), exact, strict=True):
-        torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)
+    check_joined(*operands(CASES[case], allowed(arithmetic), "channels_last"), CASES[case].options, started)
 
 
 def test_pooled(started: list[str]) -> None:

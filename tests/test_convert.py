@@ -2,7 +2,6 @@
 
 import copy
 import io
-import pickle
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -36,6 +35,8 @@ from trinn.kernels import tuning
 from trinn.layers.report import COVERED, OWN, rows
 from trinn.models import AlexNet, LeNet
 
+pytestmark = pytest.mark.usefixtures("large_tiles")
+
 Shape = tuple[int, ...]
 
 # Small, and cut short where there are many layers of a kind: for the interpreter.
@@ -68,13 +69,6 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], Shape]] = ARCHITECTURES | {
 whole = pytest.mark.parametrize("name", WHOLE)
 architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 fused = pytest.mark.parametrize("fuse", [False, True], ids=["apart", "joined"])
-
-
-@pytest.fixture(autouse=True)
-def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """Whole layers in one program: the seams of tiles are tested with the operators."""
-    monkeypatch.setattr(tuning, "interpreted_block", 16384)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
 
 
 def built(build: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
@@ -391,17 +385,6 @@ def test_scripted_modules() -> None:
         trinn.convert(scripted)
     model = trinn.convert(nn.Sequential(scripted, nn.ReLU()))
     assert type(model[1]) is tnn.ReLU and model(-torch.ones(2, device=DEVICE)).eq(0).all()
-
-
-def test_copies_and_pickles() -> None:
-    model = trinn.convert(built(small)).eval()
-    x = randn(2, 2, 6, 6)
-    expected = model(x)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
-        assert classes(other) == classes(model) and torch.equal(other(x), expected)
 
 
 def test_a_layer_of_trinns_in_the_model() -> None:

@@ -15,20 +15,13 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from tests.check import randn
 from tests.every import EVERY, IMAGE, TORCHS, Every, Ours, Torchs, like
-from trinn.kernels import tuning
 from trinn.kernels.launch import observed
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of exports that guess, and of kernels that are not deterministic
+# Of exports that guess, and of kernels that are not deterministic.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("large_tiles")]
 
 # How many sizes, and those of them that are computed: for the others it is enough to know which graph was taken.
 SIZES, COMPUTED = 10, (0, 3)
-
-
-@pytest.fixture(autouse=True)
-def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """One program a launch: the seams of tiles are tested with the operators."""
-    monkeypatch.setattr(tuning, "interpreted_block", 4096)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
 
 
 @pytest.fixture(autouse=True)

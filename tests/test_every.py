@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.check import DTYPES, check, run
-from tests.every import EVERY, TORCHS
+from tests.every import EVERY, TORCHS, results
 from trinn.kernels.launch import INTERPRETED
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -36,6 +36,19 @@ def test_equals_torch(name: str, dtype: torch.dtype, layout: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
     else:
         check(ours, torchs, *tensors)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_expanded_gradients(name: str) -> None:
+    """Upstream gradients that are one number at one address, as those of a sum; float64."""
+    others = tuple(t.double() if t.is_floating_point() else t for t in EVERY[name].others())
+    got, expected = (results(case, case.tensors(torch.float64), others, one) for case in (EVERY[name], TORCHS[name]))
+    # torch has second gradients that are always 0.
+    torch.testing.assert_close(got, {key: expected[key] for key in got}, rtol=1e-11, atol=1e-11)
+
+
+def one(upstream: Tensor) -> Tensor:
+    return upstream.new_full((), 0.75).expand(upstream.shape)
 
 
 def test_every_dtype_is_called() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import trinn.layers as tnn
+from tests.boxes import check_joined, operands
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
 from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, first2d, launch, launchers, tuning
@@ -62,14 +63,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield names
 
 
-def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def in_tf32(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`operands`, for products in TF32."""
     torch.backends.cudnn.conv.fp32_precision = "tf32"
-    x, w = randn(*case.x, dtype=dtype), randn(*case.w, dtype=dtype, seed=1)
-    if layout == "channels_last":
-        w = w.contiguous(memory_format=LAST)
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=LAST)
-    return x, w, randn(case.w[0], dtype=dtype, seed=2) if case.bias else None
+    return operands(case, dtype, layout)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -77,7 +74,7 @@ def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("name", CASES)
 def test_equals_torch(name: str, arithmetic: str, started: list[str]) -> None:
     """The image and the filters are copied for fprop, and for wgrad the image again; dgrad is left to pointers."""
-    check(tnn.conv2d, F.conv2d, *operands(CASES[name], ARITHMETIC[arithmetic], "channels_last"), **CASES[name].options)
+    check(tnn.conv2d, F.conv2d, *in_tf32(CASES[name], ARITHMETIC[arithmetic], "channels_last"), **CASES[name].options)
     in_lines = started.count("_wgrad_kernel")
     assert started.count("_gather_kernel") == 1 and started.count("_fold_kernel") == 2 + in_lines
     if launch.INTERPRETED:  # most rows here are too short for the lines of a GPU's tile
@@ -86,7 +83,7 @@ def test_equals_torch(name: str, arithmetic: str, started: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["3 channels, 7x7, stride 2", "3 channels, 3x3", "lines of images"])
 def test_contiguous(name: str, started: list[str]) -> None:
-    check(tnn.conv2d, F.conv2d, *operands(CASES[name], torch.bfloat16, "contiguous"), **CASES[name].options)
+    check(tnn.conv2d, F.conv2d, *in_tf32(CASES[name], torch.bfloat16, "contiguous"), **CASES[name].options)
     assert started.count("_fold_kernel") == 3
 
 
@@ -104,28 +101,14 @@ def test_tiles_of_a_gpu(case: str, started: list[str], monkeypatch: pytest.Monke
     """Blocks of 32 and 64 of the depth, past its end; copies in several tiles along either axis."""
     monkeypatch.setattr(tuning, "only_tile", tuning.Tile(64, 64, 64, 4, 3))
     monkeypatch.setattr(tuning, "interpreted_block", 8)
-    check(tnn.conv2d, F.conv2d, *operands(CASES[case], torch.float16, "channels_last"), **CASES[case].options)
+    check(tnn.conv2d, F.conv2d, *in_tf32(CASES[case], torch.float16, "channels_last"), **CASES[case].options)
     assert "_gather_kernel" in started
 
 
 @pytest.mark.parametrize("case", ["3 channels, 7x7, stride 2", "3 channels, 3x3"])
 def test_joined(case: str, started: list[str]) -> None:
     """A scale and a shift, ReLU, and statistics in the kernel's last lines."""
-    x, w, shift = operands(CASES[case], torch.bfloat16, "channels_last")
-    scale, options = randn(w.shape[0], dtype=x.dtype, seed=3), CASES[case].options
-    y = F.conv2d(x, w, **options)
-    stride, padding = (options.get(name, default) for name, default in (("stride", 1), ("padding", 0)))
-    geometry = y.shape[2:], (stride, stride), (padding, padding), (1, 1), 1
-
-    def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None]).relu().detach()
-
-    check(lambda x, w, scale, shift: launchers.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
-    y, mean, var = launchers.conv2d_statistics(x, w, shift, *geometry)
-    assert started.count("_gather_kernel") == 2
-    exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)
-    for got, expected in zip((var, mean), exact, strict=True):
-        torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)
+    check_joined(*in_tf32(CASES[case], torch.bfloat16, "channels_last"), CASES[case].options, started)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -134,7 +117,7 @@ def test_joined(case: str, started: list[str]) -> None:
 def test_what_is_not_finite(value: float, arithmetic: str) -> None:
     """A pixel or a filter reaches the outputs that see it and no other: none is multiplied by a zero that fills up."""
     for which, place in (0, (1, 2, 4, 5)), (0, (0, 0, 0, 0)), (0, (0, 1, 8, 11)), (1, (2, 1, 0, 2)), (1, (7, 2, 2, 2)):
-        x, w, _ = operands(Conv((2, 3, 9, 12), (8, 3, 3, 3)), ARITHMETIC[arithmetic], "channels_last")
+        x, w, _ = in_tf32(Conv((2, 3, 9, 12), (8, 3, 3, 3)), ARITHMETIC[arithmetic], "channels_last")
         (x, w)[which][place] = value
         y, expected = tnn.conv2d(x, w, stride=2), F.conv2d(x.double().cpu(), w.double().cpu(), stride=2)
         assert torch.equal(y.isnan().cpu(), expected.isnan()) and torch.equal(y.isinf().cpu(), expected.isinf())
@@ -142,7 +125,7 @@ def test_what_is_not_finite(value: float, arithmetic: str) -> None:
 
 
 def test_same_bits() -> None:
-    x, _, _ = operands(CASES["lines of images"], torch.float32, "contiguous")
+    x, _, _ = in_tf32(CASES["lines of images"], torch.float32, "contiguous")
     dy = randn(19, 24, 2, 3, seed=3)
     args = (5, 3), (2, 2), (1, 1), (1, 1), 1
     assert torch.equal(launchers.conv2d_wgrad(x, dy, *args), launchers.conv2d_wgrad(x, dy, *args))
@@ -158,12 +141,12 @@ def test_same_bits() -> None:
     ],
 )
 def test_left_to_pointers(case: Conv, started: list[str]) -> None:
-    check(tnn.conv2d, F.conv2d, *operands(case, torch.bfloat16, "channels_last"), **case.options)
+    check(tnn.conv2d, F.conv2d, *in_tf32(case, torch.bfloat16, "channels_last"), **case.options)
     assert not started
 
 
 def test_float32_is_left_to_pointers(started: list[str]) -> None:
-    x, w, b = operands(CASES["3 channels, 3x3"], torch.float32, "channels_last")
+    x, w, b = in_tf32(CASES["3 channels, 3x3"], torch.float32, "channels_last")
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     check(tnn.conv2d, F.conv2d, x, w, b, padding=1)
     assert not started

@@ -12,19 +12,14 @@ from torch.autograd import gradcheck, gradgradcheck
 import trinn.layers as tnn
 from tests.check import DEVICE, randn
 from tests.every import EVERY, Every, results
-from trinn.kernels import ops, tuning, vmap
+from trinn.kernels import ops, vmap
+
+pytestmark = pytest.mark.usefixtures("large_tiles")
 
 # Where windows overlap, values for one place replace each other and all of them get its gradient: no derivative, in torch too.
 NO_DERIVATIVE = {"max_unpool2d"}
 # What writes over running statistics refuses to have others than those mapped, as torch.
 WRITES = {"batch_norm, training"}
-
-
-@pytest.fixture(autouse=True)
-def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """One program a launch: the seams of tiles are tested with the operators."""
-    monkeypatch.setattr(tuning, "interpreted_block", 4096)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
 
 
 each_operator = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in EVERY.items()])
@@ -95,6 +90,17 @@ def test_each_step_alone(case: Every) -> None:
             inputs = [torch.autograd.forward_ad.make_dual(t, step) if i == place else t for i, t in enumerate(tensors)]
             alone.append(torch.autograd.forward_ad.unpack_dual(function(*inputs)).tangent)
     torch.testing.assert_close(sum(alone), torch.func.jvp(function, tuple(tensors), steps)[1])
+
+
+@each_operator
+def test_gradcheck(case: Every, request: pytest.FixtureRequest) -> None:
+    """Gradients, and gradients of gradients, against finite differences; float64."""
+    if request.node.callspec.id in NO_DERIVATIVE:
+        pytest.skip("no derivative where windows overlap, in torch too")
+    tensors, others = doubles(case)
+    inputs = [t.requires_grad_() for t in tensors]
+    assert gradcheck(first_output(case, others), inputs, fast_mode=True)
+    assert gradgradcheck(first_output(case, others), inputs, fast_mode=True)
 
 
 @pytest.mark.long

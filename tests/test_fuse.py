@@ -16,19 +16,11 @@ import trinn.layers as tnn
 from tests.architectures import BasicBlock
 from tests.check import DEVICE, randn
 from tests.test_fused import launches
-from trinn.kernels import tuning
 from trinn.layers.classes import forward_of
 from trinn.layers.report import rows
 from trinn.models import LeNet
 
-pytestmark = pytest.mark.usefixtures("full_float32")
-
-
-@pytest.fixture(autouse=True)
-def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """One program a launch: the seams of tiles are tested with the operators."""
-    monkeypatch.setattr(tuning, "interpreted_block", 4096)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
+pytestmark = pytest.mark.usefixtures("full_float32", "large_tiles")
 
 
 def compared(ours: nn.Module, theirs: nn.Module, *shape: int) -> None:

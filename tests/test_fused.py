@@ -16,6 +16,7 @@ from tests.check import DEVICE, DTYPES, check, randn, run
 from tests.every import called
 from trinn.kernels import ops
 from trinn.kernels.launch import INTERPRETED
+from trinn.layers.fused import in_a_row
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "3x3": ((2, 5, 9, 8), {"out_channels": 6, "kernel_size": 3, "padding": 1}),
@@ -183,29 +184,28 @@ def test_launches() -> None:
     affine, pooled = ["conv2d_affine"], ["conv2d_relu_max_pool2d"]
     back = ["relu_backward"], ["batchnorm2d_relu_sums", "batchnorm2d_backward"]
     conv = filters()
-    assert launches(lambda: tnn.conv_relu(conv, relu, x)) == (affine, [*back[0], *GRADIENTS])
-    assert launches(lambda: tnn.conv_relu(conv, None, x)) == (affine, [*back[0], *GRADIENTS])
+    assert launches(lambda: tnn.ConvReLU2d(conv, relu)(x)) == (affine, [*back[0], *GRADIENTS])
     for pool in (tnn.MaxPool2d(2), tnn.MaxPool2d(3, 2)):
         expected = pooled, [*back[0], "max_pool2d_backward", *GRADIENTS]
-        assert launches(lambda pool=pool: tnn.conv_relu_max_pool(conv, relu, pool, x)) == expected  # type: ignore[misc]
+        assert launches(lambda pool=pool: tnn.ConvReLUMaxPool2d(conv, relu, pool)(x)) == expected  # type: ignore[misc]
     expected = ["conv2d_statistics", "batchnorm2d_forward"], [*back[1], *GRADIENTS]
-    assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
+    assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
     expected = ["conv2d_statistics", "batchnorm2d_forward"], ["batchnorm2d_sums", "batchnorm2d_backward", *GRADIENTS]
-    assert launches(lambda: tnn.conv_bn_relu(conv, norm, None, x)) == expected
+    assert launches(lambda: in_a_row((conv, norm), x)) == expected
     expected = ["batchnorm2d_statistics", "batchnorm2d_forward"], back[1]
-    assert launches(lambda: tnn.bn_relu(norm, relu, y)) == expected
-    assert launches(lambda: tnn.bn_add_relu(norm, relu, y, x.new_ones(y.shape))) == expected
-    assert launches(lambda: tnn.linear_relu(linear, relu, x)) == (
+    assert launches(lambda: tnn.BNReLU2d(norm, relu)(y)) == expected
+    assert launches(lambda: tnn.BNAddReLU2d(norm, relu)(y, x.new_ones(y.shape))) == expected
+    assert launches(lambda: tnn.LinearReLU(linear, relu)(x)) == (
         ["linear_fprop"], [*back[0], "linear_dgrad", "linear_wgrad", "channel_sum"]
     )  # fmt: skip
     norm.eval()
     with torch.no_grad():
-        assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x))[0] == ["batchnorm2d_fold", "conv2d_affine"]
+        assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x))[0] == ["batchnorm2d_fold", "conv2d_affine"]
     expected = ["conv2d_fprop", "batchnorm2d_forward"], [*back[1], *GRADIENTS]
-    assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
+    assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
     norm.requires_grad_(False)
     expected = ["conv2d_fprop", "batchnorm2d_forward"], [*back[0], "batchnorm2d_backward", *GRADIENTS]
-    assert launches(lambda: tnn.conv_bn_relu(conv, norm, relu, x)) == expected
+    assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
 
 
 @pytest.mark.usefixtures("rowwise_products")
@@ -267,13 +267,13 @@ def test_other_inputs() -> None:
     """Images without a batch, a residual that broadcasts, indices asked for: as one by one."""
     x = randn(4, 8, 8)
     conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(4, device=DEVICE)
-    assert torch.equal(tnn.conv_relu(conv, relu, x), relu(conv(x)))
+    assert torch.equal(tnn.ConvReLU2d(conv, relu)(x), relu(conv(x)))
     pool = tnn.MaxPool2d(2, return_indices=True)
-    values, indices = tnn.conv_relu_max_pool(conv, relu, pool, x[None])
+    values, indices = tnn.ConvReLUMaxPool2d(conv, relu, pool)(x[None])
     assert torch.equal(values, pool(relu(conv(x[None])))[0]) and indices.dtype == torch.int64
     residual = randn(4, 1, 1)
-    torch.testing.assert_close(tnn.bn_add_relu(norm, relu, x[None], residual), relu(norm(x[None]) + residual))
-    assert torch.equal(tnn.bn_relu(tnn.BatchNorm1d(8, device=DEVICE), None, x), relu(tnn.BatchNorm1d(8, device=DEVICE)(x)))
+    torch.testing.assert_close(tnn.BNAddReLU2d(norm, relu)(x[None], residual), relu(norm(x[None]) + residual))
+    assert torch.equal(in_a_row((tnn.BatchNorm1d(8, device=DEVICE), relu), x), relu(tnn.BatchNorm1d(8, device=DEVICE)(x)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -281,13 +281,13 @@ def test_autocast(dtype: torch.dtype) -> None:
     x = randn(2, 4, 8, 8)
     conv, relu, norm, linear = filters(), tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 3, device=DEVICE)
     with torch.autocast(DEVICE, dtype):
-        y = tnn.conv_bn_relu(conv, norm, relu, x)
+        y = tnn.ConvBNReLU2d(conv, norm, relu)(x)
         assert y.dtype == dtype
         torch.testing.assert_close(y, relu(norm(conv(x))))
-        assert tnn.linear_relu(linear, relu, x).dtype == tnn.conv_relu(conv, relu, x).dtype == dtype
+        assert tnn.LinearReLU(linear, relu)(x).dtype == tnn.ConvReLU2d(conv, relu)(x).dtype == dtype
         norm.eval()
         with torch.no_grad():
-            torch.testing.assert_close(tnn.conv_bn_relu(conv, norm, relu, x), relu(norm(conv(x))), atol=0.02, rtol=0.02)
+            torch.testing.assert_close(tnn.ConvBNReLU2d(conv, norm, relu)(x), relu(norm(conv(x))), atol=0.02, rtol=0.02)
 
 
 def test_gradients_of_gradients() -> None:
@@ -296,12 +296,9 @@ def test_gradients_of_gradients() -> None:
     norm, residual = tnn.BatchNorm2d(2, dtype=torch.float64, device=DEVICE), x.detach().flip(0)
     linear = tnn.Linear(4, 2, dtype=torch.float64, device=DEVICE)
     for call in (
-        lambda x: tnn.conv_relu(conv, relu, x),
-        lambda x: tnn.conv_relu_max_pool(conv, relu, tnn.MaxPool2d(2), x),
-        lambda x: tnn.conv_bn_relu(conv, norm, relu, x),
-        lambda x: tnn.bn_add_relu(norm, relu, x, residual),
-        lambda x: tnn.linear_relu(linear, relu, x),
-    ):
+        tnn.ConvReLU2d(conv, relu), tnn.ConvReLUMaxPool2d(conv, relu, tnn.MaxPool2d(2)), tnn.ConvBNReLU2d(conv, norm, relu),
+        lambda x: tnn.BNAddReLU2d(norm, relu)(x, residual), tnn.LinearReLU(linear, relu),
+    ):  # fmt: skip
         assert torch.autograd.gradcheck(call, x, fast_mode=True)
         assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
 
@@ -332,10 +329,10 @@ def test_wrong_modules(modules: tuple[nn.Module, ...]) -> None:
 def test_errors_are_those_of_the_parts(training: str) -> None:
     conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(5, device=DEVICE).train(TRAINING[training])
     with torch.no_grad(), pytest.raises(RuntimeError, match="should contain 6 elements not 5"):
-        tnn.conv_bn_relu(conv, norm, relu, randn(2, 4, 6, 6))
+        tnn.ConvBNReLU2d(conv, norm, relu)(randn(2, 4, 6, 6))
     with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
-        tnn.conv_relu(conv, relu, randn(2, 3, 6, 6))
+        tnn.ConvReLU2d(conv, relu)(randn(2, 3, 6, 6))
     with pytest.raises(RuntimeError, match="Output size is too small"):
-        tnn.conv_relu_max_pool(conv, relu, tnn.MaxPool2d(9), randn(2, 4, 6, 6))
+        tnn.ConvReLUMaxPool2d(conv, relu, tnn.MaxPool2d(9))(randn(2, 4, 6, 6))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        tnn.linear_relu(tnn.Linear(3, 4, device=DEVICE), relu, randn(2, 5))
+        tnn.LinearReLU(tnn.Linear(3, 4, device=DEVICE), relu)(randn(2, 5))

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trinn.layers as tnn
 from tests.check import DEVICE, raises_like, randn
 from tests.networks import OPTIMIZERS, check_network, check_training
-from trinn.kernels import tuning
 from trinn.models import LeNet
+
+pytestmark = pytest.mark.usefixtures("large_tiles")
 
 # What of ATen (or cuDNN, oneDNN, ...) computes what trinn is there to compute.
 OURS_TO_COMPUTE = re.compile(
@@ -35,13 +36,6 @@ class OnlyOurs(TorchDispatchMode):
         if namespace != "trinn" and OURS_TO_COMPUTE.search(name):
             raise AssertionError(f"{namespace}::{name} ran in place of a trinn kernel")
         return func(*args, **kwargs or {})
-
-
-@pytest.fixture(autouse=True)
-def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """Whole layers in one program: the seams of tiles are tested with the operators."""
-    monkeypatch.setattr(tuning, "interpreted_block", 4096)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
 
 
 def networks() -> tuple[LeNet, LeNet]:

@@ -10,7 +10,6 @@ from tests.check import DEVICE, DTYPES, check, raises_like, randn
 from tests.networks import OPTIMIZERS, check_network, check_training
 from tests.test_lenet import OnlyOurs
 from trinn import models
-from trinn.kernels import tuning
 
 # As the notes have them.
 
@@ -79,13 +78,6 @@ def test_names_shapes_and_repr(name: str) -> None:
 @pytest.mark.parametrize("name", TORCHS)
 def test_arguments_that_no_module_takes(name: str) -> None:
     raises_like(TORCHS[name], getattr(models, name), width=3)
-
-
-@pytest.fixture
-def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole layers in one program."""
-    monkeypatch.setattr(tuning, "interpreted_block", 4096)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
 
 
 def test_mlp_equals_torch(large_tiles: None, full_float32: None) -> None:

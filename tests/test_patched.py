@@ -18,7 +18,6 @@ from tests.architectures import FunctionalLeNet
 from tests.check import DEVICE, check, randn
 from tests.networks import check_network, passes
 from tests.test_lenet import OnlyOurs
-from trinn.kernels import tuning
 from trinn.layers.patched import FUNCTIONS
 
 
@@ -176,12 +175,6 @@ def test_async_functions_are_refused() -> None:
     for each in (function, generator):
         with pytest.raises(TypeError, match="async"):
             trinn.patched()(each)
-
-
-@pytest.fixture
-def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    monkeypatch.setattr(tuning, "interpreted_block", 4096)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
 
 
 class Patched(nn.Module):

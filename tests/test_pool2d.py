@@ -3,11 +3,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck, gradgradcheck
 
 import trinn.layers as tnn
 from tests.cases import named
-from tests.check import DEVICE, DTYPES, check, gradients, opcheck, raises_like, randn
+from tests.check import DEVICE, DTYPES, check, raises_like, randn
 from trinn.kernels import ops
 
 INF, NAN = float("inf"), float("nan")
@@ -164,15 +163,6 @@ def test_infinities_in_a_mean() -> None:
 POOLS: dict[str, tuple[Any, Any]] = {"max": (tnn.max_pool2d, F.max_pool2d), "avg": (tnn.avg_pool2d, F.avg_pool2d)}
 
 
-@pytest.mark.parametrize("name", POOLS)
-def test_expanded_gradient_and_same_bits(name: str) -> None:
-    ours, torchs = POOLS[name]
-    options = BOTH["alexnet: windows overlap"].options
-    (first,), (again,) = (gradients(ours, randn(2, 3, 13, 13), **options) for _ in range(2))
-    assert torch.equal(first, again)
-    torch.testing.assert_close(first, gradients(torchs, randn(2, 3, 13, 13), **options)[0])
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradient_keeps_the_format(memory_format: torch.memory_format) -> None:
     """Also behind `flatten`, whose gradient is contiguous: all layers before the pooling would get that order."""
@@ -184,14 +174,6 @@ def test_gradient_keeps_the_format(memory_format: torch.memory_format) -> None:
             torch.testing.assert_close(dx, expected)
 
 
-@pytest.mark.parametrize("name", POOLS)
-def test_gradcheck(name: str) -> None:
-    ours, _ = POOLS[name]
-    x = randn(1, 2, 5, 4, dtype=torch.float64).requires_grad_()
-    assert gradcheck(lambda x: ours(x, 3, 2, 1), [x], fast_mode=True)
-    assert gradgradcheck(lambda x: ours(x, 3, 2, 1), [x], fast_mode=True)
-
-
 def test_avg_is_linear_and_keeps_ones() -> None:
     x, y = randn(1, 2, 6, 6, dtype=torch.float64), randn(1, 2, 6, 6, dtype=torch.float64, seed=1)
     torch.testing.assert_close(tnn.avg_pool2d(x + 2 * y, 2), tnn.avg_pool2d(x, 2) + 2 * tnn.avg_pool2d(y, 2))
@@ -199,23 +181,6 @@ def test_avg_is_linear_and_keeps_ones() -> None:
 
 
 WINDOW = (3, 3), (2, 2), (1, 1)
-OPS = {
-    "max_pool2d_forward": lambda x, y: (x, (3, 3), *WINDOW, (1, 1)),
-    "max_pool2d_backward": lambda x, y: (y, (y > 0).to(torch.uint8), (6, 6), *WINDOW, (1, 1)),
-    "max_pool2d_pick": lambda x, y: (x, y.abs().to(torch.uint8) + 4, (6, 6), *WINDOW, (1, 1)),
-    "max_pool2d_pick, of places": lambda x, y: (None, y.abs().to(torch.uint8) + 4, (6, 6), *WINDOW, (1, 1)),
-    "avg_pool2d_forward": lambda x, y: (x, (3, 3), *WINDOW, True, None),
-    "avg_pool2d_backward": lambda x, y: (y, (6, 6), *WINDOW, False, 3, x.stride(1) == 1),
-}
-
-
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_fakes_are_exact(name: str, memory_format: torch.memory_format) -> None:
-    x, y = (randn(2, 4, n, n).contiguous(memory_format=memory_format) for n in (6, 3))
-    opcheck(name.split(",")[0], OPS[name](x, y))
-
-
 ERRORS = {
     "five axes": ((1, 1, 2, 6, 6), {"kernel_size": 2}),
     "kernel larger than the image": ((1, 2, 3, 3), {"kernel_size": 4}),
@@ -245,10 +210,3 @@ def test_errors_of_one() -> None:
     raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6), 3, padding=2, dilation=2)  # half of the kernel undilated
     raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6) > 0, 2)
     raises_like(F.avg_pool2d, tnn.avg_pool2d, randn(1, 2, 6, 6), 2, divisor_override=0)
-
-
-@pytest.mark.parametrize("name", ["MaxPool2d", "AvgPool2d"])
-def test_modules_are_torchs(name: str) -> None:
-    ours, torchs = (getattr(nn, name)(3, 2, 1, ceil_mode=True) for nn in (tnn, torch.nn))
-    assert repr(ours) == repr(torchs) and "__init__" not in vars(getattr(tnn, name))
-    assert torch.equal(ours(randn(2, 3, 6, 6)), torchs(randn(2, 3, 6, 6)))

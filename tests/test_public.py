@@ -104,6 +104,21 @@ def test_tables_have_every_name() -> None:
     assert MODULES.keys() | JOINED.keys() == set(tnn.__all__) - functions
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules", "ignore:max_unpooling2d")
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_torchs(name: str, full_float32: None) -> None:
+    """The same parameters by the same draws, state_dict, repr and outputs, by torch's own `__init__`."""
+    modules, outputs = [], []
+    for library in (tnn, nn):
+        torch.manual_seed(0)
+        modules.append(getattr(library, name)(**MODULES[name]).to(DEVICE))
+        outputs.append(modules[-1](*inputs(name)))
+    ours, theirs = modules
+    assert repr(ours) == repr(theirs) and "__init__" not in vars(getattr(tnn, name))
+    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
+    torch.testing.assert_close(*outputs)
+
+
 @pytest.mark.filterwarnings("ignore:max_unpooling2d")
 @pytest.mark.parametrize("name", TENSORS)
 def test_what_is_no_tensor(name: str) -> None:

@@ -4,11 +4,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck, gradgradcheck
 
 import trinn.layers as tnn
 from tests.cases import named
-from tests.check import DEVICE, DTYPES, check, gradients, opcheck, raises_like, randn
+from tests.check import DEVICE, DTYPES, check, raises_like, randn
 from trinn.kernels import ops
 
 SMALL = (2, 3, 5, 4)
@@ -181,41 +180,11 @@ def test_nan_and_infinity_spread_like_torchs(kind: str) -> None:
         torch.testing.assert_close(got, expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_expanded_gradient_and_same_bits(kind: str) -> None:
-    for size in ((9, 11), (2, 3)):
-        (first,), (again,) = (gradients(ours, randn(*SMALL), size=size, **KINDS[kind]) for _ in range(2))
-        assert torch.equal(first, again)
-        torch.testing.assert_close(first, gradients(torchs, randn(*SMALL), size=size, **KINDS[kind])[0])
-
-
 def test_sixteen_bit_gradients_are_summed_in_float32() -> None:
     """2,048 and eight ones are 2,056; a sum in float16 stops at 2,048."""
     dy = torch.ones(1, 1, 1, 9, dtype=torch.float16, device=DEVICE)
     dy[..., 0] = 2048
     assert ops.bilinear2d_backward(dy, (1, 1), (), False).item() == 2056
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck(kind: str) -> None:
-    x = randn(1, 2, 3, 4, dtype=torch.float64).requires_grad_()
-    for size in ((5, 7), (2, 2)):
-        assert gradcheck(lambda x, size=size: ours(x, size=size, **KINDS[kind]), [x], fast_mode=True)
-        assert gradgradcheck(lambda x, size=size: ours(x, size=size, **KINDS[kind]), [x], fast_mode=True)
-
-
-def test_gradcheck_of_a_copied_axis() -> None:
-    x = randn(1, 1, 3, 4, dtype=torch.float64).requires_grad_()
-    assert gradcheck(lambda x: ours(x, scale_factor=(1.2, 2.5), antialias=True), [x], fast_mode=True)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("kind", PASSES)
-def test_fakes_are_exact(kind: str, memory_format: torch.memory_format) -> None:
-    *passes, variant = PASSES[kind]
-    arguments = randn(2, 4, 5, 6).contiguous(memory_format=memory_format), (7, 9), (5 / 7, 6 / 9), *variant
-    for operator in passes:
-        opcheck(operator.__name__, arguments)
 
 
 ERRORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -254,37 +223,6 @@ def test_what_is_not_there_says_so() -> None:
     for kind in (KINDS["nearest"], KINDS["area"]):
         raises_like(torchs, ours, randn(*SMALL), size=3, antialias=True, **kind)
         raises_like(torchs, ours, randn(*SMALL), size=3, align_corners=False, **kind)
-
-
-MODULES: list[tuple[str, dict[str, Any]]] = [
-    ("Upsample", {"scale_factor": 1.5, "mode": "bilinear"}),
-    ("Upsample", {"scale_factor": 1.5}),
-    ("UpsamplingBilinear2d", {"size": (7, 9)}),
-    ("UpsamplingNearest2d", {"scale_factor": 2}),
-]
-
-
-@pytest.mark.parametrize("name, options", MODULES)
-def test_modules_are_torchs(name: str, options: dict[str, Any]) -> None:
-    ours, torchs = (getattr(module, name)(**options) for module in (tnn, torch.nn))
-    assert repr(ours) == repr(torchs) and "__init__" not in vars(getattr(tnn, name))
-    torch.testing.assert_close(ours(randn(*SMALL)), torchs(randn(*SMALL)))
-
-
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiles_whole(kind: str, dynamic: bool | None) -> None:
-    """torch.compile finds no break, also where sizes and factors are symbols."""
-    torch._dynamo.reset()
-
-    def resize(x: torch.Tensor) -> torch.Tensor:
-        return ours(x, scale_factor=1.5, **KINDS[kind])
-
-    compiled = torch.compile(resize, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    for shape in ((2, 3, 7, 6), (2, 3, 8, 9)):
-        x = randn(*shape).requires_grad_()
-        got, expected = (torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, resize))
-        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("factor", [1.05, 2.00001, (2.04, 1.0)])
