@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 # What may import Triton before trinn does.
 FIRST = {
@@ -91,20 +91,27 @@ def too_late(first: str, reason: str) -> None:
         raise AssertionError("it computed")
 
 
-def main() -> None:
+def orders() -> dict[str, Callable[[], None]]:
+    no, yes = ('import os, triton; os.environ["TRITON_INTERPRET"] = ' + value for value in ('"0"', '"1"'))
+    at_work = "import triton; triton.runtime.driver.set_active(object())"
+    return {
+        f"{name} {place}": functools.partial(in_order, order.format(first))
+        for (place, order), (name, first) in itertools.product(PLACES.items(), FIRST.items())
+    } | {
+        "after trinn.layers": lambda: in_order("import torch, trinn.layers", *FIRST.values()),
+        "TRITON_INTERPRET=0": lambda: too_late(no, "TRITON_INTERPRET=0 is set"),
+        "Triton at work": lambda: too_late(at_work, "Triton has compiled for another device already"),
+        "Triton at work, TRITON_INTERPRET=1": lambda: in_order(f"{at_work}; {yes}"),
+    }
+
+
+def main(names: Sequence[str] = ()) -> None:
+    """Run the orders of these names, or all."""
     found = {"Triton before torch": in_a_process(lambda: in_order("import triton, torch, trinn"))}
     import torch
 
     assert "triton" not in sys.modules and not torch.cuda.is_available()
-    for (place, order), (name, first) in itertools.product(PLACES.items(), FIRST.items()):
-        found[f"{name} {place}"] = in_a_process(functools.partial(in_order, order.format(first)))
-    found["after trinn.layers"] = in_a_process(lambda: in_order("import torch, trinn.layers", *FIRST.values()))
-    no, yes = ('import os, triton; os.environ["TRITON_INTERPRET"] = ' + value for value in ('"0"', '"1"'))
-    at_work = "import triton; triton.runtime.driver.set_active(object())"
-    found["TRITON_INTERPRET=0"] = in_a_process(lambda: too_late(no, "TRITON_INTERPRET=0 is set"))
-    found["Triton at work"] = in_a_process(lambda: too_late(at_work, "Triton has compiled for another device already"))
-    found["Triton at work, TRITON_INTERPRET=1"] = in_a_process(lambda: in_order(f"{at_work}; {yes}"))
-    print(json.dumps(found))
+    print(json.dumps(found | {name: in_a_process(order) for name, order in orders().items() if name in (names or orders())}))
 
 
 if __name__ == "__main__":
