@@ -452,6 +452,7 @@ def ddp(rank: int) -> list[Any]:
     return found
 
 
+@pytest.mark.long
 @needs_processes
 def test_ddp(tmp_path: Path) -> None:
     for got, joined, expected, _ in together(ddp, tmp_path):

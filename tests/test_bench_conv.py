@@ -76,6 +76,7 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]
     tune.candidates.cache_clear()
 
 
+@pytest.mark.long
 def test_all_steps(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
     """What is wrong or crashes is struck off, and not timed; the fastest of the others is kept; then all is measured."""
     assert conv.run(args, conv.STEPS, commands(CHILD), ENVIRONMENT) == 0

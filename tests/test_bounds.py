@@ -75,7 +75,9 @@ def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> Non
     stays_inside(EVERY[name], channels_last, buffers)
 
 
-@pytest.mark.parametrize(("channels_last", "allowed"), [(False, "tf32"), (True, "tf32"), (True, "ieee")])
+@pytest.mark.parametrize(
+    ("channels_last", "allowed"), [(False, "tf32"), (True, "tf32"), pytest.param(True, "ieee", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("name", BOXED)
 def test_in_boxes(name: str, channels_last: bool, allowed: str, buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
     """test_boxes.py has what is read in place."""

@@ -42,7 +42,10 @@ CALLS: dict[str, tuple[Call, Call]] = {
 
 
 @pytest.mark.parametrize("shape", [NARROW, WIDE], ids=["few channels", "channels"])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long) if n in ("max_pool2d, many taps", "bilinear, much larger") else n for n in CALLS],
+)
 def test_tiles_of_a_gpu(name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "architecture", lambda device: "sm_90")
     ours, torchs = CALLS[name]

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.gpu import CONTAINED
 from tests.test_install import ROOT
 
@@ -34,6 +36,7 @@ def test_one(number, gpu):
 """
 
 
+@pytest.mark.long
 def test_costs_itself_alone(tmp_path: Path) -> None:
     file, results = tmp_path / "test_some.py", tmp_path / "results.jsonl"
     file.write_text(TESTS)

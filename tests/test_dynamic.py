@@ -162,8 +162,14 @@ def graphs(function: Callable[..., Any], name: str, dynamic: bool | None, expect
     return len(used)
 
 
+# `make test` compiles each operator, and of the ways to ask for a resizing a few.
+names = pytest.mark.parametrize(
+    "name", [n if n in EVERY or "fraction" in n else pytest.param(n, marks=pytest.mark.long) for n in OURS]
+)
+
+
 @pytest.mark.parametrize("dynamic", [True, pytest.param(None, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", OURS)
+@names
 def test_one_graph_serves_all_sizes(name: str, dynamic: bool | None) -> None:
     """Or as many as torch's own operator has, which compiles for some sizes anew."""
     function = OURS[name].function
@@ -173,7 +179,7 @@ def test_one_graph_serves_all_sizes(name: str, dynamic: bool | None) -> None:
 
 
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", OURS)
+@names
 def test_export(name: str, strict: bool) -> None:
     """Every axis that torch's operator is exported for any size of, and the program serves other sizes."""
     function, (torchs_shapes, inputs) = OURS[name].function, torchs(name)

@@ -286,6 +286,7 @@ def test_instructions_of_a_loop(turns: int) -> None:
     assert of_all.names["LDG.E"] == turns + 2
 
 
+@pytest.mark.long
 def test_what_cannot_be_counted() -> None:
     with pytest.raises(ValueError, match="parameters"):
         executed_of(PTX, PLAIN, 1, [None, 1, None, None])

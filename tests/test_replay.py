@@ -32,6 +32,7 @@ def test_launches_are_the_launchers() -> None:
     assert int(replayed[1]) > int(replayed[2])
 
 
+@pytest.mark.long
 def test_launches_in_threads_are_the_launchers() -> None:
     """Threads that share notes launch on their own tensors."""
     replayed = re.match(r"(\d+) operators replayed in 4 threads", run("tests.replays", "0", "20", "--threads", "4"))

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 
 
 # torch copies an axis that keeps its size, but its antialiased gradient goes by the factor: not the gradient of a copy.
-# test_gather_misses_no_reader and test_gradcheck_of_a_copied_axis hold ours to the forward.
+# test_gather_misses_no_reader holds ours to the forward.
 TORCHS_GRADIENT_IS_WRONG = [CASES["same size by a factor that says otherwise"], CASES["one axis the same"]]
 KINDS: dict[str, dict[str, Any]] = {
     "bilinear": {"mode": "bilinear"},
@@ -127,7 +127,7 @@ PASSES: dict[str, tuple[Any, Any, tuple[bool, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", PASSES)
-def test_gather_misses_no_reader(kind: str) -> None:
+def test_gather_misses_no_reader(kind: str, large_tiles: None) -> None:
     """The matrix of the backward is that of the forward, transposed, to the bit: sizes, factors, and factors of other sizes."""
     cases: list[tuple[int, int, float | None]] = [
         (size, out, None) for size in (1, 2, 3, 7, 12) for out in (1, 2, 3, 5, 8, 14, 29, 36)
