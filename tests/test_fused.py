@@ -180,7 +180,7 @@ GRADIENTS = ["conv2d_dgrad", "conv2d_wgrad", "channel_sum"]
 
 
 def test_launches() -> None:
-    """One kernel where the table in layers/fused.py says one."""
+    """One kernel where the table in layers/joined.py says one."""
     x, y = randn(2, 4, 8, 8).requires_grad_(), randn(2, 6, 8, 8).requires_grad_()
     relu, norm, linear = tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 5, device=DEVICE)
     affine, pooled = ["conv2d_affine"], ["conv2d_relu_max_pool2d"]
