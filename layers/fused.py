@@ -200,7 +200,7 @@ class BNAddReLU2d(_Joined):
     classes = BatchNorm2d, ReLU
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
-        if None in map(operator_of, self):
+        if not isinstance(input, Tensor) or None in map(operator_of, self):  # torch.fx traces something else
             return self[1](self[0](input) + residual)
         return _joined(lambda x, norm: batch_norm_relu(x, norm, residual), (self[0],), input)
 
