@@ -129,7 +129,7 @@ class Machine:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
-        return graph.replay
+        return lambda graph=graph, step=step: graph.replay()  # which reads and writes the memory that the step holds
 
     def copy_rate(self, bytes: int = 1 << 30) -> float:
         """Bytes a second that a large copy reads and writes."""
