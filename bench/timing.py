@@ -8,7 +8,8 @@ import contextlib
 import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -96,6 +97,11 @@ def _in_turn(calls: Sequence[Call]) -> Iterator[Call]:
         yield from calls
 
 
+def _replayed(graph: Any, step: Call) -> None:
+    """Replay a step's graph. The step is kept for it: it holds the memory that the graph reads and writes."""
+    graph.replay()
+
+
 @dataclass
 class Machine:
     """What measures: a GPU; a test has another."""
@@ -129,7 +135,7 @@ class Machine:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
-        return lambda graph=graph, step=step: graph.replay()  # which reads and writes the memory that the step holds
+        return partial(_replayed, graph, step)
 
     def copy_rate(self, bytes: int = 1 << 30) -> float:
         """Bytes a second that a large copy reads and writes."""

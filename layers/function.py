@@ -29,9 +29,9 @@ class Function(torch.autograd.Function):
     """Base of every Function of this library: write `forward` and `backward`, and what is `kept` for that; then `call` it.
 
     `forward` names its inputs one by one, with their types, tensors first; torch.compile takes a `*inputs` for a context.
-    `backward` finds what is kept in `ctx.saved_tensors`, the inputs that are no tensors in `ctx.constants`, and the first
-    one's shape in `ctx.shape`; it returns the gradients of the inputs, up to the last that has one. `tangent` is to be written
-    for what is not linear in its first input alone.
+    In `backward`, `ctx.saved_tensors` are the tensors that are kept, `ctx.constants` the inputs that are no tensors, and
+    `ctx.shape` is the shape of the first input. It returns the gradients of the inputs, up to the last that has one. Write
+    `tangent` for what is not linear in its first input alone.
     """
 
     kept: tuple[str | int, ...] = ()  # inputs by name, outputs by number

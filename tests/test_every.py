@@ -40,7 +40,7 @@ def test_equals_torch(name: str, dtype: torch.dtype, layout: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_expanded_gradients(name: str) -> None:
-    """Upstream gradients that are one number at one address, as those of a sum; float64."""
+    """Each upstream gradient is one number, expanded, as the gradient of a sum is; float64."""
     others = tuple(t.double() if t.is_floating_point() else t for t in EVERY[name].others())
     got, expected = (results(case, case.tensors(torch.float64), others, one) for case in (EVERY[name], TORCHS[name]))
     # torch has second gradients that are always 0.
