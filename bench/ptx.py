@@ -207,7 +207,10 @@ def _computed(name: str, sources: Sequence[int | None]) -> int | None:
     if what == "cvt" and re.fullmatch(r"[suf](?:8|16|32|64)", how[-1]) and how[-1] != "f16":
         rounded = next((_ROUNDED[mode] for mode in how[:-1] if mode in _ROUNDED), None)
         number = numbers[0] if rounded is None or not math.isfinite(numbers[0]) else rounded(numbers[0])
-        return _bits(number, how[-1]) if how[-1][0] == "f" or math.isfinite(number) else None
+        if how[-1][0] != "f" and not math.isfinite(number):
+            return None
+        bits = _bits(number, how[-1])
+        return _bits(_number(bits, how[-1]), "s64") if how[-1][0] == "s" else bits  # the sign fills the register
     if what in ("div", "rem"):
         if not numbers[1]:
             return None

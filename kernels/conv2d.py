@@ -94,10 +94,13 @@ def _gather_gemm_kernel(
     from_pixel = n * x_n + top * x_h + left * x_w
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
     depth = tl.full((), channels_in, INDEX) * (taps_h * taps_w)
+    # Triton computes the first indices ahead of the loop, even if no tap hits. A division by 0 there is undefined: the compiler
+    # would conclude that there are taps.
+    across = tl.maximum(taps_w, 1)
     for start in range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K).to(INDEX)
         tap, c = k // channels_in, k % channels_in
-        i, j = tap // taps_w, tap % taps_w
+        i, j = tap // across, tap % across
         if ADJOINT:
             r, s = first_r + i * H.tap_step, first_s + j * W.tap_step
             down, right = -i * H.tap_back, -j * W.tap_back
