@@ -2,10 +2,10 @@
 
 from setuptools import setup
 
-FOLDERS = ("kernels", "layers", "models")
+FOLDERS = ("kernels", "kernels/conv2d", "kernels/device", "kernels/runtime", "layers", "models")
 
 setup(
-    packages=["trinn", *(f"trinn.{folder}" for folder in FOLDERS)],
-    package_dir={f"trinn.{folder}": folder for folder in FOLDERS},
-    package_data={"trinn": ["py.typed"], "trinn.kernels": ["tiles/*.json"]},
+    packages=["trinn", *(f"trinn.{folder.replace('/', '.')}" for folder in FOLDERS)],
+    package_dir={f"trinn.{folder.replace('/', '.')}": folder for folder in FOLDERS},
+    package_data={"trinn": ["py.typed"], "trinn.kernels.runtime": ["tiles/*.json"]},
 )

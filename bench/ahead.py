@@ -28,7 +28,8 @@ from bench.machine_code import Code, Driver
 from bench.rows import LAYOUTS, Instance
 from bench.timing import Machine, using
 from bench.tune import compile_launcher, patched
-from trinn.kernels import launch, launchers, tuning
+from trinn.kernels import launchers
+from trinn.kernels.runtime import launch, tuning
 
 Launch = tuple[Any, int, tuple[Any, ...], dict[str, Any]]  # the kernel, how many programs, arguments and constants
 

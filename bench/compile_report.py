@@ -33,7 +33,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from bench.executed import executed
 from bench.machine_code import SHARED_MEMORY, Code, Driver, Program, Row, count, held, read_amdgcn, read_cubin, read_sass, waits
 from bench.shapes import ARITHMETIC, HELD, Case, Passes, boxes_of, cases, convolutions, wgrad
-from trinn.kernels import launch, tuning
+from trinn.kernels.runtime import launch, tuning
 
 # To run one more program side by side, ptxas leaves registers unused and puts one or two values aside. That is its choice.
 # Where it had no register left, or puts more aside, the tile is too large.
@@ -71,13 +71,12 @@ class Job(NamedTuple):
     @property
     def words(self) -> tuple[str, str, str]:
         """The kernel, the case, and blocks, warps and stages."""
-        kernel = f"{self.kernel.__module__.removeprefix('trinn.kernels.')}.{self.kernel.__name__}"
         blocks = [value for name, value in self.constants.items() if name.startswith("BLOCK")]
         blocks += [size for size in self.constants.get("TILE", ()) if type(size) is int]
         warps, stages = self.constants["num_warps"], self.constants["num_stages"]
         box = f" box {'x'.join(map(str, self.constants['BOX']))}" if "BOX" in self.constants else ""
         taps = f" taps {self.constants['TAPS']}" if self.by_copies and "TAPS" in self.constants else ""
-        return kernel, self.case, f"{'x'.join(map(str, blocks))} w{warps} s{stages}{box}{taps}"
+        return self.kernel.__name__, self.case, f"{'x'.join(map(str, blocks))} w{warps} s{stages}{box}{taps}"
 
 
 def jobs_of(architecture: str, pattern: str) -> list[Job]:

@@ -6,7 +6,7 @@
     python -m bench conv --tune --compile-only 'AlexNet conv3'
 
     check   every tile that tuning may hand out, on small images against float64; what is wrong, crashes or hangs is struck off
-    tune    the tiles that are left, on the products of the registry's convolutions; the winners go to kernels/tiles/
+    tune    the tiles that are left, on the products of the registry's convolutions; the winners go to kernels/runtime/tiles/
     sweep   the registry's convolutions, as `python -m bench` measures them, and which of its targets are reached
 
 Each step compiles ahead of time, side by side, and goes on where it was when its time was up, as long as the kernels are the
@@ -30,8 +30,8 @@ from bench import registry, runs, tune
 from bench.registry import CONVS
 from bench.report import Result
 from bench.tune import Item, kind, named
-from trinn.kernels import tuning
-from trinn.kernels.tuning import Product, Tile
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.tuning import Product, Tile
 
 STEPS = ("check", "tune", "sweep")
 MINUTES = 8.0  # for a step
@@ -150,7 +150,7 @@ class Steps:
 
 def sources(gpu: str = "") -> str:
     """What tells the kernels, Triton and torch of one time from those of another; with a GPU's name, its tiles too."""
-    files = [*Path(tuning.__file__).parent.glob("*.py"), *([tune.path_of(gpu)] if gpu else [])]
+    files = [*Path(tuning.__file__).parents[1].rglob("*.py"), *([tune.path_of(gpu)] if gpu else [])]
     texts = [file.read_bytes() for file in sorted(files) if file.exists()]
     return hashlib.sha256(b"".join([*texts, triton.__version__.encode(), torch.__version__.encode()])).hexdigest()[:12]
 

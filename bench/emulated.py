@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trinn.kernels.precision import CROSS_PAIRS, pair_of
+from trinn.kernels.device.precision import CROSS_PAIRS, pair_of
 
 STORED = Path(__file__).resolve().parent.parent / "docs" / "convolution" / "emulated.json"
 

@@ -25,8 +25,8 @@ from bench.rows import Instance, check, cudnn_benchmark, exact_results, other_bi
 from bench.timing import Machine, using
 from bench.tune import Item, calls_of, compiling, kind, recorded
 from bench.workers import do_in_turn, do_side_by_side
-from trinn.kernels import tuning
-from trinn.kernels.tuning import Product, Tile
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.tuning import Product, Tile
 
 # More channels, filters, pixels and taps than a tile has; few of them multiples of it.
 _TABLE = (

@@ -5,8 +5,8 @@
 
 Run it with the Python, torch and Triton of the GPU's machine: a kernel's key in Triton's cache covers the compiler and the
 kernel's source with its line numbers. gpu-cache.tar.xz holds the machine code and metadata of each kernel, and the C functions
-that start them, built against bench/stub_libcuda.c. It is good for the very sources that it was compiled from, and refused with
-others.
+that start them, built against bench/stub_libcuda.c. It is good for the kernels that it was compiled from, and refused with
+others in kernels/.
 """
 
 import argparse
@@ -24,16 +24,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKED = ROOT / "gpu-cache.tar.xz"
-FOLDERS = ("kernels", "layers", "models", "bench", "tests")
 KEPT = (".cubin", ".json", ".so")  # of what Triton writes: the rest is for people
 ABOUT = "about.json"
 GPU = "NVIDIA H200"
 
 
 def sources() -> str:
-    """What tells the sources of one commit from those of another, also where there is no git."""
+    """A hash of kernels/: what is launched follows from more, but a kernel that is not packed is compiled as it is launched."""
     found = hashlib.sha256()
-    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+    for path in sorted((ROOT / "kernels").rglob("*.py")):
         found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return found.hexdigest()[:16]
 

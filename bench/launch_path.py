@@ -2,7 +2,7 @@
 with `--count` in calls of functions, Python's and C's, of which there are as many on every run and every machine.
 
 Kernels are compiled for an H100 or H200 and started by a driver that does nothing. Printed are: an operator by its launcher
-and Triton, and from notes (kernels/replay.py), each with what it takes to start the kernels alone; a functional without
+and Triton, and from notes (kernels/runtime/replay.py), each with what it takes to start the kernels alone; a functional without
 gradients, over its operator; and forward and backward of a convolution of one pixel, whose operators do nothing.
 """
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from bench import still_gpu  # before trinn
 
 import trinn.layers as tnn  # isort: skip
-from trinn.kernels import launch, launchers, replay
+from trinn.kernels import launchers
+from trinn.kernels.runtime import launch, replay
 
 Cost = Callable[[Callable[[], Any]], float]
 

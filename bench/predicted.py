@@ -35,9 +35,10 @@ from bench.machine_code import Driver
 from bench.rows import LAYOUTS, Instance
 from bench.timing import Call, using
 from bench.tune import patched
-from trinn.kernels import conv2d_tma, launch, tuning
-from trinn.kernels.boxes import Along
-from trinn.kernels.indexing import Axis
+from trinn.kernels.conv2d import tma
+from trinn.kernels.conv2d.tma_box import Along
+from trinn.kernels.device.indexing import Axis
+from trinn.kernels.runtime import launch, tuning
 
 STORED = Path(__file__).resolve().parent.parent / "docs" / "convolution" / "predicted.json"
 
@@ -47,7 +48,9 @@ SMS = 132
 RATES = {"memory": 4.3e12, "bf16": 790e12, "tf32": 395e12, "L2": 5.5e12}  # a second, of an H200; L2 is an assumption
 REPORTED = {"tflops": 572, "tile": [128, 256], "of": "NVIDIA/tilus#154"}  # its v3 on an H200 NVL; the tile is a guess
 DRAWN = ("ResNet stage 3 3x3 256-256", "DeepLab 3x3 dilation 24")
-COPIES = ("relayout.", "first2d.", "reduce.")
+COPIES = (
+    "_relayout", "_merge_groups", "_few_channels_copy", "_sum_partials", "_channel_sum", "_plane_mean", "_small_plane_mean",
+)  # fmt: skip
 PRODUCTS = {"bf16": 1, "fp32": 6}  # of bfloat16, for each of the arithmetic
 
 
@@ -76,8 +79,7 @@ def launches(gpu: str) -> Iterator[list[Started]]:
     found: list[Started] = []
 
     def note(kernel: Any, programs: int, *args: Any, device: torch.device, **constants: Any) -> None:
-        name = f"{kernel.__module__.rsplit('.', 1)[-1]}.{kernel.__name__}"
-        found.append(Started(name, programs, dict(zip(kernel.arg_names, args, strict=False)) | constants))
+        found.append(Started(kernel.__name__, programs, dict(zip(kernel.arg_names, args, strict=False)) | constants))
 
     modules = [module for name, module in sys.modules.items() if name.startswith("trinn.kernels.")]
     starting = [module for module in modules if getattr(module, "launch", None) is launch.launch]
@@ -165,9 +167,9 @@ def cost(started: Started) -> Cost | None:
     moved = sum(map(size_of, of.values()))
     if kernel.startswith(COPIES):
         return Cost(moved / RATES["memory"], "copies", moved / RATES["memory"])
-    if not kernel.startswith("conv2d_tma"):
+    if "_tma_" not in kernel:
         return None
-    if kernel.endswith("._gather_kernel"):
+    if "_gather_" in kernel:
         steps = steps_of_gather(programs, of)
         m, n, k, taps = of["BLOCK_M"], of["BOX"].pixels, of["BLOCK_K"], 1
         itemsize = of["source"].base.dtype.itemsize
@@ -269,7 +271,7 @@ def main() -> None:
     triton.runtime.driver.set_active(Driver("sm_90"))
     found = [shortened(row) for row in rows(args.gpu)]
     lines = ",\n".join(map(json.dumps, found))
-    least = {name: getattr(conv2d_tma, name) for name in ("FEWEST", "WIDE", "MOST_AT_ONCE")}
+    least = {name: getattr(tma, name) for name in ("FEWEST", "WIDE", "MOST_AT_ONCE")}
     head = {
         "rates": RATES,
         "channels": least,

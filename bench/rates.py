@@ -6,8 +6,8 @@ Two small kernels measure rates that torch has no call for:
     compare_select  comparisons and selections a second in registers, as max pooling makes them
 
 Beside them stand the rates of a large copy in memory and of large matrix products, and what the tile rules of
-kernels/tuning.py assume. `--compile-only` needs no GPU: it compiles both kernels for an H100 or H200 and prints their registers
-and the instructions of their loops.
+kernels/runtime/tuning.py assume. `--compile-only` needs no GPU: it compiles both kernels for an H100 or H200 and prints their
+registers and the instructions of their loops.
 """
 
 import sys
@@ -32,9 +32,9 @@ from torch import Tensor
 from bench import registry, runs
 from bench.machine_code import Driver, Instruction, read_cubin, read_loops, read_sass
 from bench.timing import Call, Machine, interleaved
-from trinn.kernels import launch, tuning
-from trinn.kernels.boxes import described
-from trinn.kernels.precision import beats
+from trinn.kernels.conv2d.tma_box import described
+from trinn.kernels.device.precision import beats
+from trinn.kernels.runtime import launch, tuning
 
 SOURCE = (128, 24, 48, 64)  # images, rows, columns and channels, float16: 18 MiB, which fits into L2
 BOXES = {

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trinn.kernels import launchers, relayout
+from trinn.kernels import launchers
+from trinn.kernels.conv2d import relayout
 
 # name: the dtype, and what torch's flag for float32 says
 ARITHMETIC = {

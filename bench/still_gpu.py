@@ -11,7 +11,7 @@ import triton
 from triton.backends.nvidia import driver
 
 from bench.machine_code import Driver
-from trinn.kernels import interpreter, launch, replay
+from trinn.kernels.runtime import interpreter, launch, replay
 
 Seen = Callable[[int, Any, tuple[Any, ...]], None]  # programs, function, arguments
 

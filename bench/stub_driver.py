@@ -19,7 +19,7 @@ import triton  # isort: skip
 from triton.backends.nvidia import driver
 from triton.runtime import build
 
-from trinn.kernels import replay
+from trinn.kernels.runtime import replay
 
 LIBRARY = "libcuda.so.1"
 STREAM = 0x5714EA40  # every launch must name it

@@ -1,7 +1,7 @@
 """Ways to feed a convolution to Hopper's matrix units, each compiled, without a GPU: `python -m bench.tried`.
 
 Writes docs/convolution/tried.json. The kernels below are as short as shows what Triton makes of a load and a product; those in
-use are in kernels/conv2d_tma.py. What counts is the loop: whether products find both operands where the copy engine put them.
+use are in kernels/conv2d/tma.py. What counts is the loop: whether products find both operands where the copy engine put them.
 """
 
 from bench import compiled_only  # noqa: F401  # before triton  # isort: skip

@@ -3,7 +3,7 @@
 The products are those of bench/registry.py. Candidates lie around the tile that the rules of tuning.py guess, and are compiled
 side by side, ahead of time. Then a process of its own runs them one after another. It may crash: the candidate it was at is
 struck off, and a new process goes on behind it. All candidates of a product must compute the same. The winners go to
-kernels/tiles/, from where tuning.py takes them; a product that no candidate computes clearly faster keeps its guess.
+kernels/runtime/tiles/, from where tuning.py takes them; a product that no candidate computes clearly faster keeps its guess.
 
 `--compile-only` needs no GPU: it compiles the candidates for an H100 or H200 and says which of them cannot be.
 `python -m bench conv --tune` compares the tiles of convolutions with float64 before it gets here.
@@ -35,8 +35,9 @@ from bench.machine_code import SHARED_MEMORY, Driver
 from bench.rows import Instance
 from bench.timing import Machine, interleaved, using
 from bench.workers import MANY, do_in_turn, do_side_by_side, words, worked_off
-from trinn.kernels import launch, launchers, ops, tuning
-from trinn.kernels.tuning import Product, Tile
+from trinn.kernels import launchers, ops
+from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime.tuning import Product, Tile
 
 CLEARLY = 0.97  # of the guess's time
 ROUNDS = 9

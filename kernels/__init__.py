@@ -6,14 +6,13 @@
 import sys
 
 if __name__ == "trinn.kernels":
-    import trinn.kernels.interpreter  # noqa: F401  # before Triton
+    from .runtime import interpreter  # noqa: F401, I001  # before Triton
 
     # Each of these registers its operators.
-    from trinn.kernels import (  # noqa: F401
+    from . import (  # noqa: F401
         antialias2d,
         batchnorm2d,
         conv2d,
-        conv2d_fused,
         linear,
         max_unpool2d,
         pad2d,
@@ -23,10 +22,10 @@ if __name__ == "trinn.kernels":
         statistics2d,
         upsample2d,
     )
-    from trinn.kernels.flops import register_flops
-    from trinn.kernels.launch import hash_device_functions
-    from trinn.kernels.op import launchers, library, ops
-    from trinn.kernels.vmap import register_vmap
+    from .runtime.flops import register_flops
+    from .runtime.launch import hash_device_functions
+    from .runtime.op import launchers, library, ops
+    from .runtime.vmap import register_vmap
 
     __all__ = ["launchers", "ops"]
 
@@ -40,7 +39,7 @@ else:
     from pathlib import Path
 
     __path__ = []
-    _folders = [folder for folder in sys.path if not Path(folder, "kernels", "conv2d_tma.py").exists()]
+    _folders = [folder for folder in sys.path if not Path(folder, "kernels", "conv2d", "tma.py").exists()]
     _found = filter(None, (finder.find_spec(__name__, _folders) for finder in sys.meta_path))
     if (_spec := next(_found, None)) is not None and _spec.origin is not None and _spec.loader is not None:
         sys.modules[__name__] = importlib.util.module_from_spec(_spec)

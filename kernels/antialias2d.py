@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.gather2d import gather2d
-from trinn.kernels.indexing import first_reader, most_readers, scales_of
-from trinn.kernels.launch import Ints, device_function, resized
-from trinn.kernels.op import op
-from trinn.kernels.precision import divided
+from .device.indexing import first_reader, most_readers, scales_of
+from .device.precision import divided
+from .gather2d import gather2d
+from .runtime.launch import Ints, device_function, resized
+from .runtime.op import op
 
 
 @device_function

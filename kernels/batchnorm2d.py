@@ -18,13 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.epilogue import rectified
-from trinn.kernels.launch import device_function, empty, index_type, is_channels_last, is_either, launch
-from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, divided, widened
-from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.tuning import elementwise_block
-from trinn.kernels.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
+from .device.epilogue import rectified
+from .device.precision import accumulator, divided, widened
+from .device.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
+from .reduce import partials_of, sum_partials
+from .runtime.launch import device_function, empty, index_type, is_channels_last, is_either, launch
+from .runtime.op import op
+from .runtime.tuning import elementwise_block
 
 
 @device_function
@@ -37,7 +37,7 @@ def _scale(var, w, c, exists, eps, ACCUMULATOR: tl.constexpr):
 
 
 @triton.jit
-def _fold_kernel(
+def _batchnorm2d_fold_kernel(
     mean, var, w, b, bias, scale, shift,
     channels, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
@@ -56,7 +56,7 @@ def _fold_kernel(
 
 
 @triton.jit
-def _forward_kernel(
+def _batchnorm2d_forward_kernel(
     x, mean, var, w, b, residual, y,
     x_strides, y_strides, residual_strides,
     grid, eps: tl.float64,
@@ -90,7 +90,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _sums_kernel(
+def _batchnorm2d_sums_kernel(
     x, dy, y, mean, var, partials, dz,
     x_strides, dy_strides, y_strides, dz_strides,
     grid, eps: tl.float64,
@@ -127,7 +127,7 @@ def _sums_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _batchnorm2d_backward_kernel(
     x, dy, mean, var, w, sums, pixels, dx,
     x_strides, dy_strides, dx_strides,
     grid, share: tl.float64, eps: tl.float64,
@@ -206,7 +206,7 @@ def batchnorm2d_fold(
     scale, shift = _empty_folded(mean)
     block = elementwise_block(mean.numel())
     launch(
-        _fold_kernel, triton.cdiv(mean.numel(), block), *_dense(mean, var, w, b, bias), scale, shift,
+        _batchnorm2d_fold_kernel, triton.cdiv(mean.numel(), block), *_dense(mean, var, w, b, bias), scale, shift,
         mean.numel(), eps,
         ACCUMULATOR=accumulator(mean.dtype), INDEX=index_type(scale), BLOCK=block, device=mean.device,
     )  # fmt: skip
@@ -232,7 +232,7 @@ def batchnorm2d_forward(
         more = residual if residual is not None else x
         path = walk(x, y, more)
         launch(
-            _forward_kernel, path.programs, x, *_dense(mean, var, w, b), residual, y,
+            _batchnorm2d_forward_kernel, path.programs, x, *_dense(mean, var, w, b), residual, y,
             *path.strides, path.grid, eps, RELU=relu, **path.constants,
         )  # fmt: skip
     return y
@@ -276,7 +276,7 @@ def _sums(x: Tensor, dy: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, dz
     path = walk(x, dy, *masked, sums=True, ahead=2 if dz is None else 1)
     partials = partials_of(sums, path.partials)
     launch(
-        _sums_kernel, path.programs, x, dy, y, *_dense(mean, var), partials, dz,
+        _batchnorm2d_sums_kernel, path.programs, x, dy, y, *_dense(mean, var), partials, dz,
         *path.strides, path.grid, eps, **path.constants,
     )  # fmt: skip
     return sum_partials(partials, sums)
@@ -302,7 +302,7 @@ def batchnorm2d_backward(
     if x.numel() > 0:
         path = walk(x, dy, dx)
         launch(
-            _backward_kernel, path.programs, x, dy, *_dense(mean, var, w), sums, pixels, dx,
+            _batchnorm2d_backward_kernel, path.programs, x, dy, *_dense(mean, var, w), sums, pixels, dx,
             *path.strides, path.grid, x.shape[1] / x.numel(), eps, **path.constants,
         )  # fmt: skip
     return dx

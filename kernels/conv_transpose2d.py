@@ -11,8 +11,8 @@ flipped or spread with zeros, and there is no kernel here.
 
 from torch import Tensor
 
-from trinn.kernels.conv2d import conv2d_dgrad, conv2d_fprop, conv2d_wgrad
-from trinn.kernels.launch import Ints
+from .conv2d.passes import conv2d_dgrad, conv2d_fprop, conv2d_wgrad
+from .runtime.launch import Ints
 
 
 def conv_transpose2d_fprop(

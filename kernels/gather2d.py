@@ -23,10 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import columns, columns_of, filled, plane_of, some, wide_index_type
-from trinn.kernels.indexing import inside, nothing
-from trinn.kernels.launch import INTERPRETED, Ints, device_function, function_of, launch, named
-from trinn.kernels.precision import accumulator, beats, divided, least, rounded, widened
+from .device.columns import columns, columns_of, filled, plane_of, some, wide_index_type
+from .device.indexing import inside, nothing
+from .device.precision import accumulator, beats, divided, least, rounded, widened
+from .runtime.launch import INTERPRETED, Ints, device_function, function_of, launch, named
 
 MOST_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: a thread holds the place and the weight of each of them
 
@@ -50,7 +50,7 @@ def _with_pixel(
 
 
 @triton.jit
-def _gather_kernel(
+def _gather2d_kernel(
     source, codes, result,
     source_strides, codes_strides, result_strides,
     out_height, out_width, cut,
@@ -109,7 +109,7 @@ def _gather_kernel(
 
 
 @triton.jit
-def _pick_kernel(
+def _pick2d_kernel(
     source, codes, result,
     source_strides, codes_strides, result_strides,
     height, width, out_height, out_width, cut,
@@ -167,7 +167,7 @@ def gather2d(
     room, lanes = (1024, 256) if codes is not None else (2048, 1024 if taps_w <= 2 else 512)
     programs, cut, tile, strides = columns(result, tensors, channels_last, room, lanes)
     launch(
-        _gather_kernel, programs, source, codes, result,
+        _gather2d_kernel, programs, source, codes, result,
         *strides,
         *result.shape[2:], cut,
         *axes, *map(float, scales), taps_h, taps_w, code_width,
@@ -191,7 +191,7 @@ def pick2d(
     given = source if source is not None else result
     programs, cut, tile, strides = columns(result, (given, codes, result), channels_last)
     launch(
-        _pick_kernel, programs, source, codes, result,
+        _pick2d_kernel, programs, source, codes, result,
         *strides,
         *size, *result.shape[2:], cut,
         *axes, code_width,

@@ -12,17 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.epilogue import finished
-from trinn.kernels.indexing import cdiv
-from trinn.kernels.launch import empty, index_type, launch
-from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, dot, matmul_precision
-from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.tuning import Product, gemm_tile, splits
+from .device.epilogue import finished
+from .device.indexing import cdiv
+from .device.precision import accumulator, dot, matmul_precision
+from .reduce import partials_of, sum_partials
+from .runtime.launch import empty, index_type, launch
+from .runtime.op import op
+from .runtime.tuning import Product, gemm_tile, splits
 
 
 @triton.jit
-def _matmul_kernel(
+def _linear_matmul_kernel(
     a, b, bias, partials,
     a_strides, b_strides, split_stride,
     M, N, K, k_per_split,
@@ -105,7 +105,7 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor, relu: boo
     parts = splits(tiles, k, tile.k)
     partials = partials_of(result, parts)
     launch(
-        _matmul_kernel, tiles * parts, a, b, bias, partials,
+        _linear_matmul_kernel, tiles * parts, a, b, bias, partials,
         a.stride(), b.stride(), result.numel(),
         m, n, k, triton.cdiv(triton.cdiv(k, parts), tile.k) * tile.k,
         RELU=relu and parts == 1, ACCUMULATOR=accumulator(a.dtype), PRECISION=precision,

@@ -13,17 +13,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.gather2d import pick2d
-from trinn.kernels.indexing import inside
-from trinn.kernels.launch import Ints, device_function, empty, index_type, launch, resized
-from trinn.kernels.op import op
-from trinn.kernels.tuning import elementwise_block
+from .device.indexing import inside
+from .gather2d import pick2d
+from .runtime.launch import Ints, device_function, empty, index_type, launch, resized
+from .runtime.op import op
+from .runtime.tuning import elementwise_block
 
 VALUES = 64  # that a program compares with one another at a time
 
 
 @triton.jit
-def _scatter_kernel(
+def _max_unpool2d_scatter_kernel(
     x, indices, y,
     x_strides, indices_strides, y_strides,
     channels, height, width, out_height, out_width,
@@ -116,7 +116,7 @@ def max_unpool2d_add(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
 def _scatter(x: Tensor, indices: Tensor, y: Tensor, add: bool) -> None:
     _check(indices, y.shape[2:])
     launch(
-        _scatter_kernel, y.shape[0] * y.shape[1], x, indices, y,
+        _max_unpool2d_scatter_kernel, y.shape[0] * y.shape[1], x, indices, y,
         x.stride(), indices.stride(), y.stride(),
         *x.shape[1:], *y.shape[2:],
         ADD=add, INDEX=index_type(x, indices, y), BLOCK=VALUES, FILL=elementwise_block(y.shape[2] * y.shape[3]),

@@ -14,10 +14,10 @@ The backward is a gather over these. Zero padding needs no kernel: a convolution
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.gather2d import gather2d
-from trinn.kernels.indexing import inside
-from trinn.kernels.launch import Ints, device_function, empty, is_channels_last
-from trinn.kernels.op import op
+from .device.indexing import inside
+from .gather2d import gather2d
+from .runtime.launch import Ints, device_function, empty, is_channels_last
+from .runtime.op import op
 
 
 @device_function

@@ -19,14 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import Taps, always_inside, columns, columns_of, filled, plane_of
-from trinn.kernels.gather2d import gather2d, pick2d
-from trinn.kernels.indexing import Axis, axes_of, big_from_small, inside, nothing
-from trinn.kernels.launch import Ints, device_function, empty, index_type, is_channels_last, launch, resized
-from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, beats, least, widened
-from trinn.kernels.reduce import plane_mean
-from trinn.kernels.windows2d import windows_of
+from .device.columns import Taps, always_inside, columns, columns_of, filled, plane_of
+from .device.indexing import Axis, axes_of, big_from_small, inside, nothing
+from .device.precision import accumulator, beats, least, widened
+from .device.windows2d import windows_of
+from .gather2d import gather2d, pick2d
+from .reduce import plane_mean
+from .runtime.launch import Ints, device_function, empty, index_type, is_channels_last, launch, resized
+from .runtime.op import op
 
 MOST_TAPS = 25  # of a window, or pixels of a stride, for kernels that are unrolled over them
 

@@ -14,14 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels import tuning
-from trinn.kernels.epilogue import rectified
-from trinn.kernels.indexing import offset_of
-from trinn.kernels.launch import INTERPRETED, empty, index_type, is_channels_last, launch, memory_order
-from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, divided, widened
-from trinn.kernels.tuning import elementwise_block
-from trinn.kernels.walk import (
+from .device.epilogue import rectified
+from .device.indexing import offset_of
+from .device.precision import accumulator, divided, widened
+from .device.walk import (
     by_channel,
     channels_of,
     columns_of,
@@ -33,6 +29,10 @@ from trinn.kernels.walk import (
     start_of,
     walk,
 )
+from .runtime import tuning
+from .runtime.launch import INTERPRETED, empty, index_type, is_channels_last, launch, memory_order
+from .runtime.op import op
+from .runtime.tuning import elementwise_block
 
 
 @triton.jit

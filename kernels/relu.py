@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import offset_of
-from trinn.kernels.launch import empty, index_type, launch, memory_order
-from trinn.kernels.op import op
-from trinn.kernels.precision import widened
-from trinn.kernels.tuning import elementwise_block
+from .device.indexing import offset_of
+from .device.precision import widened
+from .runtime.launch import empty, index_type, launch, memory_order
+from .runtime.op import op
+from .runtime.tuning import elementwise_block
 
 
 @triton.jit

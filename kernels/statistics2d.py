@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.indexing import cdiv
-from trinn.kernels.launch import device_function, empty, index_type, launch
-from trinn.kernels.op import op
-from trinn.kernels.precision import divided, widened
-from trinn.kernels.tuning import elementwise_block
-from trinn.kernels.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
+from .device.indexing import cdiv
+from .device.precision import divided, widened
+from .device.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
+from .runtime.launch import device_function, empty, index_type, launch
+from .runtime.op import op
+from .runtime.tuning import elementwise_block
 
 Parts = tuple[Tensor, Tensor, Tensor]  # means and variances, (parts, C), and how many pixels each part has
 
@@ -32,7 +32,7 @@ def _inverse(value):
 
 
 @triton.jit
-def _statistics_kernel(
+def _statistics2d_kernel(
     x, means, variances, counts, x_strides, grid, partials, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):
     """Mean and variance of a tile's channels over some rows, and how many pixels those are, where anybody asks."""
@@ -76,7 +76,7 @@ def _statistics_kernel(
 
 
 @triton.jit
-def _merge_kernel(
+def _statistics2d_merge_kernel(
     means, variances, counts, mean, var,
     means_strides, variances_strides, counts_stride,
     channels, parts,
@@ -112,7 +112,7 @@ def _merge_kernel(
 
 
 @triton.jit
-def _update_kernel(
+def _running_statistics_kernel(
     running_mean, running_var, mean, var, pixels,
     mean_stride, var_stride,
     channels, momentum: tl.float64, correction: tl.float64,
@@ -165,7 +165,7 @@ def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     one = path.partials == 1
     means, variances, counts = (mean[None], var[None], None) if one else empty_parts(mean, path.partials)
     launch(
-        _statistics_kernel, path.programs, x, means, variances, counts,
+        _statistics2d_kernel, path.programs, x, means, variances, counts,
         *path.strides, path.grid, path.partials, **path.constants,
     )  # fmt: skip
     return (mean, var) if counts is None else batchnorm2d_merge(means, variances, counts)
@@ -192,7 +192,7 @@ def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple
     at_once = min(triton.next_power_of_2(parts), 1024 // means.dtype.itemsize)
     block = min(16, 4096 // at_once)
     launch(
-        _merge_kernel, triton.cdiv(channels, block), means, variances, counts, mean, var,
+        _statistics2d_merge_kernel, triton.cdiv(channels, block), means, variances, counts, mean, var,
         means.stride(), variances.stride(), counts.stride(0),
         channels, parts,
         INDEX=index_type(means, variances), BLOCK_C=block, PARTS=at_once, device=means.device,
@@ -216,7 +216,7 @@ def batchnorm2d_update(
     """
     block = elementwise_block(mean.numel())
     launch(
-        _update_kernel, triton.cdiv(mean.numel(), block), running_mean, running_var, mean, var, pixels,
+        _running_statistics_kernel, triton.cdiv(mean.numel(), block), running_mean, running_var, mean, var, pixels,
         running_mean.stride(0), running_var.stride(0),
         mean.numel(), momentum, count / (count - 1) if pixels is None else 1.0,
         INDEX=index_type(running_mean, running_var), BLOCK=block, device=mean.device,

@@ -18,12 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import Taps, all_of, columns, columns_of, filled, plane_of, some
-from trinn.kernels.gather2d import MOST_UNROLLED, gather2d
-from trinn.kernels.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing, scales_of
-from trinn.kernels.launch import Ints, device_function, index_type, launch, resized
-from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, rounded, widened
+from .device.columns import Taps, all_of, columns, columns_of, filled, plane_of, some
+from .device.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing, scales_of
+from .device.precision import accumulator, rounded, widened
+from .gather2d import MOST_UNROLLED, gather2d
+from .runtime.launch import Ints, device_function, index_type, launch, resized
+from .runtime.op import op
 
 
 @device_function
@@ -33,7 +33,7 @@ def _between(left, right, across, ACCUMULATOR: tl.constexpr):
 
 
 @triton.jit
-def _bilinear_kernel(
+def _bilinear2d_forward_kernel(
     x, y,
     x_strides, y_strides,
     height, width, out_height, out_width, cut,
@@ -66,7 +66,7 @@ def _bilinear_kernel(
 
 
 @triton.jit
-def _bilinear_backward_kernel(
+def _bilinear2d_backward_kernel(
     dy, dx,
     dy_strides, dx_strides,
     height, width, out_height, out_width, cut,
@@ -174,7 +174,7 @@ def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_co
     shift = 0.0 if align_corners else 0.5
     programs, cut, tile, strides = columns(y, (x, y), room=2048, lanes=1024)
     launch(
-        _bilinear_kernel, programs, x, y,
+        _bilinear2d_forward_kernel, programs, x, y,
         *strides,
         *x.shape[2:], *size, cut,
         *scales_of(x.shape[2:], size, factors, align_corners), shift,
@@ -200,7 +200,7 @@ def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_
         gather2d(dy, dx, _axes(size, dy.shape[2:], shift), readers, _bilinear_reader, scales=scales)
         return dx
     launch(
-        _bilinear_backward_kernel, programs, dy, dx,
+        _bilinear2d_backward_kernel, programs, dy, dx,
         *strides,
         *size, *dy.shape[2:], cut,
         *scales, shift, readers[0],

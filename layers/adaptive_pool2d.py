@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS
-from trinn.layers.pool2d import AvgPool2dForward, MaxPool2dForward
-from trinn.layers.public import functional, layer
-from trinn.layers.window import Pair, batched, integer
+
+from .function import FLOATS
+from .pool2d import AvgPool2dForward, MaxPool2dForward
+from .public import functional, layer
+from .window import Pair, batched, integer
 
 OutputSize = int | None | Sequence[int | None]
 

@@ -39,10 +39,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trinn import layers
-from trinn.kernels import interpreter
-from trinn.layers.joined import JOINS
-from trinn.layers.pad2d import pad2d
-from trinn.layers.patched import FUNCTIONS, pad
+from trinn.kernels.runtime import interpreter
+
+from .joined import JOINS
+from .pad2d import pad2d
+from .patched import FUNCTIONS, pad
 
 Operator = Callable[..., Any]
 

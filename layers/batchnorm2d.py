@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function, added, differentiated_forward, in_shape
-from trinn.layers.public import functional, layer
-from trinn.layers.relu import ReluBackward
-from trinn.layers.window import check_flag, real
+
+from .function import FLOATS, Function, added, differentiated_forward, in_shape
+from .public import functional, layer
+from .relu import ReluBackward
+from .window import check_flag, real
 
 Module = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Product, autocast
-from trinn.layers.pad2d import pad2d
-from trinn.layers.public import functional, layer
-from trinn.layers.reduce import ChannelSum
-from trinn.layers.window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, integer, pair, remembered
+
+from .function import FLOATS, Product, autocast
+from .pad2d import pad2d
+from .public import functional, layer
+from .reduce import ChannelSum
+from .window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, integer, pair, remembered
 
 
 class Conv2dFprop(Product):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trinn.layers.conv2d import Conv2dDgrad, check_geometry, check_operands
-from trinn.layers.function import autocast
-from trinn.layers.public import functional, layer
-from trinn.layers.window import IntOrPair, Pair, batched, integer, pair, remembered, transposed_windows
+from .conv2d import Conv2dDgrad, check_geometry, check_operands
+from .function import autocast
+from .public import functional, layer
+from .window import IntOrPair, Pair, batched, integer, pair, remembered, transposed_windows
 
 
 @functional

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from trinn import layers
-from trinn.kernels import interpreter
-from trinn.layers.classes import Layer, all_or_nothing, become, forward_of, replaced, written
-from trinn.layers.function import FLOATS
-from trinn.layers.fused import called_in_a_row, called_in_runs, called_patched, joined_by
-from trinn.layers.upsample2d import MODES
+from trinn.kernels.runtime import interpreter
+
+from .classes import Layer, all_or_nothing, become, forward_of, replaced, written
+from .function import FLOATS
+from .fused import called_in_a_row, called_in_runs, called_patched, joined_by
+from .upsample2d import MODES
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trinn.layers.batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm, count_batch, norm_arguments
-from trinn.layers.classes import Layer
-from trinn.layers.conv2d import Conv2d, conv2d, padded
-from trinn.layers.joined import JOINS, Arguments, batch_norm_relu
-from trinn.layers.linear import Linear, linear
-from trinn.layers.pool2d import MaxPool2d, max_pool2d
-from trinn.layers.public import layer
-from trinn.layers.relu import ReLU, relu
+from .batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm, count_batch, norm_arguments
+from .classes import Layer
+from .conv2d import Conv2d, conv2d, padded
+from .joined import JOINS, Arguments, batch_norm_relu
+from .linear import Linear, linear
+from .pool2d import MaxPool2d, max_pool2d
+from .public import layer
+from .relu import ReLU, relu
 
 Operator = Callable[..., Any]
 
@@ -114,7 +114,7 @@ def _joined(function: Callable[..., Tensor], layers: Sequence[Any], input: Tenso
 
 def called_patched(module: Any, *args: Any, **options: Any) -> Any:
     """The forward of a user's subclass of a layer, with trinn's functions in the place of torch's."""
-    from trinn.layers.patched import patched  # which stands on all functions
+    from .patched import patched  # which stands on all functions
 
     with patched():
         return type(module).forward(module, *args, **options)

@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from trinn.kernels import ops
-from trinn.layers.batchnorm2d import BatchNormAddRelu, BatchNormForward, batch_norm, check_vectors, normalized
-from trinn.layers.conv2d import conv2d, conv2d_gradients, conv2d_operands
-from trinn.layers.function import Function, differentiated_forward
-from trinn.layers.linear import linear, linear_gradients, product
-from trinn.layers.pool2d import MaxPool2dBackward, max_pool2d, max_pool2d_windows
-from trinn.layers.public import functional
-from trinn.layers.relu import ReluBackward, relu
-from trinn.layers.window import Pair
+
+from .batchnorm2d import BatchNormAddRelu, BatchNormForward, batch_norm, check_vectors, normalized
+from .conv2d import conv2d, conv2d_gradients, conv2d_operands
+from .function import Function, differentiated_forward
+from .linear import linear, linear_gradients, product
+from .pool2d import MaxPool2dBackward, max_pool2d, max_pool2d_windows
+from .public import functional
+from .relu import ReluBackward, relu
+from .window import Pair
 
 Arguments = tuple[Any, ...]  # of an operator, behind its input
 

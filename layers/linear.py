@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function, Product, autocast, in_shape
-from trinn.layers.public import functional, layer
-from trinn.layers.reduce import ChannelSum
+
+from .function import FLOATS, Function, Product, autocast, in_shape
+from .public import functional, layer
+from .reduce import ChannelSum
 
 
 class LinearFprop(Product):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.kernels.launch import is_channels_last
-from trinn.layers.function import FLOATS, Function, autocast_up
-from trinn.layers.public import functional, layer
-from trinn.layers.window import IntOrPair, Pair, batched, pair, reach
+from trinn.kernels.runtime.launch import is_channels_last
+
+from .function import FLOATS, Function, autocast_up
+from .public import functional, layer
+from .window import IntOrPair, Pair, batched, pair, reach
 
 
 class MaxUnpool2dForward(Function):

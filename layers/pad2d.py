@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from trinn.kernels import ops
-from trinn.layers.function import Function, autocast_up
-from trinn.layers.public import functional
-from trinn.layers.window import batched
+
+from .function import Function, autocast_up
+from .public import functional
+from .window import batched
 
 Padding = tuple[int, int, int, int]  # left, right, top, bottom
 

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._contextlib import _wrap_generator
 
 from trinn import layers
-from trinn.layers.pad2d import pad2d
+
+from .pad2d import pad2d
 
 
 def _with_indices(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.kernels.launch import is_channels_last
-from trinn.layers.function import FLOATS, Function
-from trinn.layers.public import functional, layer
-from trinn.layers.window import IntOrPair, Pair, batched, check_flag, integer, pair, remembered, windows
+from trinn.kernels.runtime.launch import is_channels_last
+
+from .function import FLOATS, Function
+from .public import functional, layer
+from .window import IntOrPair, Pair, batched, check_flag, integer, pair, remembered, windows
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from trinn.kernels import ops
-from trinn.layers.function import Function
+
+from .function import Function
 
 
 class ChannelSum(Function):

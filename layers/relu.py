@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.function import FLOATS, Function, transformed
-from trinn.layers.public import functional, layer
+
+from .function import FLOATS, Function, transformed
+from .public import functional, layer
 
 
 class ReluForward(Function):

@@ -10,12 +10,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 import trinn
-from trinn.kernels.depthwise2d import is_depthwise
-from trinn.kernels.launch import INTERPRETED
-from trinn.layers import Conv2d
-from trinn.layers.classes import Layer, forward_of, written
-from trinn.layers.convert import OURS, TORCHS, layer_of, obstacle, replacement, unreadable
-from trinn.layers.fused import called_in_a_row, called_in_runs, joined_by
+from trinn.kernels.conv2d.depthwise import is_depthwise
+from trinn.kernels.runtime.launch import INTERPRETED
+
+from . import Conv2d
+from .classes import Layer, forward_of, written
+from .convert import OURS, TORCHS, layer_of, obstacle, replacement, unreadable
+from .fused import called_in_a_row, called_in_runs, joined_by
 
 NOTHING = "nothing"  # to compute
 COVERED = ": patched() covers the functions it calls"

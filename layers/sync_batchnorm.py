@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 from trinn.kernels import ops
-from trinn.layers.batchnorm2d import batch_norm, check_vectors, count_batch, norm_arguments
-from trinn.layers.function import Function, transformed
-from trinn.layers.public import layer
-from trinn.layers.window import real
+
+from .batchnorm2d import batch_norm, check_vectors, count_batch, norm_arguments
+from .function import Function, transformed
+from .public import layer
+from .window import real
 
 Group = tuple[int, str]  # how many processes, and torch's name of them
 

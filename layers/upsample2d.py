@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.layers.adaptive_pool2d import adaptive_avg_pool2d
-from trinn.layers.function import FLOATS, Function, autocast_up
-from trinn.layers.public import functional, layer
-from trinn.layers.window import Pair, check_flag, integer, real
+
+from .adaptive_pool2d import adaptive_avg_pool2d
+from .function import FLOATS, Function, autocast_up
+from .public import functional, layer
+from .window import Pair, check_flag, integer, real
 
 
 class ResizeForward(Function):

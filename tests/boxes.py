@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tests.cases import Conv
 from tests.check import check, randn
-from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, first2d, launch, launchers
+from trinn.kernels import launchers
+from trinn.kernels.conv2d import few_channels, tma, tma_wgrad
+from trinn.kernels.runtime import launch
 
 
 @contextlib.contextmanager
@@ -24,13 +26,13 @@ def in_boxes() -> Iterator[list[str]]:
         launch.launch(kernel, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (conv2d_tma, conv2d_tma_wgrad):
+        for module in (tma, tma_wgrad):
             patch.setattr(module, "launch", noted)
-        patch.setattr(conv2d_tma, "interpreted", True)
-        patch.setattr(conv2d_tma, "FEWEST", 8)
-        patch.setattr(conv2d_tma, "WIDE", 16)
-        patch.setattr(conv2d_tma, "STORED_AT_ONCE", 16)
-        patch.setattr(first2d, "STARTED", -(2**40))
+        patch.setattr(tma, "interpreted", True)
+        patch.setattr(tma, "FEWEST", 8)
+        patch.setattr(tma, "WIDE", 16)
+        patch.setattr(tma, "STORED_AT_ONCE", 16)
+        patch.setattr(few_channels, "STARTED", -(2**40))
         yield names
 
 
@@ -55,7 +57,7 @@ def check_joined(x: Tensor, w: Tensor, shift: Tensor | None, options: dict[str, 
 
     check(lambda x, w, scale, shift: launchers.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
     y, mean, var = launchers.conv2d_statistics(x, w, shift, *geometry)
-    assert started.count("_gather_kernel") == 2
+    assert started.count("_conv2d_gather_tma_kernel") == 2
     exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     for got, expected in zip((var, mean), exact, strict=True):
         torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)

@@ -16,7 +16,8 @@ import torch
 from tests import evidence
 from tests.boxes import in_boxes
 from tests.cutting import units_that_cut
-from trinn.kernels import gather2d, launch, replay, tuning
+from trinn.kernels import gather2d
+from trinn.kernels.runtime import launch, replay, tuning
 
 # What these test is the same with a GPU, and they assume that there is none: CPU tensors stand for its own.
 WITHOUT_A_GPU = (

@@ -13,7 +13,8 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import tests.check
 from bench import tf32
-from trinn.kernels import launch, precision
+from trinn.kernels.device import precision
+from trinn.kernels.runtime import launch
 
 
 def _cut(operand: TensorHandle) -> TensorHandle:

@@ -20,8 +20,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from bench import still_gpu, stub_driver  # before trinn
 
 from tests.replays import LAUNCHES, know_what_is_made, shifted  # isort: skip
-from trinn.kernels import replay
-from trinn.kernels.launch import launch
+from trinn.kernels.runtime import replay
+from trinn.kernels.runtime.launch import launch
 
 ORDER = (0, 0, 0, 1, 2, 0, 1, 2, 0)  # of the inputs: noted at the second call; then other addresses, and the first ones again
 BLOCK = 16

@@ -29,8 +29,8 @@ import trinn.layers as tnn
 from tests import evidence
 from tests.boxes import in_boxes
 from tests.check import DEVICE, DTYPES, close, error, randn, run
-from trinn.kernels import tuning
-from trinn.kernels.launch import INTERPRETED, is_channels_last
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.launch import INTERPRETED, is_channels_last
 
 
 class Case(NamedTuple):

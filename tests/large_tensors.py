@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tests.boxes import in_boxes
 from tests.every import EVERY, Every, results
-from trinn.kernels import launch, ops, tuning
+from trinn.kernels import ops
+from trinn.kernels.runtime import launch, tuning
 
 import triton.runtime.interpreter as interpreter  # isort: skip  # trinn chooses it while Triton is not imported
 

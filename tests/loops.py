@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from bench.machine_code import Code, read_loops, read_sass, waits
-from trinn.kernels import tuning
+from trinn.kernels.runtime import tuning
 
 # All three passes in boxes, and by the kernels for every convolution.
 CASES = "^(ResNet 3x3|odd 3 x 3), fp16, channels_last$"

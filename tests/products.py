@@ -16,7 +16,7 @@ from triton.compiler.compiler import make_backend
 
 from bench.machine_code import Driver
 from tests.test_large_tensors import PASSES
-from trinn.kernels import launch
+from trinn.kernels.runtime import launch
 
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "debug", "sanitize_overflow")
 
@@ -55,7 +55,7 @@ def main() -> None:
     found: dict[str, set[str]] = {}
 
     def observe(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
-        name = f"{kernel.fn.__module__.removeprefix('trinn.kernels.')}.{kernel.fn.__name__}"
+        name = kernel.fn.__name__
         code = code_of(kernel, args, constants)
         products = re.findall(r"^.*\barith\.muli\b.*\b(?:i32|\d+xi32>).*$", code, re.MULTILINE)
         found.setdefault(name, set()).update(line.strip() for line in products)

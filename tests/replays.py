@@ -31,7 +31,7 @@ from bench import still_gpu, stub_driver  # before trinn
 import trinn.layers as tnn  # isort: skip
 from tests.boxes import in_boxes
 from tests.every import BOXED, EVERY, Every, Ours, operators, results
-from trinn.kernels import launch, replay
+from trinn.kernels.runtime import launch, replay
 
 
 class Parameter(NamedTuple):

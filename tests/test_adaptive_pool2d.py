@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import trinn.layers as tnn
 from tests.cases import named
 from tests.check import DEVICE, DTYPES, check, raises_like, randn
-from trinn.kernels.indexing import most_in_bin
+from trinn.kernels.device.indexing import most_in_bin
 
 INF, NAN = float("inf"), float("nan")
 

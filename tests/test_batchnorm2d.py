@@ -11,8 +11,9 @@ from torch.autograd import gradcheck, gradgradcheck
 import trinn.layers as tnn
 from tests.cases import named
 from tests.check import DEVICE, DTYPES, LEAST_EPS, check, error, gradients, raises_like, randn
-from trinn.kernels import ops, tuning
-from trinn.kernels.walk import walk
+from trinn.kernels import ops
+from trinn.kernels.device.walk import walk
+from trinn.kernels.runtime import tuning
 
 CASES = {
     "plain": lambda: randn(3, 5, 4, 6),

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from bench import conv, registry, report, tune, workers
-from trinn.kernels import tuning
-from trinn.kernels.tuning import Tile
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.tuning import Tile
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "AlexNet conv3 b128"
@@ -36,7 +36,9 @@ sys.path.insert(0, {str(ROOT)!r})
 from argparse import Namespace
 from bench import every_tile, registry, runs, tune, workers
 from tests.test_bench import Here, SetClock
-from trinn.kernels import conv2d, reduce, tuning
+from trinn.kernels.conv2d import passes
+from trinn.kernels import reduce
+from trinn.kernels.runtime import tuning
 
 small = registry.CASES[{NAME!r}].small()
 registry.CASES[small.name], every_tile.SMALL = small, {{small.name: (small, "contiguous")}}
@@ -51,8 +53,8 @@ def seconds(call):
     tile = tuning.guessed_tile(None, "")
     return 1.0 / (tile.n * tile.k * tile.warps)
 
-conv2d.gemm_tile = gemm_tile
-conv2d.sum_partials = lambda partials, dw: reduce.sum_partials(partials, dw).mul_(1.01 if stages == 3 else 1)
+passes.gemm_tile = gemm_tile
+passes.sum_partials = lambda partials, dw: reduce.sum_partials(partials, dw).mul_(1.01 if stages == 3 else 1)
 Here.copy_rate = Here.product_rate = lambda self, *_: 1e12
 args = Namespace(compile_only=False, architecture="interpreter")
 if sys.argv[1] == "check": every_tile.work(args, lambda: Here(SetClock()))

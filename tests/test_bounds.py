@@ -13,8 +13,9 @@ import trinn.layers as tnn
 from tests.boxes import in_boxes
 from tests.check import DEVICE
 from tests.every import BOXED, EVERY, Every, results
-from trinn.kernels import ops, tuning
-from trinn.kernels.launch import INTERPRETED
+from trinn.kernels import ops
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.launch import INTERPRETED
 
 MARGIN = 1024  # elements before and after a tensor that a launcher makes
 BYTE = 0xFF  # what they are filled with: NaN in every floating dtype

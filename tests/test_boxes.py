@@ -17,7 +17,9 @@ from tests import test_conv2d_tma, test_first2d
 from tests.boxes import in_boxes
 from tests.cases import Conv, named
 from tests.check import DEVICE
-from trinn.kernels import conv2d_tma, launch, launchers, tuning
+from trinn.kernels import launchers
+from trinn.kernels.conv2d import tma
+from trinn.kernels.runtime import launch, tuning
 
 CASES = test_conv2d_tma.CASES | test_first2d.CASES
 ARITHMETIC = test_conv2d_tma.ARITHMETIC
@@ -146,11 +148,11 @@ def test_of_any_geometry(start: int) -> None:
     assert count > 10
 
 
-def plan(x: Tensor, stride: int, size: tuple[int, int], taps: int = 1) -> conv2d_tma.Gather:
+def plan(x: Tensor, stride: int, size: tuple[int, int], taps: int = 1) -> tma.Gather:
     """Of a convolution without padding on a Hopper GPU."""
     weight, shape = x.new_empty(64, 64, taps, taps), (x.shape[0], 64, *size)
     with launch.observed(lambda *_: None, "sm_90"):
-        found = conv2d_tma.plan_gather(x, weight, shape, True, (stride, stride), (0, 0), (1, 1), 1, False)
+        found = tma.plan_gather(x, weight, shape, True, (stride, stride), (0, 0), (1, 1), 1, False)
     assert found
     return found
 

@@ -316,7 +316,7 @@ def test_report_of_what_is_sharded(one_process: None) -> None:
     def reasons(model: nn.Module) -> list[tuple[str, str]]:
         return [(row.runs, row.why) for row in rows(model)]
 
-    conv = "kernels/conv2d.py", "sharded by FSDP2, whole when it runs; has hooks"
+    conv = "kernels/conv2d/passes.py", "sharded by FSDP2, whole when it runs; has hooks"
     assert reasons(sharded(trinn.convert(layers()))) == [conv, ("kernels/relu.py", "")]
     assert reasons(trinn.convert(sharded(layers()))) == [("torch", "weight is a DTensor"), ("kernels/relu.py", "")]
     model: Any = trinn.convert(layers())

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import trinn.layers as tnn
 from tests.check import check, randn
-from trinn.kernels import columns
-from trinn.kernels.indexing import Axis
+from trinn.kernels.device import columns
+from trinn.kernels.device.indexing import Axis
 from trinn.layers.pad2d import pad2d
 
 Call = Callable[..., Tensor]

@@ -14,8 +14,9 @@ import torch, triton
 from bench.executed import _values
 from bench.machine_code import Driver
 from bench.ptx import Runs
-from trinn.kernels import launch, launchers
-from trinn.kernels.indexing import axes_of
+from trinn.kernels.runtime import launch
+from trinn.kernels import launchers
+from trinn.kernels.device.indexing import axes_of
 
 triton.runtime.driver.set_active(Driver("sm_90"))
 

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import trinn.layers as tnn
 from tests.cases import CONV, Conv, named
 from tests.check import DTYPES, check, gradients, raises_like, randn
-from trinn.kernels import launch
+from trinn.kernels.runtime import launch
 
 DIFFERENTIATED = {
     "strided, dilated, padded": Conv((1, 2, 6, 5), (2, 2, 2, 2), {"stride": (2, 1), "dilation": (1, 2), "padding": 1}),
@@ -98,7 +98,7 @@ def test_passes_are_adjoint(name: str) -> None:
 
 def test_int32_and_int64_offsets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU takes int32 for small tensors; the interpreter checks each int32 step for overflow."""
-    from trinn.kernels import conv2d as kernels
+    from trinn.kernels.conv2d import passes as kernels
 
     case = CONV["stride and dilation coprime"]
     results = []

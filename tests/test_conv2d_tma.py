@@ -15,9 +15,10 @@ import trinn.layers as tnn
 from tests.boxes import check_joined, in_boxes, operands
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
-from trinn.kernels import launch, launchers, tuning
-from trinn.kernels.boxes import Along, Box, best_box, best_line
-from trinn.kernels.indexing import Axis, hitting_taps, smalls_that_hit
+from trinn.kernels import launchers
+from trinn.kernels.conv2d.tma_box import Along, Box, best_box, best_line
+from trinn.kernels.device.indexing import Axis, hitting_taps, smalls_that_hit
+from trinn.kernels.runtime import launch, tuning
 
 HOPPER = launch.INTERPRETED or launch.architecture(torch.device(DEVICE)) == "sm_90"
 pytestmark = pytest.mark.skipif(not HOPPER, reason="this GPU has no copy engine of Hopper's kind")
@@ -82,21 +83,21 @@ def allowed(arithmetic: str) -> torch.dtype:
 @pytest.mark.parametrize("case", named(CASES))
 def test_equals_torch(case: Conv, layout: str, started: list[str]) -> None:
     check(tnn.conv2d, F.conv2d, *operands(case, allowed("bf16"), layout), **case.options)
-    assert started.count("_gather_kernel") == 2, "fprop and dgrad"
+    assert started.count("_conv2d_gather_tma_kernel") == 2, "fprop and dgrad"
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("case", named(CASES))
 def test_tf32(case: Conv, started: list[str]) -> None:
     check(tnn.conv2d, F.conv2d, *operands(case, allowed("tf32"), "channels_last"), **case.options)
-    assert "_gather_kernel" in started
+    assert "_conv2d_gather_tma_kernel" in started
 
 
 @pytest.mark.parametrize("case", named({name: case for name, case in CASES.items() if case.x[0] < 4 and "same" not in name}))
 def test_planes(case: Conv, started: list[str]) -> None:
     """Of a few images, which float32 takes six times as long for."""
     check(tnn.conv2d, F.conv2d, *operands(case, allowed("fp32"), "channels_last"), **case.options)
-    assert "_gather_kernel" in started
+    assert "_conv2d_gather_tma_kernel" in started
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
@@ -106,7 +107,7 @@ def test_lines_of_images(arithmetic: str, layout: str, images: int, stride: int,
     """wgrad along the images, several taps at once, with a last line that is cut off."""
     case = Conv((images, 16, 2, 4), (24, 16, 2, 3), {"stride": stride, "padding": 1}, bias=False)
     check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), layout), **case.options)
-    assert started.count("_wgrad_kernel") == 1
+    assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
@@ -116,7 +117,7 @@ def test_more_parts_than_lines(arithmetic: str, monkeypatch: pytest.MonkeyPatch,
     case = Conv((16, 16, 5, 5), (16, 16, 3, 3), {"padding": 4, "dilation": 4}, bias=False)
     x, w, _ = operands(case, allowed(arithmetic), "channels_last")
     check(tnn.conv2d, F.conv2d, x, w, None, **case.options)
-    assert started.count("_wgrad_kernel") == 1
+    assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
@@ -133,7 +134,7 @@ def test_lines_of_all_pixels(arithmetic: str, layout: str, started: list[str]) -
         return torch.empty_strided(dw.shape, (16, 1, 16, 16) if layout == "channels_last" else (16, 1, 1, 1)).to(dw).copy_(dw)
 
     check(lambda x, dy: launchers.conv2d_wgrad(x, dy, (1, 1), (1, 1), (0, 0), (1, 1), 1), torchs, x, dy)
-    assert started == ["_wgrad_kernel"]
+    assert started == ["_conv2d_wgrad_tma_kernel"]
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
@@ -141,7 +142,7 @@ def test_lines_of_narrow_groups(arithmetic: str, started: list[str]) -> None:
     """What one group's channels have to do with another's filters is computed, and not stored."""
     case = Conv((17, 16, 3, 3), (32, 4, 1, 3), {"groups": 4, "padding": (0, 1)}, bias=False)
     check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), "channels_last"), **case.options)
-    assert started.count("_wgrad_kernel") == 1
+    assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
@@ -150,7 +151,7 @@ def test_lines_of_columns(arithmetic: str, options: dict[str, Any], started: lis
     """wgrad along the columns, for a few large images."""
     case = Conv((2, 16, 2, 28), (24, 16, 2, 3), options, bias=False)
     check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), "channels_last"), **case.options)
-    assert started.count("_wgrad_kernel") == 1
+    assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
 @pytest.mark.parametrize("taps", [3, 5])
@@ -158,14 +159,14 @@ def test_columns_of_taps(taps: int, started: list[str]) -> None:
     """wgrad does them at once where rows have one tap; the last turn may have fewer."""
     case = Conv((16, 24, 5, 3), (16, 24, taps, 1), {"stride": (2, 1), "padding": (1, 0)}, bias=False)
     check(tnn.conv2d, F.conv2d, *operands(case, torch.bfloat16, "channels_last"), **case.options)
-    assert started.count("_wgrad_kernel") == 1
+    assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
 def test_transposed(arithmetic: str, started: list[str]) -> None:
     x, w, b = (randn(*size, dtype=allowed(arithmetic)) for size in ((16, 16, 1, 2), (16, 16, 4, 4), (16,)))
     check(tnn.conv_transpose2d, F.conv_transpose2d, x, w, b, stride=2, padding=1, output_padding=1)
-    assert started.count("_gather_kernel") == 2 and started.count("_wgrad_kernel") == 1
+    assert started.count("_conv2d_gather_tma_kernel") == 2 and started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
 def test_where_it_lies(started: list[str]) -> None:
@@ -174,7 +175,9 @@ def test_where_it_lies(started: list[str]) -> None:
     large = randn(4, 48, 3, 3, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     for x in (large[:, 16:32], large[::2, 8:24], large[:, 1:17], large[:1, :16].expand(3, 16, 3, 3), large[:, :16].mT):
         check(tnn.conv2d, F.conv2d, x, w, None, padding=1)
-    assert started.count("_gather_kernel") == (10 if launch.INTERPRETED else 9), "a GPU's tile is too large for the last dgrad"
+    assert started.count("_conv2d_gather_tma_kernel") == (10 if launch.INTERPRETED else 9), (
+        "a GPU's tile is too large for the last dgrad"
+    )
 
 
 def test_results_seen_as_rows(started: list[str]) -> None:
@@ -183,7 +186,7 @@ def test_results_seen_as_rows(started: list[str]) -> None:
     top = randn(2, 16, 8, 5, dtype=torch.bfloat16)[:, :, :3]
     for x in (column, top):
         check(tnn.conv2d, F.conv2d, x, randn(20, 16, 1, 1, dtype=torch.bfloat16, seed=1), None)
-    assert started.count("_gather_kernel") == 2, "dgrad of 20 filters is left to pointers"
+    assert started.count("_conv2d_gather_tma_kernel") == 2, "dgrad of 20 filters is left to pointers"
 
 
 def test_rows_with_gaps(started: list[str]) -> None:
@@ -193,7 +196,7 @@ def test_rows_with_gaps(started: list[str]) -> None:
         large = randn(4, 16, 4, 8, dtype=torch.bfloat16).contiguous(memory_format=order)
         for x in (large[:1, ..., :4], large[:, :, :2], large[1:3, :, 1:], large[::2]):
             check(tnn.conv2d, F.conv2d, x, w, None)
-    assert started.count("_gather_kernel") == 16
+    assert started.count("_conv2d_gather_tma_kernel") == 16
 
 
 def test_windows_past_the_far_edge(started: list[str]) -> None:
@@ -205,7 +208,12 @@ def test_windows_past_the_far_edge(started: list[str]) -> None:
     assert torch.equal(
         launchers.conv2d_fprop(x, w, None, (3, 3), *geometry), launchers.conv2d_fprop(wide, w, None, (3, 3), *geometry)
     )
-    assert started == ["_wgrad_kernel", "_wgrad_kernel", "_gather_kernel", "_gather_kernel"]
+    assert started == [
+        "_conv2d_wgrad_tma_kernel",
+        "_conv2d_wgrad_tma_kernel",
+        "_conv2d_gather_tma_kernel",
+        "_conv2d_gather_tma_kernel",
+    ]
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
@@ -222,7 +230,7 @@ def test_pooled(started: list[str]) -> None:
     """What is convolved in boxes is pooled by a kernel of its own."""
     x, w, b = operands(CASES["3x3"], allowed("bf16"), "channels_last")
     y, _ = launchers.conv2d_relu_max_pool2d(x, w, b, (5, 6), (1, 1), (1, 1), (1, 1), 1, (2, 3), (2, 2), (2, 2), (0, 0), (1, 1))
-    assert torch.equal(y, F.max_pool2d(tnn.conv2d(x, w, b, padding=1).relu(), 2)) and "_gather_kernel" in started
+    assert torch.equal(y, F.max_pool2d(tnn.conv2d(x, w, b, padding=1).relu(), 2)) and "_conv2d_gather_tma_kernel" in started
 
 
 def test_planes_are_as_exact_as_float32() -> None:

@@ -31,7 +31,7 @@ from tests.architectures import (
 from tests.check import DEVICE, randn
 from tests.networks import check_deep_network, passes
 from tests.test_lenet import OnlyOurs
-from trinn.kernels import tuning
+from trinn.kernels.runtime import tuning
 from trinn.layers.report import COVERED, OWN, rows
 from trinn.models import AlexNet, LeNet
 
@@ -435,25 +435,25 @@ def test_report_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.split("  +", head) == ["layer", "class", "runs", "joined with", "why"]
     assert set(line) == {"-"} and len(line) == max(map(len, lines))
     assert [re.split("  +", row) for row in lines] == [
-        ["0", "Conv2d", "kernels/conv2d.py"],
-        ["1", "Conv2d", "kernels/depthwise2d.py"],
+        ["0", "Conv2d", "kernels/conv2d/passes.py"],
+        ["1", "Conv2d", "kernels/conv2d/depthwise.py"],
         ["2.0", "Dropout", "torch", "trinn has no Dropout"],
         ["2.1", "Linear", "kernels/linear.py"],
         ["2.2", "Dropout2d", "nothing"],
         ["3", "Linear", "torch", "not converted"],
-        ["4", "LazyConv2d", "kernels/conv2d.py"],
-        ["5.0", "Conv2d", "kernels/conv2d.py", "1"],
+        ["4", "LazyConv2d", "kernels/conv2d/passes.py"],
+        ["5.0", "Conv2d", "kernels/conv2d/passes.py", "1"],
         ["5.1", "ReLU", "kernels/relu.py", "0"],
         ["6", "Mine", "kernels/linear.py"],
         ["7", "MultiheadAttention", "torch", "trinn has no MultiheadAttention"],
         ["7.out_proj", "NonDynamicallyQuantizableLinear", "torch", "torch's own subclass of Linear"],
-        ["9", "Conv2d", "kernels/conv2d.py"],
+        ["9", "Conv2d", "kernels/conv2d/passes.py"],
         ["10", "ParametrizedLinear", "kernels/linear.py"],
         ["10.parametrizations.weight.0", "_WeightNorm", "torch", "trinn has no _WeightNorm"],
         ["11", "Own", "its forward", "a subclass of trinn's ReLU with a forward of its own"],
         ["12", "Identity", "nothing"],
         ["13", "Flatten", "nothing"],
-        ["14", "Doubled", "kernels/conv2d.py", OWN],
+        ["14", "Doubled", "kernels/conv2d/passes.py", OWN],
     ]
 
 
@@ -485,12 +485,12 @@ def run_of_three() -> Any:
 
 
 # What users do to a model after it is converted, and what is said of its layers: what runs, with which others, and why.
-CONV, NORM, RELU = ("kernels/conv2d.py", "", ""), ("kernels/batchnorm2d.py", "", ""), ("kernels/relu.py", "", "")
+CONV, NORM, RELU = ("kernels/conv2d/passes.py", "", ""), ("kernels/batchnorm2d.py", "", ""), ("kernels/relu.py", "", "")
 NORM_RELU = [("kernels/batchnorm2d.py", "2", ""), ("kernels/relu.py", "1", "")]
 AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] = {
     "nothing": (
         lambda model: None,
-        [("kernels/conv2d.py", "1, 2", ""), ("kernels/batchnorm2d.py", "0, 2", ""), ("kernels/relu.py", "0, 1", "")],
+        [("kernels/conv2d/passes.py", "1, 2", ""), ("kernels/batchnorm2d.py", "0, 2", ""), ("kernels/relu.py", "0, 1", "")],
     ),
     "a forward hook": (
         lambda model: model[1].register_forward_hook(lambda *_: None) and None,
@@ -514,7 +514,7 @@ AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] =
     "a layer of torch": (
         lambda model: model.__setitem__(1, nn.BatchNorm2d(2)), [CONV, ("torch", "", "not converted"), RELU]
     ),
-    "one less": (lambda model: model.__delitem__(1), [("kernels/conv2d.py", "1", ""), ("kernels/relu.py", "0", "")]),
+    "one less": (lambda model: model.__delitem__(1), [("kernels/conv2d/passes.py", "1", ""), ("kernels/relu.py", "0", "")]),
     "complex weights": (lambda model: model[:1].to(torch.complex64), [("raises", "", "weight is complex64")]),
 }  # fmt: skip
 

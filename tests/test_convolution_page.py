@@ -11,7 +11,7 @@ from bench import convolution_figures as figures
 from bench.convolution_page import PAGE, STORED, drawn_from, render
 from bench.emulated import multiplied
 
-# Sums of what predicted.py counts for each tile are what kernels/boxes.py counts for all of them, which is never less than one.
+# Sums of what predicted.py counts for each tile are what kernels/conv2d/tma_box.py counts for all of them, never less than one.
 COUNTED = """
 from itertools import product
 

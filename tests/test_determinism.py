@@ -12,8 +12,9 @@ import trinn.layers as tnn
 from tests.boxes import in_boxes
 from tests.check import DEVICE, randn
 from tests.every import BOXED, EVERY, Every, results
-from trinn.kernels import launch, launchers, tuning
-from trinn.kernels.launch import INTERPRETED
+from trinn.kernels import launchers
+from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime.launch import INTERPRETED
 from trinn.models import AlexNet
 
 RUNS = 20

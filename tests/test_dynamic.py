@@ -15,7 +15,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from tests.check import randn
 from tests.every import EVERY, IMAGE, TORCHS, Every, Ours, Torchs, like
-from trinn.kernels.launch import observed
+from trinn.kernels.runtime.launch import observed
 
 # Of exports that guess, and of kernels that are not deterministic.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("large_tiles")]

@@ -13,10 +13,12 @@ import trinn.layers as tnn
 from tests.boxes import check_joined, operands
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
-from trinn.kernels import conv2d_tma, conv2d_tma_wgrad, first2d, launch, launchers, tuning
-from trinn.kernels.boxes import Along, Box, best_box
-from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
-from trinn.kernels.indexing import Axis
+from trinn.kernels import launchers
+from trinn.kernels.conv2d import few_channels, tma, tma_wgrad
+from trinn.kernels.conv2d.few_channels import Fold, fold_of, folded, folded_filters, windows
+from trinn.kernels.conv2d.tma_box import Along, Box, best_box
+from trinn.kernels.device.indexing import Axis
+from trinn.kernels.runtime import launch, tuning
 
 HOPPER = launch.INTERPRETED or launch.architecture(torch.device(DEVICE)) == "sm_90"
 pytestmark = pytest.mark.skipif(not HOPPER, reason="this GPU has no copy engine of Hopper's kind")
@@ -54,12 +56,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(kernel.__name__)
         launch.launch(kernel, *args, **options)
 
-    monkeypatch.setattr(conv2d_tma, "launch", noted)
-    monkeypatch.setattr(conv2d_tma_wgrad, "launch", noted)
-    monkeypatch.setattr(first2d, "launch", noted)
-    monkeypatch.setattr(conv2d_tma, "interpreted", True)
-    monkeypatch.setattr(conv2d_tma, "FEWEST", 8)
-    monkeypatch.setattr(first2d, "STARTED", -(2**40))
+    monkeypatch.setattr(tma, "launch", noted)
+    monkeypatch.setattr(tma_wgrad, "launch", noted)
+    monkeypatch.setattr(few_channels, "launch", noted)
+    monkeypatch.setattr(tma, "interpreted", True)
+    monkeypatch.setattr(tma, "FEWEST", 8)
+    monkeypatch.setattr(few_channels, "STARTED", -(2**40))
     yield names
 
 
@@ -75,8 +77,8 @@ def in_tf32(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor
 def test_equals_torch(name: str, arithmetic: str, started: list[str]) -> None:
     """The image and the filters are copied for fprop, and for wgrad the image again; dgrad is left to pointers."""
     check(tnn.conv2d, F.conv2d, *in_tf32(CASES[name], ARITHMETIC[arithmetic], "channels_last"), **CASES[name].options)
-    in_lines = started.count("_wgrad_kernel")
-    assert started.count("_gather_kernel") == 1 and started.count("_fold_kernel") == 2 + in_lines
+    in_lines = started.count("_conv2d_wgrad_tma_kernel")
+    assert started.count("_conv2d_gather_tma_kernel") == 1 and started.count("_few_channels_copy_kernel") == 2 + in_lines
     if launch.INTERPRETED:  # most rows here are too short for the lines of a GPU's tile
         assert in_lines == int(arithmetic != "tf32" or name == "lines of images")  # TF32 has no others
 
@@ -84,7 +86,7 @@ def test_equals_torch(name: str, arithmetic: str, started: list[str]) -> None:
 @pytest.mark.parametrize("name", ["3 channels, 7x7, stride 2", "3 channels, 3x3", "lines of images"])
 def test_contiguous(name: str, started: list[str]) -> None:
     check(tnn.conv2d, F.conv2d, *in_tf32(CASES[name], torch.bfloat16, "contiguous"), **CASES[name].options)
-    assert started.count("_fold_kernel") == 3
+    assert started.count("_few_channels_copy_kernel") == 3
 
 
 def test_where_it_lies(started: list[str]) -> None:
@@ -93,7 +95,7 @@ def test_where_it_lies(started: list[str]) -> None:
     large = randn(4, 8, 6, 9, dtype=torch.bfloat16)
     for x in (large[:, 1:4], large[::2, 5:, 1::2], large[:1, :3].expand(3, 3, 6, 9), large[:, :3].mT, large[:, :3, :, 1::2]):
         check(tnn.conv2d, F.conv2d, x, w, None, padding=1)
-    assert started.count("_gather_kernel") == 5
+    assert started.count("_conv2d_gather_tma_kernel") == 5
 
 
 @pytest.mark.parametrize("case", ["3 channels, 7x7, stride 2", "lines of images"])
@@ -102,7 +104,7 @@ def test_tiles_of_a_gpu(case: str, started: list[str], monkeypatch: pytest.Monke
     monkeypatch.setattr(tuning, "only_tile", tuning.Tile(64, 64, 64, 4, 3))
     monkeypatch.setattr(tuning, "interpreted_block", 8)
     check(tnn.conv2d, F.conv2d, *in_tf32(CASES[case], torch.float16, "channels_last"), **CASES[case].options)
-    assert "_gather_kernel" in started
+    assert "_conv2d_gather_tma_kernel" in started
 
 
 @pytest.mark.parametrize("case", ["3 channels, 7x7, stride 2", "3 channels, 3x3"])
@@ -154,7 +156,7 @@ def test_float32_is_left_to_pointers(started: list[str]) -> None:
 
 def test_where_a_copy_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the first layers of large networks; not for what would multiply zeros, nor for little work."""
-    monkeypatch.setattr(first2d, "STARTED", 2**23)
+    monkeypatch.setattr(few_channels, "STARTED", 2**23)
 
     def pays(images: int, channels: int, taps: int, stride: int, unit: int = 8, filters: int = 64) -> bool:
         x, size = torch.empty(images, channels, 224, 224, device="meta"), [(224 - taps) // stride + 1] * 2

@@ -12,7 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import trinn.layers as tnn
 from tests.check import DEVICE, randn
 from tests.every import EVERY, Every, results
-from trinn.kernels import ops, vmap
+from trinn.kernels import ops
+from trinn.kernels.runtime import vmap
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 

@@ -100,7 +100,8 @@ os.environ["TRITON_INTERPRET"] = "0"
 import torch, triton
 from bench import gpu_cache
 from bench.machine_code import Driver
-from trinn.kernels import launch, launchers
+from trinn.kernels.runtime import launch
+from trinn.kernels import launchers
 
 packed = Path(sys.argv[1])
 if sys.argv[2] == "use":
@@ -163,7 +164,7 @@ def test_sources_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 KEY = """
 import importlib, os, sys
 os.environ["TRITON_INTERPRET"] = "0"
-names = {"linear": "_matmul_kernel", "conv2d": "_gather_gemm_kernel"}
+names = {"linear": "_linear_matmul_kernel", "conv2d.passes": "_conv2d_gather_kernel"}
 keys = {name: getattr(importlib.import_module(f"trinn.kernels.{name}"), names[name]).cache_key for name in sys.argv[1:]}
 print(keys["linear"])
 """
@@ -174,6 +175,6 @@ def test_keys_do_not_depend_on_order() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     found = {
         subprocess.run([sys.executable, "-c", KEY, *order], env=environment, cwd=ROOT, capture_output=True, text=True).stdout
-        for order in (("linear", "conv2d"), ("conv2d", "linear"))
+        for order in (("linear", "conv2d.passes"), ("conv2d.passes", "linear"))
     }
     assert len(found) == 1 and found != {""}

@@ -9,50 +9,32 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("kernels", "layers", "models", "tests", "bench", "examples")
-SOURCES = {f"{folder}/{path.stem}": path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))}
-
-# What each folder may import of the others. Tests see everything.
-SEES: dict[str, set[str]] = {
-    "kernels": {"kernels"},
-    "layers": {"kernels", "layers"},
-    "models": {"layers", "models"},
-    "examples": {"kernels", "layers", "models"},
-    "bench": {"bench", "kernels", "layers", "models"},
+SOURCES = {
+    str(path.relative_to(ROOT).with_suffix("")): path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))
 }
-# The files of a folder that its operators share.
+
+# The other folders that a folder may import from. Tests may import everything.
+IMPORTS: dict[str, set[str]] = {
+    "kernels": set(),
+    "layers": {"kernels"},
+    "models": {"layers"},
+    "examples": {"kernels", "layers", "models"},
+    "bench": {"kernels", "layers", "models"},
+}
+# What the files of each folder inside kernels/ may import from the rest of kernels/.
+ROOMS = {
+    "runtime": set[str](),
+    "device": {"runtime"},
+    "conv2d": {"device", "runtime", "pool2d", "reduce", "statistics2d"},
+}
+# Files that every operator of a folder may import.
 SHARED = {
-    "kernels": {
-        "boxes",
-        "columns",
-        "epilogue",
-        "flops",
-        "gather2d",
-        "indexing",
-        "interpreter",
-        "launch",
-        "op",
-        "precision",
-        "reduce",
-        "relayout",
-        "replay",
-        "statistics2d",
-        "tuning",
-        "vmap",
-        "walk",
-        "windows2d",
-    },
+    "kernels": {*ROOMS, "gather2d", "reduce", "statistics2d"} - {"conv2d"},
     "layers": {"function", "public", "reduce", "window"},
 }
-# An operator that stands on another one.
-STANDS_ON = {
-    "kernels": {
-        "conv2d": {"conv2d_tma", "conv2d_tma_wgrad", "depthwise2d"},
-        "conv2d_fused": {"conv2d", "conv2d_tma", "depthwise2d", "pool2d"},
-        "conv2d_tma": {"first2d"},
-        "conv2d_tma_wgrad": {"conv2d_tma", "first2d"},
-        "conv_transpose2d": {"conv2d"},
-        "depthwise2d": {"depthwise2d_strips"},
-    },
+# Operators built on another operator.
+BUILT_ON = {
+    "kernels": {"conv_transpose2d": {"conv2d"}},
     "layers": {
         "batchnorm2d": {"relu"},
         "conv2d": {"pad2d"},
@@ -62,15 +44,12 @@ STANDS_ON = {
         "upsample2d": {"adaptive_pool2d"},
     },
 }
-# What stands on all operators, or changes whole models.
+# Files of layers/ that import many operators or change whole models.
 ON_ALL = {"backend", "classes", "convert", "fused", "joined", "patched", "report"}
-# Kernels without a layer of their own: conv2d hands narrow groups to depthwise2d, which has depthwise2d_strips for
-# most, what Hopper is made for to conv2d_tma, and that images of few channels to first2d; upsample2d antialiasing to
-# antialias2d, layers/joined.py stands on conv2d_fused and several others.
-NO_LAYER = {"antialias2d", "conv2d_fused", "conv2d_tma", "conv2d_tma_wgrad", "depthwise2d", "depthwise2d_strips", "first2d"}
-
-# The bins of adaptive_pool2d are windows of pool2d; sync_batchnorm has the kernels of batchnorm2d.
-NO_KERNELS = {("kernels/", "adaptive_pool2d"), ("kernels/", "sync_batchnorm")}
+# upsample2d is the layer of antialias2d.
+NO_LAYER = {"antialias2d"}
+# Adaptive pooling runs pool2d's kernels, sync_batchnorm batchnorm2d's.
+NO_KERNELS = {"adaptive_pool2d", "sync_batchnorm"}
 
 
 def tree(source: str) -> ast.Module:
@@ -78,7 +57,7 @@ def tree(source: str) -> ast.Module:
 
 
 def imports(source: str) -> Iterator[str]:
-    """The full names a file imports, `trinn.kernels.conv2d.conv2d_fprop` as well as `torch`."""
+    """The full names that a file imports: `trinn.kernels.linear.linear_fprop`, `torch`."""
     for node in ast.walk(tree(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -92,8 +71,9 @@ def calls(source: str) -> Iterator[ast.Call]:
 
 
 def operators(folder: str) -> list[str]:
-    names = (source.split("/")[1] for source in SOURCES if source.startswith(f"{folder}/"))
-    return [name for name in names if name != "__init__" and name not in SHARED[folder] | ON_ALL]
+    """The operators of a folder, each a file or a folder of its own."""
+    names = {source.split("/")[1] for source in SOURCES if source.startswith(f"{folder}/")}
+    return sorted(names - SHARED[folder] - ON_ALL - {"__init__"})
 
 
 def in_folders(*folders: str) -> list[str]:
@@ -101,17 +81,38 @@ def in_folders(*folders: str) -> list[str]:
 
 
 def test_folders_import_downwards() -> None:
-    for source in in_folders(*SEES):
-        seen = {name.split(".")[1] for name in imports(source) if name.startswith("trinn.")}
-        seen |= {name.split(".")[0] for name in imports(source)} & {"bench", "examples", "tests"}
-        assert seen <= SEES[source.split("/")[0]], f"{source} imports {seen}"
+    for source in in_folders(*IMPORTS):
+        folder = source.split("/")[0]
+        imported = {name.split(".")[1] for name in imports(source) if name.startswith("trinn.")}
+        imported |= {name.split(".")[0] for name in imports(source)} & {"bench", "examples", "tests"}
+        assert imported <= IMPORTS[folder] | {folder}, f"{source} imports {imported}"
+
+
+def test_imports_can_be_followed() -> None:
+    """Relative inside kernels/, layers/ and models/, since editors do not know them as packages of `trinn`; else absolute."""
+    for source in in_folders("kernels", "layers", "models"):
+        folder = source.split("/")[0]
+        for node in ast.walk(tree(source)):
+            if isinstance(node, ast.Import):
+                assert all(not name.name.startswith(f"trinn.{folder}") for name in node.names), f"{source}:{node.lineno}"
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                inside = Path(source).parent.parents[node.level - 2] if node.level > 1 else Path(source).parent
+                assert inside.parts[:1] == (folder,), f"{source}:{node.lineno} leaves {folder}/"
+                module = ROOT / inside / (node.module or "").replace(".", "/")
+                assert module.with_suffix(".py").exists() or module.is_dir(), f"{source}:{node.lineno}"
+            elif isinstance(node, ast.ImportFrom):
+                assert not f"{node.module}.".startswith(f"trinn.{folder}."), f"{source}:{node.lineno}"
 
 
 @pytest.mark.parametrize("folder", SHARED)
 def test_operators_import_no_sibling(folder: str) -> None:
-    for operator in operators(folder):
-        modules = {name.split(".")[2] for name in imports(f"{folder}/{operator}") if name.startswith(f"trinn.{folder}.")}
-        assert modules <= SHARED[folder] | STANDS_ON[folder].get(operator, set()), f"{folder}/{operator} imports {modules}"
+    for source in in_folders(folder):
+        operator = source.split("/")[1]
+        room = ROOMS.get(operator) if folder == "kernels" else None
+        if operator in operators(folder) or room is not None:
+            modules = {name.split(".")[2] for name in imports(source) if name.startswith(f"trinn.{folder}.")} - {operator}
+            allowed = room if room is not None else SHARED[folder] | BUILT_ON[folder].get(operator, set())
+            assert modules <= allowed, f"{source} imports {modules}"
 
 
 def test_no_triton_above_the_kernels() -> None:
@@ -119,16 +120,16 @@ def test_no_triton_above_the_kernels() -> None:
 
 
 def test_one_name_per_operator() -> None:
+    tests = {source for source in SOURCES if source.startswith("tests/test_")}
     for operator in {*operators("kernels"), *operators("layers")}:
-        folders = ("kernels/",) if operator in NO_LAYER else ("kernels/", "layers/", "tests/test_")
-        wanted = {f"{folder}{operator}" for folder in folders if (folder, operator) not in NO_KERNELS}
-        there = wanted & SOURCES.keys()
-        assert there == wanted, f"{operator} has only {there}"
+        assert operator in operators("kernels") or operator in NO_KERNELS, operator
+        assert operator in operators("layers") or operator in NO_LAYER, operator
+        assert f"tests/test_{operator}" in tests or operator in NO_LAYER, operator
 
 
 def test_no_names_that_say_nothing() -> None:
     empty = {"utils", "util", "helpers", "helper", "common", "misc"}
-    assert not [source for source in SOURCES if empty & set(source.split("/")[1].split("_"))]
+    assert not [source for source in SOURCES if empty & set(source.split("/")[-1].split("_"))]
 
 
 def test_no_assertions_on_what_a_caller_gives() -> None:
@@ -143,15 +144,20 @@ def test_no_atomics() -> None:
 
 def test_kernels_start_in_launch() -> None:
     """`kernel[grid](...)` stands in launch.py alone."""
-    assert {s for s in in_folders("kernels") for call in calls(s) if isinstance(call.func, ast.Subscript)} == {"kernels/launch"}
+    assert {s for s in in_folders("kernels") for call in calls(s) if isinstance(call.func, ast.Subscript)} == {
+        "kernels/runtime/launch"
+    }
 
 
 def test_names_of_kernels() -> None:
-    """Private to their file, `_..._kernel`; what they call is a device_function."""
-    for source in in_folders("kernels"):
-        for node in ast.walk(tree(source)):
-            if isinstance(node, ast.FunctionDef) and "triton.jit" in map(ast.unparse, node.decorator_list):
-                assert node.name.startswith("_") and node.name.endswith("_kernel"), f"{source}: {node.name}"
+    """Private to their file, `_..._kernel`, and each name once, so that a profiler's list tells them apart."""
+    names = [
+        node.name
+        for source in in_folders("kernels")
+        for node in ast.walk(tree(source))
+        if isinstance(node, ast.FunctionDef) and "triton.jit" in map(ast.unparse, node.decorator_list)
+    ]
+    assert all(name.startswith("_") and name.endswith("_kernel") for name in names) and len(names) == len(set(names)), names
 
 
 def functions(source: str) -> Iterator[ast.FunctionDef]:
@@ -160,7 +166,11 @@ def functions(source: str) -> Iterator[ast.FunctionDef]:
 
 def test_kernels_divide_by_divided() -> None:
     """Triton's float32 `/` is not rounded to nearest on a GPU; precision.py's `divided` is. What is allowed says why."""
-    allowed = {("kernels/precision", "divided"), ("kernels/indexing", "first_reader"), ("kernels/epilogue", "store_statistics")}
+    allowed = {
+        ("kernels/device/precision", "divided"),
+        ("kernels/device/indexing", "first_reader"),
+        ("kernels/device/epilogue", "store_statistics"),
+    }
     for source in in_folders("kernels"):
         for function in functions(source):
             if {"triton.jit", "device_function"} & set(map(ast.unparse, function.decorator_list)):

@@ -16,7 +16,7 @@ from triton.runtime import interpreter
 import trinn.layers as tnn
 from tests.check import randn
 from tests.every import EVERY, called
-from trinn.kernels import launch, tuning
+from trinn.kernels.runtime import launch, tuning
 from trinn.layers.pad2d import pad2d
 from trinn.models import AlexNet, LeNet
 

@@ -22,7 +22,8 @@ import trinn.layers as tnn
 from bench import shapes
 from tests.check import DEVICE
 from tests.every import EVERY
-from trinn.kernels import launch, launchers, tuning
+from trinn.kernels import launchers
+from trinn.kernels.runtime import launch, tuning
 from trinn.layers.pad2d import pad2d
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,17 +81,17 @@ HUGE: dict[str, shapes.Passes] = {
 CONSTANT_FACTOR = "the number of a tap, from a loop's counter and a constant"
 # 32-bit products that kernels with int64 offsets still make, none of them of an offset or of a count of elements.
 SMALL_PRODUCTS = {
-    "conv2d._gather_gemm_kernel": "taps that hit a pixel: rows times columns",
-    "conv2d_tma._gather_kernel": "coordinates of a box and of its filters, for descriptors, and how many taps hit",
-    "conv2d_tma_wgrad._wgrad_kernel": "coordinates of lines, for descriptors, and places within a filter",
-    "first2d._fold_kernel": "columns, and the elements of a row",
-    "depthwise2d._gather_kernel": CONSTANT_FACTOR,
-    "statistics2d._statistics_kernel": "the lanes of a tile",
-    "reduce._channel_sum_kernel": "the lanes of a tile",
-    "statistics2d._merge_kernel": "chunks of some thousand elements",
-    "batchnorm2d._sums_kernel": "the lanes of a tile",
-    "pool2d._max_pool2d_kernel": CONSTANT_FACTOR,
-    "gather2d._gather_kernel": "twice a size, the reach of a window, and the number of a tap",
+    "_conv2d_gather_kernel": "taps that hit a pixel: rows times columns",
+    "_conv2d_gather_tma_kernel": "coordinates of a box and of its filters, for descriptors, and how many taps hit",
+    "_conv2d_wgrad_tma_kernel": "coordinates of lines, for descriptors, and places within a filter",
+    "_few_channels_copy_kernel": "columns, and the elements of a row",
+    "_depthwise2d_gather_kernel": CONSTANT_FACTOR,
+    "_statistics2d_kernel": "the lanes of a tile",
+    "_channel_sum_kernel": "the lanes of a tile",
+    "_statistics2d_merge_kernel": "chunks of some thousand elements",
+    "_batchnorm2d_sums_kernel": "the lanes of a tile",
+    "_max_pool2d_kernel": CONSTANT_FACTOR,
+    "_gather2d_kernel": "twice a size, the reach of a window, and the number of a tap",
 }
 
 
@@ -102,7 +103,7 @@ class Launch:
 
     @property
     def name(self) -> str:
-        return f"{self.kernel.fn.__module__.removeprefix('trinn.kernels.')}.{self.kernel.fn.__name__}"
+        return self.kernel.fn.__name__
 
     @property
     def needs_int64(self) -> bool:
@@ -196,7 +197,7 @@ def test_many_elements(name: str, launches_of: Callable[..., list[Launch]]) -> N
 
 def test_one_place_starts_kernels() -> None:
     """launch.py, with a grid of one axis."""
-    for path in (ROOT / "kernels").glob("*.py"):
+    for path in (ROOT / "kernels").rglob("*.py"):
         grids = re.findall(r"kernel\[(.*?)\]\(", path.read_text())
         assert grids == (["(programs,)"] * 2 if path.stem == "launch" else []), path
 
@@ -225,7 +226,7 @@ def test_kernels_multiply_in_int64() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.products"], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     products = json.loads(done.stdout)
-    launched = {f"{path.stem}.{name}" for path in (ROOT / "kernels").glob("*.py") for name in defined(path)}
+    launched = {name for path in (ROOT / "kernels").rglob("*.py") for name in defined(path)}
     assert set(products) >= launched, launched - set(products)
     for name, lines in products.items():
         if SMALL_PRODUCTS.get(name) == CONSTANT_FACTOR:
@@ -308,7 +309,7 @@ def test_passes_reach_every_kernel(launches_of: Callable[..., list[Launch]]) -> 
     """The tables above leave no kernel out."""
     for table in (PASSES, HUGE):
         names = {seen.name for passes in table.values() for seen in launches_of(passes)}
-        assert names >= {f"{path.stem}.{name}" for path in (ROOT / "kernels").glob("*.py") for name in defined(path)}
+        assert names >= {name for path in (ROOT / "kernels").rglob("*.py") for name in defined(path)}
 
 
 def test_every_launcher_is_known() -> None:

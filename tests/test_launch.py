@@ -16,7 +16,8 @@ import trinn.layers as tnn
 from tests.check import randn
 from tests.every import EVERY
 from tests.import_orders import orders
-from trinn.kernels import launch, launchers
+from trinn.kernels import launchers
+from trinn.kernels.runtime import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_TENSOR = """
@@ -61,7 +62,7 @@ def test_every_order_of_imports(names: list[str]) -> None:
 
 def test_interpreter_is_chosen_without_a_gpu() -> None:
     expected = "False" if torch.cuda.is_available() else "True"
-    assert run("import trinn.kernels.launch as l; print(l.INTERPRETED)").strip() == expected
+    assert run("import trinn.kernels.runtime.launch as l; print(l.INTERPRETED)").strip() == expected
 
 
 def test_an_interpreter_that_fails_with_this_numpy() -> None:

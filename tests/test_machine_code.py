@@ -198,7 +198,11 @@ def test_convolutions_in_boxes_are_fed(tmp_path: Path) -> None:
     found: list[dict[str, Any]]
     found, measured = json.loads(done.stdout)
     boxes, others = ([launch for launch in found if launch["in boxes"] == in_boxes] for in_boxes in (True, False))
-    assert [launch["kernel"].split(".")[1] for launch in boxes] == ["_gather_kernel", "_gather_kernel", "_wgrad_kernel"]
+    assert [launch["kernel"] for launch in boxes] == [
+        "_conv2d_gather_tma_kernel",
+        "_conv2d_gather_tma_kernel",
+        "_conv2d_wgrad_tma_kernel",
+    ]
     for launch in boxes:
         (loop,) = launch["loops"]
         copies = loop["operations"]["ttng.async_tma_copy_global_to_local"]

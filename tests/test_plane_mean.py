@@ -8,8 +8,9 @@ from torch import Tensor
 
 from tests.cases import named
 from tests.check import DTYPES, randn
-from trinn.kernels import ops, tuning
+from trinn.kernels import ops
 from trinn.kernels.reduce import plane_mean
+from trinn.kernels.runtime import tuning
 
 CASES: dict[str, Callable[[], Tensor]] = {
     "plain": lambda: randn(3, 5, 4, 6),

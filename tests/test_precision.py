@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trinn.kernels import launch
-from trinn.kernels.precision import conv_precision, matmul_precision
+from trinn.kernels.device.precision import conv_precision, matmul_precision
+from trinn.kernels.runtime import launch
 
 CUDA = torch.device("cuda", 0)
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
@@ -62,7 +62,7 @@ def test_no_tf32_where_there_is_none(architecture: str) -> None:
 def test_dots_and_launches_say_it_all() -> None:
     """tl.dot stands once, with input_precision; kernels start in launch.py alone, which passes enable_fp_fusion."""
     dots, fusions = [], []
-    for path in KERNELS.glob("*.py"):
+    for path in KERNELS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.dot":
                 dots.append((path.name, {k.arg for k in node.keywords}))

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.cases import named
 from tests.check import DEVICE, randn
-from trinn.kernels import launch
-from trinn.kernels.relayout import channels_last, images_last, planes
+from trinn.kernels.conv2d.relayout import channels_last, images_last, planes
+from trinn.kernels.runtime import launch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LAST = torch.channels_last

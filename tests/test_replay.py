@@ -1,4 +1,4 @@
-"""Launches from notes (kernels/replay.py), on a GPU that stands still: they are the launchers' own, and they are cheap."""
+"""Launches from notes (kernels/runtime/replay.py), on a GPU that stands still: they are the launchers' own, and cheap."""
 
 import functools
 import json
@@ -13,7 +13,8 @@ import torch
 
 from tests.check import randn
 from tests.test_install import ROOT
-from trinn.kernels import launchers, replay
+from trinn.kernels import launchers
+from trinn.kernels.runtime import replay
 
 HOPPER = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
 

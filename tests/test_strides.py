@@ -12,7 +12,7 @@ from torch import Tensor
 import trinn.layers as tnn
 from tests.check import randn
 from tests.every import EVERY, TORCHS, Every
-from trinn.kernels.launch import observed
+from trinn.kernels.runtime.launch import observed
 
 LAST = torch.channels_last
 

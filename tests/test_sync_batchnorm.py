@@ -15,7 +15,8 @@ from tests.check import DEVICE, check_results, raises_like, randn
 from tests.processes import needs_processes, together
 from tests.test_batchnorm2d import parameters, statistics, tracked
 from tests.test_lenet import OnlyOurs
-from trinn.kernels import ops, tuning
+from trinn.kernels import ops
+from trinn.kernels.runtime import tuning
 
 
 class Case(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import trinn
 from tests.check import DEVICE, randn
 from tests.every import EVERY, Ours, operators, results
-from trinn.kernels import launch, tuning
+from trinn.kernels.runtime import launch, tuning
 
 THREADS = 4
 

@@ -18,8 +18,10 @@ from bench.every_tile import Judge
 from bench.machine_code import SHARED_MEMORY
 from bench.tune import Place, Timer
 from tests.test_bench import ROOT, Here, SetClock
-from trinn.kernels import conv2d, launchers, ops, tuning
-from trinn.kernels.tuning import Product, Tile
+from trinn.kernels import launchers, ops
+from trinn.kernels.conv2d import passes
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.tuning import Product, Tile
 
 PRODUCT = Product("linear", 100, 1000, 4096, torch.float16, "ieee")
 TMA = Product("tma conv2d", 256, 50176, 1152, torch.bfloat16, "ieee")
@@ -205,7 +207,7 @@ def test_a_tile_that_is_right(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> 
             used.append((product.kernel, tile))
         return tile
 
-    monkeypatch.setattr(conv2d, "gemm_tile", noted)
+    monkeypatch.setattr(passes, "gemm_tile", noted)
     assert judge(CONFIG) is None
     forced = Tile(32, 16, 16, 4, 2)
     assert [kernel for kernel, tile in used if tile == forced] == ["conv2d"] * 4

@@ -84,7 +84,7 @@ def _torch() -> str:
 
 
 def _triton() -> str:
-    from trinn.kernels.interpreter import INTERPRETED, REASON
+    from trinn.kernels.runtime.interpreter import INTERPRETED, REASON
 
     return f"{importlib.import_module('triton').__version__}, {'interprets' if INTERPRETED else 'compiles'} kernels: {REASON}"
 
@@ -131,7 +131,7 @@ def _determinism() -> str:
 def _tiles() -> str:
     import torch
 
-    from trinn.kernels import tuning
+    from trinn.kernels.runtime import tuning
 
     shipped = ", ".join(sorted(path.stem for path in tuning.TILES.glob("*.json"))) or "no GPU"
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
@@ -143,7 +143,7 @@ def _kernel() -> str:
     import torch
 
     from trinn.kernels import launchers
-    from trinn.kernels.interpreter import INTERPRETED, NOWHERE
+    from trinn.kernels.runtime.interpreter import INTERPRETED, NOWHERE
 
     x = torch.tensor([-1.0, 0.0, 2.0], device="cpu" if INTERPRETED or NOWHERE else "cuda")
     y = launchers.relu_forward(x).tolist()

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import trinn.layers as tnn
 from tests.check import DEVICE
-from trinn.kernels import tuning
-from trinn.kernels.launch import INTERPRETED
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.launch import INTERPRETED
 
 INF, NAN = float("inf"), float("nan")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

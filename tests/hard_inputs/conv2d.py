@@ -7,9 +7,9 @@ import torch
 
 import trinn.layers as tnn
 from tests.hard_inputs import FLOATS, INF, NAN, TORCH, grads, holds, integers, like_torch, refusal, same
-from trinn.kernels import launch
-from trinn.kernels.launch import INTERPRETED
-from trinn.kernels.precision import conv_precision, matmul_precision
+from trinn.kernels.device.precision import conv_precision, matmul_precision
+from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.launch import INTERPRETED
 
 X, W = (2, 4, 6, 7), (6, 4, 3, 3)
 

@@ -21,8 +21,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from trinn.kernels.boxes import best_line, described, flat, is_readable, planar, strides_of
-from trinn.kernels.conv2d_tma import (
+from ..device.indexing import Axis, advanced, axes_of, big_from_small, cdiv, floor_div, smalls_that_hit
+from ..device.precision import CROSS_PAIRS, conv_precision, dot, pair_of
+from ..reduce import partials_of, sum_partials
+from ..runtime.launch import Ints, device_function, empty, index_type, launch
+from ..runtime.tuning import Product, Tile, gemm_tile, splits
+from .few_channels import Fold, folded, windows
+from .relayout import channels_last, copied, images_last, planes
+from .tma import (
     OUTSIDE,
     alignment_of,
     are_few,
@@ -32,13 +38,7 @@ from trinn.kernels.conv2d_tma import (
     is_hopper,
     operands_of,
 )
-from trinn.kernels.first2d import Fold, folded, windows
-from trinn.kernels.indexing import Axis, advanced, axes_of, big_from_small, cdiv, floor_div, smalls_that_hit
-from trinn.kernels.launch import Ints, device_function, empty, index_type, launch
-from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
-from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.relayout import channels_last, copied, images_last, planes
-from trinn.kernels.tuning import Product, Tile, gemm_tile, splits
+from .tma_box import best_line, described, flat, is_readable, planar, strides_of
 
 
 @device_function
@@ -86,7 +86,7 @@ def _zeros(TAPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _wgrad_kernel(
+def _conv2d_wgrad_tma_kernel(
     x, dy, partials,
     dw_strides, dw_split,
     filters, channels, narrow_filters, narrow_channels, x_pitch, planes,
@@ -251,7 +251,7 @@ def wgrad_lines(plan: Lines, dw: Tensor, groups: int) -> Tensor:
     sums = dw if dw.is_contiguous(memory_format=torch.channels_last) else empty(dw, dw.shape, channels_last=True)
     partials = partials_of(sums, parts)
     launch(
-        _wgrad_kernel, plan.tiles * parts, _line(x, plan, plan.block_n, span), _line(dy, plan, tile.m, 1), partials,
+        _conv2d_wgrad_tma_kernel, plan.tiles * parts, _line(x, plan, plan.block_n, span), _line(dy, plan, tile.m, 1), partials,
         sums.stride(), dw.numel(),
         plan.filters, plan.channels, dw.shape[0] // groups, dw.shape[1], strides_of(x)[3], plane_pitches,
         triton.cdiv(images, plan.length) if plan.of_images else images, *x.shape[2:], height, width, parts,

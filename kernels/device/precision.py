@@ -11,7 +11,7 @@ products are exact, and which its matrix units read from shared memory in any or
 import torch
 import triton.language as tl
 
-from trinn.kernels.launch import INTERPRETED, architecture, device_function
+from ..runtime.launch import INTERPRETED, architecture, device_function
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 

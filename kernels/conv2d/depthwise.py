@@ -15,18 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.columns import columns, columns_of, filled
-from trinn.kernels.depthwise2d_strips import gather_strips, has_strips, wgrad_strips
-from trinn.kernels.epilogue import rectified
-from trinn.kernels.indexing import axes_of, big_from_small, inside, small_from_big, split_pixel
-from trinn.kernels.launch import Ints, index_type, is_channels_last, launch
-from trinn.kernels.precision import accumulator
-from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.tuning import splits
+from ..device.columns import columns, columns_of, filled
+from ..device.epilogue import rectified
+from ..device.indexing import axes_of, big_from_small, inside, small_from_big, split_pixel
+from ..device.precision import accumulator
+from ..reduce import partials_of, sum_partials
+from ..runtime.launch import Ints, index_type, is_channels_last, launch
+from ..runtime.tuning import splits
+from .depthwise_sliding import gather_strips, has_strips, wgrad_strips
 
 
 @triton.jit
-def _gather_kernel(
+def _depthwise2d_gather_kernel(
     source, weight, scale, bias, result,
     source_strides, weight_strides, result_strides,
     source_height, source_width, result_height, result_width, cut,
@@ -75,7 +75,7 @@ def _gather_kernel(
 
 
 @triton.jit
-def _wgrad_kernel(
+def _depthwise2d_wgrad_kernel(
     x, dy, partials,
     x_strides, dy_strides,
     pixels, filters, height, width, out_height, out_width, parts, pixels_per_part,
@@ -126,7 +126,7 @@ def depthwise2d_gather(
     programs, cut, tile, _ = columns(result, ())
     H, W = axes_of(weight.shape[2:], stride, padding, dilation)
     launch(
-        _gather_kernel, programs, source, weight, scale, bias, result,
+        _depthwise2d_gather_kernel, programs, source, weight, scale, bias, result,
         source.stride(), (w_k, w_r, w_s), result.stride(),
         *source.shape[2:], *result.shape[2:], cut,
         H=H, W=W, FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),
@@ -149,7 +149,7 @@ def depthwise2d_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: 
     parts = splits(tiles, pixels, block_p)
     partials, (H, W) = partials_of(dw, parts), axes_of(dw.shape[2:], stride, padding, dilation)
     launch(
-        _wgrad_kernel, tiles * parts, x, dy, partials,
+        _depthwise2d_wgrad_kernel, tiles * parts, x, dy, partials,
         x.stride(), dy.stride(),
         pixels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, triton.cdiv(pixels, parts),
         H=H, W=W, FILTERS=filters // x.shape[1], ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, partials),

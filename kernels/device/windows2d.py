@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from trinn.kernels.indexing import bin_end, bin_start, cdiv, inside, most_in_bin
-from trinn.kernels.launch import Ints, device_function
-from trinn.kernels.precision import divided
+from ..runtime.launch import Ints, device_function
+from .indexing import bin_end, bin_start, cdiv, inside, most_in_bin
+from .precision import divided
 
 
 class Windows(NamedTuple):

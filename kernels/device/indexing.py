@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import triton.language as tl
 
-from trinn.kernels.launch import Ints, device_function
+from ..runtime.launch import Ints, device_function
 
 # How far rounding may move the coordinates of a resized image: in output pixels, for each output of an axis.
 READER_SLACK = tl.constexpr(2.0**-20)

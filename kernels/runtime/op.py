@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from trinn.kernels.replay import directly, replayed
+from .replay import directly, replayed
 
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 

@@ -27,23 +27,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.conv2d_tma import gather_boxes, plan_gather
-from trinn.kernels.conv2d_tma_wgrad import plan_lines, wgrad_lines
-from trinn.kernels.depthwise2d import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
-from trinn.kernels.epilogue import finished, largest, store_statistics
-from trinn.kernels.indexing import Window, axes_of, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
-from trinn.kernels.launch import Ints, empty, exceeds_int32, index_type, is_channels_last, launch
-from trinn.kernels.op import op
-from trinn.kernels.precision import accumulator, conv_precision, dot, widened
-from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.statistics2d import Parts
-from trinn.kernels.tuning import Product, Tile, gemm_tile, splits
+from ..device.epilogue import finished, largest, store_statistics
+from ..device.indexing import Window, axes_of, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
+from ..device.precision import accumulator, conv_precision, dot, widened
+from ..reduce import partials_of, sum_partials
+from ..runtime.launch import Ints, empty, exceeds_int32, index_type, is_channels_last, launch
+from ..runtime.op import op
+from ..runtime.tuning import Product, Tile, gemm_tile, splits
+from ..statistics2d import Parts
+from .depthwise import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
+from .tma import gather_boxes, plan_gather
+from .tma_wgrad import plan_lines, wgrad_lines
 
 A_PIXEL = Window(1, 1)
 
 
 @triton.jit
-def _gather_gemm_kernel(
+def _conv2d_gather_kernel(
     source, weight, scale, bias, result, codes, means, variances, counts,
     source_strides, weight_strides, result_strides, weight_group,
     pixels, channels_in, channels_out, source_height, source_width, result_height, result_width, phase_height, phase_width,
@@ -138,7 +138,7 @@ def _gather_gemm_kernel(
 
 
 @triton.jit
-def _wgrad_kernel(
+def _conv2d_wgrad_kernel(
     x, dy, partials,
     x_strides, dy_strides, dw_strides, dw_split,
     pixels, channels, filters, height, width, out_height, out_width, splits, pixels_per_split,
@@ -280,7 +280,7 @@ def conv2d_wgrad(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints,
     pixels_per_part = triton.cdiv(triton.cdiv(pixels, parts), tile.k) * tile.k
     partials, (H, W) = partials_of(dw, parts), axes_of(size, stride, padding, dilation)
     launch(
-        _wgrad_kernel, tiles * parts, x, dy, partials,
+        _conv2d_wgrad_kernel, tiles * parts, x, dy, partials,
         x.stride(), dy.stride(), dw.stride(), dw.numel(),
         pixels, channels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, pixels_per_part,
         H=H, W=W, ACCUMULATOR=accumulator(x.dtype), PRECISION=precision, INDEX=index_type(x, dy, partials),
@@ -329,7 +329,7 @@ def gather_gemm(
     H, W = axes_of(weight.shape[2:], stride, padding, dilation)
     means, variances, counts = parts if parts is not None else (None, None, None)
     launch(
-        _gather_gemm_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
+        _conv2d_gather_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
         source, weight, scale, bias, result, codes, means, variances, counts,
         source.stride(), weight_strides, result.stride(), filters * w_k,
         pixels, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.interpreter import INTERPRETED, NOWHERE, REASON
+from .interpreter import INTERPRETED, NOWHERE, REASON
 
 Ints = Sequence[int]  # sizes, strides and the like, of height and width where two are asked for
 

@@ -23,9 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels import tuning
-from trinn.kernels.indexing import cdiv, inside
-from trinn.kernels.launch import INTERPRETED, Ints, empty, index_type, launch
+from ..device.indexing import cdiv, inside
+from ..runtime import tuning
+from ..runtime.launch import INTERPRETED, Ints, empty, index_type, launch
 
 # In elements that a box takes from L2 to shared memory, which takes an H100 half a picosecond each: what one costs conv2d.py's
 # kernels, that gather them one by one with some 60 of a thread's instructions; to write one of the copy and to read it; and to
@@ -88,7 +88,7 @@ def fold_of(x: Tensor, w: Ints, size: Ints, stride: Ints, padding: Ints, dilatio
 
 
 @triton.jit
-def _fold_kernel(
+def _few_channels_copy_kernel(
     x, folded,
     x_strides,
     channels, width, near, high, rows, units,
@@ -145,7 +145,7 @@ def _folded(x: Tensor, rows: int, columns: int, pitch: int, near: int) -> Tensor
     unit = math.gcd(16 // x.element_size(), columns * pitch)
     tile = _tile(images * rows, columns, pitch)
     launch(
-        _fold_kernel, triton.cdiv(images * rows, tile.rows) * triton.cdiv(columns, tile.columns), x, copy,
+        _few_channels_copy_kernel, triton.cdiv(images * rows, tile.rows) * triton.cdiv(columns, tile.columns), x, copy,
         x.stride(),
         channels, width, near, rows, images * rows, columns * pitch // unit,
         PITCH=pitch, UNIT=unit, INDEX=index_type(x, copy), TILE=tile, device=x.device,

@@ -31,15 +31,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels.boxes import Along, Box, best_box, described, flat, is_readable, planar, strides_of
-from trinn.kernels.epilogue import finished, store_statistics
-from trinn.kernels.first2d import Fold, fold_of, folded, folded_filters, windows
-from trinn.kernels.indexing import Axis, advanced, axes_of, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
-from trinn.kernels.launch import Ints, architecture, device_function, index_type, launch
-from trinn.kernels.precision import CROSS_PAIRS, conv_precision, dot, pair_of
-from trinn.kernels.relayout import channels_last, planes, spread
-from trinn.kernels.statistics2d import Parts
-from trinn.kernels.tuning import Product, Tile, gemm_tile
+from ..device.epilogue import finished, store_statistics
+from ..device.indexing import Axis, advanced, axes_of, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
+from ..device.precision import CROSS_PAIRS, conv_precision, dot, pair_of
+from ..runtime.launch import Ints, architecture, device_function, index_type, launch
+from ..runtime.tuning import Product, Tile, gemm_tile
+from ..statistics2d import Parts
+from .few_channels import Fold, fold_of, folded, folded_filters, windows
+from .relayout import channels_last, planes, spread
+from .tma_box import Along, Box, best_box, described, flat, is_readable, planar, strides_of
 
 # Whether the interpreter takes this path, too: for tests of it.
 interpreted = False
@@ -100,7 +100,7 @@ def _halves(acc):
 
 
 @triton.jit
-def _gather_kernel(
+def _conv2d_gather_tma_kernel(
     source, weight, scale, bias, result, means, variances, counts,
     result_strides,
     channels_in, channels_out, source_pitch, tap_pitch, planes, images, source_height, source_width,
@@ -317,7 +317,7 @@ def gather_boxes(
     matrix = weight.shape[0], weight.shape[1] * taps.numel()
     means, variances, counts = parts if parts is not None else (None, None, None)
     launch(
-        _gather_kernel,
+        _conv2d_gather_tma_kernel,
         image_tiles * row_tiles * column_tiles * triton.cdiv(channels_out, tile.m) * phases_h * phases_w * groups,
         boxes, described(weight, matrix, (matrix[1], 1), (tile.k, tile.m) if transposed else (tile.m, tile.k)),
         scale, bias, result, means, variances, counts,

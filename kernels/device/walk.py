@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels import tuning
-from trinn.kernels.indexing import nothing, offset_of
-from trinn.kernels.launch import INTERPRETED, device_function, index_type, memory_order
-from trinn.kernels.precision import accumulator
+from ..runtime import tuning
+from ..runtime.launch import INTERPRETED, device_function, index_type, memory_order
+from .indexing import nothing, offset_of
+from .precision import accumulator
 
 SETUP = 4  # how many steps take as long as all that a program does besides
 _INTERPRETED = tl.constexpr(INTERPRETED)

@@ -10,14 +10,14 @@ Their gradients are those of the parts. Arguments are those of conv2d_fprop.
 import torch
 from torch import Tensor
 
-from trinn.kernels.conv2d import empty_fprop, gather_gemm, statistics_parts
-from trinn.kernels.conv2d_tma import plan_gather
-from trinn.kernels.depthwise2d import is_depthwise
-from trinn.kernels.indexing import Window
-from trinn.kernels.launch import Ints, empty, is_channels_last, is_either
-from trinn.kernels.op import op
-from trinn.kernels.pool2d import code_type, max_pool2d_forward
-from trinn.kernels.statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_parts
+from ..device.indexing import Window
+from ..pool2d import code_type, max_pool2d_forward
+from ..runtime.launch import Ints, empty, is_channels_last, is_either
+from ..runtime.op import op
+from ..statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_parts
+from .depthwise import is_depthwise
+from .passes import empty_fprop, gather_gemm, statistics_parts
+from .tma import plan_gather
 
 
 def _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups):

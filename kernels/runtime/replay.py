@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from trinn.kernels import launch, tuning
+from . import launch, tuning
 
 # Notes stand on how these versions of Triton start a kernel on NVIDIA's GPUs.
 REPLAYS = (

@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels import tuning
-from trinn.kernels.indexing import cdiv, offset_of
-from trinn.kernels.launch import INTERPRETED, device_function, empty, index_type, launch, memory_order
-from trinn.kernels.precision import widened
-from trinn.kernels.tuning import ElementTile
+from ..device.indexing import cdiv, offset_of
+from ..device.precision import widened
+from ..runtime import tuning
+from ..runtime.launch import INTERPRETED, device_function, empty, index_type, launch, memory_order
+from ..runtime.tuning import ElementTile
 
 _PLANES = 3  # bfloat16 has 8 bits of a float32's 24
 _LARGEST = tl.constexpr(torch.finfo(torch.bfloat16).max)
@@ -206,7 +206,7 @@ def _run(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> El
 
 
 @triton.jit
-def _spread_kernel(
+def _merge_groups_kernel(
     w, out,
     w_strides,
     elements, taps_w, filters, channels, taps, channels_at_once, at_once,
@@ -237,7 +237,7 @@ def spread(w: Tensor, at_once: int, groups: int) -> Tensor:
     out = empty(w, (k, r, s, at_once * c)).permute(0, 3, 1, 2)
     block = tuning.elementwise_block(out.numel())
     launch(
-        _spread_kernel, triton.cdiv(out.numel(), block), w, out,
+        _merge_groups_kernel, triton.cdiv(out.numel(), block), w, out,
         w.stride(),
         out.numel(), s, k // groups, c, r * s, at_once * c, at_once,
         INDEX=index_type(w, out), BLOCK=block, device=w.device,

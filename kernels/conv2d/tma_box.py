@@ -12,8 +12,8 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from trinn.kernels.indexing import Axis
-from trinn.kernels.launch import Ints
+from ..device.indexing import Axis
+from ..runtime.launch import Ints
 
 _ROUNDED = {"round_f32_to_tf32": True} if "round_f32_to_tf32" in TensorDescriptor.__dataclass_fields__ else {}
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from trinn.kernels.launch import INTERPRETED, architecture, gpu
+from .launch import INTERPRETED, architecture, gpu
 
 # An interpreted program costs some milliseconds, whatever its size, so one takes all it can.
 interpreted_block = 16384

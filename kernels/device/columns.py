@@ -25,9 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels import tuning
-from trinn.kernels.indexing import Axis
-from trinn.kernels.launch import Ints, architecture, device_function, index_type, is_channels_last
+from ..runtime import tuning
+from ..runtime.launch import Ints, architecture, device_function, index_type, is_channels_last
+from .indexing import Axis
 
 LEAST_ROWS = 6  # of a part on a GPU: before its first row a kernel computes what depends on the column
 PROGRAMS = 4  # parts are cut so that there are this many times tuning.wanted_programs

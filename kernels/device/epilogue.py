@@ -7,8 +7,8 @@ largest             a max pooling by windows that do not overlap, of which a til
 
 import triton.language as tl
 
-from trinn.kernels.launch import device_function
-from trinn.kernels.precision import widened
+from ..runtime.launch import device_function
+from .precision import widened
 
 
 @device_function

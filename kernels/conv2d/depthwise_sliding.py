@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trinn.kernels import tuning
-from trinn.kernels.epilogue import rectified
-from trinn.kernels.indexing import Axis, axes_of, big_from_small, inside, nothing
-from trinn.kernels.launch import INTERPRETED, Ints, device_function, index_type, is_channels_last, launch
-from trinn.kernels.precision import accumulator
-from trinn.kernels.reduce import partials_of, sum_partials
-from trinn.kernels.tuning import ElementTile
+from ..device.epilogue import rectified
+from ..device.indexing import Axis, axes_of, big_from_small, inside, nothing
+from ..device.precision import accumulator
+from ..reduce import partials_of, sum_partials
+from ..runtime import tuning
+from ..runtime.launch import INTERPRETED, Ints, device_function, index_type, is_channels_last, launch
+from ..runtime.tuning import ElementTile
 
 # A thread holds a filter for each of its elements, in as many of its registers at most; among planes, of which it reads
 # elements one by one, also what that takes.
@@ -97,7 +97,7 @@ def _with_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.con
 
 
 @triton.jit
-def _gather_kernel(
+def _depthwise2d_sliding_gather_kernel(
     source, weight, scale, bias, result,
     source_strides, weight_strides, result_strides,
     pixels, channels, source_height, source_width, result_height, result_width, pixel_tiles, channel_tiles, rows_per_part,
@@ -158,7 +158,7 @@ def _gather_kernel(
 
 
 @triton.jit
-def _wgrad_kernel(
+def _depthwise2d_sliding_wgrad_kernel(
     x, dy, partials,
     x_strides, dy_strides,
     pixels, channels, height, width, out_height, out_width, parts, row_parts, rows_per_part, chunks, chunks_per_part,
@@ -233,7 +233,8 @@ def gather_strips(
     strips = _strips(result, H, W)
     w_k, _, w_r, w_s = weight.stride()
     launch(
-        _gather_kernel, strips.pixel_tiles * strips.channel_tiles * strips.parts, source, weight, scale, bias, result,
+        _depthwise2d_sliding_gather_kernel, strips.pixel_tiles * strips.channel_tiles * strips.parts,
+        source, weight, scale, bias, result,
         source.stride(), (w_k, w_r, w_s), result.stride(),
         images * width, channels, source.shape[2], source.shape[3], height, width,
         strips.pixel_tiles, strips.channel_tiles, strips.rows_per_part,
@@ -253,7 +254,7 @@ def wgrad_strips(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints,
     partials = partials_of(dw, parts)
     tile = strips.tile
     launch(
-        _wgrad_kernel, strips.channel_tiles * parts, x, dy, partials,
+        _depthwise2d_sliding_wgrad_kernel, strips.channel_tiles * parts, x, dy, partials,
         x.stride(), dy.stride(),
         images * width, channels, x.shape[2], x.shape[3], height, width,
         parts, strips.parts, strips.rows_per_part, chunks, chunks_per_part,

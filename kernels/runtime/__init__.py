@@ -1,0 +1,1 @@
+"""How kernels are started: the interpreter, launches, operators of torch, the launch cache, tiles."""
