@@ -27,9 +27,10 @@ from bench.gpu_cache import sources
 from bench.machine_code import Code, Driver
 from bench.rows import LAYOUTS, Instance
 from bench.timing import Machine, using
-from bench.tune import compile_launcher, patched
+from bench.tune import compile_launcher
 from trinn.kernels import launchers
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.settings import settings
 
 Launch = tuple[Any, int, tuple[Any, ...], dict[str, Any]]  # the kernel, how many programs, arguments and constants
 
@@ -49,11 +50,11 @@ def jobs_of(
     """The launches of cases and of networks, by name, in their arithmetics; tiles are those for the GPU of that name."""
     triton.runtime.driver.set_active(Driver(architecture))
     jobs: dict[Any, Job] = {}
-    with patched(tuning, gpu=lambda device: gpu), _Launchers():
+    with settings.changed(gpu=gpu), _Launchers():
         for name, run, arithmetic in _runs(cases, networks):
             with using(arithmetic) as dtype:
                 observe = remembering(jobs, architecture, f"{name}, {arithmetic}", dtype, held=False)
-                with launch.observed(observe, architecture):
+                with intercepted(observe, architecture):
                     run(dtype)
     return list(jobs.values())
 
@@ -84,10 +85,10 @@ def _runs(
 def launches_of(name: str, arithmetic: str, layout: str, what: str, architecture: str = "sm_90") -> list[Launch]:
     """What a pass of a case launches, without what it has to have launched before."""
     found: list[Launch] = []
-    with using(arithmetic) as dtype, patched(tuning, gpu=lambda device: ""), _Launchers():
-        with launch.observed(lambda *_: None, architecture):
+    with using(arithmetic) as dtype, settings.changed(gpu=""), _Launchers():
+        with intercepted(lambda *_: None, architecture):
             call = Instance(registry.CASES[name], "ours", dtype, layout, "meta").call(what)
-        with launch.observed(lambda *of: found.append(of), architecture):
+        with intercepted(lambda *of: found.append(of), architecture):
             call()
     return found
 

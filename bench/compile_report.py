@@ -33,7 +33,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from bench.executed import executed
 from bench.machine_code import SHARED_MEMORY, Code, Driver, Program, Row, count, held, read_amdgcn, read_cubin, read_sass, waits
 from bench.shapes import ARITHMETIC, HELD, Case, Passes, boxes_of, cases, convolutions, wgrad
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.settings import settings
 
 # To run one more program side by side, ptxas leaves registers unused and puts one or two values aside. That is its choice.
 # Where it had no register left, or puts more aside, the tile is too large.
@@ -151,10 +153,8 @@ def launched(
         order = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
         return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
 
-    tuning.only_tile = tile
-    with launch.observed(observe, architecture):
+    with settings.changed(tile_of=tile and (lambda *_: tile)), intercepted(observe, architecture):
         passes(new)
-    tuning.only_tile = None
 
 
 def measured_cases() -> list[tuple[Case, tuning.Tile]]:
@@ -174,7 +174,7 @@ def measured_cases() -> list[tuple[Case, tuning.Tile]]:
 def remembering(
     jobs: dict[Any, Job], architecture: str, case: str, dtype: torch.dtype, held: bool
 ) -> Callable[[Any, int, Any, Any], None]:
-    """Takes note of a launch that compiles like none before it: what `launch.observed` is to call."""
+    """Takes note of a launch that compiles like none before it: what `intercepted` is to call."""
 
     def observe(kernel: Any, programs: int, args: Any, constants: Any) -> None:
         def remember(*, key: str, **_: Any) -> bool:

@@ -21,7 +21,8 @@ from bench import still_gpu  # before trinn
 
 import trinn.layers as tnn  # isort: skip
 from trinn.kernels import launchers
-from trinn.kernels.runtime import launch, replay
+from trinn.kernels.runtime import replay
+from trinn.kernels.runtime.observe import recorded
 
 Cost = Callable[[Callable[[], Any]], float]
 
@@ -89,7 +90,7 @@ def operator(name: str, cost: Cost) -> Operator:
     noted = replay.replayed(launcher)
     for _ in range(2):
         noted(*args)
-    with launch.noted() as launches:
+    with recorded() as launches:
         launcher(*args)
     _, notes = replay.written(launcher, tuple(args), [arg for arg in args if isinstance(arg, Tensor)])
     assert isinstance(notes, replay.Notes)

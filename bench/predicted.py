@@ -19,7 +19,6 @@ import contextlib
 import heapq
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,11 +33,11 @@ from bench import ahead, registry
 from bench.machine_code import Driver
 from bench.rows import LAYOUTS, Instance
 from bench.timing import Call, using
-from bench.tune import patched
 from trinn.kernels.conv2d import tma
 from trinn.kernels.conv2d.tma_box import Along
 from trinn.kernels.device.indexing import Axis
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.settings import settings
 
 STORED = Path(__file__).resolve().parent.parent / "docs" / "convolution" / "predicted.json"
 
@@ -78,16 +77,10 @@ def launches(gpu: str) -> Iterator[list[Started]]:
     """The launches within, with tiles as measured on the GPU of that name, or else guessed."""
     found: list[Started] = []
 
-    def note(kernel: Any, programs: int, *args: Any, device: torch.device, **constants: Any) -> None:
+    def note(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
         found.append(Started(kernel.__name__, programs, dict(zip(kernel.arg_names, args, strict=False)) | constants))
 
-    modules = [module for name, module in sys.modules.items() if name.startswith("trinn.kernels.")]
-    starting = [module for module in modules if getattr(module, "launch", None) is launch.launch]
-    with contextlib.ExitStack() as stack:
-        for module in starting:
-            stack.enter_context(patched(module, launch=note))
-        stack.enter_context(patched(tuning, gpu=lambda device: gpu))
-        stack.enter_context(launch.observed(lambda *_: None, "sm_90"))
+    with settings.changed(gpu=gpu), intercepted(note, "sm_90"):
         yield found
 
 

@@ -35,6 +35,7 @@ from bench.timing import Call, Machine, interleaved
 from trinn.kernels.conv2d.tma_box import described
 from trinn.kernels.device.precision import beats
 from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime.observe import intercepted, recorded
 
 SOURCE = (128, 24, 48, 64)  # images, rows, columns and channels, float16: 18 MiB, which fits into L2
 BOXES = {
@@ -174,7 +175,7 @@ def rates(machine: Machine) -> dict[str, Any]:
     compares = 4.0
     timed = dict(works(machine.device, multiprocessors))
     for name, work in timed.items():
-        with launch.noted() as launched:
+        with recorded() as launched:
             work.call()
         if work.result.double().sum() != work.wanted:
             raise RuntimeError(f"{name}: the result is wrong")
@@ -233,7 +234,7 @@ def compiled(architecture: str = "sm_90") -> dict[str, dict[str, Any]]:
     """
     triton.runtime.driver.set_active(Driver(architecture))
     binaries: list[Any] = []
-    with launch.observed(lambda k, _, args, named: binaries.append(k.warmup(*args, grid=(1,), **named)), architecture):
+    with intercepted(lambda k, _, args, named: binaries.append(k.warmup(*args, grid=(1,), **named)), architecture):
         names = [(name, work.call())[0] for name, work in works("meta", 1)]
     found: dict[str, dict[str, Any]] = {}
     for name, binary in zip(names, binaries, strict=True):

@@ -36,7 +36,10 @@ from bench.rows import Instance
 from bench.timing import Machine, interleaved, using
 from bench.workers import MANY, do_in_turn, do_side_by_side, words, worked_off
 from trinn.kernels import launchers, ops
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.hardware import architecture
+from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.settings import settings
 from trinn.kernels.runtime.tuning import Product, Tile
 
 CLEARLY = 0.97  # of the guess's time
@@ -95,7 +98,7 @@ def tiles_by(rule: Rule) -> Iterator[list[Product]]:
         asked.append(product)
         return rule(product, architecture)
 
-    with patched(tuning, guessed_tile=tile_of, measured_tiles=lambda name: {}):
+    with settings.changed(tile_of=tile_of):
         yield asked
 
 
@@ -122,7 +125,7 @@ def recorded(rule: Rule) -> Iterator[list[Call]]:
 
 def calls_of(case: registry.Case, arithmetic: str, layout: str, device: str, architecture: str, seed: int = 0) -> list[Call]:
     """The calls of a forward and backward pass that compute products, with random tensors. Nothing runs."""
-    with using(arithmetic) as dtype, launch.observed(lambda *_: None, architecture):
+    with using(arithmetic) as dtype, intercepted(lambda *_: None, architecture):
         with recorded(tuning.guessed_tile) as calls:
             Instance(case, "ours", dtype, layout, device, seed).call("backward")()
     return calls
@@ -205,7 +208,7 @@ def compiling(architecture: str) -> Iterator[list[str]]:
         compile_launcher(binary)
 
     triton.runtime.driver.set_active(Driver(architecture))
-    with launch.observed(compile_it, architecture):
+    with intercepted(compile_it, architecture):
         yield faults
 
 
@@ -395,7 +398,7 @@ def main() -> int:
         return 1
 
     if not args.compile_only:
-        args.architecture = launch.architecture(torch.device("cuda"))
+        args.architecture = architecture(torch.device("cuda"))
     command = [sys.executable, "-m", "bench.tune", "--items", "--architecture", args.architecture]
     until = time.monotonic() + 60 * args.minutes
     wanted = products(places((), args.names, args.arithmetics), args.architecture)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import init
 
 from trinn import layers as nn
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.models import MLP, AlexNet, LeNet, MyDictDense, MyLayer, MyListDense, init_weights
 from trinn.models.init import SCHEMES
 

@@ -47,7 +47,7 @@ from torch import Tensor
 
 import trinn
 import trinn.layers
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.models import LeNet
 
 DEVICE = "cpu" if INTERPRETED else "cuda"

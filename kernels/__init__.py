@@ -23,7 +23,7 @@ if __name__ == "trinn.kernels":
         upsample2d,
     )
     from .runtime.flops import register_flops
-    from .runtime.launch import hash_device_functions
+    from .device.function import hash_device_functions
     from .runtime.op import launchers, library, ops
     from .runtime.vmap import register_vmap
 

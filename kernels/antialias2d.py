@@ -13,10 +13,12 @@ from collections.abc import Sequence
 import triton.language as tl
 from torch import Tensor
 
+from .device.function import device_function
 from .device.indexing import first_reader, most_readers, scales_of
 from .device.precision import divided
 from .gather2d import gather2d
-from .runtime.launch import Ints, device_function, resized
+from .runtime.allocate import empty_resized
+from .runtime.layout import Ints
 from .runtime.op import op
 
 
@@ -68,7 +70,7 @@ def _reader(i, position, axis, DTYPE: tl.constexpr):
     return reader, reads, tl.where(reads, weight, 0.0)
 
 
-@op(fake=resized)
+@op(fake=empty_resized)
 def antialias2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """An image resized by bilinear interpolation with antialiasing.
 
@@ -82,16 +84,16 @@ def antialias2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_c
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
-    y = resized(x, size)
+    y = empty_resized(x, size)
     axes, scales = _axes(x.shape[2:], size, factors, align_corners)
     gather2d(x, y, axes, [taps for *_, taps in axes], _tap, _total, scales=scales)
     return y
 
 
-@op(fake=resized)
+@op(fake=empty_resized)
 def antialias2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """Gradient of antialiased interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`."""
-    dx = resized(dy, size)
+    dx = empty_resized(dy, size)
     axes, scales = _axes(size, dy.shape[2:], factors, align_corners)
     supports = [max(scale, 1.0) for scale in scales]
     readers = [most_readers(n, m, s, 0.5 - r, 0.5 + r, 0.5) for (n, m, _), s, r in zip(axes, scales, supports, strict=True)]

@@ -19,10 +19,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .device.epilogue import rectified
+from .device.function import device_function
 from .device.precision import accumulator, divided, widened
 from .device.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
 from .reduce import partials_of, sum_partials
-from .runtime.launch import device_function, empty, index_type, is_channels_last, is_either, launch
+from .runtime.allocate import empty
+from .runtime.launch import launch
+from .runtime.layout import has_one_order, index_type, is_channels_last
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
 
@@ -168,7 +171,7 @@ def _like(x: Tensor, *_: Any, relu: bool = False) -> Tensor:
     # What is contiguous stays so, whatever the strides of axes of one element. torch's ReLU makes it so, where it follows.
     dense = x.is_contiguous(memory_format=torch.channels_last) and not _is_sequence(x)
     channels_last = not x.is_contiguous() and (dense or is_channels_last(x))
-    return empty(x, x.shape, channels_last and not (relu and is_either(x.shape)))
+    return empty(x, x.shape, channels_last and not (relu and has_one_order(x.shape)))
 
 
 def _empty_forward(x: Tensor, mean: Any, var: Any, w: Any, b: Any, residual: Any, relu: bool, eps: float) -> Tensor:

@@ -12,7 +12,7 @@ flipped or spread with zeros, and there is no kernel here.
 from torch import Tensor
 
 from .conv2d.passes import conv2d_dgrad, conv2d_fprop, conv2d_wgrad
-from .runtime.launch import Ints
+from .runtime.layout import Ints
 
 
 def conv_transpose2d_fprop(

@@ -24,9 +24,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .device.columns import columns, columns_of, filled, plane_of, some, wide_index_type
+from .device.function import device_function, function_of, named
 from .device.indexing import inside, nothing
 from .device.precision import accumulator, beats, divided, least, rounded, widened
-from .runtime.launch import INTERPRETED, Ints, device_function, function_of, launch, named
+from .runtime.interpreter import INTERPRETED
+from .runtime.launch import launch
+from .runtime.layout import Ints
 
 MOST_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: a thread holds the place and the weight of each of them
 

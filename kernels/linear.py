@@ -16,7 +16,9 @@ from .device.epilogue import finished
 from .device.indexing import cdiv
 from .device.precision import accumulator, dot, matmul_precision
 from .reduce import partials_of, sum_partials
-from .runtime.launch import empty, index_type, launch
+from .runtime.allocate import empty
+from .runtime.launch import launch
+from .runtime.layout import index_type
 from .runtime.op import op
 from .runtime.tuning import Product, gemm_tile, splits
 

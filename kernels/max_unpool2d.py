@@ -13,9 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device.function import device_function
 from .device.indexing import inside
 from .gather2d import pick2d
-from .runtime.launch import Ints, device_function, empty, index_type, launch, resized
+from .runtime.allocate import empty, empty_resized
+from .runtime.launch import launch
+from .runtime.layout import Ints, index_type
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
 
@@ -67,7 +70,7 @@ def _place(i, position, axis, DTYPE: tl.constexpr):
 
 
 def _empty_forward(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
-    return resized(x, size)
+    return empty_resized(x, size)
 
 
 def _empty_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:

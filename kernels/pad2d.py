@@ -14,9 +14,11 @@ The backward is a gather over these. Zero padding needs no kernel: a convolution
 import triton.language as tl
 from torch import Tensor
 
+from .device.function import device_function
 from .device.indexing import inside
 from .gather2d import gather2d
-from .runtime.launch import Ints, device_function, empty, is_channels_last
+from .runtime.allocate import empty
+from .runtime.layout import Ints, is_channels_last
 from .runtime.op import op
 
 

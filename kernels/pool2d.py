@@ -20,12 +20,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .device.columns import Taps, always_inside, columns, columns_of, filled, plane_of
+from .device.function import device_function
 from .device.indexing import Axis, axes_of, big_from_small, inside, nothing
 from .device.precision import accumulator, beats, least, widened
 from .device.windows2d import windows_of
 from .gather2d import gather2d, pick2d
 from .reduce import plane_mean
-from .runtime.launch import Ints, device_function, empty, index_type, is_channels_last, launch, resized
+from .runtime.allocate import empty, empty_resized
+from .runtime.launch import launch
+from .runtime.layout import Ints, index_type, is_channels_last
 from .runtime.op import op
 
 MOST_TAPS = 25  # of a window, or pixels of a stride, for kernels that are unrolled over them
@@ -320,7 +323,7 @@ def max_pool2d_pick(
     return y
 
 
-@op(fake=resized)
+@op(fake=empty_resized)
 def avg_pool2d_forward(
     x: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor_override: int | None
 ) -> Tensor:
@@ -339,7 +342,7 @@ def avg_pool2d_forward(
     """
     if not kernel and list(size) == [1, 1]:
         return plane_mean(x)
-    y = resized(x, size)
+    y = empty_resized(x, size)
     windows = windows_of(x.shape[2:], size, kernel, stride, padding, (1, 1), count_include_pad, divisor_override)
     gather2d(x, y, windows.axes, windows.taps, windows.pixel, windows.count, "add in order")
     return y

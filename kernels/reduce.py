@@ -29,9 +29,12 @@ from .device.walk import (
     start_of,
     walk,
 )
-from .runtime import tuning
-from .runtime.launch import INTERPRETED, empty, index_type, is_channels_last, launch, memory_order
+from .runtime.allocate import empty
+from .runtime.interpreter import INTERPRETED
+from .runtime.launch import launch
+from .runtime.layout import index_type, is_channels_last, memory_order
 from .runtime.op import op
+from .runtime.settings import settings
 from .runtime.tuning import elementwise_block
 
 
@@ -192,6 +195,6 @@ def plane_mean(x: Tensor) -> Tensor:
     launch(
         _plane_mean_kernel, tiles * parts, x, partials, (x.stride(0), x.stride(1), pixel_strides),
         planes, x.shape[1], tiles, pixels, steps * tile.pixels, pixel_axes, pixels if parts == 1 else None,
-        TILE=tile, warps=1 if tiles * parts >= 4 * tuning.wanted_programs else 4, **constants,
+        TILE=tile, warps=1 if tiles * parts >= 4 * settings.wanted_programs else 4, **constants,
     )  # fmt: skip
     return sum_partials(partials, y, count=pixels)

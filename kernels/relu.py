@@ -13,7 +13,9 @@ from torch import Tensor
 
 from .device.indexing import offset_of
 from .device.precision import widened
-from .runtime.launch import empty, index_type, launch, memory_order
+from .runtime.allocate import empty
+from .runtime.launch import launch
+from .runtime.layout import index_type, memory_order
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
 

@@ -16,10 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device.function import device_function
 from .device.indexing import cdiv
 from .device.precision import divided, widened
 from .device.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
-from .runtime.launch import device_function, empty, index_type, launch
+from .runtime.allocate import empty
+from .runtime.launch import launch
+from .runtime.layout import index_type
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
 

@@ -19,10 +19,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .device.columns import Taps, all_of, columns, columns_of, filled, plane_of, some
+from .device.function import device_function
 from .device.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing, scales_of
 from .device.precision import accumulator, rounded, widened
 from .gather2d import MOST_UNROLLED, gather2d
-from .runtime.launch import Ints, device_function, index_type, launch, resized
+from .runtime.allocate import empty_resized
+from .runtime.launch import launch
+from .runtime.layout import Ints, index_type
 from .runtime.op import op
 
 
@@ -156,7 +159,7 @@ def always_read(size: int, out_size: int, scale: float, shift: float, readers: i
     return Taps(low, (always + [False]).index(False, low))
 
 
-@op(fake=resized)
+@op(fake=empty_resized)
 def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """An image resized by bilinear interpolation.
 
@@ -170,7 +173,7 @@ def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_co
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
-    y = resized(x, size)
+    y = empty_resized(x, size)
     shift = 0.0 if align_corners else 0.5
     programs, cut, tile, strides = columns(y, (x, y), room=2048, lanes=1024)
     launch(
@@ -183,13 +186,13 @@ def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_co
     return y
 
 
-@op(fake=resized)
+@op(fake=empty_resized)
 def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """Gradient of bilinear interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
     `factors` and `align_corners` are those of the forward.
     """
-    dx = resized(dy, size)
+    dx = empty_resized(dy, size)
     shift = 0.0 if align_corners else 0.5
     # The copy of an axis, in the words of its readers.
     scales = scales_of(size, dy.shape[2:], factors, align_corners)
@@ -210,7 +213,7 @@ def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_
     return dx
 
 
-@op(fake=resized)
+@op(fake=empty_resized)
 def nearest2d_forward(x: Tensor, size: Ints, factors: Sequence[float], exact: bool) -> Tensor:
     """An image resized by copying pixels.
 
@@ -224,20 +227,20 @@ def nearest2d_forward(x: Tensor, size: Ints, factors: Sequence[float], exact: bo
     Returns:
         (N, C, P, Q), channels_last if `x` is.
     """
-    y = resized(x, size)
+    y = empty_resized(x, size)
     scales = _nearest_scales(x.shape[2:], size, factors, exact)
     shift = 0.5 if exact else 0.0
     gather2d(x, y, _axes(x.shape[2:], size, shift), (1, 1), _nearest, what="copy", scales=scales)
     return y
 
 
-@op(fake=resized)
+@op(fake=empty_resized)
 def nearest2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], exact: bool) -> Tensor:
     """Gradient of copying the nearest pixel: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
     `factors` and `exact` are those of the forward.
     """
-    dx = resized(dy, size)
+    dx = empty_resized(dy, size)
     scales = _nearest_scales(size, dy.shape[2:], factors, exact)
     shift = 0.5 if exact else 0.0
     readers = _readers(size, dy, scales, 0.0, 1.0, shift)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
-from trinn.kernels.runtime.launch import is_channels_last
+from trinn.kernels.runtime.layout import is_channels_last
 
 from .function import FLOATS, Function
 from .public import functional, layer

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 import trinn
 from trinn.kernels.conv2d.depthwise import is_depthwise
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 
 from . import Conv2d
 from .classes import Layer, forward_of, written

@@ -14,6 +14,7 @@ from tests.check import check, randn
 from trinn.kernels import launchers
 from trinn.kernels.conv2d import few_channels, tma, tma_wgrad
 from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.settings import settings
 
 
 @contextlib.contextmanager
@@ -21,14 +22,14 @@ def in_boxes() -> Iterator[list[str]]:
     """Within, boxes wherever they can be, large ones stored in halves; the names of their kernels that are started."""
     names: list[str] = []
 
-    def noted(kernel: Any, *args: Any, **options: Any) -> None:
+    def start(kernel: Any, *args: Any, **options: Any) -> None:
         names.append(kernel.__name__)
         launch.launch(kernel, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (tma, tma_wgrad):
-            patch.setattr(module, "launch", noted)
-        patch.setattr(tma, "interpreted", True)
+            patch.setattr(module, "launch", start)
+        patch.setattr(settings, "interpret_tma", True)
         patch.setattr(tma, "FEWEST", 8)
         patch.setattr(tma, "WIDE", 16)
         patch.setattr(tma, "STORED_AT_ONCE", 16)

@@ -17,7 +17,9 @@ from tests import evidence
 from tests.boxes import in_boxes
 from tests.cutting import units_that_cut
 from trinn.kernels import gather2d
-from trinn.kernels.runtime import launch, replay, tuning
+from trinn.kernels.runtime import replay
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.kernels.runtime.settings import settings
 
 # What these test is the same with a GPU, and they assume that there is none: CPU tensors stand for its own.
 WITHOUT_A_GPU = (
@@ -29,10 +31,11 @@ collect_ignore = [f"test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_
 
 def looked_up_once(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Triton's table of NumPy's dtypes, asked once for each scalar type: the interpreter builds all of it at every step."""
+    language = importlib.import_module("triton.language")
     known: dict[str, Any] = {}
 
     def dtype_of(type_: Any) -> Any:
-        if type(type_) is not launch.tl.dtype:
+        if type(type_) is not language.dtype:
             return find(type_)
         if type_.name not in known:
             known[type_.name] = find(type_)
@@ -41,7 +44,7 @@ def looked_up_once(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return dtype_of
 
 
-if launch.INTERPRETED:
+if INTERPRETED:
     torch.set_num_threads(1)  # torch writes to indices that repeat in the order of its threads
     interpreter = vars(importlib.import_module("triton.runtime.interpreter"))  # behind trinn, which tells Triton to interpret
     interpreter["_get_np_dtype"] = looked_up_once(interpreter["_get_np_dtype"])
@@ -50,18 +53,18 @@ if launch.INTERPRETED:
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 16 and several splits where kernels are interpreted: edges, loops and second passes all take part."""
-    if launch.INTERPRETED:
-        monkeypatch.setattr(tuning, "interpreted_block", 16)
-        monkeypatch.setattr(tuning, "interpreted_rows", 3)
+    if INTERPRETED:
+        monkeypatch.setattr(settings, "interpreted_block", 16)
+        monkeypatch.setattr(settings, "interpreted_rows", 3)
         monkeypatch.setattr(gather2d, "MOST_UNROLLED", 3)
-        monkeypatch.setattr(tuning, "wanted_programs", 8)
+        monkeypatch.setattr(settings, "wanted_programs", 8)
 
 
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
     """One program a launch: for what is made of operators, whose own tests see the seams of tiles."""
-    monkeypatch.setattr(tuning, "interpreted_block", 16384)
-    monkeypatch.setattr(tuning, "wanted_programs", 1)
+    monkeypatch.setattr(settings, "interpreted_block", 16384)
+    monkeypatch.setattr(settings, "wanted_programs", 1)
 
 
 @pytest.fixture(autouse=True)

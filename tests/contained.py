@@ -17,7 +17,7 @@ import pytest
 import torch
 from triton import knobs
 
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 
 BROKEN = 70  # the exit status of a process that cannot use its GPU any more
 

@@ -14,7 +14,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 import tests.check
 from bench import tf32
 from trinn.kernels.device import precision
-from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.settings import settings
 
 
 def _cut(operand: TensorHandle) -> TensorHandle:
@@ -32,7 +32,7 @@ def units_that_cut() -> Iterator[None]:
         return multiply(self, a, b, d, input_precision, *rest)
 
     def chosen(dtype: torch.dtype, device: torch.device, allowed: str) -> str:
-        if launch.observer is not None:
+        if settings.intercept is not None:
             return choose(dtype, device, allowed)
         return "tf32" if dtype == torch.float32 and allowed == "tf32" else "ieee"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "evidence.md"

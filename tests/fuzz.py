@@ -29,8 +29,9 @@ import trinn.layers as tnn
 from tests import evidence
 from tests.boxes import in_boxes
 from tests.check import DEVICE, DTYPES, close, error, randn, run
-from trinn.kernels.runtime import tuning
-from trinn.kernels.runtime.launch import INTERPRETED, is_channels_last
+from trinn.kernels.runtime import settings as runtime
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.kernels.runtime.layout import is_channels_last
 
 
 class Case(NamedTuple):
@@ -577,7 +578,7 @@ def main() -> int:
 
         while time.monotonic() - started < 60 * options.minutes / len(names) and results[name]["cases"] < options.cases:
             if INTERPRETED:  # small tiles have more edges; every fourth time those that a user has
-                tuning.interpreted_block, tuning.wanted_programs = (16384, 1) if at % 4 == 3 else (16, 8)
+                runtime.settings.interpreted_block, runtime.settings.wanted_programs = (16384, 1) if at % 4 == 3 else (16, 8)
             try:
                 fuzz(name, 50, at, on_case, tuple(Phase) if options.shrink else (Phase.generate,))
             except Exception:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.boxes import in_boxes
 from tests.every import EVERY, Every, results
 from trinn.kernels import ops
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime.settings import settings
 
 import triton.runtime.interpreter as interpreter  # isort: skip  # trinn chooses it while Triton is not imported
 
@@ -161,14 +161,14 @@ def _in_boxes(op: Callable[..., Tensor], *args: object) -> Tensor:
 
 
 def main() -> None:
-    launch.always_int64 = False
-    tuning.interpreted_block = 4096
+    settings.int64_offsets = False
+    settings.interpreted_block = 4096
     for name in sys.argv[1:] or [*EVERY, *(f"many: {name}" for name in MANY)]:
         if name in EVERY:
             far_apart(name, EVERY[name])
         else:
             torch.empty = empty  # type: ignore[assignment]
-            tuning.wanted_programs = 2**18  # so that the part of a sum which holds the last image is a short one
+            settings.wanted_programs = 2**18  # so that the part of a sum which holds the last image is a short one
             many(name, *MANY[name.removeprefix("many: ")])
             torch.empty = _empty
     print("all are right")

@@ -16,7 +16,8 @@ from triton.compiler.compiler import make_backend
 
 from bench.machine_code import Driver
 from tests.test_large_tensors import PASSES
-from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.settings import settings
 
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "debug", "sanitize_overflow")
 
@@ -51,7 +52,7 @@ def code_of(kernel: Any, args: Any, constants: dict[str, Any]) -> str:
 
 def main() -> None:
     triton.runtime.driver.set_active(Driver("sm_90"))
-    launch.always_int64 = True
+    settings.int64_offsets = True
     found: dict[str, set[str]] = {}
 
     def observe(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
@@ -67,7 +68,7 @@ def main() -> None:
         tensor = contiguous(*shape, dtype=dtype)
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
-    with launch.observed(observe, "sm_90"):
+    with intercepted(observe, "sm_90"):
         for new in (contiguous, channels_last):
             for run in PASSES.values():
                 run(new)

@@ -11,7 +11,7 @@ import trinn.layers as tnn
 from tests.architectures import Narrow
 from tests.check import DEVICE, raises_like, randn
 from tests.networks import OPTIMIZERS, check_network, check_training
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.models import AlexNet
 
 pytestmark = pytest.mark.usefixtures("large_tiles")

@@ -14,6 +14,7 @@ from tests.check import DEVICE, DTYPES, LEAST_EPS, check, error, gradients, rais
 from trinn.kernels import ops
 from trinn.kernels.device.walk import walk
 from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.settings import settings
 
 CASES = {
     "plain": lambda: randn(3, 5, 4, 6),
@@ -274,7 +275,7 @@ def test_few_channels_fill_a_gpu(
     shape: tuple[int, ...], memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each channel is cut into so many parts that there is a program for every multiprocessor, with the tiles of a GPU."""
-    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    monkeypatch.setattr(settings, "wanted_programs", 264)
     monkeypatch.setattr(tuning, "elementwise_block", lambda elements: 1024)
     assert walk(torch.empty(shape, device="meta", memory_format=memory_format), sums=True).programs >= 90
 

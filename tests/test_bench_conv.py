@@ -39,6 +39,7 @@ from tests.test_bench import Here, SetClock
 from trinn.kernels.conv2d import passes
 from trinn.kernels import reduce
 from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.settings import settings
 
 small = registry.CASES[{NAME!r}].small()
 registry.CASES[small.name], every_tile.SMALL = small, {{small.name: (small, "contiguous")}}
@@ -50,7 +51,7 @@ def gemm_tile(product, device):
     return tuning.gemm_tile(product, device)
 
 def seconds(call):
-    tile = tuning.guessed_tile(None, "")
+    tile = settings.tile_of(None, "")
     return 1.0 / (tile.n * tile.k * tile.warps)
 
 passes.gemm_tile = gemm_tile

@@ -14,8 +14,8 @@ from tests.boxes import in_boxes
 from tests.check import DEVICE
 from tests.every import BOXED, EVERY, Every, results
 from trinn.kernels import ops
-from trinn.kernels.runtime import tuning
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.kernels.runtime.settings import settings
 
 MARGIN = 1024  # elements before and after a tensor that a launcher makes
 BYTE = 0xFF  # what they are filled with: NaN in every floating dtype
@@ -83,7 +83,7 @@ def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> Non
 def test_in_boxes(name: str, channels_last: bool, allowed: str, buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
     """test_boxes.py has what is read in place."""
     torch.backends.cudnn.conv.fp32_precision = allowed
-    monkeypatch.setattr(tuning, "interpreted_block", 256)
+    monkeypatch.setattr(settings, "interpreted_block", 256)
     case = BOXED[name]
     if allowed == "ieee":  # a few images, which float32 takes six times as long for
         (images, *rest), *others = case.shapes

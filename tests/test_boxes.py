@@ -19,7 +19,8 @@ from tests.cases import Conv, named
 from tests.check import DEVICE
 from trinn.kernels import launchers
 from trinn.kernels.conv2d import tma
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.settings import settings
 
 CASES = test_conv2d_tma.CASES | test_first2d.CASES
 ARITHMETIC = test_conv2d_tma.ARITHMETIC
@@ -60,7 +61,7 @@ def more_channels(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 @pytest.fixture(autouse=True)
 def boxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Of few channels too, and cut into parts as for a large GPU."""
-    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    monkeypatch.setattr(settings, "wanted_programs", 264)
     with in_boxes():
         yield
 
@@ -81,7 +82,7 @@ def described(case: Conv, dtype: torch.dtype, layout: str) -> list[TensorDescrip
     near, far = ([n // 2 for n in reach], [n - n // 2 for n in reach]) if padding == "same" else (pair(padding), pair(padding))
     size = [(n + a + b - r - 1) // s + 1 for n, a, b, r, s in zip(x.shape[2:], near, far, reach, stride, strict=True)]
     dy = LAYOUTS[layout]((x.shape[0], w.shape[0], *size), dtype)
-    with launch.observed(observe, "sm_90"):
+    with intercepted(observe, "sm_90"):
         launchers.conv2d_fprop(x, w, None, size, stride, near, dilation, groups)
         launchers.conv2d_dgrad(dy, w, None, x.shape[2:], stride, near, dilation, groups)
         launchers.conv2d_wgrad(x, dy, w.shape[2:], stride, near, dilation, groups)
@@ -151,7 +152,7 @@ def test_of_any_geometry(start: int) -> None:
 def plan(x: Tensor, stride: int, size: tuple[int, int], taps: int = 1) -> tma.Gather:
     """Of a convolution without padding on a Hopper GPU."""
     weight, shape = x.new_empty(64, 64, taps, taps), (x.shape[0], 64, *size)
-    with launch.observed(lambda *_: None, "sm_90"):
+    with intercepted(lambda *_: None, "sm_90"):
         found = tma.plan_gather(x, weight, shape, True, (stride, stride), (0, 0), (1, 1), 1, False)
     assert found
     return found
@@ -174,7 +175,7 @@ def test_columns_far_apart() -> None:
     def observe(kernel: Any, programs: int, args: Any, constants: Any) -> None:
         found.extend(arg for arg in args if isinstance(arg, TensorDescriptor))
 
-    with launch.observed(observe, "sm_90"):
+    with intercepted(observe, "sm_90"):
         launchers.conv2d_fprop(x, x.new_empty(64, 64, 2, 2), None, (1, 2), (2, 2), (0, 0), (1, 1), 1)
     assert found
     for descriptor in found:

@@ -15,6 +15,7 @@ from bench.executed import _values
 from bench.machine_code import Driver
 from bench.ptx import Runs
 from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels import launchers
 from trinn.kernels.device.indexing import axes_of
 
@@ -32,7 +33,7 @@ def turns(dtype, size, kernel, stride, padding, dilation):
     out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, kernel, stride, padding, dilation)]
     dy, w = torch.empty(2, 4, *out, dtype=dtype, device="meta"), torch.empty(4, 3, *kernel, dtype=dtype, device="meta")
     launches = []
-    with launch.observed(lambda *of: launches.append(of), "sm_90"):
+    with intercepted(lambda *of: launches.append(of), "sm_90"):
         launchers.conv2d_dgrad(dy, w, None, size, stride, padding, dilation, 1)
     ((jitted, programs, args, constants),) = launches
     binary = jitted.warmup(*args, grid=(1,), **constants)

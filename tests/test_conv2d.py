@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import trinn.layers as tnn
 from tests.cases import CONV, Conv, named
 from tests.check import DTYPES, check, gradients, raises_like, randn
-from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.layout import index_type
 
 DIFFERENTIATED = {
     "strided, dilated, padded": Conv((1, 2, 6, 5), (2, 2, 2, 2), {"stride": (2, 1), "dilation": (1, 2), "padding": 1}),
@@ -110,7 +110,7 @@ def test_int32_and_int64_offsets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_index_type_counts_strides() -> None:
     """Offsets, not elements, decide: two elements 2^31 apart need int64."""
-    assert launch.index_type(torch.empty_strided((2, 1), (2**31, 1), device="meta")) == tl.int64
+    assert index_type(torch.empty_strided((2, 1), (2**31, 1), device="meta")) == tl.int64
 
 
 GEOMETRY = ((2, 1), (1, 2), (2, 1), 1)

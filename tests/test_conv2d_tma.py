@@ -18,9 +18,12 @@ from tests.check import DEVICE, check, randn
 from trinn.kernels import launchers
 from trinn.kernels.conv2d.tma_box import Along, Box, best_box, best_line
 from trinn.kernels.device.indexing import Axis, hitting_taps, smalls_that_hit
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.hardware import architecture
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.kernels.runtime.settings import settings
 
-HOPPER = launch.INTERPRETED or launch.architecture(torch.device(DEVICE)) == "sm_90"
+HOPPER = INTERPRETED or architecture(torch.device(DEVICE)) == "sm_90"
 pytestmark = pytest.mark.skipif(not HOPPER, reason="this GPU has no copy engine of Hopper's kind")
 
 # What float32 may be multiplied as, by torch's flag; the second means bfloat16 planes.
@@ -68,7 +71,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Boxes wherever they can be; the names of the kernels that are started. What others do is done in large tiles."""
-    monkeypatch.setattr(tuning, "interpreted_block", 4096)
+    monkeypatch.setattr(settings, "interpreted_block", 4096)
     with in_boxes() as names:
         yield names
 
@@ -113,7 +116,7 @@ def test_lines_of_images(arithmetic: str, layout: str, images: int, stride: int,
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
 def test_more_parts_than_lines(arithmetic: str, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
     """Taps of the first row see one row of an image: 5 lines, in 6 parts."""
-    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    monkeypatch.setattr(settings, "wanted_programs", 264)
     case = Conv((16, 16, 5, 5), (16, 16, 3, 3), {"padding": 4, "dilation": 4}, bias=False)
     x, w, _ = operands(case, allowed(arithmetic), "channels_last")
     check(tnn.conv2d, F.conv2d, x, w, None, **case.options)
@@ -175,7 +178,7 @@ def test_where_it_lies(started: list[str]) -> None:
     large = randn(4, 48, 3, 3, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     for x in (large[:, 16:32], large[::2, 8:24], large[:, 1:17], large[:1, :16].expand(3, 16, 3, 3), large[:, :16].mT):
         check(tnn.conv2d, F.conv2d, x, w, None, padding=1)
-    assert started.count("_conv2d_gather_tma_kernel") == (10 if launch.INTERPRETED else 9), (
+    assert started.count("_conv2d_gather_tma_kernel") == (10 if INTERPRETED else 9), (
         "a GPU's tile is too large for the last dgrad"
     )
 
@@ -280,7 +283,7 @@ def test_infinities_over_padding() -> None:
     (y, expected), _, _ = compared(x, spoilt(filters, (3, 2, 0, 0), 1), dy, **options)
     assert expected[:, 3, :6, :6].isnan().all() and not y[expected.isfinite()].isnan().any()
     assert y[:, 3, 6, 6].isinf().all()
-    if launch.INTERPRETED:  # a GPU has other boxes
+    if INTERPRETED:  # a GPU has other boxes
         assert y[:, 3, 0, 0].isfinite().all()
     _, _, (dw, expected) = compared(x, w, spoilt(shape, (1, 4, 0, 0), 2), **options)
     assert expected[4, :, 0, 0].isnan().all() and dw[4, :, 0, 0].isfinite().all()

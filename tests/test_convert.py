@@ -31,7 +31,7 @@ from tests.architectures import (
 from tests.check import DEVICE, randn
 from tests.networks import check_deep_network, passes
 from tests.test_lenet import OnlyOurs
-from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.settings import settings
 from trinn.layers.report import COVERED, OWN, rows
 from trinn.models import AlexNet, LeNet
 
@@ -120,7 +120,7 @@ TORCHS_OWN = tuple(getattr(nn, name) for name in tnn.__all__ if hasattr(nn, name
 @whole
 def test_same_results_in_float32(name: str, fuse: bool, full_float32: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the rule of check.py for logits and gradients, with tiles of a GPU's size, whose sums are as long."""
-    monkeypatch.setattr(tuning, "interpreted_block", 256)
+    monkeypatch.setattr(settings, "interpreted_block", 256)
     build, shape = WHOLE[name]
     model, torchs = built(build), built(build)
     trinn.convert(model, fuse=fuse)

@@ -13,8 +13,10 @@ from tests.boxes import in_boxes
 from tests.check import DEVICE, randn
 from tests.every import BOXED, EVERY, Every, results
 from trinn.kernels import launchers
-from trinn.kernels.runtime import launch, tuning
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.settings import settings
 from trinn.models import AlexNet
 
 RUNS = 20
@@ -61,7 +63,7 @@ def test_same_bits(name: str, busy: Callable[[], None]) -> None:
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("name", BOXED)
 def test_same_bits_in_boxes(name: str, busy: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "interpreted_block", 256)
+    monkeypatch.setattr(settings, "interpreted_block", 256)
     with in_boxes() as started:
         same_bits(BOXED[name], 2 if INTERPRETED else RUNS, busy)
     assert started or not INTERPRETED
@@ -183,7 +185,7 @@ def images(function: Callable[..., Any], x: Tensor, rest: list[Tensor], others: 
 def launched(passes: Callable[[], object], architecture: str) -> dict[str, Any]:
     """What the last of some passes asks for on an architecture."""
     found: list[dict[str, Any]] = []
-    with launch.observed(lambda kernel, _, args, constants: found.append(constants), architecture):
+    with intercepted(lambda kernel, _, args, constants: found.append(constants), architecture):
         passes()
     return found[-1]
 
@@ -193,8 +195,8 @@ def launched(passes: Callable[[], object], architecture: str) -> dict[str, Any]:
 def test_order_of_a_convolutions_sum(architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/reproducibility.md: its blocks do not depend on how many images there are, and it is not cut into parts."""
     monkeypatch.undo()
-    monkeypatch.setattr(launch, "always_int64", False)
-    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    monkeypatch.setattr(settings, "int64_offsets", False)
+    monkeypatch.setattr(settings, "wanted_programs", 264)
 
     def meta(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -211,8 +213,8 @@ def test_order_of_a_convolutions_sum(architecture: str, dtype: torch.dtype, monk
 def test_parts_of_a_linear_layers_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/reproducibility.md: batches of one tile of rows have equally many parts; larger ones may have fewer."""
     monkeypatch.undo()
-    monkeypatch.setattr(launch, "always_int64", False)
-    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    monkeypatch.setattr(settings, "int64_offsets", False)
+    monkeypatch.setattr(settings, "wanted_programs", 264)
     for dtype, rows in ((torch.float16, 128), (torch.float32, 64), (torch.float64, 64)):
         for k, n in ((9216, 4096), (4096, 1000), (84, 10)):
             parts, blocks = zip(*(parts_of(m, k, n, dtype) for m in (1, 3, 16, rows)), strict=True)

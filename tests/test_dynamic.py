@@ -15,7 +15,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from tests.check import randn
 from tests.every import EVERY, IMAGE, TORCHS, Every, Ours, Torchs, like
-from trinn.kernels.runtime.launch import observed
+from trinn.kernels.runtime.observe import intercepted
 
 # Of exports that guess, and of kernels that are not deterministic.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("large_tiles")]
@@ -157,7 +157,7 @@ def graphs(function: Callable[..., Any], name: str, dynamic: bool | None, expect
             got, wanted = (step(f, name, tensors) for f in (call, expected))
             torch.testing.assert_close(got, wanted, rtol=0, atol=0)
         else:
-            with observed(lambda *_: None, "interpreter"):
+            with intercepted(lambda *_: None, "interpreter"):
                 step(call, name, tensors)
     return len(used)
 

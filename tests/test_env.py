@@ -11,7 +11,7 @@ import torch
 
 import trinn
 from trinn import env
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = "trinn Python system CPU torch Triton NumPy driver GPU float32 determinism tiles variables".split() + ["a kernel"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.check import DTYPES, check, run
 from tests.every import EVERY, TORCHS, results
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # The interpreter has run these in the operators' own tests.

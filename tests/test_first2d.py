@@ -19,8 +19,11 @@ from trinn.kernels.conv2d.few_channels import Fold, fold_of, folded, folded_filt
 from trinn.kernels.conv2d.tma_box import Along, Box, best_box
 from trinn.kernels.device.indexing import Axis
 from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime.hardware import architecture
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.kernels.runtime.settings import settings
 
-HOPPER = launch.INTERPRETED or launch.architecture(torch.device(DEVICE)) == "sm_90"
+HOPPER = INTERPRETED or architecture(torch.device(DEVICE)) == "sm_90"
 pytestmark = pytest.mark.skipif(not HOPPER, reason="this GPU has no copy engine of Hopper's kind")
 
 LAST = torch.channels_last
@@ -49,7 +52,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Copies wherever they can be; the names of the kernels that are started. What others do is done in large tiles."""
-    monkeypatch.setattr(tuning, "interpreted_block", 4096)
+    monkeypatch.setattr(settings, "interpreted_block", 4096)
     names: list[str] = []
 
     def noted(kernel: Any, *args: Any, **options: Any) -> None:
@@ -59,7 +62,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(tma, "launch", noted)
     monkeypatch.setattr(tma_wgrad, "launch", noted)
     monkeypatch.setattr(few_channels, "launch", noted)
-    monkeypatch.setattr(tma, "interpreted", True)
+    monkeypatch.setattr(settings, "interpret_tma", True)
     monkeypatch.setattr(tma, "FEWEST", 8)
     monkeypatch.setattr(few_channels, "STARTED", -(2**40))
     yield names
@@ -79,7 +82,7 @@ def test_equals_torch(name: str, arithmetic: str, started: list[str]) -> None:
     check(tnn.conv2d, F.conv2d, *in_tf32(CASES[name], ARITHMETIC[arithmetic], "channels_last"), **CASES[name].options)
     in_lines = started.count("_conv2d_wgrad_tma_kernel")
     assert started.count("_conv2d_gather_tma_kernel") == 1 and started.count("_few_channels_copy_kernel") == 2 + in_lines
-    if launch.INTERPRETED:  # most rows here are too short for the lines of a GPU's tile
+    if INTERPRETED:  # most rows here are too short for the lines of a GPU's tile
         assert in_lines == int(arithmetic != "tf32" or name == "lines of images")  # TF32 has no others
 
 
@@ -101,8 +104,8 @@ def test_where_it_lies(started: list[str]) -> None:
 @pytest.mark.parametrize("case", ["3 channels, 7x7, stride 2", "lines of images"])
 def test_tiles_of_a_gpu(case: str, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 32 and 64 of the depth, past its end; copies in several tiles along either axis."""
-    monkeypatch.setattr(tuning, "only_tile", tuning.Tile(64, 64, 64, 4, 3))
-    monkeypatch.setattr(tuning, "interpreted_block", 8)
+    monkeypatch.setattr(settings, "tile_of", lambda *_: tuning.Tile(64, 64, 64, 4, 3))
+    monkeypatch.setattr(settings, "interpreted_block", 8)
     check(tnn.conv2d, F.conv2d, *in_tf32(CASES[case], torch.float16, "channels_last"), **CASES[case].options)
     assert "_conv2d_gather_tma_kernel" in started
 
@@ -196,7 +199,7 @@ def test_copies(fold: tuple[int, Fold], layout: Callable[[Tensor], Tensor], monk
     """Bit by bit what torch pads and unfolds, in one tile and in several; memory that was not written is NaN here."""
     channels, (pitch, rows, columns, near, taps, stride, count) = fold[0], fold[1]
     for block in (16384, 2):
-        monkeypatch.setattr(tuning, "interpreted_block", block)
+        monkeypatch.setattr(settings, "interpreted_block", block)
         for dtype in (torch.bfloat16, torch.float32):
             x = layout(randn(3, channels, 6, 8, dtype=dtype))
             copy = folded(x, fold[1])

@@ -15,7 +15,7 @@ import trinn.layers as tnn
 from tests.check import DEVICE, DTYPES, check, randn, run
 from tests.every import called
 from trinn.kernels import ops
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.layers.fused import in_a_row
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {

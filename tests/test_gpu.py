@@ -101,6 +101,7 @@ import torch, triton
 from bench import gpu_cache
 from bench.machine_code import Driver
 from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels import launchers
 
 packed = Path(sys.argv[1])
@@ -110,7 +111,7 @@ triton.runtime.driver.set_active(Driver("sm_90"))
 found = []
 triton.knobs.compilation.listener = lambda **heard: found.append(heard["cache_hit"])
 new = lambda *shape: torch.empty(*shape, dtype=torch.float16, device="meta")
-with launch.observed(lambda kernel, _, args, constants: kernel.warmup(*args, grid=(1,), **constants), "sm_90"):
+with intercepted(lambda kernel, _, args, constants: kernel.warmup(*args, grid=(1,), **constants), "sm_90"):
     launchers.relu_forward(new(2, 3, 8, 8))
     launchers.relu_forward(new(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)[:, 1:])
     launchers.conv2d_fprop(new(2, 8, 5, 5), new(4, 8, 3, 3), None, (3, 3), (1, 1), (0, 0), (1, 1), 1)

@@ -9,7 +9,8 @@ import triton.language as tl
 
 from tests.check import DEVICE
 from trinn.kernels.device.indexing import Axis, big_from_small, inside, offset_of, small_from_big, split_pixel
-from trinn.kernels.runtime.launch import launch, memory_order
+from trinn.kernels.runtime.launch import launch
+from trinn.kernels.runtime.layout import memory_order
 
 BIGS, SMALLS = 16, 16
 AXES = [Axis(*a) for a in product((1, 2, 3, 5), (1, 2, 3, 4), (0, 1, 3), (1, 2, 3, 4))]

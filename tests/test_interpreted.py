@@ -16,11 +16,12 @@ from triton.runtime import interpreter
 import trinn.layers as tnn
 from tests.check import randn
 from tests.every import EVERY, called
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.settings import settings
 from trinn.layers.pad2d import pad2d
 from trinn.models import AlexNet, LeNet
 
-INTERPRETED_BLOCK, WANTED_PROGRAMS = tuning.interpreted_block, tuning.wanted_programs  # before conftest.py makes them small
+INTERPRETED_BLOCK, WANTED_PROGRAMS = settings.interpreted_block, settings.wanted_programs  # before conftest.py makes them small
 IMAGE, HALF = (4, 16, 64, 64), (4, 16, 32, 32)
 
 
@@ -40,8 +41,8 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
         run(executor, *args, **options)
 
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", counted)
-    monkeypatch.setattr(tuning, "interpreted_block", INTERPRETED_BLOCK)
-    monkeypatch.setattr(tuning, "wanted_programs", WANTED_PROGRAMS)
+    monkeypatch.setattr(settings, "interpreted_block", INTERPRETED_BLOCK)
+    monkeypatch.setattr(settings, "wanted_programs", WANTED_PROGRAMS)
     return counter
 
 

@@ -23,7 +23,10 @@ from bench import shapes
 from tests.check import DEVICE
 from tests.every import EVERY
 from trinn.kernels import launchers
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.layout import index_type
+from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.settings import settings
 from trinn.layers.pad2d import pad2d
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,9 +128,9 @@ def reach(tensor: Tensor) -> int:
 def launches_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
     """What passes launch on a GPU, with tensors on the meta device that were `placed` somehow."""
     monkeypatch.undo()  # conftest's small tiles
-    monkeypatch.setattr(launch, "always_int64", False)
+    monkeypatch.setattr(settings, "int64_offsets", False)
     monkeypatch.setattr(tuning, "INTERPRETED", False)
-    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    monkeypatch.setattr(settings, "wanted_programs", 264)
     found: list[Launch] = []
 
     def observe(kernel: Any, programs: int, args: Any, constants: Any) -> None:
@@ -141,7 +144,7 @@ def launches_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
         def new(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
             return placed(next(number), torch.empty(shape, dtype=dtype, device="meta"))
 
-        with launch.observed(observe, "sm_90"):
+        with intercepted(observe, "sm_90"):
             passes(new)
         return list(found)
 
@@ -215,9 +218,9 @@ def test_one_place_starts_kernels() -> None:
     ],
 )
 def test_index_type(shape: tuple[int, ...], strides: tuple[int, ...], dtype: tl.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "always_int64", False)
+    monkeypatch.setattr(settings, "int64_offsets", False)
     tensor = torch.empty_strided(shape, strides, device="meta")
-    assert launch.index_type(tensor) == launch.index_type(torch.empty(3), tensor) == dtype
+    assert index_type(tensor) == index_type(torch.empty(3), tensor) == dtype
 
 
 def test_kernels_multiply_in_int64() -> None:

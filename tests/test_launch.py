@@ -17,7 +17,9 @@ from tests.check import randn
 from tests.every import EVERY
 from tests.import_orders import orders
 from trinn.kernels import launchers
-from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.interpreter import unfit_interpreter
+from trinn.kernels.runtime.layout import memory_order
+from trinn.kernels.runtime.observe import intercepted
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_TENSOR = """
@@ -67,16 +69,16 @@ def test_interpreter_is_chosen_without_a_gpu() -> None:
 
 def test_an_interpreter_that_fails_with_this_numpy() -> None:
     """Triton 3.6 breaks with NumPy 2.4; a user is told so in words, not by a TypeError out of Triton."""
-    message = launch.unfit_interpreter("3.6.0", "2.5.2")
+    message = unfit_interpreter("3.6.0", "2.5.2")
     assert "Triton 3.6.0" in message and "NumPy 2.5.2" in message and "numpy<2.4" in message
-    assert not launch.unfit_interpreter("3.7.1", "2.5.2") and not launch.unfit_interpreter("3.6.0", "2.3.5")
+    assert not unfit_interpreter("3.7.1", "2.5.2") and not unfit_interpreter("3.6.0", "2.3.5")
 
 
 def test_observed_launches_do_not_run() -> None:
     """What the compile report stands on: the real launchers, on meta tensors, with the options of every launch."""
     seen = []
     x = torch.empty(2, 3, 9, 9, device="meta")
-    with launch.observed(lambda kernel, _, args, constants: seen.append((kernel, constants)), "sm_90"):
+    with intercepted(lambda kernel, _, args, constants: seen.append((kernel, constants)), "sm_90"):
         launchers.conv2d_fprop(x, torch.empty(4, 3, 3, 3, device="meta"), None, (7, 7), (1, 1), (0, 0), (1, 1), 1)
     ((_, constants),) = seen
     assert constants["enable_fp_fusion"] is True and constants["PRECISION"] == "tf32"
@@ -121,8 +123,8 @@ def test_indices_on_request_alone(pool: Callable[..., Any], dtype: torch.dtype) 
 def test_no_axis_has_no_stride() -> None:
     """Of one image a row lies 0 further: a stride of 1 would tell the compiler that the next one is not aligned."""
     x = randn(1, 4, 5, 6)
-    assert launch.memory_order(x, x, axes=[]) == ((1,), [(0,), (0,)])
-    assert launch.memory_order(x, axes=[3, 2, 1]) == launch.memory_order(x) == ((120,), [(1,)])
+    assert memory_order(x, x, axes=[]) == ((1,), [(0,), (0,)])
+    assert memory_order(x, axes=[3, 2, 1]) == memory_order(x) == ((120,), [(1,)])
 
 
 X, W, B = (2, 4, 5, 5), (4, 4, 3, 3), (4,)

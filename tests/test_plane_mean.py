@@ -11,6 +11,7 @@ from tests.check import DTYPES, randn
 from trinn.kernels import ops
 from trinn.kernels.reduce import plane_mean
 from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.settings import settings
 
 CASES: dict[str, Callable[[], Tensor]] = {
     "plain": lambda: randn(3, 5, 4, 6),
@@ -81,7 +82,7 @@ def test_no_pixels() -> None:
 def test_as_many_programs_as_fill_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from trinn.kernels import reduce
 
-    monkeypatch.setattr(tuning, "wanted_programs", 264)
+    monkeypatch.setattr(settings, "wanted_programs", 264)
     monkeypatch.setattr(tuning, "INTERPRETED", False)
     monkeypatch.setattr(reduce, "elementwise_block", lambda elements: 1024)
     monkeypatch.setattr(reduce, "INTERPRETED", False)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trinn.kernels.device.precision import conv_precision, matmul_precision
-from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.observe import intercepted
 
 CUDA = torch.device("cuda", 0)
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
@@ -16,7 +16,7 @@ KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 
 @pytest.fixture
 def hopper() -> Iterator[None]:
-    with launch.observed(lambda *_: None, "sm_90"):
+    with intercepted(lambda *_: None, "sm_90"):
         yield
 
 
@@ -55,7 +55,7 @@ def test_flags_are_for_float32_alone(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("architecture", ["sm_75", "gfx942", "interpreter"])
 def test_no_tf32_where_there_is_none(architecture: str) -> None:
-    with launch.observed(lambda *_: None, architecture):
+    with intercepted(lambda *_: None, architecture):
         assert conv_precision(torch.float32, CUDA) == "ieee"
 
 

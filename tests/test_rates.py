@@ -13,7 +13,7 @@ import torch
 
 from bench import rates
 from bench.timing import Machine
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cpu" if INTERPRETED else "cuda"

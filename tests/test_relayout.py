@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.cases import named
 from tests.check import DEVICE, randn
 from trinn.kernels.conv2d.relayout import channels_last, images_last, planes
-from trinn.kernels.runtime import launch
+from trinn.kernels.runtime.observe import intercepted
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LAST = torch.channels_last
@@ -161,7 +161,7 @@ def test_planes_sum_to_every_number() -> None:
 def launched(copy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments and constants of the kernel that a copy starts."""
     seen: list[tuple[Any, ...]] = []
-    with launch.observed(lambda kernel, _, args, constants: seen.append((args, constants)), "sm_90"):
+    with intercepted(lambda kernel, _, args, constants: seen.append((args, constants)), "sm_90"):
         copy(x)
     (found,) = seen
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 import trinn.layers as tnn
 from tests.check import randn
 from tests.every import EVERY, TORCHS, Every
-from trinn.kernels.runtime.launch import observed
+from trinn.kernels.runtime.observe import intercepted
 
 LAST = torch.channels_last
 
@@ -78,7 +78,7 @@ def strides(case: Every, tensors: list[Tensor]) -> Any:
 def test_strides(name: str) -> None:
     computed = 0
     for what, tensors in calls(name):
-        with observed(lambda *_: None, "sm_90"):  # where outputs lie does not depend on what is in them
+        with intercepted(lambda *_: None, "sm_90"):  # where outputs lie does not depend on what is in them
             got = strides(EVERY[name], tensors)
         expected = strides(TORCHS[name], tensors)
         assert got == expected, f"{what}: {got}, torch has {expected}"

@@ -16,7 +16,7 @@ from tests.processes import needs_processes, together
 from tests.test_batchnorm2d import parameters, statistics, tracked
 from tests.test_lenet import OnlyOurs
 from trinn.kernels import ops
-from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.settings import settings
 
 
 class Case(NamedTuple):
@@ -72,7 +72,7 @@ def step(name: str, rank: int) -> dict[str, Tensor]:
 
 def all_cases(rank: int) -> dict[str, dict[str, Tensor]]:
     """Every case twice, with the same bits."""
-    tuning.interpreted_block, tuning.wanted_programs = 64, 8  # several tiles and parts
+    settings.interpreted_block, settings.wanted_programs = 64, 8  # several tiles and parts
     results = {}
     for name in CASES:
         results[name], again = step(name, rank), step(name, rank)

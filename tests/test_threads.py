@@ -15,7 +15,9 @@ from torch import Tensor, nn
 import trinn
 from tests.check import DEVICE, randn
 from tests.every import EVERY, Ours, operators, results
-from trinn.kernels.runtime import launch, tuning
+from trinn.kernels.runtime import hardware, launch
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.kernels.runtime.settings import settings
 
 THREADS = 4
 
@@ -43,8 +45,8 @@ def in_threads(function: Callable[[int], Any]) -> list[Any]:
 
 def test_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs, gradients and second gradients; each thread has half of the operators, in an order of its own."""
-    monkeypatch.setattr(tuning, "interpreted_block", 1024)
-    monkeypatch.setattr(tuning, "wanted_programs", 1 if launch.INTERPRETED else tuning.wanted_programs)
+    monkeypatch.setattr(settings, "interpreted_block", 1024)
+    monkeypatch.setattr(settings, "wanted_programs", 1 if INTERPRETED else settings.wanted_programs)
 
     def computed(names: list[str]) -> dict[str, dict[str, Tensor]]:
         table = operators(Ours())  # its modules are this thread's: functional_call replaces parameters
@@ -94,8 +96,8 @@ def test_backward_in_another_thread() -> None:
 def test_one_launch_at_a_time(interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither Triton's interpreter nor its loading of what it compiled is made for two threads."""
     monkeypatch.setattr(launch, "INTERPRETED", interpreted)
-    monkeypatch.setattr(launch, "GPU", "cpu")
-    monkeypatch.setattr(launch, "current_device", lambda: None)
+    monkeypatch.setattr(hardware, "GPU", "cpu")
+    monkeypatch.setattr(hardware, "current_device", lambda: None)
     at_once, most = 0, 0
 
     def run(*_: Any, **__: Any) -> None:

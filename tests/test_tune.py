@@ -21,6 +21,7 @@ from tests.test_bench import ROOT, Here, SetClock
 from trinn.kernels import launchers, ops
 from trinn.kernels.conv2d import passes
 from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.settings import settings
 from trinn.kernels.runtime.tuning import Product, Tile
 
 PRODUCT = Product("linear", 100, 1000, 4096, torch.float16, "ieee")
@@ -44,7 +45,7 @@ for tile in map(json.loads, sys.stdin):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tuning, "TILES", tmp_path / "tiles")
-    monkeypatch.setattr(tuning, "gpu", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(settings, "gpu", "NVIDIA H200")
     tuning.measured_tiles.cache_clear()
     yield tmp_path / "tiles"
     tuning.measured_tiles.cache_clear()
@@ -82,7 +83,7 @@ def test_winners_are_kept_and_found_again(folder: Path, monkeypatch: pytest.Monk
     tune.record("NVIDIA H200", {PRODUCT.like: None})  # measured again: the guess is as fast
     tuning.measured_tiles.cache_clear()
     assert tuning.gemm_tile(PRODUCT, device) == guess and tuning.gemm_tile(other, device) == TILES[0]
-    monkeypatch.setattr(tuning, "gpu", lambda device: "NVIDIA A100")
+    monkeypatch.setattr(settings, "gpu", "NVIDIA A100")
     assert tuning.gemm_tile(other, device) not in TILES
 
 
@@ -177,7 +178,7 @@ def test_timing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed is the call that computes the product, with the tile; not where the result is another."""
     monkeypatch.setitem(registry.CASES, SMALL_CONV.name, SMALL_CONV)
     ran: list[Any] = []
-    clock = SetClock(lambda call: ran.append((call.func.__name__, tuning.guessed_tile(PRODUCT, ""))) or 2e-3)  # type: ignore[func-returns-value]
+    clock = SetClock(lambda call: ran.append((call.func.__name__, settings.tile_of(PRODUCT, ""))) or 2e-3)  # type: ignore[misc, func-returns-value]
     timer, place = Timer(Here(clock), "interpreter"), Place("fp32", SMALL_CONV.name, "contiguous", number)
     tiles = [Tile(16, 16, 16, 4, 2), Tile(32, 16, 16, 4, 2)]
     assert timer([*place, list(tiles[0])]) == pytest.approx(2000) and timer([*place, list(tiles[1])]) == pytest.approx(2000)
@@ -239,6 +240,7 @@ def test_a_tile_whose_kernel_runs_nowhere_is_not_right(judge: Judge) -> None:
 
 KINDS = """
 from bench import every_tile, registry, tune
+from trinn.kernels.runtime.settings import settings
 for arithmetic in tune.ARITHMETICS:
     wanted = tune.products(tune.places(registry.CONVS, (), [arithmetic]), "sm_90").values()
     reached = {name: every_tile._kinds_of(name, arithmetic, "sm_90") for name in every_tile.SMALL}

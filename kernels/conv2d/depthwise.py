@@ -20,7 +20,8 @@ from ..device.epilogue import rectified
 from ..device.indexing import axes_of, big_from_small, inside, small_from_big, split_pixel
 from ..device.precision import accumulator
 from ..reduce import partials_of, sum_partials
-from ..runtime.launch import Ints, index_type, is_channels_last, launch
+from ..runtime.launch import launch
+from ..runtime.layout import Ints, index_type, is_channels_last
 from ..runtime.tuning import splits
 from .depthwise_sliding import gather_strips, has_strips, wgrad_strips
 

@@ -16,11 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device.epilogue import rectified
+from ..device.function import device_function
 from ..device.indexing import Axis, axes_of, big_from_small, inside, nothing
 from ..device.precision import accumulator
 from ..reduce import partials_of, sum_partials
 from ..runtime import tuning
-from ..runtime.launch import INTERPRETED, Ints, device_function, index_type, is_channels_last, launch
+from ..runtime.interpreter import INTERPRETED
+from ..runtime.launch import launch
+from ..runtime.layout import Ints, index_type, is_channels_last
+from ..runtime.settings import settings
 from ..runtime.tuning import ElementTile
 
 # A thread holds a filter for each of its elements, in as many of its registers at most; among planes, of which it reads
@@ -249,7 +253,7 @@ def wgrad_strips(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints,
     images, channels, height, width = dy.shape
     strips = _strips(dy, H, W)
     chunks = strips.pixel_tiles * strips.parts
-    chunks_per_part = triton.cdiv(chunks * strips.channel_tiles, 4 * tuning.wanted_programs) or 1
+    chunks_per_part = triton.cdiv(chunks * strips.channel_tiles, 4 * settings.wanted_programs) or 1
     parts = max(1, triton.cdiv(chunks, chunks_per_part))
     partials = partials_of(dw, parts)
     tile = strips.tile
@@ -287,7 +291,7 @@ def _strips(small: Tensor, H: Axis, W: Axis) -> Strips:
     room = tuning.elementwise_block(small.numel())
     while room > 128 and room // 128 * registers > MOST_REGISTERS and not INTERPRETED:
         room //= 2
-    most = tuning.interpreted_block if INTERPRETED else 128 if channels_last else 64
+    most = settings.interpreted_block if INTERPRETED else 128 if channels_last else 64
     lanes = min(triton.next_power_of_2(lanes_axis), room, most)
     while lanes > 16 and not INTERPRETED and triton.cdiv(lanes_axis, lanes) * lanes > 1.25 * lanes_axis:
         lanes //= 2
@@ -295,7 +299,7 @@ def _strips(small: Tensor, H: Axis, W: Axis) -> Strips:
     across, down = triton.cdiv(lanes_axis, lanes), triton.cdiv(rows_axis, tile.rows)
     pixel_tiles, channel_tiles = (down, across) if channels_last else (across, down)
     overlap = triton.cdiv(H.taps, H.stride)
-    wanted = triton.cdiv(4 * tuning.wanted_programs, max(1, across * down))
+    wanted = triton.cdiv(4 * settings.wanted_programs, max(1, across * down))
     parts = max(1, min(wanted, height // (4 * max(1, overlap - 1))))
     rows_per_part = triton.cdiv(height, parts)
     return Strips(channels_last, tile, pixel_tiles, channel_tiles, triton.cdiv(height, rows_per_part), rows_per_part)

@@ -25,7 +25,11 @@ from torch import Tensor
 
 from ..device.indexing import cdiv, inside
 from ..runtime import tuning
-from ..runtime.launch import INTERPRETED, Ints, empty, index_type, launch
+from ..runtime.allocate import empty
+from ..runtime.interpreter import INTERPRETED
+from ..runtime.launch import launch
+from ..runtime.layout import Ints, index_type
+from ..runtime.settings import settings
 
 # In elements that a box takes from L2 to shared memory, which takes an H100 half a picosecond each: what one costs conv2d.py's
 # kernels, that gather them one by one with some 60 of a thread's instructions; to write one of the copy and to read it; and to
@@ -156,7 +160,7 @@ def _folded(x: Tensor, rows: int, columns: int, pitch: int, near: int) -> Tensor
 def _tile(rows: int, columns: int, pitch: int) -> Tile:
     """16 elements for each thread, or 8 so that a small copy fills the GPU; not too many of them past the end of a row."""
     elements = rows * columns * pitch
-    room = tuning.elementwise_block(elements) if INTERPRETED else 2048 if elements >= 2048 * tuning.wanted_programs else 1024
+    room = tuning.elementwise_block(elements) if INTERPRETED else 2048 if elements >= 2048 * settings.wanted_programs else 1024
     wide = triton.next_power_of_2(columns)
     while wide * pitch > room or (wide > 8 and not INTERPRETED and triton.cdiv(columns, wide) * wide > 1.25 * columns):
         wide //= 2

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..device.indexing import Window
 from ..pool2d import code_type, max_pool2d_forward
-from ..runtime.launch import Ints, empty, is_channels_last, is_either
+from ..runtime.allocate import empty
+from ..runtime.layout import Ints, has_one_order, is_channels_last
 from ..runtime.op import op
 from ..statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_parts
 from .depthwise import is_depthwise
@@ -26,7 +27,7 @@ def _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, gro
 
 def _channels_last(x, w, size):
     """The order of a convolution's result behind a ReLU or a batch norm, which take what is contiguous for that."""
-    return is_channels_last(x, w) and not is_either((x.shape[0], w.shape[0], *size))
+    return is_channels_last(x, w) and not has_one_order((x.shape[0], w.shape[0], *size))
 
 
 def _empty_max_pool2d(

@@ -31,7 +31,9 @@ from ..device.epilogue import finished, largest, store_statistics
 from ..device.indexing import Window, axes_of, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
 from ..device.precision import accumulator, conv_precision, dot, widened
 from ..reduce import partials_of, sum_partials
-from ..runtime.launch import Ints, empty, exceeds_int32, index_type, is_channels_last, launch
+from ..runtime.allocate import empty
+from ..runtime.launch import launch
+from ..runtime.layout import Ints, exceeds_int32, index_type, is_channels_last
 from ..runtime.op import op
 from ..runtime.tuning import Product, Tile, gemm_tile, splits
 from ..statistics2d import Parts

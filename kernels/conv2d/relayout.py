@@ -16,10 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device.function import device_function
 from ..device.indexing import cdiv, offset_of
 from ..device.precision import widened
 from ..runtime import tuning
-from ..runtime.launch import INTERPRETED, device_function, empty, index_type, launch, memory_order
+from ..runtime.allocate import empty
+from ..runtime.interpreter import INTERPRETED
+from ..runtime.launch import launch
+from ..runtime.layout import index_type, memory_order
+from ..runtime.settings import settings
 from ..runtime.tuning import ElementTile
 
 _PLANES = 3  # bfloat16 has 8 bits of a float32's 24
@@ -186,7 +191,7 @@ def _tile(lanes: int, rows: int, x: Tensor) -> ElementTile:
     if INTERPRETED:
         room = tuning.elementwise_block(x.numel())
     else:
-        room = 4096 if x.numel() >= 4096 * tuning.wanted_programs else 1024
+        room = 4096 if x.numel() >= 4096 * settings.wanted_programs else 1024
     tile = [triton.next_power_of_2(lanes), triton.next_power_of_2(rows)]
     while tile[0] * tile[1] > room:
         tile[tile[1] >= tile[0]] //= 2

@@ -32,17 +32,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device.epilogue import finished, store_statistics
+from ..device.function import device_function
 from ..device.indexing import Axis, advanced, axes_of, big_from_small, cdiv, floor_div, hitting_taps, small_from_big
 from ..device.precision import CROSS_PAIRS, conv_precision, dot, pair_of
-from ..runtime.launch import Ints, architecture, device_function, index_type, launch
+from ..runtime.hardware import architecture
+from ..runtime.launch import launch
+from ..runtime.layout import Ints, index_type
+from ..runtime.settings import settings
 from ..runtime.tuning import Product, Tile, gemm_tile
 from ..statistics2d import Parts
 from .few_channels import Fold, fold_of, folded, folded_filters, windows
 from .relayout import channels_last, planes, spread
 from .tma_box import Along, Box, best_box, described, flat, is_readable, planar, strides_of
-
-# Whether the interpreter takes this path, too: for tests of it.
-interpreted = False
 
 # Where no tap hits a tile, it is multiplied once by zeros, which come from this far outside of both tensors. Around a loop that
 # may have no turn there would be a way on which others than wgmma write its sum, and ptxas would have each wgmma wait for the
@@ -345,7 +346,7 @@ def are_few(*channels: int) -> bool:
 def is_hopper(tensor: Tensor) -> bool:
     """Whether this tensor may be convolved in boxes at all."""
     name = architecture(tensor.device)
-    return tensor.dtype.itemsize <= 4 and (name == "sm_90" or name == "interpreter" and interpreted)
+    return tensor.dtype.itemsize <= 4 and (name == "sm_90" or name == "interpreter" and settings.interpret_tma)
 
 
 def are_planes(image: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..device.indexing import Axis
-from ..runtime.launch import Ints
+from ..runtime.layout import Ints
 
 _ROUNDED = {"round_f32_to_tf32": True} if "round_f32_to_tf32" in TensorDescriptor.__dataclass_fields__ else {}
 

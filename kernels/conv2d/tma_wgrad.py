@@ -21,10 +21,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..device.function import device_function
 from ..device.indexing import Axis, advanced, axes_of, big_from_small, cdiv, floor_div, smalls_that_hit
 from ..device.precision import CROSS_PAIRS, conv_precision, dot, pair_of
 from ..reduce import partials_of, sum_partials
-from ..runtime.launch import Ints, device_function, empty, index_type, launch
+from ..runtime.allocate import empty
+from ..runtime.launch import launch
+from ..runtime.layout import Ints, index_type
 from ..runtime.tuning import Product, Tile, gemm_tile, splits
 from .few_channels import Fold, folded, windows
 from .relayout import channels_last, copied, images_last, planes

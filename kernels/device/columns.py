@@ -26,11 +26,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime import tuning
-from ..runtime.launch import Ints, architecture, device_function, index_type, is_channels_last
+from ..runtime.hardware import architecture
+from ..runtime.layout import Ints, index_type, is_channels_last
+from ..runtime.settings import settings
+from .function import device_function
 from .indexing import Axis
 
 LEAST_ROWS = 6  # of a part on a GPU: before its first row a kernel computes what depends on the column
-PROGRAMS = 4  # parts are cut so that there are this many times tuning.wanted_programs
+PROGRAMS = 4  # parts are cut so that there are this many times settings.wanted_programs
 
 
 class Tile(NamedTuple):
@@ -167,11 +170,11 @@ def columns(
         places, lanes = n * c * width, min(max(16, triton.next_power_of_2(n * c * width)), lanes)
         across, channel_tiles, place_tiles, whole = 1, 1, triton.cdiv(places, lanes), places % lanes == 0
     if interpreted:
-        rows_per_part = max(rows for rows in range(1, tuning.interpreted_rows + 1) if height % rows == 0)
+        rows_per_part = max(rows for rows in range(1, settings.interpreted_rows + 1) if height % rows == 0)
         parts = height // rows_per_part
         parts_at_once = min(triton.next_power_of_2(parts), room // (across * lanes))
     else:
-        wanted = PROGRAMS * tuning.wanted_programs // (place_tiles * channel_tiles)
+        wanted = PROGRAMS * settings.wanted_programs // (place_tiles * channel_tiles)
         rows_per_part = triton.cdiv(height, max(1, min(wanted, height // LEAST_ROWS)))
         parts, parts_at_once = triton.cdiv(height, rows_per_part), 1
     part_tiles = triton.cdiv(parts, parts_at_once)

@@ -7,7 +7,7 @@ largest             a max pooling by windows that do not overlap, of which a til
 
 import triton.language as tl
 
-from ..runtime.launch import device_function
+from .function import device_function
 from .precision import widened
 
 

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import triton.language as tl
 
-from ..runtime.launch import Ints, device_function
+from ..runtime.layout import Ints
+from .function import device_function
 
 # How far rounding may move the coordinates of a resized image: in output pixels, for each output of an axis.
 READER_SLACK = tl.constexpr(2.0**-20)

@@ -11,7 +11,9 @@ products are exact, and which its matrix units read from shared memory in any or
 import torch
 import triton.language as tl
 
-from ..runtime.launch import INTERPRETED, architecture, device_function
+from ..runtime.hardware import architecture
+from ..runtime.interpreter import INTERPRETED
+from .function import device_function
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 

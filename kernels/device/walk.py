@@ -15,7 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime import tuning
-from ..runtime.launch import INTERPRETED, device_function, index_type, memory_order
+from ..runtime.interpreter import INTERPRETED
+from ..runtime.layout import index_type, memory_order
+from ..runtime.settings import settings
+from .function import device_function
 from .indexing import nothing, offset_of
 from .precision import accumulator
 
@@ -101,7 +104,7 @@ def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
     # Rows of a tile, and how many in a row a program takes.
     at_once = min(triton.next_power_of_2(rows), max(1, room // lanes))
     while ahead > 1 and (
-        rows % at_once == 0 < rows % (ahead * at_once) or tiles * rows < tuning.wanted_programs * ahead * at_once
+        rows % at_once == 0 < rows % (ahead * at_once) or tiles * rows < settings.wanted_programs * ahead * at_once
     ):
         ahead //= 2
     parts, steps = parts_of(tiles, triton.cdiv(rows, ahead * at_once))
@@ -127,7 +130,7 @@ def lanes_of(columns: int, most: int, waste: float = 1.15) -> int:
 
 def parts_of(tiles: int, steps: int) -> tuple[int, int]:
     """Into how many parts to cut the steps, and the steps of each: a few programs for each multiprocessor, and all as many."""
-    units, many = (tuning.wanted_programs, [1]) if tuning.INTERPRETED else (max(1, tuning.wanted_programs // 2), [3, 4, 5])
+    units, many = (settings.wanted_programs, [1]) if tuning.INTERPRETED else (max(1, settings.wanted_programs // 2), [3, 4, 5])
     longest = (triton.cdiv(steps, min(steps, max(1, turns * units // tiles))) for turns in many)
     steps_per_part = min(longest, key=lambda n: triton.cdiv(tiles * triton.cdiv(steps, n), units) * (n + SETUP))
     return triton.cdiv(steps, steps_per_part), steps_per_part

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..runtime.launch import Ints, device_function
+from ..runtime.layout import Ints
+from .function import device_function
 from .indexing import bin_end, bin_start, cdiv, inside, most_in_bin
 from .precision import divided
 

@@ -38,3 +38,18 @@ if not INTERPRETED and not torch.cuda.is_available():
         "set TRITON_INTERPRET=1 before trinn is imported"
     )
     warnings.warn(NOWHERE, stacklevel=2)
+
+
+def unfit_interpreter(triton_version: str, numpy_version: str) -> str:
+    """The reason that this version of Triton cannot interpret with this NumPy, and the remedy; empty if it can."""
+    triton_minor, numpy_minor = (tuple(map(int, version.split(".")[:2])) for version in (triton_version, numpy_version))
+    if triton_minor >= (3, 7) or numpy_minor < (2, 4):
+        return ""
+    return (
+        f"the interpreter of Triton {triton_version} does not work with NumPy {numpy_version}: "
+        "install numpy<2.4, or Triton 3.7 or newer"
+    )
+
+
+# Not looked for where kernels are compiled: they need no NumPy.
+UNFIT = unfit_interpreter(triton.__version__, importlib.import_module("numpy").__version__) if INTERPRETED else ""

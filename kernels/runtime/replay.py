@@ -27,13 +27,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import launch, tuning
+from . import hardware
+from .interpreter import INTERPRETED
+from .observe import Launch, recorded
+from .settings import settings
 
 # Notes stand on how these versions of Triton start a kernel on NVIDIA's GPUs.
 REPLAYS = (
-    not launch.INTERPRETED
-    and torch.version.hip is None
-    and tuple(map(int, triton.__version__.split(".")[:2])) in ((3, 6), (3, 7))
+    not INTERPRETED and torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in ((3, 6), (3, 7))
 )
 MOST = 4096  # keys; a program whose shapes never repeat starts over
 MOST_MAPS = 128  # of a descriptor; where more layers are of one shape, maps are encoded anew
@@ -102,12 +103,12 @@ def replayed(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(launcher)
     def call(*args: Any) -> Any:
-        if launch.observer is not None or _is_hooked():
+        if settings.intercept is not None or _is_hooked():
             return launcher(*args)
         tensors, key = _key(args)
         notes = known.get(key)
         if isinstance(notes, Notes):
-            if notes.device.index == launch.current_device():
+            if notes.device.index == hardware.current_device():
                 return _replay(notes, tensors)
             with torch.cuda.device(notes.device):
                 return _replay(notes, tensors)
@@ -163,7 +164,7 @@ def _are_plain(args: tuple[Any, ...]) -> bool:
 def _key(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
     """The tensors among a launcher's arguments, and all that what it does depends on."""
     tensors: list[Tensor] = []
-    key: list[Any] = [tuning.only_tile, tuning.wanted_programs]
+    key: list[Any] = [settings.tile_of, settings.wanted_programs]
     float32 = False
     for arg in args:
         if arg is None or arg is True or arg is False:  # faster to tell than a type
@@ -210,7 +211,7 @@ def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Ten
         return launcher(*args), NEVER
     if len(set(map(id, given))) < len(given):  # on which of the two was a kernel started?
         return launcher(*args), SEEN
-    with _Makes() as makes, launch.noted() as launches:
+    with _Makes() as makes, recorded() as launches:
         result = launcher(*args)
     results = result if isinstance(result, tuple) else () if result is None else (result,)
     tensors = [*given, *makes.tensors]
@@ -238,7 +239,7 @@ def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Ten
     return result, Notes(given[0].device, tuple(map(_form, makes.tensors)), tuple(starts), returned)
 
 
-def _noted(one: launch.Launch, place: Callable[[Tensor], tuple[int, int] | None]) -> Start | None:
+def _noted(one: Launch, place: Callable[[Tensor], tuple[int, int] | None]) -> Start | None:
     """How the kernel is started again; None where a tensor has no one place."""
     kernel, compiled, programs, positional, constants = one
     values = [*positional, *(constants[name] for name in kernel.arg_names[len(positional) :])]

@@ -13,16 +13,11 @@ from typing import NamedTuple
 import torch
 import triton
 
-from .launch import INTERPRETED, architecture, gpu
-
-# An interpreted program costs some milliseconds, whatever its size, so one takes all it can.
-interpreted_block = 16384
-interpreted_rows = 1  # of an image that a kernel which walks down rows takes one after the other
-# Enough programs to fill a large GPU twice; the interpreter runs them one after the other.
-wanted_programs = 1 if INTERPRETED else 264
+from .hardware import architecture, gpu_name
+from .interpreter import INTERPRETED
+from .settings import settings
 
 TILES = Path(__file__).with_name("tiles")
-only_tile: "Tile | None" = None  # set while candidates are measured
 
 _LARGEST_TENSOR = 2**19  # elements, for an interpreted tile; Triton allows twice that
 
@@ -65,9 +60,9 @@ class Product(NamedTuple):
 
 def gemm_tile(product: Product, device: torch.device) -> Tile:
     """The tile for a product: the one that was the fastest on this GPU where that is on record, else a good guess."""
-    if only_tile is not None:
-        return only_tile
-    return measured_tiles(gpu(device)).get(product.like) or guessed_tile(product, architecture(device))
+    if settings.tile_of is not None:
+        return settings.tile_of(product, architecture(device))
+    return measured_tiles(gpu_name(device)).get(product.like) or guessed_tile(product, architecture(device))
 
 
 @functools.cache
@@ -96,7 +91,7 @@ def guessed_tile(product: Product, architecture: str) -> Tile:
         most_n, most_k = min(most_n, 64), max(most_k // 2, 16)
     block_m, block_n, block_k = _clamp(m, 16, most_m), _clamp(n, 16, most_n), _clamp(k, 16, most_k)
     whole = kernel == "conv2d"  # k is not cut
-    while whole and block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < wanted_programs // 2:
+    while whole and block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < settings.wanted_programs // 2:
         block_m //= 2
     # What a program has in registers: the accumulator, and both operands on their way in.
     held = (block_m * block_n + (block_m + block_n) * block_k) * (2 if scattered else 1)
@@ -148,19 +143,19 @@ def _turns(m: int, n: int, tile: tuple[int, int], itemsize: int) -> float:
 
 def splits(tiles: int, depth: int, block: int) -> int:
     """Into how many parts to cut a reduction over `depth` elements so that `tiles` output tiles fill the GPU."""
-    return max(1, min(triton.cdiv(wanted_programs, tiles), depth // (4 * block)))
+    return max(1, min(triton.cdiv(settings.wanted_programs, tiles), depth // (4 * block)))
 
 
 def elementwise_block(elements: int) -> int:
     """How many elements one program of an elementwise kernel takes."""
-    return _clamp(elements, 16, min(16 * interpreted_block, 2**16) if INTERPRETED else 1024)
+    return _clamp(elements, 16, min(16 * settings.interpreted_block, 2**16) if INTERPRETED else 1024)
 
 
 def _interpreted_tile(m: int, n: int, k: int) -> Tile:
-    block_n = _clamp(n, 16, min(interpreted_block, 512))
+    block_n = _clamp(n, 16, min(settings.interpreted_block, 512))
     # Most of the time goes into the addresses of the (m, k) block: a short k wastes the fewest on rounding up.
-    block_k = _clamp(k, 16, interpreted_block if m <= block_n else min(interpreted_block, 32))
-    block_m = _clamp(m, 16, min(interpreted_block, _LARGEST_TENSOR // max(block_n, block_k)))
+    block_k = _clamp(k, 16, settings.interpreted_block if m <= block_n else min(settings.interpreted_block, 32))
+    block_m = _clamp(m, 16, min(settings.interpreted_block, _LARGEST_TENSOR // max(block_n, block_k)))
     block_k = min(block_k, _LARGEST_TENSOR // block_n)
     return Tile(block_m, block_n, block_k, warps=1, stages=1)
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import trinn.layers as tnn
 from tests.check import DEVICE
-from trinn.kernels.runtime import tuning
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.kernels.runtime.settings import settings
 
 INF, NAN = float("inf"), float("nan")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -132,7 +132,7 @@ def large_tiles() -> Iterator[None]:
     """Tiles large enough for the interpreter to get through a large tensor."""
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:
-            patch.setattr(tuning, "interpreted_block", 2**16)
+            patch.setattr(settings, "interpreted_block", 2**16)
         yield
 
 

@@ -8,8 +8,8 @@ import torch
 import trinn.layers as tnn
 from tests.hard_inputs import FLOATS, INF, NAN, TORCH, grads, holds, integers, like_torch, refusal, same
 from trinn.kernels.device.precision import conv_precision, matmul_precision
-from trinn.kernels.runtime import launch
-from trinn.kernels.runtime.launch import INTERPRETED
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.kernels.runtime.observe import intercepted
 
 X, W = (2, 4, 6, 7), (6, 4, 3, 3)
 
@@ -208,7 +208,7 @@ def _(nn: Any) -> Any:
 def _() -> None:
     device = torch.device("cuda", 0)
     before = torch.backends.cudnn.conv.fp32_precision
-    with launch.observed(lambda *_: None, "sm_90"):
+    with intercepted(lambda *_: None, "sm_90"):
         try:
             torch.backends.cudnn.conv.fp32_precision = "tf32"
             assert conv_precision(torch.float32, device) == "tf32" and matmul_precision(torch.float32, device) == "tf32x3"

@@ -1,0 +1,33 @@
+"""The GPU that a tensor is on, as the tile rules see it."""
+
+from collections.abc import Callable
+
+import torch
+
+from .interpreter import INTERPRETED
+from .settings import settings
+
+# The device type of compiled kernels, and the current device of this thread.
+GPU = "cuda"
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+
+
+def architecture(device: torch.device) -> str:
+    """ "sm_90" for a Hopper GPU, "gfx942" for an MI300, "interpreter" where kernels are interpreted."""
+    if settings.intercept is not None:
+        return settings.architecture
+    if INTERPRETED or device.type != GPU:
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def gpu_name(device: torch.device) -> str:
+    """The name of a GPU, "NVIDIA H200"; empty where kernels are interpreted or launches intercepted."""
+    if settings.gpu is not None:
+        return settings.gpu
+    if settings.intercept is not None or INTERPRETED or device.type != GPU:
+        return ""
+    return torch.cuda.get_device_name(device)

@@ -1,0 +1,68 @@
+"""How tensors lie in memory: the width of their offsets, their memory format, the order of their axes."""
+
+from collections.abc import Sequence
+
+import triton.language as tl
+from torch import Tensor
+
+from .settings import settings
+
+Ints = Sequence[int]  # sizes, strides and the like; (height, width) where two are expected
+
+
+def index_type(*tensors: Tensor) -> tl.dtype:
+    """The type of a kernel's offsets: int32, or int64 where it must be and in the interpreter."""
+    return tl.int64 if settings.int64_offsets or exceeds_int32(*tensors) else tl.int32
+
+
+def exceeds_int32(*tensors: Tensor) -> bool:
+    """Whether one of these tensors has an element further away, or more of them, than int32 counts."""
+    # A block of lanes may run past the last element by its own length before its mask stops it.
+    return max(map(_reach, tensors)) >= 2**31 - 2**20
+
+
+def _reach(tensor: Tensor) -> int:
+    """How far its last element lies from its first, or would if none shared memory: kernels count elements too."""
+    offset = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return max(offset, tensor.numel())
+
+
+def is_channels_last(*tensors: Tensor) -> bool:
+    """Whether torch would make a result channels_last: one of these 4-d tensors has the order of strides, dense or not."""
+    return any(_has_channels_last_strides(t) for t in tensors)
+
+
+def _has_channels_last_strides(tensor: Tensor) -> bool:
+    """Strides grow from channels over columns and rows to images, and not just because an axis has one element."""
+    if tensor.stride(1) == 0 or 0 in tensor.shape:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if tensor.stride(axis) < least or (axis == 0 and least == tensor.stride(1)):
+            return False
+        least = tensor.stride(axis) * tensor.shape[axis]
+    return True
+
+
+def has_one_order(shape: Ints) -> bool:
+    """Whether contiguous and channels_last are one order for images (N, C, H, W): of one channel, or of one pixel."""
+    return shape[1] == 1 or (shape[2] == 1 and shape[3] == 1)
+
+
+def memory_order(*tensors: Tensor, axes: Ints | None = None) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """The axes of tensors of one shape as an elementwise kernel walks them, innermost first: (sizes, strides of each).
+
+    Innermost is the smallest stride of the first tensor, if `axes` does not say it. Axes that lie end to end in all of them
+    become one.
+    """
+    first = tensors[0]
+    axes = sorted(range(first.dim()), key=first.stride) if axes is None else axes
+    merged: list[tuple[int, list[int]]] = []
+    for axis in (a for a in axes if first.shape[a] != 1):
+        strides = [t.stride(axis) for t in tensors]
+        if merged and strides == [merged[-1][0] * stride for stride in merged[-1][1]]:
+            merged[-1] = (merged[-1][0] * first.shape[axis], merged[-1][1])
+        else:
+            merged.append((first.shape[axis], strides))
+    merged = merged or [(1, [0] * len(tensors))]
+    return tuple(size for size, _ in merged), [tuple(s[i] for _, s in merged) for i in range(len(tensors))]

@@ -1,0 +1,50 @@
+"""Observing launches: `intercepted` compiles without running, `recorded` lists what ran."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from .settings import settings
+
+_recording = threading.local()
+
+
+class Launch(NamedTuple):
+    """A launch of a kernel, and the compiled kernel; None in the interpreter."""
+
+    kernel: Any
+    compiled: Any
+    programs: int
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+@contextlib.contextmanager
+def intercepted(handle: Callable[..., None], architecture: str) -> Iterator[None]:
+    """Call `handle(kernel, programs, args, constants)` instead of each launch, in any thread.
+
+    Args:
+        architecture: the GPU that tiles are chosen for, as "sm_90".
+    """
+    with settings.changed(intercept=handle, architecture=architecture):
+        yield
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Collect the launches of this thread."""
+    before = getattr(_recording, "launches", None)
+    launches: list[Launch] = []
+    _recording.launches = launches
+    try:
+        yield launches
+    finally:
+        _recording.launches = before
+
+
+def record(*launch: Any) -> None:
+    """Append a launch to the list of `recorded`, if this thread has one."""
+    launches = getattr(_recording, "launches", None)
+    if launches is not None:
+        launches.append(Launch(*launch))
