@@ -90,7 +90,7 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
     jobs: dict[Any, Job] = {}
     is_hopper, seen = architecture == "sm_90", set[str]()
 
-    def add(case: Case, tile: tuning.Tile | None = None, all_of_it: bool = True) -> None:
+    def add(case: Case, tile: tuning.GemmTile | None = None, all_of_it: bool = True) -> None:
         name, arithmetic, channels_last, passes = case
         label = f"{name}, {arithmetic}{', channels_last' if channels_last else ''}"
         if not re.search(pattern, label):
@@ -143,7 +143,7 @@ def _box_tile(constants: dict[str, Any]) -> str:
 
 def launched(
     passes: Passes, arithmetic: str, channels_last: bool, architecture: str, observe: Callable[[Any, int, Any, Any], None],
-    tile: tuning.Tile | None = None,
+    tile: tuning.GemmTile | None = None,
 ) -> None:  # fmt: skip
     """Show each launch of some passes, with this tile or those that tuning.py gives."""
     dtype, precision = ARITHMETIC[arithmetic]
@@ -157,10 +157,10 @@ def launched(
         passes(new)
 
 
-def measured_cases() -> list[tuple[Case, tuning.Tile]]:
+def measured_cases() -> list[tuple[Case, tuning.GemmTile]]:
     """Convolutions in boxes, with the tiles that were measured on GPUs."""
     arithmetics = {"bfloat16 ieee": "bf16", "float16 ieee": "fp16", "float32 tf32": "tf32", "float32 bf16x6": "fp32"}
-    found: list[tuple[Case, tuning.Tile]] = []
+    found: list[tuple[Case, tuning.GemmTile]] = []
     for path in sorted(tuning.TILES.glob("*.json")):
         gpu = json.loads(path.read_text())["gpu"]
         for kind, tile in sorted({(like.rsplit(" ", 3)[0], tile) for like, tile in tuning.measured_tiles(gpu).items()}):
@@ -258,7 +258,7 @@ def unreached(jobs: Sequence[Job]) -> Iterator[str]:
             reached = {tuple(job.constants.get(name) for name in names) for job in ours if job.dtype == dtype}
             for m, n, k in itertools.product(SIZES, repeat=3):
                 for name, scattered in (("linear", False), ("conv2d", False), ("wgrad", True)):
-                    tile = tuning.guessed_tile(tuning.Product(name, m, n, k, dtype, "ieee", scattered), architecture)
+                    tile = tuning.guessed_tile(tuning.Gemm(name, m, n, k, dtype, "ieee", scattered), architecture)
                     if tile not in reached:
                         reached.add(tile)
                         yield f"{tile} of {dtype} on {architecture} is launched by no case"
@@ -276,7 +276,7 @@ def boxes_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
     ours = [job.constants for job in jobs if job.dtype == dtype and bool(job.constants["CROSS"]) == of_planes]
     wanted: set[str] = set()
     for m, n, k in itertools.product(SIZES, repeat=3):
-        product = tuning.Product("tma conv2d", m, n, k, dtype, "bf16x6" if of_planes else precision)
+        product = tuning.Gemm("tma conv2d", m, n, k, dtype, "bf16x6" if of_planes else precision)
         tile = tuning.guessed_tile(product, "sm_90")
         sizes = {"BLOCK_M": tile.m, "BOX": (tile.n,), "BLOCK_K": tile.k, "num_warps": tile.warps, "num_stages": tile.stages}
         wanted |= {_box_tile(sizes | {"ADJOINT": adjoint}) for adjoint in (False, True)}

@@ -31,7 +31,7 @@ from bench.registry import CONVS
 from bench.report import Result
 from bench.tune import Item, kind, named
 from trinn.kernels.runtime import tuning
-from trinn.kernels.runtime.tuning import Product, Tile
+from trinn.kernels.runtime.tuning import Gemm, GemmTile
 
 STEPS = ("check", "tune", "sweep")
 MINUTES = 8.0  # for a step
@@ -47,11 +47,11 @@ class Steps:
         self.gpu, self.architecture = (result["environment"][key] for key in ("gpu", "architecture"))
 
     @functools.cached_property
-    def wanted(self) -> Mapping[tune.Place, Product]:
+    def wanted(self) -> Mapping[tune.Place, Gemm]:
         places = tune.places(CONVS, self.args.names, self.args.arithmetics or tune.ARITHMETICS)
         return tune.products(places, self.architecture)
 
-    def candidates(self, product: Product) -> list[Tile]:
+    def candidates(self, product: Gemm) -> list[GemmTile]:
         return tune.candidates(product, self.args.candidates, self.architecture)
 
     def configs(self) -> list[Item]:
@@ -70,11 +70,11 @@ class Steps:
         self._begin("check", sources(), verdicts={})
         verdicts: dict[str, dict[str, str | None]] = self.result["verdicts"]
         items = self.configs()
-        left = [[a, of, tile] for a, of, tile in items if named(Tile(*tile)) not in verdicts.get(of, {})]
+        left = [[a, of, tile] for a, of, tile in items if named(GemmTile(*tile)) not in verdicts.get(of, {})]
         print(f"check: {len(items)} tiles, {len(left)} of them to be checked", flush=True)
         for item, fault in self._kept(tune.settled(list(left), self.commands["check"], until)):
             _, of, tile = item
-            verdicts.setdefault(of, {})[named(Tile(*tile))] = fault
+            verdicts.setdefault(of, {})[named(GemmTile(*tile))] = fault
             left.remove(item)
             if fault:
                 print(*item, fault, flush=True)
@@ -103,7 +103,7 @@ class Steps:
         print(f"tune: {left} left, and {without} products without a tile that was checked and is right")
         return not left and not without
 
-    def right(self, product: Product) -> list[Tile]:
+    def right(self, product: Gemm) -> list[GemmTile]:
         """The candidates that `check` let pass."""
         verdicts = self.result["verdicts"].get(kind(product), {})
         return [tile for tile in self.candidates(product) if verdicts.get(named(tile), "not checked") is None]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trinn.kernels.device.precision import CROSS_PAIRS, pair_of
+from trinn.kernels.device.precision import CROSS_PAIRS, term_pair
 
 STORED = Path(__file__).resolve().parent.parent / "docs" / "convolution" / "emulated.json"
 
@@ -142,7 +142,7 @@ def ways(x: Array, w: Array) -> Iterator[tuple[str, str, Array]]:
     yield "float32, as torch sums on this CPU", "rounds", torch.linalg.vecdot(torch.tensor(x), torch.tensor(w)).double().numpy()
     planes = in_parts(x, bfloat16, 3, "bf16"), in_parts(w, bfloat16, 3, "bf16")
     large = in_parts(x, tf32, 2, "tf32"), in_parts(w, tf32, 2, "tf32")
-    six = [*(pair_of(number, CROSS_PAIRS) for number in range(CROSS_PAIRS)), (0, 0)]
+    six = [*(term_pair(number, CROSS_PAIRS) for number in range(CROSS_PAIRS)), (0, 0)]
     for rounding in ("rounds", "truncates"):
         truncates = rounding == "truncates"
         yield "6 products of bfloat16", rounding, summed(planes, six, truncates)

@@ -26,7 +26,7 @@ from bench.timing import Machine, using
 from bench.tune import Item, calls_of, compiling, kind, recorded
 from bench.workers import do_in_turn, do_side_by_side
 from trinn.kernels.runtime import tuning
-from trinn.kernels.runtime.tuning import Product, Tile
+from trinn.kernels.runtime.tuning import Gemm, GemmTile
 
 # More channels, filters, pixels and taps than a tile has; few of them multiples of it.
 _TABLE = (
@@ -50,7 +50,7 @@ class Config(NamedTuple):
 
     arithmetic: str
     kind: str
-    tile: Tile
+    tile: GemmTile
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def results_of(config: Config, cases: Sequence[str], device: str) -> Iterator[tu
     """
     guess, ran = tuning.guessed_tile, False
 
-    def rule(product: Product, architecture: str) -> Tile:
+    def rule(product: Gemm, architecture: str) -> GemmTile:
         return config.tile if kind(product) == config.kind else guess(product, architecture)
 
     for name in cases:
@@ -144,7 +144,7 @@ def _on_cpu(results: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _config(item: Item) -> Config:
     arithmetic, kind, tile = item
-    return Config(arithmetic, kind, Tile(*tile))
+    return Config(arithmetic, kind, GemmTile(*tile))
 
 
 def work(args: argparse.Namespace, machine: Callable[[], Machine] = Machine.gpu) -> None:

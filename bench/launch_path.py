@@ -87,13 +87,13 @@ FUNCTIONALS: dict[str, Callable[[], Any]] = {
 def operator(name: str, cost: Cost) -> Operator:
     args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]  # as the dispatcher hands them on
     launcher = getattr(launchers, name)
-    noted = replay.replayed(launcher)
+    noted = replay.cached(launcher)
     for _ in range(2):
         noted(*args)
     with recorded() as launches:
         launcher(*args)
-    _, notes = replay.written(launcher, tuple(args), [arg for arg in args if isinstance(arg, Tensor)])
-    assert isinstance(notes, replay.Notes)
+    _, notes = replay.record_call(launcher, tuple(args), [arg for arg in args if isinstance(arg, Tensor)])
+    assert isinstance(notes, replay.CachedCall)
     addresses = [0] * 9
 
     def triton() -> None:
@@ -114,7 +114,7 @@ def functionals(cost: Cost) -> dict[str, tuple[float, float]]:
     with torch.no_grad():
         for name, call in FUNCTIONALS.items():
             args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]
-            noted = replay.replayed(getattr(launchers, name))
+            noted = replay.cached(getattr(launchers, name))
             for _ in range(3):
                 noted(*args)
                 call()

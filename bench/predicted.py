@@ -34,7 +34,7 @@ from bench.machine_code import Driver
 from bench.rows import LAYOUTS, Instance
 from bench.timing import Call, using
 from trinn.kernels.conv2d import tma
-from trinn.kernels.conv2d.tma_box import Along
+from trinn.kernels.conv2d.tma_box import GatherAxis
 from trinn.kernels.device.indexing import Axis
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
@@ -244,7 +244,7 @@ def drawn(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     axis = Axis(conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.dilation[0])
     blocks = zip((*size, *size), (*box[1:], 1, 1), strict=True)
     seen = [taps_seen(axis, False, n, n, block)[0] for n, block in blocks]
-    along = [Along(n, n, axis, False) for n in size]
+    along = [GatherAxis(n, n, axis, False) for n in size]
     powers = [1 << i for i in range(math.prod(box).bit_length())]
     every = images * math.prod(size) * axis.taps**2
     shares = {}

@@ -32,7 +32,7 @@ from torch import Tensor
 from bench import registry, runs
 from bench.machine_code import Driver, Instruction, read_cubin, read_loops, read_sass
 from bench.timing import Call, Machine, interleaved
-from trinn.kernels.conv2d.tma_box import described
+from trinn.kernels.conv2d.tma_box import tma_descriptor
 from trinn.kernels.device.precision import beats
 from trinn.kernels.runtime import launch, tuning
 from trinn.kernels.runtime.observe import intercepted, recorded
@@ -104,7 +104,10 @@ def copy_boxes(source: Tensor, ones: Tensor, sums: Tensor, box: Sequence[int], s
     """
     source = source.flatten(0, 2) if len(box) == 2 else source
     counts = tuple(size // block for size, block in zip(source.shape, box, strict=True))
-    boxes, left = described(source, source.shape, source.stride(), box), described(ones, ones.shape, ones.stride(), ones.shape)
+    boxes, left = (
+        tma_descriptor(source, source.shape, source.stride(), box),
+        tma_descriptor(ones, ones.shape, ones.stride(), ones.shape),
+    )
     constants: dict[str, Any] = {"BOX": tuple(box), "COUNTS": counts, "ROWS": ROWS}
     launch.launch(_copy_boxes_kernel, len(sums), boxes, left, sums, steps, **constants, stages=STAGES, device=source.device)
 

@@ -189,9 +189,9 @@ def relaid(*shape: int, channels: int | None = None) -> Passes:
 
     def passes(new: New) -> None:
         for order in (False, True):
-            relayout.channels_last(new(*shape, channels_last=order), channels)
-            relayout.images_last(new(*shape, channels_last=order))
-            relayout.planes(new(n, channels or c, *size, channels_last=order, dtype=torch.float32))
+            relayout.to_channels_last(new(*shape, channels_last=order), channels)
+            relayout.to_images_last(new(*shape, channels_last=order))
+            relayout.to_bf16_terms(new(n, channels or c, *size, channels_last=order, dtype=torch.float32))
 
     return passes
 

@@ -40,7 +40,7 @@ from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.hardware import architecture
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
-from trinn.kernels.runtime.tuning import Product, Tile
+from trinn.kernels.runtime.tuning import Gemm, GemmTile
 
 CLEARLY = 0.97  # of the guess's time
 ROUNDS = 9
@@ -49,7 +49,7 @@ PATIENCE = 60.0  # seconds for a candidate, with the start of its process
 CLOSE = {torch.float16: 1e-2, torch.bfloat16: 2e-2, torch.float32: 2e-3}  # of the norm of the result; TF32 included
 ARITHMETICS = ("bf16", "tf32", "fp32", "fp16")  # what matters most first
 
-Rule = Callable[[Product, str], Tile]
+Rule = Callable[[Gemm, str], GemmTile]
 Item = list[Any]  # what a process gets
 
 
@@ -65,16 +65,16 @@ class Place(NamedTuple):
 class Call(NamedTuple):
     """A launcher with its arguments, which computes one product."""
 
-    product: Product
+    product: Gemm
     run: functools.partial[Any]
 
 
-def kind(product: Product) -> str:
+def kind(product: Gemm) -> str:
     """The kernel and the arithmetic: what decides, together with a tile, what is compiled, but for the geometry."""
-    return product.like.rsplit(" ", 3)[0]
+    return product.key.rsplit(" ", 3)[0]
 
 
-def named(tile: Tile) -> str:
+def named(tile: GemmTile) -> str:
     return f"{tile.m}x{tile.n}x{tile.k} w{tile.warps} s{tile.stages}"
 
 
@@ -90,11 +90,11 @@ def patched(module: Any, **names: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tiles_by(rule: Rule) -> Iterator[list[Product]]:
+def tiles_by(rule: Rule) -> Iterator[list[Gemm]]:
     """Within, tiles follow this rule, and none is one that was measured; the products that one was asked for."""
-    asked: list[Product] = []
+    asked: list[Gemm] = []
 
-    def tile_of(product: Product, architecture: str) -> Tile:
+    def tile_of(product: Gemm, architecture: str) -> GemmTile:
         asked.append(product)
         return rule(product, architecture)
 
@@ -139,33 +139,33 @@ def places(ops: Sequence[str], names: Sequence[str], arithmetics: Sequence[str])
                 yield Place(arithmetic, name, layout)
 
 
-def products(at: Iterable[Place], architecture: str) -> dict[Place, Product]:
+def products(at: Iterable[Place], architecture: str) -> dict[Place, Gemm]:
     """One of each kind of product."""
-    found: dict[str, tuple[Place, Product]] = {}
+    found: dict[str, tuple[Place, Gemm]] = {}
     for place in at:
         calls = calls_of(registry.CASES[place.name], place.arithmetic, place.layout, "meta", architecture)
         for number, call in enumerate(calls):
-            found.setdefault(call.product.like, (place._replace(number=number), call.product))
+            found.setdefault(call.product.key, (place._replace(number=number), call.product))
     return dict(found.values())
 
 
 @functools.cache
-def candidates(product: Product, most: int, architecture: str) -> list[Tile]:
+def candidates(product: Gemm, most: int, architecture: str) -> list[GemmTile]:
     """The guess, and the tiles next to it that a GPU has room for."""
     guess = tuning.guessed_tile(product, architecture)
     sizes = (64, 128, 256) if _by_tma(product) else (16, 32, 64, 128, 256)
     columns = (*sizes, 192, 320) if product.kernel == "tma wgrad" else sizes  # 3 or 5 taps of 64 channels
-    tiles = (Tile(*t) for t in itertools.product(sizes, columns, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)))
+    tiles = (GemmTile(*t) for t in itertools.product(sizes, columns, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)))
     fitting = [tile for tile in tiles if tile != guess and _fits(tile, product, architecture)]
     return [guess, *sorted(fitting, key=lambda tile: _steps(tile, guess))[: most - 1]]
 
 
-def _by_tma(product: Product) -> bool:
+def _by_tma(product: Gemm) -> bool:
     """Whether its kernel is one of conv2d_tma.py, whose wgmma multiplies 64 rows at a time, or as many for each of 8 warps."""
     return product.kernel.startswith("tma ")
 
 
-def _fits(tile: Tile, product: Product, architecture: str) -> bool:
+def _fits(tile: GemmTile, product: Gemm, architecture: str) -> bool:
     in_planes = product.precision == "bf16x6"  # of bfloat16, whose sums are kept twice
     itemsize = 2 if in_planes else product.dtype.itemsize
     shared = tile.stages * tile.k * (tile.m + tile.n) * itemsize
@@ -183,7 +183,7 @@ def _room(architecture: str) -> int:
     return SHARED_MEMORY.get(architecture, 99 << 10)
 
 
-def _steps(tile: Tile, guess: Tile) -> float:
+def _steps(tile: GemmTile, guess: GemmTile) -> float:
     """How far two tiles are apart, in doublings; a stage is as far as half of one."""
     blocks = sum(abs(math.log2(a / b)) for a, b in zip(tile[:4], guess[:4], strict=True))
     return blocks + abs(tile.stages - guess.stages) / 2
@@ -224,9 +224,9 @@ def compiled(item: Item, architecture: str) -> str | None:
     """Compile a candidate; what is wrong with it, if something is."""
     *place, tile = item
     call = _call(*place, architecture)
-    with using(Place(*place).arithmetic), compiling(architecture) as faults, tiles_by(lambda *_: Tile(*tile)) as asked:
+    with using(Place(*place).arithmetic), compiling(architecture) as faults, tiles_by(lambda *_: GemmTile(*tile)) as asked:
         call.run()
-    if asked[-1].like != call.product.like:
+    if asked[-1].key != call.product.key:
         return "makes the launcher take another kernel"
     return "; ".join(faults) or None
 
@@ -244,7 +244,7 @@ class Timer:
         self.place: Place | None = None
 
     def __call__(self, item: Item) -> float | str:
-        place, tile = Place(*item[:-1]), Tile(*item[-1])
+        place, tile = Place(*item[:-1]), GemmTile(*item[-1])
         if place != self.place:
             self.place, self.calls = None, self._calls(place)
         with using(place.arithmetic), tiles_by(lambda *_: tile):
@@ -274,16 +274,16 @@ def _outputs(call: Call) -> list[Tensor]:
     return [t.float() for t in (result if isinstance(result, tuple) else (result,)) if t.is_floating_point()]
 
 
-Times = dict[str, dict[str, Any]]  # by Product.like and the tile's name: microseconds, or what is wrong with it
+Times = dict[str, dict[str, Any]]  # by Product.key and the tile's name: microseconds, or what is wrong with it
 
 
-def items_of(wanted: Mapping[Place, Product], tiles_of: Callable[[Product], Sequence[Tile]], times: Times) -> list[Item]:
+def items_of(wanted: Mapping[Place, Gemm], tiles_of: Callable[[Gemm], Sequence[GemmTile]], times: Times) -> list[Item]:
     """The candidates of products that have no time yet."""
     return [
         [*place, list(tile)]
         for place, product in wanted.items()
         for tile in tiles_of(product)
-        if named(tile) not in times.get(product.like, {})
+        if named(tile) not in times.get(product.key, {})
     ]
 
 
@@ -325,26 +325,26 @@ def _compiled(items: Iterable[Item], command: Sequence[str], until: float = math
         yield item, why or fault
 
 
-def add(times: Times, wanted: Mapping[Place, Product], item: Item, found: Any) -> None:
+def add(times: Times, wanted: Mapping[Place, Gemm], item: Item, found: Any) -> None:
     """Keep what came of an item."""
     *place, tile = item
-    times.setdefault(wanted[Place(*place)].like, {})[named(Tile(*tile))] = found
+    times.setdefault(wanted[Place(*place)].key, {})[named(GemmTile(*tile))] = found
 
 
-def winners(wanted: Iterable[Product], times: Times, architecture: str) -> dict[str, Tile | None]:
+def winners(wanted: Iterable[Gemm], times: Times, architecture: str) -> dict[str, GemmTile | None]:
     """The fastest tile of each product that was measured, or None for its guess."""
-    found: dict[str, Tile | None] = {}
+    found: dict[str, GemmTile | None] = {}
     for product in wanted:
         if measured := _measured(product, times):
             guess = measured.get(tuning.guessed_tile(product, architecture), math.inf)
             best = min(measured, key=lambda tile: measured[tile])
-            found[product.like] = best if measured[best] < CLEARLY * guess else None
+            found[product.key] = best if measured[best] < CLEARLY * guess else None
     return found
 
 
-def _measured(product: Product, times: Times) -> dict[Tile, float]:
-    found = times.get(product.like, {})
-    return {Tile(*map(int, re.findall(r"\d+", name))): us for name, us in found.items() if isinstance(us, float)}
+def _measured(product: Gemm, times: Times) -> dict[GemmTile, float]:
+    found = times.get(product.key, {})
+    return {GemmTile(*map(int, re.findall(r"\d+", name))): us for name, us in found.items() if isinstance(us, float)}
 
 
 def path_of(gpu: str) -> Path:
@@ -352,23 +352,23 @@ def path_of(gpu: str) -> Path:
     return tuning.TILES / f"{gpu.lower().replace(' ', '_')}.json"
 
 
-def record(name: str, found: Mapping[str, Tile | None]) -> None:
+def record(name: str, found: Mapping[str, GemmTile | None]) -> None:
     """Keep the winners, next to those of products that were not measured this time."""
     path = path_of(name)
     known = json.loads(path.read_text()) if path.exists() else {}
-    tiles: dict[str, Tile | None] = {**(known["tiles"] if known.get("triton") == triton.__version__ else {}), **found}
+    tiles: dict[str, GemmTile | None] = {**(known["tiles"] if known.get("triton") == triton.__version__ else {}), **found}
     path.parent.mkdir(exist_ok=True)
     lines = ",\n".join(f"  {json.dumps(like)}: {json.dumps(tile)}" for like, tile in sorted(tiles.items()) if tile is not None)
     path.write_text(f'{{\n "gpu": "{name}",\n "triton": "{triton.__version__}",\n "tiles": {{\n{lines}\n }}\n}}\n')
 
 
-def lines_of(wanted: Iterable[Product], times: Times, architecture: str) -> Iterator[str]:
+def lines_of(wanted: Iterable[Gemm], times: Times, architecture: str) -> Iterator[str]:
     """What was measured of each product."""
     for product in wanted:
         if measured := _measured(product, times):
             guess = measured.get(tuning.guessed_tile(product, architecture), math.nan)
             best = min(measured, key=lambda tile: measured[tile])
-            yield f"{product.like:48} guess {guess:9.1f} us   best {measured[best]:9.1f} us  {named(best)}"
+            yield f"{product.key:48} guess {guess:9.1f} us   best {measured[best]:9.1f} us  {named(best)}"
 
 
 def work(args: argparse.Namespace, machine: Callable[[], Machine] = Machine.gpu) -> None:

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .device.function import device_function
-from .device.indexing import first_reader, most_readers, scales_of
-from .device.precision import divided
+from .device.indexing import first_reader, max_readers, scales_of
+from .device.precision import divide
 from .gather2d import gather2d
 from .runtime.allocate import empty_resized
 from .runtime.layout import Ints
@@ -37,7 +37,7 @@ def _span(position, size, out_size, scale):
 def _falloff(pixel, center, scale):
     """The weight of a pixel before all are made to add up to 1."""
     distance = tl.abs(pixel.to(scale.dtype) + 0.5 - center)
-    return tl.maximum(1 - divided(distance, tl.maximum(scale, 1.0)), 0.0)
+    return tl.maximum(1 - divide(distance, tl.maximum(scale, 1.0)), 0.0)
 
 
 @device_function
@@ -66,7 +66,7 @@ def _reader(i, position, axis, DTYPE: tl.constexpr):
     reader = first_reader(position, out_size, scale, 0.5 - tl.maximum(scale, 1.0), 0.5) + i
     first, count, center = _span(reader, size, out_size, scale)
     reads = (reader < out_size) & (position >= first) & (position < first + count)
-    weight = divided(_falloff(position, center, scale), _total(reader, axis, DTYPE))
+    weight = divide(_falloff(position, center, scale), _total(reader, axis, DTYPE))
     return reader, reads, tl.where(reads, weight, 0.0)
 
 
@@ -96,7 +96,7 @@ def antialias2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align
     dx = empty_resized(dy, size)
     axes, scales = _axes(size, dy.shape[2:], factors, align_corners)
     supports = [max(scale, 1.0) for scale in scales]
-    readers = [most_readers(n, m, s, 0.5 - r, 0.5 + r, 0.5) for (n, m, _), s, r in zip(axes, scales, supports, strict=True)]
+    readers = [max_readers(n, m, s, 0.5 - r, 0.5 + r, 0.5) for (n, m, _), s, r in zip(axes, scales, supports, strict=True)]
     gather2d(dy, dx, axes, readers, _reader, scales=scales)
     return dx
 

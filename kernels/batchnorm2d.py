@@ -18,10 +18,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device.epilogue import rectified
+from .device.epilogue import rectify
 from .device.function import device_function
-from .device.precision import accumulator, divided, widened
-from .device.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
+from .device.precision import accumulator, divide, widen
+from .device.walk import (
+    by_channel,
+    load_tiles,
+    plan_walk,
+    program_channels,
+    program_rows,
+    row_offset,
+    rows_exist,
+    sum_rows,
+    tile_columns,
+    tile_start,
+)
 from .reduce import partials_of, sum_partials
 from .runtime.allocate import empty
 from .runtime.launch import launch
@@ -66,30 +77,30 @@ def _batchnorm2d_forward_kernel(
     RELU: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Some columns of y, down some rows."""
-    column, exists, c = columns_of(grid, INDEX, TILE)
-    first, last = rows_of(grid, INDEX)
+    column, exists, c = tile_columns(grid, INDEX, TILE)
+    first, last = program_rows(grid, INDEX)
     center = tl.load(mean + c).to(ACCUMULATOR)
     scale = _scale(var, w, c, None, eps, ACCUMULATOR)
     if b is not None:
         shift = tl.load(b + c).to(ACCUMULATOR)
-    x, y = start_of(x, column, grid, x_strides, TILE), start_of(y, column, grid, y_strides, TILE)
+    x, y = tile_start(x, column, grid, x_strides, TILE), tile_start(y, column, grid, y_strides, TILE)
     if residual is not None:
-        residual = start_of(residual, column, grid, residual_strides, TILE)
+        residual = tile_start(residual, column, grid, residual_strides, TILE)
     for row in range(first, last, TILE.rows * TILE.ahead):
-        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+        values = load_tiles(x, row, last, grid, x_strides, INDEX, TILE)
         if residual is not None:
-            residuals = loaded(residual, row, last, grid, residual_strides, INDEX, TILE)
+            residuals = load_tiles(residual, row, last, grid, residual_strides, INDEX, TILE)
         for i in tl.static_range(len(values)):
-            value = (widened(values[i]).to(ACCUMULATOR) - center) * scale
+            value = (widen(values[i]).to(ACCUMULATOR) - center) * scale
             if b is not None:
                 value += shift
             if residual is not None:
-                value += widened(residuals[i]).to(ACCUMULATOR)
+                value += widen(residuals[i]).to(ACCUMULATOR)
             if RELU:
-                value = rectified(value)
+                value = rectify(value)
             at = row + i * TILE.rows
             value = value.to(y.dtype.element_ty)
-            tl.store(y + down(at, grid, y_strides, INDEX, TILE), value, mask=exists & rows_left(at, last, TILE))
+            tl.store(y + row_offset(at, grid, y_strides, INDEX, TILE), value, mask=exists & rows_exist(at, last, TILE))
 
 
 @triton.jit
@@ -100,33 +111,33 @@ def _batchnorm2d_sums_kernel(
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """dw and db of a tile's channels over some rows; with y, dz is what of dy a ReLU let through."""
-    column, exists, c = columns_of(grid, INDEX, TILE)
-    first, last = rows_of(grid, INDEX)
+    column, exists, c = tile_columns(grid, INDEX, TILE)
+    first, last = program_rows(grid, INDEX)
     center = tl.load(mean + c).to(ACCUMULATOR)
-    x, dy = start_of(x, column, grid, x_strides, TILE), start_of(dy, column, grid, dy_strides, TILE)
+    x, dy = tile_start(x, column, grid, x_strides, TILE), tile_start(dy, column, grid, dy_strides, TILE)
     if y is not None:
-        y, dz = start_of(y, column, grid, y_strides, TILE), start_of(dz, column, grid, dz_strides, TILE)
+        y, dz = tile_start(y, column, grid, y_strides, TILE), tile_start(dz, column, grid, dz_strides, TILE)
     total = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     moment = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for row in range(first, last, TILE.rows * TILE.ahead):
-        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
-        upstreams = loaded(dy, row, last, grid, dy_strides, INDEX, TILE)
+        values = load_tiles(x, row, last, grid, x_strides, INDEX, TILE)
+        upstreams = load_tiles(dy, row, last, grid, dy_strides, INDEX, TILE)
         if y is not None:
-            results = loaded(y, row, last, grid, y_strides, INDEX, TILE)
+            results = load_tiles(y, row, last, grid, y_strides, INDEX, TILE)
         for i in tl.static_range(len(values)):
             upstream = upstreams[i]
             if y is not None:
-                upstream = tl.where(widened(results[i]) <= 0, tl.zeros_like(upstream), upstream)
+                upstream = tl.where(widen(results[i]) <= 0, tl.zeros_like(upstream), upstream)
                 at = row + i * TILE.rows
-                tl.store(dz + down(at, grid, dz_strides, INDEX, TILE), upstream, mask=exists & rows_left(at, last, TILE))
-            gradient = widened(upstream).to(ACCUMULATOR)
+                tl.store(dz + row_offset(at, grid, dz_strides, INDEX, TILE), upstream, mask=exists & rows_exist(at, last, TILE))
+            gradient = widen(upstream).to(ACCUMULATOR)
             total += gradient
-            moment += gradient * (widened(values[i]).to(ACCUMULATOR) - center)
-    c, exists, partial, pixels = channels_of(grid, INDEX, TILE)
-    dw = over_rows(by_channel(moment, pixels, grid, TILE)) * _scale(var, None, c, exists, eps, ACCUMULATOR)
+            moment += gradient * (widen(values[i]).to(ACCUMULATOR) - center)
+    c, exists, partial, pixels = program_channels(grid, INDEX, TILE)
+    dw = sum_rows(by_channel(moment, pixels, grid, TILE)) * _scale(var, None, c, exists, eps, ACCUMULATOR)
     at = partial * 2 * grid.channels + c
     tl.store(partials + at, dw, mask=exists)
-    tl.store(partials + at + grid.channels, over_rows(by_channel(total, pixels, grid, TILE)), mask=exists)
+    tl.store(partials + at + grid.channels, sum_rows(by_channel(total, pixels, grid, TILE)), mask=exists)
 
 
 @triton.jit
@@ -137,29 +148,29 @@ def _batchnorm2d_backward_kernel(
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Some columns of dx, down some rows; without sums, for given statistics. m is 1 / `share`, or else `pixels`."""
-    column, exists, c = columns_of(grid, INDEX, TILE)
-    first, last = rows_of(grid, INDEX)
+    column, exists, c = tile_columns(grid, INDEX, TILE)
+    first, last = program_rows(grid, INDEX)
     scale = _scale(var, w, c, None, eps, ACCUMULATOR)
     if sums is not None:
         share = tl.full((), share, ACCUMULATOR)
         if pixels is not None:
-            share = divided(tl.full((), 1, ACCUMULATOR), tl.load(pixels))
+            share = divide(tl.full((), 1, ACCUMULATOR), tl.load(pixels))
         center = tl.load(mean + c).to(ACCUMULATOR)
         slope = _scale(var, None, c, None, eps, ACCUMULATOR) * tl.load(sums + c) * share
         level = tl.load(sums + grid.channels + c) * share
-        x = start_of(x, column, grid, x_strides, TILE)
-    dy, dx = start_of(dy, column, grid, dy_strides, TILE), start_of(dx, column, grid, dx_strides, TILE)
+        x = tile_start(x, column, grid, x_strides, TILE)
+    dy, dx = tile_start(dy, column, grid, dy_strides, TILE), tile_start(dx, column, grid, dx_strides, TILE)
     for row in range(first, last, TILE.rows * TILE.ahead):
-        upstreams = loaded(dy, row, last, grid, dy_strides, INDEX, TILE)
+        upstreams = load_tiles(dy, row, last, grid, dy_strides, INDEX, TILE)
         if sums is not None:
-            values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+            values = load_tiles(x, row, last, grid, x_strides, INDEX, TILE)
         for i in tl.static_range(len(upstreams)):
-            value = widened(upstreams[i]).to(ACCUMULATOR)
+            value = widen(upstreams[i]).to(ACCUMULATOR)
             if sums is not None:
-                value -= level + (widened(values[i]).to(ACCUMULATOR) - center) * slope
+                value -= level + (widen(values[i]).to(ACCUMULATOR) - center) * slope
             at = row + i * TILE.rows
             value = (value * scale).to(dx.dtype.element_ty)
-            tl.store(dx + down(at, grid, dx_strides, INDEX, TILE), value, mask=exists & rows_left(at, last, TILE))
+            tl.store(dx + row_offset(at, grid, dx_strides, INDEX, TILE), value, mask=exists & rows_exist(at, last, TILE))
 
 
 def _is_sequence(x: Tensor) -> bool:
@@ -233,7 +244,7 @@ def batchnorm2d_forward(
     y = _like(x, relu=relu)
     if x.numel() > 0:
         more = residual if residual is not None else x
-        path = walk(x, y, more)
+        path = plan_walk(x, y, more)
         launch(
             _batchnorm2d_forward_kernel, path.programs, x, *_dense(mean, var, w, b), residual, y,
             *path.strides, path.grid, eps, RELU=relu, **path.constants,
@@ -276,7 +287,7 @@ def _sums(x: Tensor, dy: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, dz
     if x.numel() == 0:
         return sums.zero_()
     masked = (y, dz) if y is not None and dz is not None else (dy, dy)
-    path = walk(x, dy, *masked, sums=True, ahead=2 if dz is None else 1)
+    path = plan_walk(x, dy, *masked, sums=True, ahead=2 if dz is None else 1)
     partials = partials_of(sums, path.partials)
     launch(
         _batchnorm2d_sums_kernel, path.programs, x, dy, y, *_dense(mean, var), partials, dz,
@@ -303,7 +314,7 @@ def batchnorm2d_backward(
     """
     dx = _like(x)
     if x.numel() > 0:
-        path = walk(x, dy, dx)
+        path = plan_walk(x, dy, dx)
         launch(
             _batchnorm2d_backward_kernel, path.programs, x, dy, *_dense(mean, var, w), sums, pixels, dx,
             *path.strides, path.grid, x.shape[1] / x.numel(), eps, **path.constants,

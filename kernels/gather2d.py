@@ -23,28 +23,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device.columns import columns, columns_of, filled, plane_of, some, wide_index_type
-from .device.function import device_function, function_of, named
-from .device.indexing import inside, nothing
-from .device.precision import accumulator, beats, divided, least, rounded, widened
+from .device.columns import any_row, full_tile, plan_columns, plane_at, program_columns, wide_index_type
+from .device.function import device_function, function_of, name_of
+from .device.indexing import empty_tuple, inside
+from .device.precision import accumulator, beats, divide, lowest, round_to, widen
 from .runtime.interpreter import INTERPRETED
 from .runtime.launch import launch
 from .runtime.layout import Ints
 
-MOST_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: a thread holds the place and the weight of each of them
+MAX_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: a thread holds the place and the weight of each of them
 
 
 @device_function
-def _with_pixel(
+def _add_pixel(
     acc, code, source, codes, h, w, source_strides, codes_strides, reads, weight_h, weight, i, j, code_width,
-    WHAT: tl.constexpr,
+    MODE: tl.constexpr,
 ):  # fmt: skip
     """The result so far and its code, with one pixel more."""
-    value = widened(tl.load(source + w * source_strides[3] + h * source_strides[2], mask=reads, other=0)).to(acc.dtype)
-    if WHAT == "max":
+    value = widen(tl.load(source + w * source_strides[3] + h * source_strides[2], mask=reads, other=0)).to(acc.dtype)
+    if MODE == "max":
         wins = reads & ((code < 0) | beats(value, acc))
         acc, code = tl.where(wins, value, acc), tl.where(wins, i * code_width + j, code)
-    elif WHAT == "won":
+    elif MODE == "won":
         winner = tl.load(codes + w * codes_strides[3] + h * codes_strides[2], mask=reads, other=0).to(tl.int32)
         acc += tl.where(winner == weight_h * code_width + weight, value, 0.0)
     else:
@@ -56,22 +56,22 @@ def _with_pixel(
 def _gather2d_kernel(
     source, codes, result,
     source_strides, codes_strides, result_strides,
-    out_height, out_width, cut,
+    out_height, out_width, grid,
     axis_h, axis_w, scale_h: tl.float64, scale_w: tl.float64, taps_h, taps_w, code_width,
-    TAP: tl.constexpr, COUNT: tl.constexpr, WHAT: tl.constexpr, UNROLLED: tl.constexpr, START: tl.constexpr,
+    TAP: tl.constexpr, COUNT: tl.constexpr, MODE: tl.constexpr, UNROLLED: tl.constexpr, START: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the result. WHAT is also "copy", or "add in order": pixel after pixel, where all weights are 1."""
     axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64),), axis_w + (tl.full((), scale_w, tl.float64),)
-    n, c, col, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
-    source, x_h, x_w = plane_of(source, source_strides, n, c)
-    result, y_h, y_w = plane_of(result, result_strides, n, c)
+    n, c, col, first, steps = program_columns(grid, out_height, out_width, INDEX, TILE)
+    source, x_h, x_w = plane_at(source, source_strides, n, c)
+    result, y_h, y_w = plane_at(result, result_strides, n, c)
     result += col * y_w
     if codes is not None:
-        codes, _codes_h, codes_w = plane_of(codes, codes_strides, n, c)
-    if WHAT == "max":
+        codes, _codes_h, codes_w = plane_at(codes, codes_strides, n, c)
+    if MODE == "max":
         codes += col * codes_w
-    pixels, reads, weights = nothing(), nothing(), nothing()
+    pixels, reads, weights = empty_tuple(), empty_tuple(), empty_tuple()
     for j in tl.static_range(UNROLLED):
         w, reads_w, weight = function_of(TAP)(j, col, axis_w, ACCUMULATOR)
         pixels, reads, weights = pixels + (w,), reads + (reads_w,), weights + (weight,)
@@ -79,34 +79,34 @@ def _gather2d_kernel(
         columns = function_of(COUNT)(col, axis_w, ACCUMULATOR)
     for step in range(steps):
         row = first + step
-        if WHAT == "copy":
+        if MODE == "copy":
             h, _reads, _weight = function_of(TAP)(0, row, axis_h, ACCUMULATOR)
             value = tl.load(source + pixels[0] * x_w + h * x_h)
         else:
-            acc, code = filled(START, TILE, ACCUMULATOR), filled(-1, TILE, tl.int32)
+            acc, code = full_tile(START, TILE, ACCUMULATOR), full_tile(-1, TILE, tl.int32)
             for i in range(taps_h):
                 h, reads_h, weight_h = function_of(TAP)(i, row, axis_h, ACCUMULATOR)
-                if some(reads_h, TILE):
-                    line = filled(0, TILE, ACCUMULATOR) if WHAT == "add" else acc
+                if any_row(reads_h, TILE):
+                    row_acc = full_tile(0, TILE, ACCUMULATOR) if MODE == "add" else acc
                     if UNROLLED > 0:
                         for j in tl.static_range(UNROLLED):
-                            line, code = _with_pixel(
-                                line, code, source, codes, h, pixels[j], source_strides, codes_strides,
-                                reads_h & reads[j], weight_h, weights[j], i, j, code_width, WHAT,
+                            row_acc, code = _add_pixel(
+                                row_acc, code, source, codes, h, pixels[j], source_strides, codes_strides,
+                                reads_h & reads[j], weight_h, weights[j], i, j, code_width, MODE,
                             )  # fmt: skip
                     else:
                         for j in range(taps_w):
                             w, reads_w, weight = function_of(TAP)(j, col, axis_w, ACCUMULATOR)
-                            line, code = _with_pixel(
-                                line, code, source, codes, h, w, source_strides, codes_strides,
-                                reads_h & reads_w, weight_h, weight, i, j, code_width, WHAT,
+                            row_acc, code = _add_pixel(
+                                row_acc, code, source, codes, h, w, source_strides, codes_strides,
+                                reads_h & reads_w, weight_h, weight, i, j, code_width, MODE,
                             )  # fmt: skip
-                    acc = acc + weight_h * line if WHAT == "add" else line
+                    acc = acc + weight_h * row_acc if MODE == "add" else row_acc
             if COUNT is not None:
                 count = (function_of(COUNT)(row, axis_h, ACCUMULATOR) * columns).to(ACCUMULATOR)
-                acc = acc // count if ACCUMULATOR == tl.int64 else divided(acc, count)  # integers towards zero, as torch
-            value = rounded(acc, result.dtype.element_ty)
-            if WHAT == "max":
+                acc = acc // count if ACCUMULATOR == tl.int64 else divide(acc, count)  # integers towards zero, as torch
+            value = round_to(acc, result.dtype.element_ty)
+            if MODE == "max":
                 tl.store(codes + row * codes_strides[2], tl.maximum(code, 0).to(codes.dtype.element_ty))
         tl.store(result + row * y_h, value)
 
@@ -115,7 +115,7 @@ def _gather2d_kernel(
 def _pick2d_kernel(
     source, codes, result,
     source_strides, codes_strides, result_strides,
-    height, width, out_height, out_width, cut,
+    height, width, out_height, out_width, grid,
     axis_h, axis_w, code_width,
     TAP: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -123,12 +123,12 @@ def _pick2d_kernel(
 
     If the position does not read the pixel that its code names, the value is 0, and the place is some place in the image.
     """
-    n, c, col, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
-    codes, codes_h, codes_w = plane_of(codes, codes_strides, n, c)
-    result, y_h, y_w = plane_of(result, result_strides, n, c)
+    n, c, col, first, steps = program_columns(grid, out_height, out_width, INDEX, TILE)
+    codes, codes_h, codes_w = plane_at(codes, codes_strides, n, c)
+    result, y_h, y_w = plane_at(result, result_strides, n, c)
     codes, result = codes + col * codes_w, result + col * y_w
     if source is not None:
-        source, x_h, x_w = plane_of(source, source_strides, n, c)
+        source, x_h, x_w = plane_at(source, source_strides, n, c)
     for step in range(steps):
         row = first + step
         code = tl.load(codes + row * codes_h)
@@ -168,14 +168,14 @@ def gather2d(
     taps_h, taps_w = taps
     tensors = source, codes if codes is not None else source, result
     room, lanes = (1024, 256) if codes is not None else (2048, 1024 if taps_w <= 2 else 512)
-    programs, cut, tile, strides = columns(result, tensors, channels_last, room, lanes)
+    programs, grid, tile, strides = plan_columns(result, tensors, channels_last, room, lanes)
     launch(
         _gather2d_kernel, programs, source, codes, result,
         *strides,
-        *result.shape[2:], cut,
+        *result.shape[2:], grid,
         *axes, *map(float, scales), taps_h, taps_w, code_width,
-        TAP=named(tap), COUNT=named(count) if count else None, WHAT=what,
-        UNROLLED=taps_w if taps_w <= MOST_UNROLLED else 0, START=least(source.dtype) if what == "max" else 0,
+        TAP=name_of(tap), COUNT=name_of(count) if count else None, MODE=what,
+        UNROLLED=taps_w if taps_w <= MAX_UNROLLED else 0, START=lowest(source.dtype) if what == "max" else 0,
         ACCUMULATOR=accumulator(source.dtype, whole=what in ("max", "add in order")),
         INDEX=wide_index_type(axes, *tensors), TILE=tile, device=source.device,
     )  # fmt: skip
@@ -192,12 +192,12 @@ def pick2d(
         codes: of type int64 they are places, which kernels check.
     """
     given = source if source is not None else result
-    programs, cut, tile, strides = columns(result, (given, codes, result), channels_last)
+    programs, grid, tile, strides = plan_columns(result, (given, codes, result), channels_last)
     launch(
         _pick2d_kernel, programs, source, codes, result,
         *strides,
-        *size, *result.shape[2:], cut,
+        *size, *result.shape[2:], grid,
         *axes, code_width,
-        TAP=named(tap), INDEX=wide_index_type(axes, given, codes, result), TILE=tile, device=result.device,
+        TAP=name_of(tap), INDEX=wide_index_type(axes, given, codes, result), TILE=tile, device=result.device,
         asserts=codes.dtype == torch.int64,
     )  # fmt: skip

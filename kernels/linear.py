@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device.epilogue import finished
+from .device.epilogue import apply_epilogue
 from .device.indexing import cdiv
 from .device.precision import accumulator, dot, matmul_precision
 from .reduce import partials_of, sum_partials
@@ -20,7 +20,7 @@ from .runtime.allocate import empty
 from .runtime.launch import launch
 from .runtime.layout import index_type
 from .runtime.op import op
-from .runtime.tuning import Product, gemm_tile, splits
+from .runtime.tuning import Gemm, count_splits, gemm_tile
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def _linear_matmul_kernel(
         at = (k * b_k)[:, None] + (n * b_n)[None, :]
         right = tl.load(b + at, mask=(k < last)[:, None] & (n < N)[None, :], other=0.0)
         acc = dot(left, right, acc, PRECISION)
-    acc = finished(acc, None, bias, n, (n < N) & (split == 0), RELU)
+    acc = apply_epilogue(acc, None, bias, n, (n < N) & (split == 0), RELU)
     at = split.to(INDEX) * split_stride + (m * N)[:, None] + n[None, :]
     tl.store(partials + at, acc.to(partials.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
 
@@ -100,17 +100,17 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor, relu: boo
     bias = bias.contiguous() if bias is not None else None
     (m, k), n = a.shape, b.shape[1]
     precision = matmul_precision(a.dtype, a.device)
-    tile = gemm_tile(Product("linear", m, n, k, a.dtype, precision), a.device)
+    tile = gemm_tile(Gemm("linear", m, n, k, a.dtype, precision), a.device)
     tiles = triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n)
     if tiles == 0:
         return result
-    parts = splits(tiles, k, tile.k)
-    partials = partials_of(result, parts)
+    splits = count_splits(tiles, k, tile.k)
+    partials = partials_of(result, splits)
     launch(
-        _linear_matmul_kernel, tiles * parts, a, b, bias, partials,
+        _linear_matmul_kernel, tiles * splits, a, b, bias, partials,
         a.stride(), b.stride(), result.numel(),
-        m, n, k, triton.cdiv(triton.cdiv(k, parts), tile.k) * tile.k,
-        RELU=relu and parts == 1, ACCUMULATOR=accumulator(a.dtype), PRECISION=precision,
+        m, n, k, triton.cdiv(triton.cdiv(k, splits), tile.k) * tile.k,
+        RELU=relu and splits == 1, ACCUMULATOR=accumulator(a.dtype), PRECISION=precision,
         INDEX=index_type(a, b, partials),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=a.device,
     )  # fmt: skip

@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device.columns import Taps, always_inside, columns, columns_of, filled, plane_of
+from .device.columns import TapRange, full_tile, plan_columns, plane_at, program_columns, taps_always_inside
 from .device.function import device_function
-from .device.indexing import Axis, axes_of, big_from_small, inside, nothing
-from .device.precision import accumulator, beats, least, widened
+from .device.indexing import Axis, axes_of, big_from_small, empty_tuple, inside
+from .device.precision import accumulator, beats, lowest, widen
 from .device.windows2d import windows_of
 from .gather2d import gather2d, pick2d
 from .reduce import plane_mean
@@ -47,7 +47,7 @@ def _best_of_row(
             value = tl.load(x + s * x_w, mask=taps_inside[s], other=LEAST)
         else:
             value = tl.load(x + s * x_w, mask=taps_inside[s] & row_inside, other=LEAST)
-        value = widened(value).to(ACCUMULATOR)
+        value = widen(value).to(ACCUMULATOR)
         if s == 0:
             best, tap = value, first_tap
         else:
@@ -60,7 +60,7 @@ def _best_of_row(
 def _max_pool2d_kernel(
     x, y, codes,
     x_strides, y_strides,
-    height, width, out_height, out_width, cut,
+    height, width, out_height, out_width, grid,
     H: tl.constexpr, W: tl.constexpr, ROWS_INSIDE: tl.constexpr, COLUMNS_INSIDE: tl.constexpr, LEAST: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -68,22 +68,22 @@ def _max_pool2d_kernel(
     R: tl.constexpr = H.taps
     S: tl.constexpr = W.taps
     KEPT: tl.constexpr = max(H.taps - H.stride, 0)
-    n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    n, c, q, first, steps = program_columns(grid, out_height, out_width, INDEX, TILE)
     left = big_from_small(q, 0, W)
     x_n, x_c, x_h, x_w = x_strides
     y_n, y_c, y_h, y_w = y_strides
     x_w = tl.full((), 1, INDEX) * x_w
     at = n * y_n + c * y_c + q * y_w
     x, y, codes = x + (n * x_n + c * x_c + left * x_w), y + at, codes + at
-    taps_inside = nothing()
+    taps_inside = empty_tuple()
     for s in tl.static_range(S):
         taps_inside += (inside(left + s, width),)
     # Of a window of equal values the first tap inside the image wins.
-    first_s = filled(0, TILE, tl.int32)
+    first_s = full_tile(0, TILE, tl.int32)
     if COLUMNS_INSIDE.low > 0:
         first_s += tl.maximum(-left, 0).to(tl.int32)
 
-    bests, taps = nothing(), nothing()
+    bests, taps = empty_tuple(), empty_tuple()
     for r in tl.static_range(KEPT):
         h = big_from_small(first, r, H)
         best, tap = _best_of_row(x + h * x_h, x_w, inside(h, height), taps_inside, first_s, COLUMNS_INSIDE, LEAST, ACCUMULATOR)
@@ -134,13 +134,13 @@ def _with_row(cells, p, dys, codes, missing, dy_p, codes_p, out_height, LOW: tl.
     WINDOWS: tl.constexpr = len(dys)
     row_missing = tl.where(inside(p, out_height), 0, -1)
     p = tl.minimum(tl.maximum(p, 0), out_height - 1)
-    loaded, gradients, winners = nothing(), nothing(), nothing()
+    loaded, gradients, winners = empty_tuple(), empty_tuple(), empty_tuple()
     for d in tl.static_range(WINDOWS):
         loaded += (tl.load(dys[d] + p * dy_p),)
     for d in tl.static_range(WINDOWS):
         winners += (tl.load(codes[d] + p * codes_p).to(tl.int32) | missing[d] | row_missing,)  # no tap is -1
-        gradients += (widened(loaded[d]).to(cells[0].dtype),)
-    sums = nothing()
+        gradients += (widen(loaded[d]).to(cells[0].dtype),)
+    sums = empty_tuple()
     for k in tl.static_range(CELLS):
         acc = cells[k]
         for d in tl.static_range(WINDOWS):
@@ -155,7 +155,7 @@ def _with_row(cells, p, dys, codes, missing, dy_p, codes_p, out_height, LOW: tl.
 def _max_pool2d_backward_kernel(
     dy, codes, dx,
     dy_strides, codes_strides, dx_strides,
-    height, width, out_height, out_width, cells_h, cells_w, cut,
+    height, width, out_height, out_width, cells_h, cells_w, grid,
     H: tl.constexpr, W: tl.constexpr, BELOW: tl.constexpr, REACH: tl.constexpr, INSIDE: tl.constexpr, PAIRS: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -164,16 +164,16 @@ def _max_pool2d_backward_kernel(
     The columns of a cell begin at a multiple of the stride, its rows where a window begins. So a row of windows completes the
     cells of its own number, and adds to `BELOW` cells below them, whose sums are kept.
     """
-    n, c, k, first, steps = columns_of(cut, cells_h, cells_w, INDEX, TILE)
+    n, c, k, first, steps = program_columns(grid, cells_h, cells_w, INDEX, TILE)
     LOW: tl.constexpr = REACH.low
     WINDOWS: tl.constexpr = REACH.high - REACH.low + 1
     ROWS: tl.constexpr = H.stride
     COLUMNS: tl.constexpr = W.stride
     CELL: tl.constexpr = ROWS * COLUMNS
-    dy, dy_p, dy_q = plane_of(dy, dy_strides, n, c)
-    codes, codes_p, codes_q = plane_of(codes, codes_strides, n, c)
+    dy, dy_p, dy_q = plane_at(dy, dy_strides, n, c)
+    codes, codes_p, codes_q = plane_at(codes, codes_strides, n, c)
     dx_n, dx_c, dx_h, dx_w = dx_strides
-    dys, all_codes, missing = nothing(), nothing(), nothing()
+    dys, all_codes, missing = empty_tuple(), empty_tuple(), empty_tuple()
     for d in tl.static_range(LOW, LOW + WINDOWS):
         q = k + d
         if INSIDE.low <= d and d < INSIDE.high:
@@ -188,13 +188,13 @@ def _max_pool2d_backward_kernel(
         at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 2]), [1, 1, 2])
     dx += at
 
-    cells = (filled(0, TILE, ACCUMULATOR),) * (BELOW * CELL)
+    cells = (full_tile(0, TILE, ACCUMULATOR),) * (BELOW * CELL)
     for a in tl.static_range(BELOW):
-        more = (filled(0, TILE, ACCUMULATOR),) * CELL
+        more = (full_tile(0, TILE, ACCUMULATOR),) * CELL
         cells = _with_row(cells + more, first - BELOW + a, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)[CELL:]
     for step in range(steps):
         m = first + step
-        more = (filled(0, TILE, ACCUMULATOR),) * CELL
+        more = (full_tile(0, TILE, ACCUMULATOR),) * CELL
         cells = _with_row(cells + more, m, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)
         for i in tl.static_range(ROWS):
             h = big_from_small(m, 0, H) + i
@@ -253,13 +253,14 @@ def max_pool2d_forward(
         gather2d(x, y, windows.axes, windows.taps, windows.pixel, what="max", codes=codes, code_width=windows.taps[1])
         return y, codes
     H, W = axes_of(kernel, stride, padding, dilation)
-    programs, cut, tile, strides = columns(y, (x, y))
+    programs, grid, tile, strides = plan_columns(y, (x, y))
     launch(
         _max_pool2d_kernel, programs, x, y, codes,
         *strides,
-        *x.shape[2:], *size, cut,
-        H=H, W=W, ROWS_INSIDE=always_inside(H, x.shape[2], size[0]), COLUMNS_INSIDE=always_inside(W, x.shape[3], size[1]),
-        LEAST=least(x.dtype), ACCUMULATOR=accumulator(x.dtype, whole=True), INDEX=index_type(x, y), TILE=tile, device=x.device,
+        *x.shape[2:], *size, grid,
+        H=H, W=W,
+        ROWS_INSIDE=taps_always_inside(H, x.shape[2], size[0]), COLUMNS_INSIDE=taps_always_inside(W, x.shape[3], size[1]),
+        LEAST=lowest(x.dtype), ACCUMULATOR=accumulator(x.dtype, whole=True), INDEX=index_type(x, y), TILE=tile, device=x.device,
     )  # fmt: skip
     return y, codes
 
@@ -285,13 +286,13 @@ def max_pool2d_backward(
         return dx
     H, W = axes_of(kernel, stride, padding, dilation)
     cells = triton.cdiv(size[0] + H.padding, H.stride), triton.cdiv(size[1], W.stride)
-    programs, cut, tile, strides = columns(dx, (dy, codes, dx), size=cells)
-    in_pairs = tile.order == "contiguous" and W.stride == 2 and size[1] % 2 == 0 and tile.parts == 1
+    programs, grid, tile, strides = plan_columns(dx, (dy, codes, dx), size=cells)
+    in_pairs = tile.order == "contiguous" and W.stride == 2 and size[1] % 2 == 0 and tile.splits == 1
     launch(
         _max_pool2d_backward_kernel, programs, dy, codes, dx,
         *strides,
-        *size, *dy.shape[2:], *cells, cut,
-        H=H, W=W, BELOW=-_reach_of(H, 0).low, REACH=_reach_of(W, W.padding), INSIDE=Taps(0, dy.shape[3] - cells[1] + 1),
+        *size, *dy.shape[2:], *cells, grid,
+        H=H, W=W, BELOW=-_reach_of(H, 0).low, REACH=_reach_of(W, W.padding), INSIDE=TapRange(0, dy.shape[3] - cells[1] + 1),
         PAIRS=in_pairs, ACCUMULATOR=accumulator(dy.dtype),
         INDEX=index_type(dy, codes, dx), TILE=tile, device=dy.device,
     )  # fmt: skip

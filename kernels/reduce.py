@@ -14,20 +14,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device.epilogue import rectified
+from .device.epilogue import rectify
 from .device.indexing import offset_of
-from .device.precision import accumulator, divided, widened
+from .device.precision import accumulator, divide, widen
 from .device.walk import (
     by_channel,
-    channels_of,
-    columns_of,
-    lanes_of,
-    loaded,
-    over_rows,
-    parts_of,
-    rows_of,
-    start_of,
-    walk,
+    choose_lanes,
+    choose_splits,
+    load_tiles,
+    plan_walk,
+    program_channels,
+    program_rows,
+    sum_rows,
+    tile_columns,
+    tile_start,
 )
 from .runtime.allocate import empty
 from .runtime.interpreter import INTERPRETED
@@ -40,20 +40,20 @@ from .runtime.tuning import elementwise_block
 
 @triton.jit
 def _sum_partials_kernel(
-    partials, total, elements, parts, count, RELU: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr
+    partials, total, elements, splits, count, RELU: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr
 ):
     """BLOCK elements of the total: the sum over the parts, PARTS of them at a time; with a count, over that."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    acc = tl.full((PARTS, BLOCK), 0.0, partials.dtype.element_ty)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS).to(INDEX)
-        at = (part * elements)[:, None] + element[None, :]
-        acc += tl.load(partials + at, mask=(part < parts)[:, None] & (element < elements)[None, :], other=0.0)
-    value = over_rows(acc)
+    acc = tl.full((SPLITS, BLOCK), 0.0, partials.dtype.element_ty)
+    for start in range(0, splits, SPLITS):
+        split = start + tl.arange(0, SPLITS).to(INDEX)
+        at = (split * elements)[:, None] + element[None, :]
+        acc += tl.load(partials + at, mask=(split < splits)[:, None] & (element < elements)[None, :], other=0.0)
+    value = sum_rows(acc)
     if count is not None:
-        value = divided(value, tl.full((), count, value.dtype))
+        value = divide(value, tl.full((), count, value.dtype))
     if RELU:
-        value = rectified(value)
+        value = rectify(value)
     tl.store(total + element, value.to(total.dtype.element_ty), mask=element < elements)
 
 
@@ -62,16 +62,16 @@ def _channel_sum_kernel(
     x, partials, x_strides, grid, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
     """Sums of a tile's channels over some rows."""
-    column, _, _ = columns_of(grid, INDEX, TILE)
-    first, last = rows_of(grid, INDEX)
-    x = start_of(x, column, grid, x_strides, TILE)
+    column, _, _ = tile_columns(grid, INDEX, TILE)
+    first, last = program_rows(grid, INDEX)
+    x = tile_start(x, column, grid, x_strides, TILE)
     acc = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for row in range(first, last, TILE.rows * TILE.ahead):
-        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+        values = load_tiles(x, row, last, grid, x_strides, INDEX, TILE)
         for i in tl.static_range(len(values)):
-            acc += widened(values[i]).to(ACCUMULATOR)
-    c, exists, partial, pixels = channels_of(grid, INDEX, TILE)
-    total = over_rows(by_channel(acc, pixels, grid, TILE)).to(partials.dtype.element_ty)
+            acc += widen(values[i]).to(ACCUMULATOR)
+    c, exists, partial, pixels = program_channels(grid, INDEX, TILE)
+    total = sum_rows(by_channel(acc, pixels, grid, TILE)).to(partials.dtype.element_ty)
     tl.store(partials + partial * grid.channels + c, total, mask=exists)
 
 
@@ -85,23 +85,23 @@ class PlaneTile(NamedTuple):
 @triton.jit
 def _plane_mean_kernel(
     x, partials, x_strides,
-    planes, channels, tiles, pixels, pixels_per_part, pixel_axes, count,
+    planes, channels, tiles, pixels, pixels_per_split, pixel_axes, count,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Sums of some planes over one part of their pixels; with a count, over that."""
-    part = (tl.program_id(0) // tiles).to(INDEX)
+    split = (tl.program_id(0) // tiles).to(INDEX)
     plane = ((tl.program_id(0) % tiles).to(INDEX) * TILE.planes + tl.arange(0, TILE.planes))[:, None]
     x += plane // channels * x_strides[0] + plane % channels * x_strides[1]
-    last = tl.minimum((part + 1) * pixels_per_part, pixels)
+    last = tl.minimum((split + 1) * pixels_per_split, pixels)
     acc = tl.full((TILE.planes, TILE.pixels), 0.0, ACCUMULATOR)
-    for start in tl.range(part * pixels_per_part, last, TILE.pixels, loop_unroll_factor=2):
+    for start in tl.range(split * pixels_per_split, last, TILE.pixels, loop_unroll_factor=2):
         pixel = (tl.full((), start, INDEX) + tl.arange(0, TILE.pixels))[None, :]
         value = tl.load(x + offset_of(pixel, pixel_axes, x_strides[2]), mask=(plane < planes) & (pixel < last), other=0.0)
-        acc += widened(value).to(ACCUMULATOR)
+        acc += widen(value).to(ACCUMULATOR)
     total = tl.sum(acc, axis=1, keep_dims=True)
     if count is not None:
-        total = divided(total, tl.full((), count, ACCUMULATOR))
-    tl.store(partials + part * planes + plane, total.to(partials.dtype.element_ty), mask=plane < planes)
+        total = divide(total, tl.full((), count, ACCUMULATOR))
+    tl.store(partials + split * planes + plane, total.to(partials.dtype.element_ty), mask=plane < planes)
 
 
 @triton.jit
@@ -114,18 +114,18 @@ def _small_plane_mean_kernel(x, y, planes, pixels, ACCUMULATOR: tl.constexpr, IN
     value = tl.load(x + at, mask=(lane < span) & (at < tl.full((), planes, INDEX) * pixels), other=0.0)
     row, column = tl.arange(0, TILE.pixels)[:, None], tl.arange(0, TILE.planes)[None, :]
     lanes = tl.reshape(column * pixels + row, (TILE.planes * TILE.pixels,))
-    value = tl.reshape(tl.gather(widened(value).to(ACCUMULATOR), lanes, 0), (TILE.pixels, TILE.planes))
-    total = over_rows(tl.where(row < pixels, value, 0.0))
-    mean = divided(total, tl.full((), pixels, ACCUMULATOR))
+    value = tl.reshape(tl.gather(widen(value).to(ACCUMULATOR), lanes, 0), (TILE.pixels, TILE.planes))
+    total = sum_rows(tl.where(row < pixels, value, 0.0))
+    mean = divide(total, tl.full((), pixels, ACCUMULATOR))
     tl.store(y + plane, mean.to(y.dtype.element_ty), mask=plane < planes)
 
 
-def partials_of(total: Tensor, parts: int) -> Tensor:
+def partials_of(total: Tensor, splits: int) -> Tensor:
     """Room for that many partial results, each laid out like the total; the total itself if there is only one."""
-    if parts == 1:
+    if splits == 1:
         return total
     dtype = torch.float64 if total.dtype == torch.float64 else torch.float32
-    return torch.empty((parts, total.numel()), dtype=dtype, device=total.device)
+    return torch.empty((splits, total.numel()), dtype=dtype, device=total.device)
 
 
 def sum_partials(partials: Tensor, total: Tensor, relu: bool = False, count: int | None = None) -> Tensor:
@@ -139,7 +139,7 @@ def sum_partials(partials: Tensor, total: Tensor, relu: bool = False, count: int
         block = room // at_once
         launch(
             _sum_partials_kernel, triton.cdiv(total.numel(), block), partials, total, total.numel(), partials.shape[0], count,
-            RELU=relu, INDEX=index_type(partials), BLOCK=block, PARTS=at_once, device=total.device,
+            RELU=relu, INDEX=index_type(partials), BLOCK=block, SPLITS=at_once, device=total.device,
         )  # fmt: skip
     return total
 
@@ -161,7 +161,7 @@ def channel_sum(x: Tensor) -> Tensor:
     total = _empty_channel_sum(x)
     if x.numel() == 0:
         return total.zero_()
-    path = walk(x, sums=True, ahead=4)
+    path = plan_walk(x, sums=True, ahead=4)
     partials = partials_of(total, path.partials)
     launch(
         _channel_sum_kernel, path.programs, x, partials,
@@ -187,14 +187,14 @@ def plane_mean(x: Tensor) -> Tensor:
         at_once = min(triton.next_power_of_2(planes), room if INTERPRETED else 64)
         tile = PlaneTile(at_once, min(triton.next_power_of_2(pixels), max(1, room // at_once)))
     else:
-        lanes = lanes_of(pixels, room, 1.35)
+        lanes = choose_lanes(pixels, room, 1.35)
         tile = PlaneTile(min(triton.next_power_of_2(planes), room // lanes), lanes)
     tiles = triton.cdiv(planes, tile.planes)
-    parts, steps = parts_of(tiles, triton.cdiv(pixels, tile.pixels))
-    partials = partials_of(y, parts)
+    splits, steps = choose_splits(tiles, triton.cdiv(pixels, tile.pixels))
+    partials = partials_of(y, splits)
     launch(
-        _plane_mean_kernel, tiles * parts, x, partials, (x.stride(0), x.stride(1), pixel_strides),
-        planes, x.shape[1], tiles, pixels, steps * tile.pixels, pixel_axes, pixels if parts == 1 else None,
-        TILE=tile, warps=1 if tiles * parts >= 4 * settings.wanted_programs else 4, **constants,
+        _plane_mean_kernel, tiles * splits, x, partials, (x.stride(0), x.stride(1), pixel_strides),
+        planes, x.shape[1], tiles, pixels, steps * tile.pixels, pixel_axes, pixels if splits == 1 else None,
+        TILE=tile, warps=1 if tiles * splits >= 4 * settings.wanted_programs else 4, **constants,
     )  # fmt: skip
     return sum_partials(partials, y, count=pixels)

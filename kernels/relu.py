@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device.indexing import offset_of
-from .device.precision import widened
+from .device.precision import widen
 from .runtime.allocate import empty
 from .runtime.launch import launch
 from .runtime.layout import index_type, memory_order
@@ -26,10 +26,10 @@ def _relu_kernel(x, dy, result, sizes, x_strides, dy_strides, strides, elements,
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements)
     if dy is None:
-        value = tl.where(widened(value) < 0, tl.zeros_like(value), value)
+        value = tl.where(widen(value) < 0, tl.zeros_like(value), value)
     else:
         upstream = tl.load(dy + offset_of(element, sizes, dy_strides), mask=element < elements)
-        value = tl.where(widened(value) <= 0, tl.zeros_like(upstream), upstream)
+        value = tl.where(widen(value) <= 0, tl.zeros_like(upstream), upstream)
     tl.store(result + offset_of(element, sizes, strides), value, mask=element < elements)
 
 

@@ -18,20 +18,31 @@ from torch import Tensor
 
 from .device.function import device_function
 from .device.indexing import cdiv
-from .device.precision import divided, widened
-from .device.walk import by_channel, channels_of, columns_of, down, loaded, over_rows, rows_left, rows_of, start_of, walk
+from .device.precision import divide, widen
+from .device.walk import (
+    by_channel,
+    load_tiles,
+    plan_walk,
+    program_channels,
+    program_rows,
+    row_offset,
+    rows_exist,
+    sum_rows,
+    tile_columns,
+    tile_start,
+)
 from .runtime.allocate import empty
 from .runtime.launch import launch
 from .runtime.layout import index_type
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
 
-Parts = tuple[Tensor, Tensor, Tensor]  # means and variances, (parts, C), and how many pixels each part has
+PartialStatistics = tuple[Tensor, Tensor, Tensor]  # means and variances, (parts, C), and how many pixels each part has
 
 
 @device_function
 def _inverse(value):
-    return divided(tl.full(value.shape, 1.0, value.dtype), value)
+    return divide(tl.full(value.shape, 1.0, value.dtype), value)
 
 
 @triton.jit
@@ -39,37 +50,39 @@ def _statistics2d_kernel(
     x, means, variances, counts, x_strides, grid, partials, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):
     """Mean and variance of a tile's channels over some rows, and how many pixels those are, where anybody asks."""
-    column, _, _ = columns_of(grid, INDEX, TILE)
-    first, last = rows_of(grid, INDEX)
-    x = start_of(x, column, grid, x_strides, TILE)
-    origin = tl.load(x + down(first, grid, x_strides, INDEX, TILE), mask=rows_left(first, last, TILE), other=0.0)
-    origin = widened(origin).to(ACCUMULATOR)
+    column, _, _ = tile_columns(grid, INDEX, TILE)
+    first, last = program_rows(grid, INDEX)
+    x = tile_start(x, column, grid, x_strides, TILE)
+    origin = tl.load(x + row_offset(first, grid, x_strides, INDEX, TILE), mask=rows_exist(first, last, TILE), other=0.0)
+    origin = widen(origin).to(ACCUMULATOR)
     origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)  # the mean of an infinity is infinite, not inf - inf
     total = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     squares = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for row in range(first, last, TILE.rows * TILE.ahead):
-        values = loaded(x, row, last, grid, x_strides, INDEX, TILE)
+        values = load_tiles(x, row, last, grid, x_strides, INDEX, TILE)
         for i in tl.static_range(len(values)):
-            deviation = widened(values[i]).to(ACCUMULATOR) - origin
+            deviation = widen(values[i]).to(ACCUMULATOR) - origin
             if not TILE.rows_fit:
-                deviation = tl.where(rows_left(row + i * TILE.rows, last, TILE), deviation, 0.0)
+                deviation = tl.where(rows_exist(row + i * TILE.rows, last, TILE), deviation, 0.0)
             total += deviation
             squares += deviation * deviation
 
     # Each element of the tile has a mean and a sum of squares. The means are measured from the channel's first origin.
-    c, exists, partial, pixels = channels_of(grid, INDEX, TILE)
+    c, exists, partial, pixels = program_channels(grid, INDEX, TILE)
     place = tl.arange(0, TILE.rows * TILE.pixels)[:, None]
-    seen = cdiv(last - first - place // TILE.pixels, TILE.rows).to(ACCUMULATOR)
-    share, count = _inverse(tl.maximum(seen, 1.0)), ((last - first) * pixels).to(ACCUMULATOR)
-    seen = tl.where(place % TILE.pixels < pixels, seen, 0.0)
+    count_of_tile = cdiv(last - first - place // TILE.pixels, TILE.rows).to(ACCUMULATOR)
+    share, count = _inverse(tl.maximum(count_of_tile, 1.0)), ((last - first) * pixels).to(ACCUMULATOR)
+    count_of_tile = tl.where(place % TILE.pixels < pixels, count_of_tile, 0.0)
     origin, total = by_channel(origin, pixels, grid, TILE), by_channel(total, pixels, grid, TILE)
     squares = by_channel(squares, pixels, grid, TILE) - total * (total * share)
-    start = over_rows(tl.where(place == 0, origin, 0.0))
+    start = sum_rows(tl.where(place == 0, origin, 0.0))
     mean = origin - start[None, :] + total * share
-    center = over_rows(seen * mean) * _inverse(count)
+    center = sum_rows(count_of_tile * mean) * _inverse(count)
     mean -= center[None, :]
-    left = over_rows(seen * mean) * _inverse(count)  # what rounding took from the center, which may be far from the start
-    variance = over_rows(squares + seen * (mean * mean)) * _inverse(count) - left * left
+    left = sum_rows(count_of_tile * mean) * _inverse(
+        count
+    )  # what rounding took from the center, which may be far from the start
+    variance = sum_rows(squares + count_of_tile * (mean * mean)) * _inverse(count) - left * left
     center += start
     at = c * partials + partial
     tl.store(means + at, center + tl.where(tl.abs(center) < float("inf"), left, 0.0), mask=exists)
@@ -82,29 +95,29 @@ def _statistics2d_kernel(
 def _statistics2d_merge_kernel(
     means, variances, counts, mean, var,
     means_strides, variances_strides, counts_stride,
-    channels, parts,
-    INDEX: tl.constexpr, BLOCK_C: tl.constexpr, PARTS: tl.constexpr,
+    channels, partials,
+    INDEX: tl.constexpr, BLOCK_C: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
     """Mean and variance of BLOCK_C channels over all parts, PARTS of them at a time."""
     c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
-    pixels = tl.full((PARTS,), 0.0, counts.dtype.element_ty)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS).to(INDEX)
-        pixels += tl.load(counts + part * counts_stride, mask=part < parts, other=0.0)
+    pixels = tl.full((PARTIALS,), 0.0, counts.dtype.element_ty)
+    for start in range(0, partials, PARTIALS):
+        partial = start + tl.arange(0, PARTIALS).to(INDEX)
+        pixels += tl.load(counts + partial * counts_stride, mask=partial < partials, other=0.0)
     pixels = tl.sum(pixels, axis=0)
     center = tl.full((BLOCK_C,), 0.0, mean.dtype.element_ty)
     # An error e of the mean adds e^2 to the variance. The second pass measures it and corrects both.
     for _ in tl.static_range(2):
-        left = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
-        squares = tl.full((PARTS, BLOCK_C), 0.0, mean.dtype.element_ty)
-        for start in range(0, parts, PARTS):
-            part = start + tl.arange(0, PARTS).to(INDEX)
-            mask = (part < parts)[:, None] & (c < channels)[None, :]
-            share = divided(tl.load(counts + part * counts_stride, mask=part < parts, other=0.0), pixels)[:, None]
-            centers = tl.broadcast_to(center[None, :], (PARTS, BLOCK_C))  # a missing part deviates by 0
-            at = (part * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
+        left = tl.full((PARTIALS, BLOCK_C), 0.0, mean.dtype.element_ty)
+        squares = tl.full((PARTIALS, BLOCK_C), 0.0, mean.dtype.element_ty)
+        for start in range(0, partials, PARTIALS):
+            partial = start + tl.arange(0, PARTIALS).to(INDEX)
+            mask = (partial < partials)[:, None] & (c < channels)[None, :]
+            share = divide(tl.load(counts + partial * counts_stride, mask=partial < partials, other=0.0), pixels)[:, None]
+            centers = tl.broadcast_to(center[None, :], (PARTIALS, BLOCK_C))  # a missing part deviates by 0
+            at = (partial * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
             deviation = tl.load(means + at, mask=mask, other=centers) - centers
-            at = (part * variances_strides[0])[:, None] + (c * variances_strides[1])[None, :]
+            at = (partial * variances_strides[0])[:, None] + (c * variances_strides[1])[None, :]
             left += share * deviation
             squares += share * (tl.load(variances + at, mask=mask, other=0.0) + deviation * deviation)
         shift = tl.sum(left, axis=0)
@@ -125,7 +138,7 @@ def _running_statistics_kernel(
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     if pixels is not None:
         count = tl.load(pixels)
-        correction = divided(count, count - 1)
+        correction = divide(count, count - 1)
         channels = tl.where(count > 0, channels, 0)  # nothing moves them
     new_mean = tl.load(mean + c, mask=c < channels)
     new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)
@@ -164,9 +177,9 @@ def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = _empty_statistics(x)
     if x.numel() == 0:
         return mean.zero_(), var.zero_()
-    path = walk(x, sums=True, ahead=4)
+    path = plan_walk(x, sums=True, ahead=4)
     one = path.partials == 1
-    means, variances, counts = (mean[None], var[None], None) if one else empty_parts(mean, path.partials)
+    means, variances, counts = (mean[None], var[None], None) if one else empty_partial_statistics(mean, path.partials)
     launch(
         _statistics2d_kernel, path.programs, x, means, variances, counts,
         *path.strides, path.grid, path.partials, **path.constants,
@@ -174,9 +187,9 @@ def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return (mean, var) if counts is None else batchnorm2d_merge(means, variances, counts)
 
 
-def empty_parts(mean: Tensor, parts: int) -> Parts:
+def empty_partial_statistics(mean: Tensor, partials: int) -> PartialStatistics:
     """Room for what batchnorm2d_merge takes, with the parts of a channel side by side."""
-    return empty(mean, (*mean.shape, parts)).T, empty(mean, (*mean.shape, parts)).T, empty(mean, (parts,))
+    return empty(mean, (*mean.shape, partials)).T, empty(mean, (*mean.shape, partials)).T, empty(mean, (partials,))
 
 
 @op(fake=_empty_merged)
@@ -191,14 +204,14 @@ def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple
         (C) and (C).
     """
     mean, var = _empty_merged(means, variances, counts)
-    parts, channels = means.shape
-    at_once = min(triton.next_power_of_2(parts), 1024 // means.dtype.itemsize)
+    partials, channels = means.shape
+    at_once = min(triton.next_power_of_2(partials), 1024 // means.dtype.itemsize)
     block = min(16, 4096 // at_once)
     launch(
         _statistics2d_merge_kernel, triton.cdiv(channels, block), means, variances, counts, mean, var,
         means.stride(), variances.stride(), counts.stride(0),
-        channels, parts,
-        INDEX=index_type(means, variances), BLOCK_C=block, PARTS=at_once, device=means.device,
+        channels, partials,
+        INDEX=index_type(means, variances), BLOCK_C=block, PARTIALS=at_once, device=means.device,
     )  # fmt: skip
     return mean, var
 

@@ -18,11 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device.columns import Taps, all_of, columns, columns_of, filled, plane_of, some
+from .device.columns import TapRange, all_rows, any_row, full_tile, plan_columns, plane_at, program_columns
 from .device.function import device_function
-from .device.indexing import READER_SLACK, bilinear_source, first_reader, most_readers, nearest_source, nothing, scales_of
-from .device.precision import accumulator, rounded, widened
-from .gather2d import MOST_UNROLLED, gather2d
+from .device.indexing import READER_SLACK, bilinear_source, empty_tuple, first_reader, max_readers, nearest_source, scales_of
+from .device.precision import accumulator, round_to, widen
+from .gather2d import MAX_UNROLLED, gather2d
 from .runtime.allocate import empty_resized
 from .runtime.launch import launch
 from .runtime.layout import Ints, index_type
@@ -32,57 +32,57 @@ from .runtime.op import op
 @device_function
 def _between(left, right, across, ACCUMULATOR: tl.constexpr):
     """Values between those of two columns of pixels."""
-    return (1 - across) * widened(tl.load(left)).to(ACCUMULATOR) + across * widened(tl.load(right)).to(ACCUMULATOR)
+    return (1 - across) * widen(tl.load(left)).to(ACCUMULATOR) + across * widen(tl.load(right)).to(ACCUMULATOR)
 
 
 @triton.jit
 def _bilinear2d_forward_kernel(
     x, y,
     x_strides, y_strides,
-    height, width, out_height, out_width, cut,
+    height, width, out_height, out_width, grid,
     scale_h: tl.float64, scale_w: tl.float64, shift,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of y. The two rows of x that a row lies between are kept for the next one."""
     scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
-    n, c, q, first, steps = columns_of(cut, out_height, out_width, INDEX, TILE)
+    n, c, q, first, steps = program_columns(grid, out_height, out_width, INDEX, TILE)
     left, right, across = bilinear_source(q, width, out_width, scale_w, shift)
-    x, x_h, x_w = plane_of(x, x_strides, n, c)
-    y, y_h, y_w = plane_of(y, y_strides, n, c)
+    x, x_h, x_w = plane_at(x, x_strides, n, c)
+    y, y_h, y_w = plane_at(y, y_strides, n, c)
     left, right, y = x + left * x_w, x + right * x_w, y + q * y_w
-    upper = filled(0, TILE, ACCUMULATOR)
+    upper = full_tile(0, TILE, ACCUMULATOR)
     lower = upper
     at_upper = tl.full((), -1, INDEX)
     at_lower = at_upper
     for step in range(steps):
         p = first + step
         top, bottom, down = bilinear_source(p, height, out_height, scale_h, shift)
-        if some(top != at_upper, TILE):
-            if all_of(top == at_lower, TILE):
+        if any_row(top != at_upper, TILE):
+            if all_rows(top == at_lower, TILE):
                 upper = lower
             else:
                 upper = _between(left + top * x_h, right + top * x_h, across, ACCUMULATOR)
-        if some(bottom != at_lower, TILE):
+        if any_row(bottom != at_lower, TILE):
             lower = _between(left + bottom * x_h, right + bottom * x_h, across, ACCUMULATOR)
         at_upper, at_lower = top, bottom
-        tl.store(y + p * y_h, rounded((1 - down) * upper + down * lower, y.dtype.element_ty))
+        tl.store(y + p * y_h, round_to((1 - down) * upper + down * lower, y.dtype.element_ty))
 
 
 @triton.jit
 def _bilinear2d_backward_kernel(
     dy, dx,
     dy_strides, dx_strides,
-    height, width, out_height, out_width, cut,
+    height, width, out_height, out_width, grid,
     scale_h: tl.float64, scale_w: tl.float64, shift, readers_h,
     READERS: tl.constexpr, INSIDE: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of dx, from one row of dy after the other: each has a part in two rows of dx, which are being summed."""
-    n, c, w, first, steps = columns_of(cut, height, width, INDEX, TILE)
+    n, c, w, first, steps = program_columns(grid, height, width, INDEX, TILE)
     scale_h, axis_w = tl.full((), scale_h, ACCUMULATOR), (width, out_width, shift, tl.full((), scale_w, ACCUMULATOR))
-    dy, dy_p, dy_q = plane_of(dy, dy_strides, n, c)
-    dx, dx_h, dx_w = plane_of(dx, dx_strides, n, c)
+    dy, dy_p, dy_q = plane_at(dy, dy_strides, n, c)
+    dx, dx_h, dx_w = plane_at(dx, dx_strides, n, c)
     dx += w * dx_w
-    dys, reads, weights = nothing(), nothing(), nothing()
+    dys, reads, weights = empty_tuple(), empty_tuple(), empty_tuple()
     for j in tl.static_range(READERS):
         q, reads_w, weight = _bilinear_reader(j, w, axis_w, ACCUMULATOR)
         dys, reads, weights = dys + (dy + q * dy_q,), reads + (reads_w,), weights + (weight,)
@@ -90,14 +90,14 @@ def _bilinear2d_backward_kernel(
     start = first_reader(first, out_height, scale_h, shift - 1, shift)
     end = tl.minimum(first_reader(last - 1, out_height, scale_h, shift - 1, shift) + readers_h, out_height)
     row = first - 1
-    acc = filled(0, TILE, ACCUMULATOR)
+    acc = full_tile(0, TILE, ACCUMULATOR)
     below = acc
     for p in range(start, end):
         top, bottom, down = bilinear_source(tl.full((), p, INDEX), height, out_height, scale_h, shift)
         if row < top:  # nothing more is added to this row
             if row >= first:
                 tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=row < last)
-            acc, below = below, filled(0, TILE, ACCUMULATOR)
+            acc, below = below, full_tile(0, TILE, ACCUMULATOR)
             row += 1
             while row < top:  # of an image that shrinks, rows that nothing reads
                 if row >= first:
@@ -105,19 +105,19 @@ def _bilinear2d_backward_kernel(
                 acc = below
                 row += 1
         if row == top:
-            line = filled(0, TILE, ACCUMULATOR)
+            line = full_tile(0, TILE, ACCUMULATOR)
             for j in tl.static_range(READERS):
                 if INSIDE.low <= j and j < INSIDE.high:
                     value = tl.load(dys[j] + p * dy_p)
                 else:
                     value = tl.load(dys[j] + p * dy_p, mask=reads[j], other=0.0)
-                line += weights[j] * widened(value).to(ACCUMULATOR)
+                line += weights[j] * widen(value).to(ACCUMULATOR)
             acc += (tl.where(bottom == top, down, 0.0) + (1 - down)) * line
             below += tl.where(bottom == top, 0.0, down) * line
     while row < last:
         if row >= first:
             tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty))
-        acc, below = below, filled(0, TILE, ACCUMULATOR)
+        acc, below = below, full_tile(0, TILE, ACCUMULATOR)
         row += 1
 
 
@@ -147,7 +147,7 @@ def _nearest_reader(i, position, axis, DTYPE: tl.constexpr):
 
 
 @functools.lru_cache(maxsize=1024)
-def always_read(size: int, out_size: int, scale: float, shift: float, readers: int) -> Taps:
+def always_read(size: int, out_size: int, scale: float, shift: float, readers: int) -> TapRange:
     """Which outputs, counted from the first_reader of a pixel, read every pixel of an axis."""
     always = [True] * readers
     for pixel in range(size if size <= 2**12 else 0):
@@ -156,7 +156,7 @@ def always_read(size: int, out_size: int, scale: float, shift: float, readers: i
             source = max((max(first, 0) + j + shift) * scale - shift, 0.0)
             always[j] &= max(first, 0) + j < out_size and (abs(source - pixel) < 0.999 or (source > pixel == size - 1))
     low = always.index(True) if any(always) and size <= 2**12 else readers
-    return Taps(low, (always + [False]).index(False, low))
+    return TapRange(low, (always + [False]).index(False, low))
 
 
 @op(fake=empty_resized)
@@ -175,11 +175,11 @@ def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_co
     """
     y = empty_resized(x, size)
     shift = 0.0 if align_corners else 0.5
-    programs, cut, tile, strides = columns(y, (x, y), room=2048, lanes=1024)
+    programs, grid, tile, strides = plan_columns(y, (x, y), room=2048, lanes=1024)
     launch(
         _bilinear2d_forward_kernel, programs, x, y,
         *strides,
-        *x.shape[2:], *size, cut,
+        *x.shape[2:], *size, grid,
         *scales_of(x.shape[2:], size, factors, align_corners), shift,
         ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), TILE=tile, device=x.device,
     )  # fmt: skip
@@ -198,14 +198,14 @@ def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_
     scales = scales_of(size, dy.shape[2:], factors, align_corners)
     scales = [1.0 if n == m else scale for n, m, scale in zip(size, dy.shape[2:], scales, strict=True)]
     readers = _readers(size, dy, scales, shift - 1, shift + 1, shift)
-    programs, cut, tile, strides = columns(dx, (dy, dx), room=2048, lanes=512)
-    if tile.parts > 1 or readers[1] > MOST_UNROLLED:
+    programs, grid, tile, strides = plan_columns(dx, (dy, dx), room=2048, lanes=512)
+    if tile.splits > 1 or readers[1] > MAX_UNROLLED:
         gather2d(dy, dx, _axes(size, dy.shape[2:], shift), readers, _bilinear_reader, scales=scales)
         return dx
     launch(
         _bilinear2d_backward_kernel, programs, dy, dx,
         *strides,
-        *size, *dy.shape[2:], cut,
+        *size, *dy.shape[2:], grid,
         *scales, shift, readers[0],
         READERS=readers[1], INSIDE=always_read(size[1], dy.shape[3], scales[1], shift, readers[1]),
         ACCUMULATOR=accumulator(dy.dtype), INDEX=index_type(dy, dx), TILE=tile, device=dy.device,
@@ -262,4 +262,4 @@ def _axes(size: Ints, out_size: Ints, shift: float) -> list[tuple[int, int, floa
 
 def _readers(size: Ints, dy: Tensor, scales: Sequence[float], low: float, high: float, shift: float) -> list[int]:
     """How many outputs of each axis a pixel looks at."""
-    return [most_readers(n, m, s, low, high, shift) for n, m, s in zip(size, dy.shape[2:], scales, strict=True)]
+    return [max_readers(n, m, s, low, high, shift) for n, m, s in zip(size, dy.shape[2:], scales, strict=True)]

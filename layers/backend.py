@@ -41,7 +41,7 @@ from torch.utils._pytree import tree_leaves
 from trinn import layers
 from trinn.kernels.runtime import interpreter
 
-from .joined import JOINS
+from .joined import FUSIONS
 from .pad2d import pad2d
 from .patched import FUNCTIONS, pad
 
@@ -59,7 +59,7 @@ def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch
 
 # What calls in a graph become.
 _OURS: set[Any] = {getattr(layers, name) for name in layers.__all__ if name.islower() and hasattr(F, name)} | {pad2d}
-_JOINED: set[Any] = set(JOINS.values())
+_JOINED: set[Any] = set(FUSIONS.values())
 _TAKEN: dict[Any, Any] = (
     FUNCTIONS
     | {function: function for function in _OURS | _JOINED}
@@ -294,7 +294,7 @@ class _Rewriting:
             if found is None:
                 break
             nodes, run, arguments = [*nodes, user], [*run, found[0]], [*arguments, found[1]]
-        for names, function in JOINS.items():
+        for names, function in FUSIONS.items():
             count = len(names)
             if tuple(run[:count]) == names and self._can_meet(nodes[:count]):
                 last = nodes[count - 1]

@@ -46,7 +46,7 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def below(cls: Layer) -> Layer | None:
+def wrapped_class(cls: Layer) -> Layer | None:
     """The class that torch put another over on the fly; None where `cls` is no such class."""
     if not cls.__module__.startswith("torch.") or getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls:
         return None
@@ -54,19 +54,19 @@ def below(cls: Layer) -> Layer | None:
     return next((base for base in modules if cls.__name__.endswith(base.__name__)), None)
 
 
-def written(cls: Layer) -> Layer:
+def user_class(cls: Layer) -> Layer:
     """A class without those that torch put over it."""
-    while (base := below(cls)) is not None:
+    while (base := wrapped_class(cls)) is not None:
         cls = base
     return cls
 
 
-def replaced(cls: Layer, others: dict[Layer, Layer]) -> Layer:
+def with_base_replaced(cls: Layer, others: dict[Layer, Layer]) -> Layer:
     """A class with another in the place of the one that torch's are put over, if there is another for that."""
-    old = below(cls)
+    old = wrapped_class(cls)
     if old is None:
         return others.get(cls, cls)
-    new = replaced(old, others)
+    new = with_base_replaced(old, others)
     if new is old:
         return cls
     bases = tuple(new if base is old else base for base in cls.__bases__)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 
-from .function import FLOATS, Product, autocast
+from .function import FLOATS, Bilinear, autocast
 from .pad2d import pad2d
 from .public import functional, layer
 from .reduce import ChannelSum
 from .window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, integer, pair, remembered
 
 
-class Conv2dFprop(Product):
+class Conv2dFprop(Bilinear):
     """y = x * w + b."""
 
     kept = "x", "w"
@@ -42,7 +42,7 @@ def conv2d_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor
     return dx, dw, ChannelSum.call(dy) if need_b else None
 
 
-class Conv2dDgrad(Product):
+class Conv2dDgrad(Bilinear):
     """The adjoint of Conv2dFprop in x, and with a bias the transposed convolution."""
 
     kept = "dy", "w"
@@ -62,7 +62,7 @@ class Conv2dDgrad(Product):
         return ddy, dw, ChannelSum.call(ddx) if need_b else None
 
 
-class Conv2dWgrad(Product):
+class Conv2dWgrad(Bilinear):
     """The gradient of Conv2dFprop in w."""
 
     kept = "x", "dy"

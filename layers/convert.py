@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from trinn import layers
 from trinn.kernels.runtime import interpreter
 
-from .classes import Layer, all_or_nothing, become, forward_of, replaced, written
+from .classes import Layer, all_or_nothing, become, forward_of, user_class, with_base_replaced
 from .function import FLOATS
-from .fused import called_in_a_row, called_in_runs, called_patched, joined_by
+from .fused import fusion_of, patched_forward, run_forward, sequence_forward
 from .upsample2d import MODES
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -82,12 +82,12 @@ def convert(
         warnings.warn(interpreter.NOWHERE, stacklevel=2)
     with all_or_nothing(model):
         for module in plan:
-            if written(type(module)) in OURS:
-                become(module, replaced(type(module), OURS))
-                if getattr(forward_of(module), "func", None) is called_patched:  # a lazy subclass, which has got its sizes
+            if user_class(type(module)) in OURS:
+                become(module, with_base_replaced(type(module), OURS))
+                if getattr(forward_of(module), "func", None) is patched_forward:  # a lazy subclass, which has got its sizes
                     del module.forward
             elif forward_of(module) is None:
-                vars(module)["forward"] = functools.partial(called_patched, module)
+                vars(module)["forward"] = functools.partial(patched_forward, module)
         if fuse is True:
             _join_rows(model)
         _join_runs(runs)
@@ -109,15 +109,15 @@ def _join_rows(model: nn.Module) -> None:
         kind, children = cast(Any, type(module)), tuple(module._modules.values())
         if isinstance(module, nn.Sequential) and "forward" not in vars(module):
             if kind.forward is nn.Sequential.forward and kind.__iter__ is nn.Sequential.__iter__:
-                if any(joined_by(children[place:])[1] for place in range(len(children))):
-                    vars(module)["forward"] = functools.partial(called_in_a_row, module)
+                if any(fusion_of(children[place:])[1] for place in range(len(children))):
+                    vars(module)["forward"] = functools.partial(sequence_forward, module)
 
 
 def _join_runs(runs: dict[tuple[str, ...], tuple[nn.Module, ...]]) -> None:
     """Join the layers of each run."""
     begun: dict[nn.Module, tuple[nn.Module, ...]] = {}
     for names, run in runs.items():
-        if joined_by(run)[0] < max(len(run), 2):
+        if fusion_of(run)[0] < max(len(run), 2):
             kinds = ", ".join(f"{type(layer).__module__}.{type(layer).__name__}" for layer in run)
             raise NotImplementedError(f"fuse: cannot join {', '.join(names)}, which are {kinds}")
         if len(set(run)) < len(run) or run[0] in begun:
@@ -125,8 +125,8 @@ def _join_runs(runs: dict[tuple[str, ...], tuple[nn.Module, ...]]) -> None:
         begun[run[0]] = run
     for run in runs.values():
         for layer in run:
-            if layer in begun or getattr(forward_of(layer), "func", None) is not called_in_runs:
-                vars(layer)["forward"] = functools.partial(called_in_runs, layer, begun.get(layer, ()))
+            if layer in begun or getattr(forward_of(layer), "func", None) is not run_forward:
+                vars(layer)["forward"] = functools.partial(run_forward, layer, begun.get(layer, ()))
 
 
 def revert(model: Model) -> Model:
@@ -145,7 +145,7 @@ def revert(model: Model) -> Model:
     _check(model)
     with all_or_nothing(model):
         for module in model.modules():
-            become(module, replaced(type(module), TORCHS))
+            become(module, with_base_replaced(type(module), TORCHS))
             if forward_of(module) is not None:
                 del module.forward
     return model
@@ -153,12 +153,12 @@ def revert(model: Model) -> Model:
 
 def layer_of(module: nn.Module) -> Layer | None:
     """The class in OURS or TORCHS that a module is an instance of; None if there is none."""
-    return next((cls for cls in written(type(module)).__mro__ if cls in OURS or cls in TORCHS), None)
+    return next((cls for cls in user_class(type(module)).__mro__ if cls in OURS or cls in TORCHS), None)
 
 
 def obstacle(module: nn.Module) -> str | None:
     """Why a layer has to stay as it is, in a few words; None where `convert` can take it."""
-    kind: Any = written(type(module))
+    kind: Any = user_class(type(module))
     base: Any = layer_of(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "a ScriptModule, which is compiled"

@@ -43,9 +43,9 @@ class Function(torch.autograd.Function):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "forward" in vars(cls) and "setup_context" not in vars(cls):
-            cls.setup_context = staticmethod(_keeping(cls))  # type: ignore[method-assign]
+            cls.setup_context = staticmethod(_setup_context_of(cls))  # type: ignore[method-assign]
         if "backward" in vars(cls):
-            cls.backward = staticmethod(_of_some(cls.backward))  # type: ignore[method-assign]
+            cls.backward = staticmethod(_padded(cls.backward))  # type: ignore[method-assign]
         cls._eager, cls._dual = _eager_twin(cls), _dual_twin(cls)
 
     @classmethod
@@ -74,7 +74,7 @@ class Function(torch.autograd.Function):
         return cls.forward(*inputs)
 
 
-def _keeping(function: type[Function]) -> Callable[..., None]:
+def _setup_context_of(function: type[Function]) -> Callable[..., None]:
     """The `setup_context` that keeps what a Function names, and lets go of all other tensors."""
     names, types = list(inspect.signature(function.forward).parameters), get_type_hints(function.forward)
     places = [names.index(k) if isinstance(k, str) else len(names) + k for k in function.kept]
@@ -93,7 +93,7 @@ def _keeping(function: type[Function]) -> Callable[..., None]:
     return setup_context
 
 
-def _of_some(backward: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+def _padded(backward: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
     """A backward that is asked only with a gradient: autograd also has none, for an output that the rest did not depend on.
 
     It returns a gradient, or None, for every input.
@@ -190,7 +190,7 @@ def _twin(function: type[Function], **members: Any) -> type[torch.autograd.Funct
     return type(function.__name__, (torch.autograd.Function,), members)
 
 
-class Product(Function):
+class Bilinear(Function):
     """What is linear in each of its first two inputs. A third may be a bias, which each channel of the output gets on top."""
 
     @classmethod

@@ -1,10 +1,10 @@
 """Layers that are called in a row, joined: `ConvReLU2d` and the like hold them.
 
-JOINS in joined.py names the operators that are joined, and the functions that compute them. Layers are called one by one where
+FUSIONS in joined.py names the operators that are fused, and the functions that compute them. Layers are called one by one where
 joining would skip something, such as a hook, a replaced forward or a parametrization.
 
-`convert` puts `called_patched` in the place of the forward of a layer of a user's class; with `fuse`, `called_in_a_row` in that
-of an nn.Sequential, and `called_in_runs` in that of each layer of a run that is named.
+`convert` replaces the forward of a layer of a user's class by `patched_forward`; with `fuse`, that of an nn.Sequential by
+`sequence_forward`, and that of each layer of a named run by `run_forward`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm, count_batch, norm_arguments
 from .classes import Layer
 from .conv2d import Conv2d, conv2d, padded
-from .joined import JOINS, Arguments, batch_norm_relu
+from .joined import FUSIONS, Arguments, batch_norm_relu
 from .linear import Linear, linear
 from .pool2d import MaxPool2d, max_pool2d
 from .public import layer
@@ -36,30 +36,30 @@ def _methods(cls: Any) -> list[Any]:
     return [getattr(cls, name, None) for name in ("_call_impl", "forward", "_conv_forward")]
 
 
-_AS_WRITTEN = {cls: _methods(cls) for cls in (*KINDS, *OURS)}
+_PLAIN_METHODS = {cls: _methods(cls) for cls in (*KINDS, *OURS)}
 _MARK = "_trinn_joined"
 
 
-def in_a_row(layers: Sequence[Any], input: Any) -> Any:
+def call_sequence(layers: Sequence[Any], input: Any) -> Any:
     """Call the layers one after the other, and join those that can be joined; returns the result of the last."""
     while layers:
-        count, function = joined_by(layers) if isinstance(input, Tensor) else (1, None)  # torch.fx traces something else
+        count, function = fusion_of(layers) if isinstance(input, Tensor) else (1, None)  # torch.fx traces something else
         if function is None or isinstance(layers[0], nn.Conv2d) and input.dim() != 4:
             input, count = layers[0](input), 1
         else:
-            input = _joined(function, layers[:count], input)
+            input = _fused(function, layers[:count], input)
         layers = layers[count:]
     return input
 
 
-def joined_by(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]:
+def fusion_of(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]:
     """How many of the layers are joined, from the first on, and by which function; None where it is called alone."""
     found: list[Operator | None] = []
     for each in layers:
         found.append(operator_of(each))
         if found[-1] is None or len(found) == 3:
             break
-    for run, function in JOINS.items():
+    for run, function in FUSIONS.items():
         if tuple(found[: len(run)]) == run and not any(isinstance(each, nn.BatchNorm1d) for each in layers[1 : len(run)]):
             return len(run), function
     return 1, None
@@ -69,19 +69,17 @@ def operator_of(layer: Any) -> Operator | None:
     """The operator of trinn that a call of a layer is; None where it is another one, or more."""
     for torchs, (ours, operator) in KINDS.items():
         if isinstance(layer, torchs):
-            cls, forwards = (
-                (ours, (None, called_in_runs)) if isinstance(layer, ours) else (torchs, (called_patched, called_in_runs))
-            )
-            alone = is_just(layer, cls, forwards) and not getattr(layer, "return_indices", False)
+            cls, forwards = (ours, (None, run_forward)) if isinstance(layer, ours) else (torchs, (patched_forward, run_forward))
+            alone = is_plain(layer, cls, forwards) and not getattr(layer, "return_indices", False)
             return operator if alone else None
     return None
 
 
-def is_just(module: nn.Module, cls: Layer, forwards: tuple[Any, ...]) -> bool:
+def is_plain(module: nn.Module, cls: Layer, forwards: tuple[Any, ...]) -> bool:
     """Whether a call of a module is what the class was written to do, by its own forward or one of these, and nothing else."""
     kind, forward = type(module), module.__dict__.get("forward")
     return (
-        _methods(kind) == _AS_WRITTEN[cls] and kind.__call__ is nn.Module.__call__
+        _methods(kind) == _PLAIN_METHODS[cls] and kind.__call__ is nn.Module.__call__
         and getattr(forward, "func", forward) in forwards and "_conv_forward" not in module.__dict__
         and "parametrizations" not in module._modules
         and not module._forward_pre_hooks and not module._forward_hooks
@@ -90,7 +88,7 @@ def is_just(module: nn.Module, cls: Layer, forwards: tuple[Any, ...]) -> bool:
     )  # fmt: skip
 
 
-def _joined(function: Callable[..., Tensor], layers: Sequence[Any], input: Tensor) -> Tensor:
+def _fused(function: Callable[..., Tensor], layers: Sequence[Any], input: Tensor) -> Tensor:
     """A call of each of the layers, by the function that joins them."""
     arguments: list[Arguments] = []
     for place, each in enumerate(layers):
@@ -112,7 +110,7 @@ def _joined(function: Callable[..., Tensor], layers: Sequence[Any], input: Tenso
     return y
 
 
-def called_patched(module: Any, *args: Any, **options: Any) -> Any:
+def patched_forward(module: Any, *args: Any, **options: Any) -> Any:
     """The forward of a user's subclass of a layer, with trinn's functions in the place of torch's."""
     from .patched import patched  # which stands on all functions
 
@@ -120,12 +118,12 @@ def called_patched(module: Any, *args: Any, **options: Any) -> Any:
         return type(module).forward(module, *args, **options)
 
 
-def called_in_a_row(module: nn.Sequential, input: Any) -> Any:
+def sequence_forward(module: nn.Sequential, input: Any) -> Any:
     """The forward of an nn.Sequential, its children being joined as they are when it is called."""
-    return in_a_row(tuple(module._modules.values()), input)
+    return call_sequence(tuple(module._modules.values()), input)
 
 
-def called_in_runs(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
+def run_forward(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
     """The forward of a layer that a user says is called in runs, right after another layer or right before.
 
     The first layer of a run does what all of it do, and marks its result; each of the others returns what it is given if it is
@@ -141,15 +139,15 @@ def called_in_runs(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
             if place + 1 < len(layers):
                 setattr(input, _MARK, (layers, place + 1))
             return input
-        count, function = joined_by(run)
+        count, function = fusion_of(run)
         if function is not None and count == len(run) and not (isinstance(module, nn.Conv2d) and input.dim() != 4):
-            y = _joined(function, run, input)
+            y = _fused(function, run, input)
             setattr(y, _MARK, (run, 1))
             return y
-    return type(module).forward(module, input) if isinstance(module, OURS) else called_patched(module, input)
+    return type(module).forward(module, input) if isinstance(module, OURS) else patched_forward(module, input)
 
 
-class _Joined(nn.Sequential):
+class _Fused(nn.Sequential):
     """Layers of given classes that are called as one; as in nn.Sequential, their names are their numbers."""
 
     classes: tuple[type[nn.Module], ...]
@@ -162,39 +160,39 @@ class _Joined(nn.Sequential):
         super().__init__(*modules)
 
     def forward(self, input: Tensor) -> Tensor:
-        return in_a_row(tuple(self), input)
+        return call_sequence(tuple(self), input)
 
 
 @layer
-class ConvReLU2d(_Joined):
+class ConvReLU2d(_Fused):
     """relu(conv(x)) of a Conv2d and a ReLU."""
 
     classes = Conv2d, ReLU
 
 
 @layer
-class ConvReLUMaxPool2d(_Joined):
+class ConvReLUMaxPool2d(_Fused):
     """pool(relu(conv(x))) of a Conv2d, a ReLU and a MaxPool2d."""
 
     classes = Conv2d, ReLU, MaxPool2d
 
 
 @layer
-class ConvBNReLU2d(_Joined):
+class ConvBNReLU2d(_Fused):
     """relu(bn(conv(x))) of a Conv2d, a BatchNorm2d and a ReLU."""
 
     classes = Conv2d, BatchNorm2d, ReLU
 
 
 @layer
-class BNReLU2d(_Joined):
+class BNReLU2d(_Fused):
     """relu(bn(x)) of a BatchNorm2d and a ReLU."""
 
     classes = BatchNorm2d, ReLU
 
 
 @layer
-class BNAddReLU2d(_Joined):
+class BNAddReLU2d(_Fused):
     """relu(bn(x) + residual) of a BatchNorm2d and a ReLU: the tail of a ResNet's block."""
 
     classes = BatchNorm2d, ReLU
@@ -202,11 +200,11 @@ class BNAddReLU2d(_Joined):
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
         if not isinstance(input, Tensor) or None in map(operator_of, self):  # torch.fx traces something else
             return self[1](self[0](input) + residual)
-        return _joined(lambda x, norm: batch_norm_relu(x, norm, residual), (self[0],), input)
+        return _fused(lambda x, norm: batch_norm_relu(x, norm, residual), (self[0],), input)
 
 
 @layer
-class LinearReLU(_Joined):
+class LinearReLU(_Fused):
     """relu(linear(x)) of a Linear and a ReLU."""
 
     classes = Linear, ReLU

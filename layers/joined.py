@@ -185,7 +185,7 @@ def linear_relu(input: Tensor, arguments: Arguments) -> Tensor:
 
 
 # Operators in a row, and the function that joins them; the first that fits. torch.add's argument is the residual.
-JOINS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
+FUSIONS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
     (conv2d, batch_norm, torch.add, relu): conv2d_batch_norm_relu,
     (conv2d, batch_norm, relu): conv2d_batch_norm_relu,
     (conv2d, batch_norm): conv2d_batch_norm,

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 
-from .function import FLOATS, Function, Product, autocast, in_shape
+from .function import FLOATS, Bilinear, Function, autocast, in_shape
 from .public import functional, layer
 from .reduce import ChannelSum
 
 
-class LinearFprop(Product):
+class LinearFprop(Bilinear):
     """y = x @ w^T + b."""
 
     kept = "x", "w"
@@ -37,7 +37,7 @@ def linear_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor
     return dx, dw, ChannelSum.call(dy[:, :, None, None]) if need_b else None
 
 
-class LinearDgrad(Product):
+class LinearDgrad(Bilinear):
     """dx = dy @ w."""
 
     kept = "dy", "w"
@@ -55,7 +55,7 @@ class LinearDgrad(Product):
         return ddy, dw
 
 
-class LinearWgrad(Product):
+class LinearWgrad(Bilinear):
     """dw = dy^T @ x."""
 
     kept = "x", "dy"

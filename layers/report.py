@@ -13,11 +13,12 @@ import trinn
 from trinn.kernels.conv2d.depthwise import is_depthwise
 from trinn.kernels.runtime.interpreter import INTERPRETED
 
-from . import Conv2d
-from .classes import Layer, forward_of, written
+from .classes import Layer, forward_of, user_class
 from .convert import OURS, TORCHS, layer_of, obstacle, replacement, unreadable
-from .fused import called_in_a_row, called_in_runs, joined_by
+from .fused import fusion_of, run_forward, sequence_forward
 
+# The operators whose kernels stand in a file of another name.
+KERNELS = {"adaptive_pool2d": "pool2d", "sync_batchnorm": "batchnorm2d"}
 NOTHING = "nothing"  # to compute
 COVERED = ": patched() covers the functions it calls"
 OWN = "a subclass, whose forward has trinn's functions in the place of torch's"
@@ -115,7 +116,7 @@ def rows(model: nn.Module) -> Iterator[Line]:
 
 def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
     """Line.runs of a layer and why."""
-    kind, base, changed = written(type(module)), layer_of(module), replacement(module)
+    kind, base, changed = user_class(type(module)), layer_of(module), replacement(module)
     if not changed and _computes_nothing(module, kind):
         return NOTHING, ""
     own = changed or _is_own(kind, base or nn.Module)
@@ -166,12 +167,12 @@ def _runs(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
     """The layers that a module's forward joins."""
     function, *arguments = (forward.func, *forward.args[1:]) if (forward := forward_of(module)) else (None,)
     layers: tuple[Any, ...] = ()
-    if function is called_in_a_row:
+    if function is sequence_forward:
         layers = tuple(module._modules.values())
-    elif function is called_in_runs and joined_by(arguments[0])[0] == len(arguments[0]):
+    elif function is run_forward and fusion_of(arguments[0])[0] == len(arguments[0]):
         layers = arguments[0]
     while layers:
-        count = joined_by(layers)[0]
+        count = fusion_of(layers)[0]
         if count > 1:
             yield layers[:count]
         layers = layers[count:]
@@ -203,9 +204,10 @@ def _is_container(module: nn.Module) -> bool:
 def _kernels(module: Any, base: Layer) -> str:
     """The file of the kernels of a layer of trinn."""
     operator = base.__module__.rpartition(".")[2]
-    if isinstance(module, Conv2d) and not is_lazy(module.weight) and is_depthwise(module.weight, module.groups):
-        operator = "depthwise2d"
-    return f"kernels/{operator}.py"
+    if operator == "conv2d":
+        depthwise = not is_lazy(module.weight) and is_depthwise(module.weight, module.groups)
+        operator = "conv2d/depthwise" if depthwise else "conv2d/passes"
+    return f"kernels/{KERNELS.get(operator, operator)}.py"
 
 
 def _where(model: nn.Module) -> str:

@@ -30,9 +30,9 @@ def in_boxes() -> Iterator[list[str]]:
         for module in (tma, tma_wgrad):
             patch.setattr(module, "launch", start)
         patch.setattr(settings, "interpret_tma", True)
-        patch.setattr(tma, "FEWEST", 8)
-        patch.setattr(tma, "WIDE", 16)
-        patch.setattr(tma, "STORED_AT_ONCE", 16)
+        patch.setattr(tma, "MIN_CHANNELS", 8)
+        patch.setattr(tma, "MIN_GROUP_CHANNELS", 16)
+        patch.setattr(tma, "MAX_STORED_AT_ONCE", 16)
         patch.setattr(few_channels, "STARTED", -(2**40))
         yield names
 

@@ -56,7 +56,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         monkeypatch.setattr(settings, "interpreted_block", 16)
         monkeypatch.setattr(settings, "interpreted_rows", 3)
-        monkeypatch.setattr(gather2d, "MOST_UNROLLED", 3)
+        monkeypatch.setattr(gather2d, "MAX_UNROLLED", 3)
         monkeypatch.setattr(settings, "wanted_programs", 8)
 
 
@@ -87,7 +87,7 @@ def precision_flags() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def launchers_run() -> None:
     """What a test changes about them, no launch of an earlier one stands for."""
-    replay.forget()
+    replay.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,7 @@ def inputs(dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
 
 def on_a_gpu(dtype: torch.dtype) -> None:
     tensors, bias = inputs(dtype, "cuda")
-    noted = replay.replayed(smoothed)
+    noted = replay.cached(smoothed)
     for number in ORDER:
         x = tensors[number]
         assert torch.equal(noted(x, bias), x[:-2] + 2 * x[1:-1] + x[2:] + 3), f"{dtype}, input {number}"
@@ -88,7 +88,7 @@ def encoding(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 def on_a_still_gpu(dtype: torch.dtype) -> None:
     tensors, bias = inputs(dtype, "cpu")
-    noted = replay.replayed(smoothed)
+    noted = replay.cached(smoothed)
 
     def launches(launcher: Callable[..., Any], x: Tensor) -> list[Any]:
         LAUNCHES.clear()

@@ -238,7 +238,7 @@ def compare_threads(seed: int, calls: int, threads: int) -> None:
         for number, call in numbered:
             assert call.made() == expected[number], call.words
 
-    replay.MOST = 10  # so that notes are forgotten every now and then
+    replay.MAX_ENTRIES = 10  # so that notes are forgotten every now and then
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(threads)))
 
@@ -268,7 +268,7 @@ def main() -> int:
     for _ in range(calls):
         compare(rng, *drawn(rng))
     if given.stub:
-        replay.forget()
+        replay.clear()
         with in_boxes():
             for _ in range(given.calls // 4):
                 compare(rng, *drawn_in_boxes(rng))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import trinn.layers as tnn
 from tests.cases import named
 from tests.check import DEVICE, DTYPES, check, raises_like, randn
-from trinn.kernels.device.indexing import most_in_bin
+from trinn.kernels.device.indexing import max_in_bin
 
 INF, NAN = float("inf"), float("nan")
 
@@ -126,8 +126,8 @@ def test_most_in_bin() -> None:
     for size in range(1, 14):
         for bins in range(1, 14):
             extents = [-(-(i + 1) * size // bins) - i * size // bins for i in range(bins)]
-            assert most_in_bin(size, bins) == max(extents)
-    assert most_in_bin(0, 4) == most_in_bin(4, 0) == 0
+            assert max_in_bin(size, bins) == max(extents)
+    assert max_in_bin(0, 4) == max_in_bin(4, 0) == 0
 
 
 BINS: Any = ((), (), ())

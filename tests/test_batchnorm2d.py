@@ -12,7 +12,7 @@ import trinn.layers as tnn
 from tests.cases import named
 from tests.check import DEVICE, DTYPES, LEAST_EPS, check, error, gradients, raises_like, randn
 from trinn.kernels import ops
-from trinn.kernels.device.walk import walk
+from trinn.kernels.device.walk import plan_walk
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.settings import settings
 
@@ -277,7 +277,7 @@ def test_few_channels_fill_a_gpu(
     """Each channel is cut into so many parts that there is a program for every multiprocessor, with the tiles of a GPU."""
     monkeypatch.setattr(settings, "wanted_programs", 264)
     monkeypatch.setattr(tuning, "elementwise_block", lambda elements: 1024)
-    assert walk(torch.empty(shape, device="meta", memory_format=memory_format), sums=True).programs >= 90
+    assert plan_walk(torch.empty(shape, device="meta", memory_format=memory_format), sums=True).programs >= 90
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -15,7 +15,7 @@ import pytest
 
 from bench import conv, registry, report, tune, workers
 from trinn.kernels.runtime import tuning
-from trinn.kernels.runtime.tuning import Tile
+from trinn.kernels.runtime.tuning import GemmTile
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "AlexNet conv3 b128"
@@ -36,7 +36,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from argparse import Namespace
 from bench import every_tile, registry, runs, tune, workers
 from tests.test_bench import Here, SetClock
-from trinn.kernels.conv2d import passes
+from trinn.kernels.conv2d import pointer
 from trinn.kernels import reduce
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.settings import settings
@@ -54,8 +54,8 @@ def seconds(call):
     tile = settings.tile_of(None, "")
     return 1.0 / (tile.n * tile.k * tile.warps)
 
-passes.gemm_tile = gemm_tile
-passes.sum_partials = lambda partials, dw: reduce.sum_partials(partials, dw).mul_(1.01 if stages == 3 else 1)
+pointer.gemm_tile = gemm_tile
+pointer.sum_partials = lambda partials, dw: reduce.sum_partials(partials, dw).mul_(1.01 if stages == 3 else 1)
 Here.copy_rate = Here.product_rate = lambda self, *_: 1e12
 args = Namespace(compile_only=False, architecture="interpreter")
 if sys.argv[1] == "check": every_tile.work(args, lambda: Here(SetClock()))
@@ -98,8 +98,8 @@ def test_all_steps(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
         assert set(times) <= right and all(isinstance(us, float) for us in times.values())
 
     kept = json.loads(tune.path_of("NVIDIA H200").read_text())["tiles"]
-    fastest = {"conv2d": Tile(16, 16, 32, 4, 2), "wgrad": Tile(16, 32, 16, 4, 2)}
-    assert {(like.split()[0], Tile(*tile)) for like, tile in kept.items()} == set(fastest.items()) and len(kept) == 3
+    fastest = {"conv2d": GemmTile(16, 16, 32, 4, 2), "wgrad": GemmTile(16, 32, 16, 4, 2)}
+    assert {(like.split()[0], GemmTile(*tile)) for like, tile in kept.items()} == set(fastest.items()) and len(kept) == 3
     assert [row["pass"] for row in result["rows"]] == ["forward", "backward", "dgrad", "wgrad"]
     assert all(len(row["times"]) == 4 and row["name"] == NAME for row in result["rows"]) and not result["left"]
     out = capsys.readouterr().out
@@ -158,7 +158,7 @@ def test_other_kernels_are_checked_anew(args: Namespace, monkeypatch: pytest.Mon
     """What is known of tiles holds for the kernels of then; and times hold for the tiles of then."""
     steps = conv.Steps(args, {}, {"environment": ENVIRONMENT, "of": {}, "verdicts": {}}, args.out)
     before = conv.sources(), conv.sources("NVIDIA H200")
-    tune.record("NVIDIA H200", {"a product": Tile(16, 16, 16, 4, 2)})
+    tune.record("NVIDIA H200", {"a product": GemmTile(16, 16, 16, 4, 2)})
     assert conv.sources() == before[0] and conv.sources("NVIDIA H200") != before[1]
     steps._begin("check", before[0], verdicts={})
     steps.result["verdicts"]["conv2d"] = {}

@@ -149,11 +149,11 @@ def test_of_any_geometry(start: int) -> None:
     assert count > 10
 
 
-def plan(x: Tensor, stride: int, size: tuple[int, int], taps: int = 1) -> tma.Gather:
+def plan(x: Tensor, stride: int, size: tuple[int, int], taps: int = 1) -> tma.TmaGather:
     """Of a convolution without padding on a Hopper GPU."""
     weight, shape = x.new_empty(64, 64, taps, taps), (x.shape[0], 64, *size)
     with intercepted(lambda *_: None, "sm_90"):
-        found = tma.plan_gather(x, weight, shape, True, (stride, stride), (0, 0), (1, 1), 1, False)
+        found = tma.plan_tma_gather(x, weight, shape, True, (stride, stride), (0, 0), (1, 1), 1, False)
     assert found
     return found
 

@@ -290,7 +290,7 @@ def test_tools_in_between(tool: str, fuse: bool, one_process: None, full_float32
     trinn.revert(model)
     torchs = TOOLS[tool](torchs)
     for ours, theirs in zip(model.modules(), torchs.modules(), strict=True):
-        lines = ([c.__name__ if classes.below(c) else c for c in type(module).__mro__] for module in (ours, theirs))
+        lines = ([c.__name__ if classes.wrapped_class(c) else c for c in type(module).__mro__] for module in (ours, theirs))
         assert next(lines) == next(lines)
     torch.testing.assert_close(model(x), torchs(x))
 

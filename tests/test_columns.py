@@ -56,7 +56,7 @@ def test_tiles_of_a_gpu(name: str, shape: tuple[int, ...], monkeypatch: pytest.M
 def test_parts_have_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """As test_tiles_of_a_gpu needs it: parts of several rows, the last one of fewer."""
     monkeypatch.setattr(columns, "architecture", lambda device: "sm_90")
-    _, _, parts, _, _, rows_per_part = columns.columns(torch.empty(NARROW), ()).cut
+    _, _, parts, _, _, rows_per_part = columns.plan_columns(torch.empty(NARROW), ()).grid
     assert parts > 1 and 1 < rows_per_part and parts * rows_per_part > NARROW[2]
 
 
@@ -73,7 +73,7 @@ def test_parts_have_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_taps_always_inside(axis: Axis, size: int, inside: tuple[int, int]) -> None:
     windows = (size + 2 * axis.padding - axis.dilation * (axis.taps - 1) - 1) // axis.stride + 1
-    taps = columns.always_inside(axis, size, windows)
+    taps = columns.taps_always_inside(axis, size, windows)
     assert taps == inside
     for tap in range(*taps):
         pixels = [window * axis.stride - axis.padding + tap * axis.dilation for window in range(windows)]

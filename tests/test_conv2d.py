@@ -98,7 +98,7 @@ def test_passes_are_adjoint(name: str) -> None:
 
 def test_int32_and_int64_offsets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU takes int32 for small tensors; the interpreter checks each int32 step for overflow."""
-    from trinn.kernels.conv2d import passes as kernels
+    from trinn.kernels.conv2d import pointer as kernels
 
     case = CONV["stride and dilation coprime"]
     results = []

@@ -16,8 +16,8 @@ from tests.boxes import check_joined, in_boxes, operands
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
 from trinn.kernels import launchers
-from trinn.kernels.conv2d.tma_box import Along, Box, best_box, best_line
-from trinn.kernels.device.indexing import Axis, hitting_taps, smalls_that_hit
+from trinn.kernels.conv2d.tma_box import Box, GatherAxis, best_box, best_run
+from trinn.kernels.device.indexing import Axis, hitting_smalls, hitting_taps
 from trinn.kernels.runtime import launch
 from trinn.kernels.runtime.hardware import architecture
 from trinn.kernels.runtime.interpreter import INTERPRETED
@@ -364,7 +364,7 @@ def _hits_kernel(found, SIZE: tl.constexpr, AXIS: tl.constexpr, REACH: tl.conste
     first, count = hitting_taps(start, REACH, SIZE, AXIS.taps, -AXIS.dilation)
     tl.store(found + BLOCK + tl.arange(0, BLOCK), first * 100 + count)
     tap = tl.arange(0, BLOCK)
-    first, count = smalls_that_hit(tap, tap + REACH, SIZE, SIZE, AXIS)
+    first, count = hitting_smalls(tap, tap + REACH, SIZE, SIZE, AXIS)
     tl.store(found + 2 * BLOCK + tl.arange(0, BLOCK), first * 100 + count)
 
 
@@ -402,7 +402,7 @@ def test_work_of_a_box(adjoint: bool) -> None:
                 tiles = [range(first, first + block) for first in range(0, 12, block)]
                 reach = [(min(tile) * stride - padding, max(tile) * stride - padding) for tile in tiles]
                 seen = sum(low + t * dilation < 9 and high + t * dilation >= 0 for low, high in reach for t in range(taps))
-            assert Along(12, 9, axis, adjoint).work(block) == seen, (axis, block)
+            assert GatherAxis(12, 9, axis, adjoint).work(block) == seen, (axis, block)
 
 
 def _hits(big: int, tap: int, axis: Axis, size: int) -> bool:
@@ -420,9 +420,9 @@ def _tiles(pixels: range, count: int, block: int, step: int) -> Iterator[range]:
 def test_boxes_waste_little() -> None:
     """64 images of 7 x 7 are done pixel by pixel, large ones in rows; a box that cannot be wide is high."""
     plain = Axis(3, 1, 1, 1)
-    assert best_box(64, 64, Along(7, 7, plain, False), Along(7, 7, plain, False)) == Box(64, 1, 1)
-    assert best_box(128, 1, Along(256, 256, plain, False), Along(256, 256, plain, False)) == Box(1, 1, 128)
-    assert best_box(64, 1, Along(64, 64, plain, False), Along(64, 64, plain, False, one=True)) == Box(1, 64, 1)
-    assert best_line(64, 64, 56) == (64, True)
-    assert best_line(64, 2, 128) == (64, False)
-    assert best_line(64, 2, 0) == (0, True)
+    assert best_box(64, 64, GatherAxis(7, 7, plain, False), GatherAxis(7, 7, plain, False)) == Box(64, 1, 1)
+    assert best_box(128, 1, GatherAxis(256, 256, plain, False), GatherAxis(256, 256, plain, False)) == Box(1, 1, 128)
+    assert best_box(64, 1, GatherAxis(64, 64, plain, False), GatherAxis(64, 64, plain, False, one=True)) == Box(1, 64, 1)
+    assert best_run(64, 64, 56) == (64, True)
+    assert best_run(64, 2, 128) == (64, False)
+    assert best_run(64, 2, 0) == (0, True)

@@ -224,5 +224,5 @@ def test_parts_of_a_linear_layers_sum(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parts_of(m: int, k: int, n: int, dtype: torch.dtype) -> tuple[int, int]:
     """Into how many parts a linear layer's sum is cut, and how much is multiplied at a time."""
-    tile = tuning.guessed_tile(tuning.Product("linear", m, n, k, dtype, "ieee"), "sm_90")
-    return tuning.splits(-(-m // tile.m) * -(-n // tile.n), k, tile.k), tile.k
+    tile = tuning.guessed_tile(tuning.Gemm("linear", m, n, k, dtype, "ieee"), "sm_90")
+    return tuning.count_splits(-(-m // tile.m) * -(-n // tile.n), k, tile.k), tile.k

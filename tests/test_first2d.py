@@ -15,8 +15,8 @@ from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
 from trinn.kernels import launchers
 from trinn.kernels.conv2d import few_channels, tma, tma_wgrad
-from trinn.kernels.conv2d.few_channels import Fold, fold_of, folded, folded_filters, windows
-from trinn.kernels.conv2d.tma_box import Along, Box, best_box
+from trinn.kernels.conv2d.few_channels import WindowCopy, copy_filters, copy_image, plan_window_copy, window_view
+from trinn.kernels.conv2d.tma_box import Box, GatherAxis, best_box
 from trinn.kernels.device.indexing import Axis
 from trinn.kernels.runtime import launch, tuning
 from trinn.kernels.runtime.hardware import architecture
@@ -63,7 +63,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(tma_wgrad, "launch", noted)
     monkeypatch.setattr(few_channels, "launch", noted)
     monkeypatch.setattr(settings, "interpret_tma", True)
-    monkeypatch.setattr(tma, "FEWEST", 8)
+    monkeypatch.setattr(tma, "MIN_CHANNELS", 8)
     monkeypatch.setattr(few_channels, "STARTED", -(2**40))
     yield names
 
@@ -104,7 +104,7 @@ def test_where_it_lies(started: list[str]) -> None:
 @pytest.mark.parametrize("case", ["3 channels, 7x7, stride 2", "lines of images"])
 def test_tiles_of_a_gpu(case: str, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 32 and 64 of the depth, past its end; copies in several tiles along either axis."""
-    monkeypatch.setattr(settings, "tile_of", lambda *_: tuning.Tile(64, 64, 64, 4, 3))
+    monkeypatch.setattr(settings, "tile_of", lambda *_: tuning.GemmTile(64, 64, 64, 4, 3))
     monkeypatch.setattr(settings, "interpreted_block", 8)
     check(tnn.conv2d, F.conv2d, *in_tf32(CASES[case], torch.float16, "channels_last"), **CASES[case].options)
     assert "_conv2d_gather_tma_kernel" in started
@@ -163,7 +163,7 @@ def test_where_a_copy_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def pays(images: int, channels: int, taps: int, stride: int, unit: int = 8, filters: int = 64) -> bool:
         x, size = torch.empty(images, channels, 224, 224, device="meta"), [(224 - taps) // stride + 1] * 2
-        return fold_of(x, (filters, channels, taps, taps), size, (stride, stride), (0, 0), (1, 1), unit) is not None
+        return plan_window_copy(x, (filters, channels, taps, taps), size, (stride, stride), (0, 0), (1, 1), unit) is not None
 
     assert pays(64, 3, 7, 2) and pays(128, 3, 11, 4) and pays(64, 3, 3, 1) and pays(64, 3, 3, 2)
     assert pays(64, 4, 7, 2, unit=4) and pays(64, 3, 16, 16, filters=768)
@@ -173,18 +173,18 @@ def test_where_a_copy_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_and_boxes() -> None:
     """Lines of 64 bytes or more with few zeros behind them; columns side by side where that wastes little."""
     for depth, block in ((28, 32), (44, 64), (12, 16), (72, 32), (64, 64), (8, 16)):
-        assert Fold(1, 1, 1, 0, depth, 1, 1).block(64) == block
-    assert Fold(4, 1, 1, 0, 11, 4, 1).block(32) == 16 and Fold(4, 1, 1, 0, 7, 2, 1).block(16) == 16
-    rows, columns = Along(55, 224, Axis(11, 4, 2, 1), False, one=True), Along(55, 55, Axis(1, 1, 0, 1), False)
+        assert WindowCopy(1, 1, 1, 0, depth, 1, 1).block(64) == block
+    assert WindowCopy(4, 1, 1, 0, 11, 4, 1).block(32) == 16 and WindowCopy(4, 1, 1, 0, 7, 2, 1).block(16) == 16
+    rows, columns = GatherAxis(55, 224, Axis(11, 4, 2, 1), False, one=True), GatherAxis(55, 55, Axis(1, 1, 0, 1), False)
     assert best_box(128, 128, rows, columns) == Box(128, 1, 1)
     assert best_box(128, 128, rows, columns, slack=0.1) == Box(16, 1, 8)
 
 
 FOLDS = {
-    "3 channels in 4": (3, Fold(4, 5, 14, 3, 7, 2, 4)),
-    "3 channels in 8, no zeros at the near edge": (3, Fold(8, 6, 9, 0, 3, 1, 7)),
-    "1 channel in 2, rows cut off": (1, Fold(2, 3, 16, 2, 4, 4, 4)),
-    "all columns are zeros": (2, Fold(8, 6, 4, 9, 2, 1, 3)),
+    "3 channels in 4": (3, WindowCopy(4, 5, 14, 3, 7, 2, 4)),
+    "3 channels in 8, no zeros at the near edge": (3, WindowCopy(8, 6, 9, 0, 3, 1, 7)),
+    "1 channel in 2, rows cut off": (1, WindowCopy(2, 3, 16, 2, 4, 4, 4)),
+    "all columns are zeros": (2, WindowCopy(8, 6, 4, 9, 2, 1, 3)),
 }
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x,
@@ -195,20 +195,20 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("layout", named(LAYOUTS))
 @pytest.mark.parametrize("fold", named(FOLDS))
-def test_copies(fold: tuple[int, Fold], layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies(fold: tuple[int, WindowCopy], layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit by bit what torch pads and unfolds, in one tile and in several; memory that was not written is NaN here."""
     channels, (pitch, rows, columns, near, taps, stride, count) = fold[0], fold[1]
     for block in (16384, 2):
         monkeypatch.setattr(settings, "interpreted_block", block)
         for dtype in (torch.bfloat16, torch.float32):
             x = layout(randn(3, channels, 6, 8, dtype=dtype))
-            copy = folded(x, fold[1])
+            copy = copy_image(x, fold[1])
             expected = F.pad(x, (near, columns, 0, 0, 0, pitch - channels))[:, :, :rows, :columns]
             assert torch.equal(copy, expected) and copy.is_contiguous(memory_format=LAST)
             seen = expected.unfold(3, taps, stride)[:, :, :, :count].permute(0, 4, 1, 2, 3)
-            assert torch.equal(windows(copy, fold[1]), seen.flatten(1, 2))
+            assert torch.equal(window_view(copy, fold[1]), seen.flatten(1, 2))
             w = layout(randn(5, channels, 2, taps, dtype=dtype))
             for block in (16, 64):
                 depth = math.ceil(taps * pitch / block) * block
                 expected = F.pad(w, (0, depth // pitch - taps, 0, 0, 0, pitch - channels)).permute(0, 3, 1, 2)
-                assert torch.equal(folded_filters(w, fold[1], block), expected.reshape(5, depth, 2, 1))
+                assert torch.equal(copy_filters(w, fold[1], block), expected.reshape(5, depth, 2, 1))

@@ -169,7 +169,7 @@ def named(model: nn.Sequential) -> nn.Sequential:
     return trinn.convert(model, fuse=[("0", "1", "2"), ("3", "4", "5"), ("7", "8")])
 
 
-def in_a_row(model: nn.Sequential) -> nn.Sequential:
+def call_sequence(model: nn.Sequential) -> nn.Sequential:
     return trinn.convert(model, fuse=True)
 
 
@@ -236,7 +236,7 @@ SKIPPED: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("fuse", [named, in_a_row])
+@pytest.mark.parametrize("fuse", [named, call_sequence])
 @pytest.mark.parametrize("what", SKIPPED)
 def test_nothing_is_skipped(what: str, fuse: Callable[[Any], Any]) -> None:
     """The same calls, once each, with the same values and results, as where nothing is joined."""
@@ -257,7 +257,7 @@ def test_nothing_is_skipped(what: str, fuse: Callable[[Any], Any]) -> None:
 
 
 def test_hooks_that_are_removed() -> None:
-    for model in (named(tower()), in_a_row(tower())):
+    for model in (named(tower()), call_sequence(tower())):
         handle = model[1].register_forward_hook(lambda *_: None)
         assert launched(model, *SHAPE)[:2] == APART[:2]
         handle.remove()
@@ -266,7 +266,7 @@ def test_hooks_that_are_removed() -> None:
 
 def test_forward_mode_and_refusals() -> None:
     """A call that is refused counts no batch."""
-    for fuse in (named, in_a_row):
+    for fuse in (named, call_sequence):
         model, torchs = fuse(tower()).double().eval(), tower().double().eval()
         x, v = randn(*SHAPE, dtype=torch.float64), randn(*SHAPE, dtype=torch.float64, seed=1)
         torch.testing.assert_close(torch.func.jvp(model, (x,), (v,)), torch.func.jvp(torchs, (x,), (v,)))
@@ -278,7 +278,7 @@ def test_forward_mode_and_refusals() -> None:
 # Other tools.
 
 
-@pytest.mark.parametrize("fuse", [named, in_a_row])
+@pytest.mark.parametrize("fuse", [named, call_sequence])
 def test_copies_and_pickles(fuse: Callable[[Any], Any]) -> None:
     """They are joined, of their own layers, and are reverted too."""
     model, file = nn.ModuleDict({"tower": fuse(tower())}), io.BytesIO()
@@ -295,7 +295,7 @@ def test_copies_and_pickles(fuse: Callable[[Any], Any]) -> None:
     assert type(trinn.revert(loaded)["tower"][0]) is nn.Conv2d
 
 
-@pytest.mark.parametrize("fuse", [named, in_a_row])
+@pytest.mark.parametrize("fuse", [named, call_sequence])
 def test_compiles_and_traces(fuse: Callable[[Any], Any]) -> None:
     """By torch.compile in one graph, by torch.export, and by torch.fx, which sees the layers one by one."""
     model, x = fuse(tower()).eval(), randn(*SHAPE)

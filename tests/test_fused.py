@@ -16,7 +16,7 @@ from tests.check import DEVICE, DTYPES, check, randn, run
 from tests.every import called
 from trinn.kernels import ops
 from trinn.kernels.runtime.interpreter import INTERPRETED
-from trinn.layers.fused import in_a_row
+from trinn.layers.fused import call_sequence
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "3x3": ((2, 5, 9, 8), {"out_channels": 6, "kernel_size": 3, "padding": 1}),
@@ -193,7 +193,7 @@ def test_launches() -> None:
     expected = ["conv2d_statistics", "batchnorm2d_forward"], [*back[1], *GRADIENTS]
     assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
     expected = ["conv2d_statistics", "batchnorm2d_forward"], ["batchnorm2d_sums", "batchnorm2d_backward", *GRADIENTS]
-    assert launches(lambda: in_a_row((conv, norm), x)) == expected
+    assert launches(lambda: call_sequence((conv, norm), x)) == expected
     expected = ["batchnorm2d_statistics", "batchnorm2d_forward"], back[1]
     assert launches(lambda: tnn.BNReLU2d(norm, relu)(y)) == expected
     assert launches(lambda: tnn.BNAddReLU2d(norm, relu)(y, x.new_ones(y.shape))) == expected
@@ -275,7 +275,7 @@ def test_other_inputs() -> None:
     assert torch.equal(values, pool(relu(conv(x[None])))[0]) and indices.dtype == torch.int64
     residual = randn(4, 1, 1)
     torch.testing.assert_close(tnn.BNAddReLU2d(norm, relu)(x[None], residual), relu(norm(x[None]) + residual))
-    assert torch.equal(in_a_row((tnn.BatchNorm1d(8, device=DEVICE), relu), x), relu(tnn.BatchNorm1d(8, device=DEVICE)(x)))
+    assert torch.equal(call_sequence((tnn.BatchNorm1d(8, device=DEVICE), relu), x), relu(tnn.BatchNorm1d(8, device=DEVICE)(x)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -164,10 +164,10 @@ def functions(source: str) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(tree(source)) if isinstance(node, ast.FunctionDef))
 
 
-def test_kernels_divide_by_divided() -> None:
-    """Triton's float32 `/` is not rounded to nearest on a GPU; precision.py's `divided` is. What is allowed says why."""
+def test_kernels_divide_by_divide() -> None:
+    """Triton's float32 `/` is not rounded to nearest on a GPU; precision.py's `divide` is. What is allowed says why."""
     allowed = {
-        ("kernels/device/precision", "divided"),
+        ("kernels/device/precision", "divide"),
         ("kernels/device/indexing", "first_reader"),
         ("kernels/device/epilogue", "store_statistics"),
     }

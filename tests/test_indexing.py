@@ -37,7 +37,7 @@ def test_equation_and_its_solution(axes: list[Axis]) -> None:
             found = {(small - i * axis.tap_back, tap + i * axis.tap_step) for i in range(hits)}
             shifted = [(big + axis.padding - t * axis.dilation, t) for t in range(axis.taps)]
             assert found == {(s // axis.stride, t) for s, t in shifted if s % axis.stride == 0}, (axis, big)
-            assert hits <= axis.most_hits
+            assert hits <= axis.max_hits
         last = (axis.taps - 1) * axis.dilation
         assert bigs.tolist() == [small * axis.stride - axis.padding + last for small in range(SMALLS)]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.cases import named
 from tests.check import DEVICE, randn
-from trinn.kernels.conv2d.relayout import channels_last, images_last, planes
+from trinn.kernels.conv2d.relayout import to_bf16_terms, to_channels_last, to_images_last
 from trinn.kernels.runtime.observe import intercepted
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -50,26 +50,26 @@ def test_channels_last(layout: Callable[[], Tensor], dtype: torch.dtype) -> None
     x = in_dtype(layout(), dtype)
     n, c, h, w = x.shape
     for channels in (c or 1, c + 3, math.ceil((c + 1) / 8) * 8):
-        got = channels_last(x, channels)
+        got = to_channels_last(x, channels)
         assert got.shape == (n, channels, h, w) and got.stride() == (h * w * channels, 1, w * channels, channels)
         assert got.dtype == dtype and got.data_ptr() % 16 == 0
         assert torch.equal(got[:, :c], x) and not got[:, c:].any()
-    assert c == 0 or torch.equal(channels_last(x), x)
+    assert c == 0 or torch.equal(to_channels_last(x), x)
 
 
 def test_channels_last_already() -> None:
     """It is what it is given; but for the strides along axes of one element, which torch leaves open."""
     x = randn(3, 8, 6, 7).contiguous(memory_format=LAST)
-    assert channels_last(x) is x and channels_last(x, 8) is x
+    assert to_channels_last(x) is x and to_channels_last(x, 8) is x
     for shape, strides in (((1, 8, 6, 7), (3, 1, 56, 8)), ((3, 1, 6, 7), (42, 99, 7, 1)), ((3, 8, 1, 1), (8, 1, 5, 77))):
         x = randn(336).as_strided(shape, strides)
-        got, (_, c, h, w) = channels_last(x), shape
+        got, (_, c, h, w) = to_channels_last(x), shape
         assert got.data_ptr() == x.data_ptr() and got.shape == shape and got.stride() == (h * w * c, 1, w * c, c)
 
 
 def test_channels_last_from_an_odd_address() -> None:
     x = randn(1001)[1:].as_strided((2, 4, 5, 6), (120, 1, 24, 4))
-    got = channels_last(x)
+    got = to_channels_last(x)
     assert got.data_ptr() % 16 == 0 and torch.equal(got, x)
 
 
@@ -81,7 +81,7 @@ def test_images_last(layout: Callable[[], Tensor], dtype: torch.dtype) -> None:
     n, c, h, w = x.shape
     for least in (4, 8):
         pitch = math.ceil(n / least) * least
-        got = images_last(x, least)
+        got = to_images_last(x, least)
         assert got.dtype == dtype and torch.equal(got, x)
         if x.numel():
             assert got.stride() == (1, pitch, w * c * pitch, c * pitch)
@@ -106,7 +106,7 @@ def same_bits(got: Tensor, expected: Tensor) -> bool:
 def test_planes(layout: Callable[[], Tensor]) -> None:
     x = layout()
     n, c, h, w = x.shape
-    got = planes(x)
+    got = to_bf16_terms(x)
     assert got.dtype == torch.bfloat16 and got.shape == (n, 3 * c, h, w)
     if x.numel():
         assert got.stride() == (3 * h * w * c, 1, 3 * w * c, 3 * c)
@@ -142,7 +142,7 @@ EDGES = {
 @pytest.mark.parametrize("bits", named(EDGES))
 def test_planes_at_the_edges(bits: list[int]) -> None:
     x = image_of(bits)
-    got = planes(x)
+    got = to_bf16_terms(x)
     assert same_bits(got, torchs_planes(x))
     first, second, third = got.chunk(3, dim=1)
     assert torch.equal(first.isinf(), x.isinf())
@@ -152,7 +152,7 @@ def test_planes_at_the_edges(bits: list[int]) -> None:
 def test_planes_sum_to_every_number() -> None:
     """Exactly from 2^-110 on; what is lost of smaller ones is at most half of bfloat16's smallest number."""
     x = every_exponent()
-    got = planes(x)
+    got = to_bf16_terms(x)
     assert same_bits(got, torchs_planes(x))
     error = (got.double().view(3, -1).sum(0) - x.double().flatten()).abs()
     assert not error[x.flatten().abs() >= 2.0**-110].any() and error.max() <= 2.0**-134
@@ -168,9 +168,9 @@ def launched(copy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[Any, ..
 
 
 COPIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "channels_last": lambda x: channels_last(x, x.shape[1] + 6),
-    "images_last": images_last,
-    "planes": planes,
+    "channels_last": lambda x: to_channels_last(x, x.shape[1] + 6),
+    "images_last": to_images_last,
+    "terms": to_bf16_terms,
 }
 
 
@@ -203,10 +203,10 @@ def test_sixteen_bytes_move_at_once() -> None:
     """Where the axes allow it, and they need not be multiples of 16."""
     for dtype, most in ((torch.float16, 8), (torch.float32, 4)):
         x = randn(8, 24, 2, 8).to(dtype)
-        for copy in (channels_last, images_last):
+        for copy in (to_channels_last, to_images_last):
             for image in (x, x.transpose(2, 3).contiguous().transpose(2, 3)):
                 _, constants = launched(copy, image)
                 assert (constants["X_ROWS"], constants["OUT_LANES"]) == (2 if image is not x else most, most)
         x = x.contiguous(memory_format=LAST)
-        assert launched(images_last, x)[1]["X_ROWS"] == most
-        assert launched(lambda x: channels_last(x, 32), x)[1]["X_LANES"] == most
+        assert launched(to_images_last, x)[1]["X_ROWS"] == most
+        assert launched(lambda x: to_channels_last(x, 32), x)[1]["X_LANES"] == most

@@ -58,8 +58,8 @@ def test_copies_are_never_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [randn(1, 3, 2, 2), strided, strided.square()]
     for inference in (True, False):
         with torch.inference_mode(inference):
-            _, notes = replay.written(launchers.batchnorm2d_forward, (*given, None, None, None, False, 1e-5), given)
-        assert notes == replay.NEVER
+            _, notes = replay.record_call(launchers.batchnorm2d_forward, (*given, None, None, None, False, 1e-5), given)
+        assert notes == replay.UNCACHEABLE
 
 
 def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPat
 
 def test_tensors_off_the_gpu_are_never_noted() -> None:
     empty = torch.empty(0)
-    assert replay.written(launchers.relu_forward, (empty,), [empty])[1] == replay.NEVER
+    assert replay.record_call(launchers.relu_forward, (empty,), [empty])[1] == replay.UNCACHEABLE
 
 
 @functools.cache

@@ -19,14 +19,14 @@ from bench.machine_code import SHARED_MEMORY
 from bench.tune import Place, Timer
 from tests.test_bench import ROOT, Here, SetClock
 from trinn.kernels import launchers, ops
-from trinn.kernels.conv2d import passes
+from trinn.kernels.conv2d import pointer
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.settings import settings
-from trinn.kernels.runtime.tuning import Product, Tile
+from trinn.kernels.runtime.tuning import Gemm, GemmTile
 
-PRODUCT = Product("linear", 100, 1000, 4096, torch.float16, "ieee")
-TMA = Product("tma conv2d", 256, 50176, 1152, torch.bfloat16, "ieee")
-TILES = [Tile(16 << i, 64, 32, 4, 3) for i in range(6)]
+PRODUCT = Gemm("linear", 100, 1000, 4096, torch.float16, "ieee")
+TMA = Gemm("tma conv2d", 256, 50176, 1152, torch.bfloat16, "ieee")
+TILES = [GemmTile(16 << i, 64, 32, 4, 3) for i in range(6)]
 SMALL_CONV = registry.CASES["LeNet conv2 b128"].small()
 
 # Its first and last tiles cannot be compiled. It crashes at its second, hangs at its third, and says that the fourth is wrong.
@@ -72,15 +72,15 @@ def test_a_process_that_cannot_start_is_an_error() -> None:
 def test_winners_are_kept_and_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device, other = torch.device("cuda"), PRODUCT._replace(m=1)
     guess = tuning.gemm_tile(PRODUCT, device)
-    tune.record("NVIDIA H200", {other.like: TILES[0]})
-    tune.record("NVIDIA H200", {PRODUCT.like: TILES[1]})
+    tune.record("NVIDIA H200", {other.key: TILES[0]})
+    tune.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
     tuning.measured_tiles.cache_clear()
     assert tune.path_of("NVIDIA H200") == folder / "nvidia_h200.json"
     assert guess != tuning.gemm_tile(PRODUCT, device) == TILES[1]
     assert tuning.gemm_tile(PRODUCT._replace(m=65, k=2049), device) == TILES[1]  # the same powers of two
     assert tuning.gemm_tile(other, device) == TILES[0]
     assert tuning.gemm_tile(PRODUCT._replace(m=129), device) not in TILES
-    tune.record("NVIDIA H200", {PRODUCT.like: None})  # measured again: the guess is as fast
+    tune.record("NVIDIA H200", {PRODUCT.key: None})  # measured again: the guess is as fast
     tuning.measured_tiles.cache_clear()
     assert tuning.gemm_tile(PRODUCT, device) == guess and tuning.gemm_tile(other, device) == TILES[0]
     monkeypatch.setattr(settings, "gpu", "NVIDIA A100")
@@ -92,19 +92,19 @@ def test_winners() -> None:
     guess = tuning.guessed_tile(TMA, "sm_90")
     others = [tile for tile in tune.candidates(TMA, 4, "sm_90") if tile != guess]
 
-    def winner(*times: Any) -> Tile | None:
+    def winner(*times: Any) -> GemmTile | None:
         named = dict(zip(map(tune.named, [guess, *others]), times, strict=False))
-        return tune.winners([TMA, PRODUCT], {TMA.like: named}, "sm_90")[TMA.like]
+        return tune.winners([TMA, PRODUCT], {TMA.key: named}, "sm_90")[TMA.key]
 
     assert winner(10.0, 9.8, 11.0) is None and winner(10.0, 9.6, 9.5) == others[1]
     assert winner("crashed", 12.0) == others[0] and winner(10.0, "computes something else", 9.0) == others[1]
-    assert PRODUCT.like not in tune.winners([PRODUCT], {PRODUCT.like: {tune.named(guess): "crashed"}}, "sm_90")
-    (line,) = tune.lines_of([TMA, PRODUCT], {TMA.like: {tune.named(guess): 10.0, tune.named(others[0]): 8.0}}, "sm_90")
+    assert PRODUCT.key not in tune.winners([PRODUCT], {PRODUCT.key: {tune.named(guess): "crashed"}}, "sm_90")
+    (line,) = tune.lines_of([TMA, PRODUCT], {TMA.key: {tune.named(guess): 10.0, tune.named(others[0]): 8.0}}, "sm_90")
     assert line.split()[-9:] == ["guess", "10.0", "us", "best", "8.0", "us", *tune.named(others[0]).split()]
 
 
 def test_tiles_of_another_triton_are_not_taken(folder: Path) -> None:
-    tune.record("NVIDIA H200", {PRODUCT.like: TILES[1]})
+    tune.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
     path = folder / "nvidia_h200.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"triton": "1.0.0"}))
     assert tuning.gemm_tile(PRODUCT, torch.device("cuda")) not in TILES
@@ -114,7 +114,7 @@ def test_shipped_tiles_can_be_read() -> None:
     for path in tuning.TILES.glob("*.json"):
         found = json.loads(path.read_text())
         assert path.stem == found["gpu"].lower().replace(" ", "_") and found["triton"]
-        assert all(Tile(*tile).m >= 16 for tile in found["tiles"].values())
+        assert all(GemmTile(*tile).m >= 16 for tile in found["tiles"].values())
 
 
 def test_candidates_fit() -> None:
@@ -180,7 +180,7 @@ def test_timing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Any] = []
     clock = SetClock(lambda call: ran.append((call.func.__name__, settings.tile_of(PRODUCT, ""))) or 2e-3)  # type: ignore[misc, func-returns-value]
     timer, place = Timer(Here(clock), "interpreter"), Place("fp32", SMALL_CONV.name, "contiguous", number)
-    tiles = [Tile(16, 16, 16, 4, 2), Tile(32, 16, 16, 4, 2)]
+    tiles = [GemmTile(16, 16, 16, 4, 2), GemmTile(32, 16, 16, 4, 2)]
     assert timer([*place, list(tiles[0])]) == pytest.approx(2000) and timer([*place, list(tiles[1])]) == pytest.approx(2000)
     names = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
     assert set(ran) == {(names[number], tile) for tile in tiles} and len(timer.calls) == 2
@@ -200,17 +200,17 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
 
 def test_a_tile_that_is_right(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is that of each pass of the kernel that it is for, and of no other kernel."""
-    used: list[tuple[str, Tile]] = []
+    used: list[tuple[str, GemmTile]] = []
 
-    def noted(product: Product, device: torch.device) -> Tile:
+    def noted(product: Gemm, device: torch.device) -> GemmTile:
         tile = tuning.gemm_tile(product, device)
         if device.type != "meta":
             used.append((product.kernel, tile))
         return tile
 
-    monkeypatch.setattr(passes, "gemm_tile", noted)
+    monkeypatch.setattr(pointer, "gemm_tile", noted)
     assert judge(CONFIG) is None
-    forced = Tile(32, 16, 16, 4, 2)
+    forced = GemmTile(32, 16, 16, 4, 2)
     assert [kernel for kernel, tile in used if tile == forced] == ["conv2d"] * 4
     assert [kernel for kernel, tile in used if tile != forced] == ["wgrad"] * 2
 

@@ -15,15 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device.columns import columns, columns_of, filled
-from ..device.epilogue import rectified
+from ..device.columns import full_tile, plan_columns, program_columns
+from ..device.epilogue import rectify
 from ..device.indexing import axes_of, big_from_small, inside, small_from_big, split_pixel
 from ..device.precision import accumulator
 from ..reduce import partials_of, sum_partials
 from ..runtime.launch import launch
 from ..runtime.layout import Ints, index_type, is_channels_last
-from ..runtime.tuning import splits
-from .depthwise_sliding import gather_strips, has_strips, wgrad_strips
+from ..runtime.tuning import count_splits
+from .depthwise_sliding import can_slide, run_sliding_gather, run_sliding_wgrad
 
 
 @triton.jit
@@ -39,17 +39,17 @@ def _depthwise2d_gather_kernel(
     w_k, w_r, w_s = weight_strides
     y_n, y_c, y_h, y_w = result_strides
 
-    n, channel, col, first, steps = columns_of(cut, result_height, result_width, INDEX, TILE)
+    n, channel, col, first, steps = program_columns(cut, result_height, result_width, INDEX, TILE)
     source += n * x_n
     result += n * y_n + channel * y_c + col * y_w
     for step in range(steps):
         row = first + step
-        acc = filled(0, TILE, ACCUMULATOR)
+        acc = full_tile(0, TILE, ACCUMULATOR)
         if ADJOINT:
             top, first_r, hits_h = small_from_big(row, H)
             left, first_s, hits_w = small_from_big(col, W)
-            for i in range(H.most_hits):
-                for j in range(W.most_hits):
+            for i in range(H.max_hits):
+                for j in range(W.max_hits):
                     h, w = top - i * H.tap_back, left - j * W.tap_back
                     at_tap = (first_r + i * H.tap_step) * w_r + (first_s + j * W.tap_step) * w_s
                     hit = (i < hits_h) & (j < hits_w) & inside(h, source_height) & inside(w, source_width)
@@ -71,7 +71,7 @@ def _depthwise2d_gather_kernel(
         if bias is not None:
             acc += tl.load(bias + channel).to(ACCUMULATOR)
         if RELU:
-            acc = rectified(acc)
+            acc = rectify(acc)
         tl.store(result + row * y_h, acc.to(result.dtype.element_ty))
 
 
@@ -79,7 +79,7 @@ def _depthwise2d_gather_kernel(
 def _depthwise2d_wgrad_kernel(
     x, dy, partials,
     x_strides, dy_strides,
-    pixels, filters, height, width, out_height, out_width, parts, pixels_per_part,
+    pixels, filters, height, width, out_height, out_width, splits, pixels_per_split,
     H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
@@ -87,13 +87,13 @@ def _depthwise2d_wgrad_kernel(
     x_n, x_c, x_h, x_w = x_strides
     dy_n, dy_k, dy_p, dy_q = dy_strides
     program = tl.program_id(0)
-    part = (program % parts).to(INDEX)
-    k = (program // parts).to(INDEX) * BLOCK_K + tl.arange(0, BLOCK_K)
+    split = (program % splits).to(INDEX)
+    k = (program // splits).to(INDEX) * BLOCK_K + tl.arange(0, BLOCK_K)
     tap = tl.arange(0, TAPS).to(INDEX)
     r, s = tap // W.taps, tap % W.taps
     acc = tl.full((BLOCK_P, BLOCK_K, TAPS), 0.0, ACCUMULATOR)
-    first = part * pixels_per_part
-    last = tl.minimum(first + pixels_per_part, pixels)
+    first = split * pixels_per_split
+    last = tl.minimum(first + pixels_per_split, pixels)
     for start in range(first, last, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P).to(INDEX)
         n, p, q = split_pixel(pixel, out_height, out_width)
@@ -106,7 +106,7 @@ def _depthwise2d_wgrad_kernel(
         value = tl.load(x + at, mask=hit[:, None, :] & (k < filters)[None, :, None], other=0.0)
         acc += upstream.to(ACCUMULATOR)[:, :, None] * value.to(ACCUMULATOR)
     total = tl.sum(acc, axis=0)  # (BLOCK_K, TAPS)
-    at = (part * filters + k)[:, None] * (H.taps * W.taps) + tap[None, :]
+    at = (split * filters + k)[:, None] * (H.taps * W.taps) + tap[None, :]
     owned = (k < filters)[:, None] & (tap < H.taps * W.taps)[None, :]
     tl.store(partials + at, total.to(partials.dtype.element_ty), mask=owned)
 
@@ -121,10 +121,10 @@ def depthwise2d_gather(
     stride: Ints, padding: Ints, dilation: Ints, adjoint: bool, relu: bool,
 ) -> None:  # fmt: skip
     """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
-    if has_strips(source, result, weight, stride, dilation, adjoint):
-        return gather_strips(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
+    if can_slide(source, result, weight, stride, dilation, adjoint):
+        return run_sliding_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     w_k, _, w_r, w_s = weight.stride()
-    programs, cut, tile, _ = columns(result, ())
+    programs, cut, tile, _ = plan_columns(result, ())
     H, W = axes_of(weight.shape[2:], stride, padding, dilation)
     launch(
         _depthwise2d_gather_kernel, programs, source, weight, scale, bias, result,
@@ -138,8 +138,8 @@ def depthwise2d_gather(
 
 def depthwise2d_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     """Fill and return the result of conv2d_wgrad."""
-    if has_strips(x, dy, dw, stride, dilation):
-        return wgrad_strips(x, dy, dw, stride, padding, dilation)
+    if can_slide(x, dy, dw, stride, dilation):
+        return run_sliding_wgrad(x, dy, dw, stride, padding, dilation)
     images, filters, out_height, out_width = dy.shape
     pixels = images * out_height * out_width
     taps = triton.next_power_of_2(dw.shape[2] * dw.shape[3])
@@ -147,12 +147,12 @@ def depthwise2d_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: 
     while block_k * block_p * taps > 8192 and block_k > 1:
         block_k //= 2
     tiles = triton.cdiv(filters, block_k)
-    parts = splits(tiles, pixels, block_p)
-    partials, (H, W) = partials_of(dw, parts), axes_of(dw.shape[2:], stride, padding, dilation)
+    splits = count_splits(tiles, pixels, block_p)
+    partials, (H, W) = partials_of(dw, splits), axes_of(dw.shape[2:], stride, padding, dilation)
     launch(
-        _depthwise2d_wgrad_kernel, tiles * parts, x, dy, partials,
+        _depthwise2d_wgrad_kernel, tiles * splits, x, dy, partials,
         x.stride(), dy.stride(),
-        pixels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, triton.cdiv(pixels, parts),
+        pixels, filters, x.shape[2], x.shape[3], out_height, out_width, splits, triton.cdiv(pixels, splits),
         H=H, W=W, FILTERS=filters // x.shape[1], ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, partials),
         BLOCK_K=block_k, BLOCK_P=block_p, TAPS=taps, device=x.device,
     )  # fmt: skip

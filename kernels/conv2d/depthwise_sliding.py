@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device.epilogue import rectified
+from ..device.epilogue import rectify
 from ..device.function import device_function
-from ..device.indexing import Axis, axes_of, big_from_small, inside, nothing
+from ..device.indexing import Axis, axes_of, big_from_small, empty_tuple, inside
 from ..device.precision import accumulator
 from ..reduce import partials_of, sum_partials
 from ..runtime import tuning
@@ -29,12 +29,12 @@ from ..runtime.tuning import ElementTile
 
 # A thread holds a filter for each of its elements, in as many of its registers at most; among planes, of which it reads
 # elements one by one, also what that takes.
-MOST_REGISTERS, READING = 120, 10
-MOST_TAPS = 49
+MAX_REGISTERS, READING = 120, 10
+MAX_TAPS = 49
 
 
 @device_function
-def _places(
+def _positions(
     pixel_tile, channel_tile, pixels, channels, width, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):
     """(image, column, channel, which pixels exist, which channels) of a tile, whose lanes are channels, or else pixels.
@@ -50,32 +50,32 @@ def _places(
 
 
 @device_function
-def _rows_from(h, start, seen, x_h, x_tap, height, H: tl.constexpr, W: tl.constexpr):
+def _load_rows(h, start, tap_exists, x_h, x_tap, height, H: tl.constexpr, W: tl.constexpr):
     """H.stride rows from `h` on, each as one tile for each tap of a row, shifted by that."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
-    rows = nothing()
+    rows = empty_tuple()
     for i in tl.static_range(ROWS):
         for s in tl.static_range(TAPS):
-            rows += (tl.load(start + (h + i) * x_h + s * x_tap, mask=seen[s] & inside(h + i, height), other=0.0),)
+            rows += (tl.load(start + (h + i) * x_h + s * x_tap, mask=tap_exists[s] & inside(h + i, height), other=0.0),)
     return rows
 
 
 @device_function
 def _converted(tiles, DTYPE: tl.constexpr):
     """The tiles, as that dtype."""
-    result = nothing()
+    result = empty_tuple()
     for i in tl.static_range(len(tiles)):
         result += (tiles[i].to(DTYPE),)
     return result
 
 
 @device_function
-def _with_products(sums, filters, rows, H: tl.constexpr, W: tl.constexpr):
+def _add_products(sums, filters, rows, H: tl.constexpr, W: tl.constexpr):
     """The sums of some rows of the smaller image, the last begun first, each with the products of its taps over `rows`."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
-    result = nothing()
+    result = empty_tuple()
     for j in tl.static_range(len(sums)):
         acc = sums[j]
         for i in tl.static_range(ROWS):
@@ -87,11 +87,11 @@ def _with_products(sums, filters, rows, H: tl.constexpr, W: tl.constexpr):
 
 
 @device_function
-def _with_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+def _add_to_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
     """The gradients of all taps, those over `rows` with their products with the row of the smaller image begun J steps ago."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
-    result = nothing()
+    result = empty_tuple()
     for tap in tl.static_range(len(accs)):
         acc = accs[tap]
         if tap // TAPS // ROWS == J:
@@ -104,7 +104,7 @@ def _with_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.con
 def _depthwise2d_sliding_gather_kernel(
     source, weight, scale, bias, result,
     source_strides, weight_strides, result_strides,
-    pixels, channels, source_height, source_width, result_height, result_width, pixel_tiles, channel_tiles, rows_per_part,
+    pixels, channels, source_height, source_width, result_height, result_width, pixel_tiles, channel_tiles, rows_per_split,
     H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -115,48 +115,48 @@ def _depthwise2d_sliding_gather_kernel(
     x_h, y_h = tl.full((), 1, INDEX) * x_h, tl.full((), 1, INDEX) * y_h
     TAPS: tl.constexpr = W.taps
     ALL_TAPS: tl.constexpr = H.taps * W.taps
-    BEGUN: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1
+    PENDING: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1
 
     program = tl.program_id(0)
     channel_tile, program = program % channel_tiles, program // channel_tiles
-    first = (program // pixel_tiles).to(INDEX) * rows_per_part
-    last = tl.minimum(first + rows_per_part, result_height)
-    n, col, channel, has_pixel, has_channel = _places(
+    first = (program // pixel_tiles).to(INDEX) * rows_per_split
+    last = tl.minimum(first + rows_per_split, result_height)
+    n, col, channel, has_pixel, has_channel = _positions(
         program % pixel_tiles, channel_tile, pixels, channels, result_width, CHANNELS_LAST, INDEX, TILE
     )
     left = big_from_small(col, 0, W)
-    seen = nothing()
+    tap_exists = empty_tuple()
     for s in tl.static_range(TAPS):
-        seen += (has_pixel & has_channel & inside(left + s * W.dilation, source_width),)
-    filters = nothing()
+        tap_exists += (has_pixel & has_channel & inside(left + s * W.dilation, source_width),)
+    filters = empty_tuple()
     for tap in tl.static_range(ALL_TAPS):
-        turned = ALL_TAPS - 1 - tap if ADJOINT else tap
-        at = channel * w_k + tl.full((), turned // TAPS, INDEX) * w_r + tl.full((), turned % TAPS, INDEX) * w_s
-        filters += (tl.load(weight + at, mask=seen[tap % TAPS] if ADJOINT else has_channel, other=0.0).to(ACCUMULATOR),)
+        flipped = ALL_TAPS - 1 - tap if ADJOINT else tap
+        at = channel * w_k + tl.full((), flipped // TAPS, INDEX) * w_r + tl.full((), flipped % TAPS, INDEX) * w_s
+        filters += (tl.load(weight + at, mask=tap_exists[tap % TAPS] if ADJOINT else has_channel, other=0.0).to(ACCUMULATOR),)
 
     source += n * x_n + channel * x_c + left * x_w
     result += n * y_n + channel * y_c + col * y_w
     x_tap = tl.full((), W.dilation, INDEX) * x_w
     zero = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
-    begun = (zero,) * BEGUN
-    ahead = _rows_from(big_from_small(first, 0, H), source, seen, x_h, x_tap, source_height, H, W)
-    for row in range(first, last + BEGUN):
-        rows = _converted(ahead, ACCUMULATOR)
-        ahead = _rows_from(big_from_small(row + 1, 0, H), source, seen, x_h, x_tap, source_height, H, W)
-        sums = (zero,) + begun
+    pending = (zero,) * PENDING
+    next_rows = _load_rows(big_from_small(first, 0, H), source, tap_exists, x_h, x_tap, source_height, H, W)
+    for row in range(first, last + PENDING):
+        rows = _converted(next_rows, ACCUMULATOR)
+        next_rows = _load_rows(big_from_small(row + 1, 0, H), source, tap_exists, x_h, x_tap, source_height, H, W)
+        sums = (zero,) + pending
         if ADJOINT:
             if inside(big_from_small(row, 0, H), source_height):
-                sums = _with_products(sums, filters, rows, H, W)
+                sums = _add_products(sums, filters, rows, H, W)
         else:
-            sums = _with_products(sums, filters, rows, H, W)
-        begun, acc = sums[:BEGUN], sums[BEGUN]
+            sums = _add_products(sums, filters, rows, H, W)
+        pending, acc = sums[:PENDING], sums[PENDING]
         if scale is not None:
             acc *= tl.load(scale + channel, mask=has_channel, other=0.0).to(ACCUMULATOR)
         if bias is not None:
             acc += tl.load(bias + channel, mask=has_channel, other=0.0).to(ACCUMULATOR)
         if RELU:
-            acc = rectified(acc)
-        complete = row - BEGUN
+            acc = rectify(acc)
+        complete = row - PENDING
         mask = has_pixel & has_channel & (complete >= first)
         tl.store(result + complete * y_h, acc.to(result.dtype.element_ty), mask=mask)
 
@@ -165,7 +165,7 @@ def _depthwise2d_sliding_gather_kernel(
 def _depthwise2d_sliding_wgrad_kernel(
     x, dy, partials,
     x_strides, dy_strides,
-    pixels, channels, height, width, out_height, out_width, parts, row_parts, rows_per_part, chunks, chunks_per_part,
+    pixels, channels, height, width, out_height, out_width, splits, row_splits, rows_per_split, chunks, chunks_per_split,
     H: tl.constexpr, W: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, CHANNELS: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
@@ -176,53 +176,53 @@ def _depthwise2d_sliding_wgrad_kernel(
     x_h, dy_p = tl.full((), 1, INDEX) * x_h, tl.full((), 1, INDEX) * dy_p
     TAPS: tl.constexpr = W.taps
     ALL_TAPS: tl.constexpr = H.taps * W.taps
-    BEGUN: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1
+    PENDING: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1
 
     program = tl.program_id(0)
-    part, channel_tile = (program % parts).to(INDEX), program // parts
+    split, channel_tile = (program % splits).to(INDEX), program // splits
     zero = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     accs = (zero,) * ALL_TAPS
     x_tap = tl.full((), W.dilation, INDEX) * x_w
-    for chunk in range(part * chunks_per_part, tl.minimum((part + 1) * chunks_per_part, chunks)):
-        n, q, channel, has_pixel, has_channel = _places(
-            chunk // row_parts, channel_tile, pixels, channels, out_width, CHANNELS_LAST, INDEX, TILE
+    for chunk in range(split * chunks_per_split, tl.minimum((split + 1) * chunks_per_split, chunks)):
+        n, q, channel, has_pixel, has_channel = _positions(
+            chunk // row_splits, channel_tile, pixels, channels, out_width, CHANNELS_LAST, INDEX, TILE
         )
-        first = chunk % row_parts * rows_per_part
-        last = tl.minimum(first + rows_per_part, out_height)
+        first = chunk % row_splits * rows_per_split
+        last = tl.minimum(first + rows_per_split, out_height)
         exists = has_pixel & has_channel
         left = big_from_small(q, 0, W)
-        seen = nothing()
+        tap_exists = empty_tuple()
         for s in tl.static_range(TAPS):
-            seen += (exists & inside(left + s * W.dilation, width),)
+            tap_exists += (exists & inside(left + s * W.dilation, width),)
         from_x = x + n * x_n + channel * x_c + left * x_w
         from_dy = dy + n * dy_n + channel * dy_k + q * dy_q
-        begun = (zero,) * BEGUN
-        x_ahead = _rows_from(big_from_small(first, 0, H), from_x, seen, x_h, x_tap, height, H, W)
-        dy_ahead = tl.load(from_dy + first * dy_p, mask=exists & (first < last), other=0.0)
-        for row in range(first, last + BEGUN):
-            rows, upstreams = _converted(x_ahead, ACCUMULATOR), (dy_ahead.to(ACCUMULATOR),) + begun
-            x_ahead = _rows_from(big_from_small(row + 1, 0, H), from_x, seen, x_h, x_tap, height, H, W)
-            dy_ahead = tl.load(from_dy + (row + 1) * dy_p, mask=exists & (row + 1 < last), other=0.0)
-            for j in tl.static_range(BEGUN + 1):
+        pending = (zero,) * PENDING
+        next_x = _load_rows(big_from_small(first, 0, H), from_x, tap_exists, x_h, x_tap, height, H, W)
+        next_dy = tl.load(from_dy + first * dy_p, mask=exists & (first < last), other=0.0)
+        for row in range(first, last + PENDING):
+            rows, upstreams = _converted(next_x, ACCUMULATOR), (next_dy.to(ACCUMULATOR),) + pending
+            next_x = _load_rows(big_from_small(row + 1, 0, H), from_x, tap_exists, x_h, x_tap, height, H, W)
+            next_dy = tl.load(from_dy + (row + 1) * dy_p, mask=exists & (row + 1 < last), other=0.0)
+            for j in tl.static_range(PENDING + 1):
                 if (row - j >= first) & (row - j < last):
-                    accs = _with_taps(accs, upstreams[j], rows, j, H, W)
-            begun = upstreams[:BEGUN]
+                    accs = _add_to_taps(accs, upstreams[j], rows, j, H, W)
+            pending = upstreams[:PENDING]
 
     channel = channel_tile.to(INDEX) * CHANNELS + tl.arange(0, CHANNELS)
     for tap in tl.static_range(ALL_TAPS):
         total = tl.sum(accs[tap], axis=0 if CHANNELS_LAST else 1)
-        at = (part * channels + channel) * ALL_TAPS + tap
+        at = (split * channels + channel) * ALL_TAPS + tap
         tl.store(partials + at, total.to(partials.dtype.element_ty), mask=channel < channels)
 
 
-def has_strips(source: Tensor, result: Tensor, filters: Tensor, stride: Ints, dilation: Ints, adjoint: bool = False) -> bool:
+def can_slide(source: Tensor, result: Tensor, filters: Tensor, stride: Ints, dilation: Ints, adjoint: bool = False) -> bool:
     """Whether a convolution from one image to another, or dgrad if `adjoint`, is for this file."""
     one_filter_a_channel = source.shape[1] == result.shape[1]
-    few_taps = filters.shape[2] * filters.shape[3] <= MOST_TAPS
+    few_taps = filters.shape[2] * filters.shape[3] <= MAX_TAPS
     return one_filter_a_channel and few_taps and dilation[0] == 1 and not (adjoint and max(stride) > 1)
 
 
-def gather_strips(
+def run_sliding_gather(
     source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
     stride: Ints, padding: Ints, dilation: Ints, adjoint: bool, relu: bool,
 ) -> None:  # fmt: skip
@@ -234,52 +234,52 @@ def gather_strips(
         padding = [(taps[i] - 1) * dilation[i] - padding[i] for i in (0, 1)]
     H, W = axes_of(taps, stride, padding, dilation)
     images, channels, height, width = result.shape
-    strips = _strips(result, H, W)
+    plan = _plan(result, H, W)
     w_k, _, w_r, w_s = weight.stride()
     launch(
-        _depthwise2d_sliding_gather_kernel, strips.pixel_tiles * strips.channel_tiles * strips.parts,
+        _depthwise2d_sliding_gather_kernel, plan.pixel_tiles * plan.channel_tiles * plan.splits,
         source, weight, scale, bias, result,
         source.stride(), (w_k, w_r, w_s), result.stride(),
         images * width, channels, source.shape[2], source.shape[3], height, width,
-        strips.pixel_tiles, strips.channel_tiles, strips.rows_per_part,
-        H=H, W=W, ADJOINT=adjoint, RELU=relu, CHANNELS_LAST=strips.channels_last, ACCUMULATOR=accumulator(source.dtype),
-        INDEX=index_type(source, weight, result), TILE=strips.tile, device=source.device,
+        plan.pixel_tiles, plan.channel_tiles, plan.rows_per_split,
+        H=H, W=W, ADJOINT=adjoint, RELU=relu, CHANNELS_LAST=plan.channels_last, ACCUMULATOR=accumulator(source.dtype),
+        INDEX=index_type(source, weight, result), TILE=plan.tile, device=source.device,
     )  # fmt: skip
 
 
-def wgrad_strips(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+def run_sliding_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     """Fill and return the result of conv2d_wgrad."""
     H, W = axes_of(dw.shape[2:], stride, padding, dilation)
     images, channels, height, width = dy.shape
-    strips = _strips(dy, H, W)
-    chunks = strips.pixel_tiles * strips.parts
-    chunks_per_part = triton.cdiv(chunks * strips.channel_tiles, 4 * settings.wanted_programs) or 1
-    parts = max(1, triton.cdiv(chunks, chunks_per_part))
-    partials = partials_of(dw, parts)
-    tile = strips.tile
+    plan = _plan(dy, H, W)
+    chunks = plan.pixel_tiles * plan.splits
+    chunks_per_split = triton.cdiv(chunks * plan.channel_tiles, 4 * settings.wanted_programs) or 1
+    splits = max(1, triton.cdiv(chunks, chunks_per_split))
+    partials = partials_of(dw, splits)
+    tile = plan.tile
     launch(
-        _depthwise2d_sliding_wgrad_kernel, strips.channel_tiles * parts, x, dy, partials,
+        _depthwise2d_sliding_wgrad_kernel, plan.channel_tiles * splits, x, dy, partials,
         x.stride(), dy.stride(),
         images * width, channels, x.shape[2], x.shape[3], height, width,
-        parts, strips.parts, strips.rows_per_part, chunks, chunks_per_part,
-        H=H, W=W, CHANNELS_LAST=strips.channels_last, CHANNELS=tile.lanes if strips.channels_last else tile.rows,
+        splits, plan.splits, plan.rows_per_split, chunks, chunks_per_split,
+        H=H, W=W, CHANNELS_LAST=plan.channels_last, CHANNELS=tile.lanes if plan.channels_last else tile.rows,
         ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, partials), TILE=tile, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, dw)
 
 
-class Strips(NamedTuple):
+class SlidingPlan(NamedTuple):
     """How the smaller image is cut: into tiles of columns and channels, and its rows into parts."""
 
     channels_last: bool
     tile: ElementTile
     pixel_tiles: int
     channel_tiles: int
-    parts: int
-    rows_per_part: int
+    splits: int
+    rows_per_split: int
 
 
-def _strips(small: Tensor, H: Axis, W: Axis) -> Strips:
+def _plan(small: Tensor, H: Axis, W: Axis) -> SlidingPlan:
     """The cut of an image, so that a filter fits into a thread's registers and programs fill the GPU.
 
     A part of the rows reads some rows of its neighbours again: it has several times as many of its own.
@@ -289,7 +289,7 @@ def _strips(small: Tensor, H: Axis, W: Axis) -> Strips:
     lanes_axis, rows_axis = (channels, pixels) if channels_last else (pixels, channels)
     registers = (H.taps * W.taps + (0 if channels_last else READING)) * triton.cdiv(small.dtype.itemsize, 4)
     room = tuning.elementwise_block(small.numel())
-    while room > 128 and room // 128 * registers > MOST_REGISTERS and not INTERPRETED:
+    while room > 128 and room // 128 * registers > MAX_REGISTERS and not INTERPRETED:
         room //= 2
     most = settings.interpreted_block if INTERPRETED else 128 if channels_last else 64
     lanes = min(triton.next_power_of_2(lanes_axis), room, most)
@@ -300,6 +300,6 @@ def _strips(small: Tensor, H: Axis, W: Axis) -> Strips:
     pixel_tiles, channel_tiles = (down, across) if channels_last else (across, down)
     overlap = triton.cdiv(H.taps, H.stride)
     wanted = triton.cdiv(4 * settings.wanted_programs, max(1, across * down))
-    parts = max(1, min(wanted, height // (4 * max(1, overlap - 1))))
-    rows_per_part = triton.cdiv(height, parts)
-    return Strips(channels_last, tile, pixel_tiles, channel_tiles, triton.cdiv(height, rows_per_part), rows_per_part)
+    splits = max(1, min(wanted, height // (4 * max(1, overlap - 1))))
+    rows_per_split = triton.cdiv(height, splits)
+    return SlidingPlan(channels_last, tile, pixel_tiles, channel_tiles, triton.cdiv(height, rows_per_split), rows_per_split)

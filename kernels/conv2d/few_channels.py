@@ -37,7 +37,7 @@ from ..runtime.settings import settings
 GATHERED, COPIED, STARTED = 4, 2, 2**23
 
 
-class Fold(NamedTuple):
+class WindowCopy(NamedTuple):
     """How an image is copied, and how windows see the copy."""
 
     pitch: int  # elements of a column, a power of two
@@ -59,14 +59,16 @@ class Fold(NamedTuple):
         return min(blocks, key=lambda n: triton.cdiv(self.depth, n) * n)
 
 
-class Tile(NamedTuple):
+class CopyTile(NamedTuple):
     """What a program copies: so many columns of so many rows."""
 
     rows: int
     columns: int
 
 
-def fold_of(x: Tensor, w: Ints, size: Ints, stride: Ints, padding: Ints, dilation: Ints, unit: int) -> Fold | None:
+def plan_window_copy(
+    x: Tensor, w: Ints, size: Ints, stride: Ints, padding: Ints, dilation: Ints, unit: int
+) -> WindowCopy | None:
     """How the image of a convolution is copied, for lines from multiples of `unit` elements on; None if that does not pay.
 
     It does unless most of what a box holds is zeros, as for one channel with few taps at stride 1, or windows are one pixel.
@@ -83,12 +85,12 @@ def fold_of(x: Tensor, w: Ints, size: Ints, stride: Ints, padding: Ints, dilatio
     least = unit // math.gcd(pitch, unit)
     columns = triton.cdiv((size[1] - 1) * stride[1] + taps_w, least) * least
     rows = max(1, min(height, (size[0] - 1) * stride[0] + (taps_h - 1) * dilation[0] + 1 - padding[0]))
-    fold = Fold(pitch, rows, columns, padding[1], taps_w, stride[1], size[1])
-    pixels, block = triton.cdiv(filters, 64) * images * size[0] * size[1], fold.block(8 * unit)  # once for each tile of filters
+    plan = WindowCopy(pitch, rows, columns, padding[1], taps_w, stride[1], size[1])
+    pixels, block = triton.cdiv(filters, 64) * images * size[0] * size[1], plan.block(8 * unit)  # once for each tile of filters
     gathered = pixels * triton.cdiv(channels * taps_h * taps_w, 16) * 16
-    in_boxes = pixels * taps_h * triton.cdiv(fold.depth, block) * block
+    in_boxes = pixels * taps_h * triton.cdiv(plan.depth, block) * block
     copied = images * rows * columns * pitch
-    return fold if in_boxes + COPIED * copied + STARTED <= GATHERED * gathered else None
+    return plan if in_boxes + COPIED * copied + STARTED <= GATHERED * gathered else None
 
 
 @triton.jit
@@ -116,34 +118,34 @@ def _few_channels_copy_kernel(
     tl.store(folded + at, tl.reshape(value, (TILE.rows, TILE.columns * PITCH)), mask=exists)
 
 
-def folded(x: Tensor, fold: Fold) -> Tensor:
+def copy_image(x: Tensor, plan: WindowCopy) -> Tensor:
     """The copy, as (N, pitch, rows, columns) with channels innermost.
 
     Args:
         x: (N, C, H, W), any strides.
     """
-    return _folded(x, fold.rows, fold.columns, fold.pitch, fold.near)
+    return _copy(x, plan.rows, plan.columns, plan.pitch, plan.near)
 
 
-def windows(copy: Tensor, fold: Fold) -> Tensor:
+def window_view(copy: Tensor, plan: WindowCopy) -> Tensor:
     """What windows see of each row of a copy, in whichever order it lies in memory: (N, depth, rows, windows), a view."""
     n, c, h, _ = copy.stride()
-    return copy.as_strided((copy.shape[0], fold.depth, fold.rows, fold.windows), (n, c, h, fold.stride * fold.pitch * c))
+    return copy.as_strided((copy.shape[0], plan.depth, plan.rows, plan.windows), (n, c, h, plan.stride * plan.pitch * c))
 
 
-def folded_filters(w: Tensor, fold: Fold, block: int) -> Tensor:
+def copy_filters(w: Tensor, plan: WindowCopy, block: int) -> Tensor:
     """The filters for what windows see: (K, depth, R, 1), its depth innermost and with zeros up to a multiple of `block`.
 
     Args:
         w: (K, C, R, S), any strides.
         block: a multiple of the pitch.
     """
-    depth = triton.cdiv(fold.depth, block) * block
-    copy = _folded(w, w.shape[2], depth // fold.pitch, fold.pitch, 0)
+    depth = triton.cdiv(plan.depth, block) * block
+    copy = _copy(w, w.shape[2], depth // plan.pitch, plan.pitch, 0)
     return copy.as_strided((w.shape[0], depth, w.shape[2], 1), (w.shape[2] * depth, 1, depth, depth))
 
 
-def _folded(x: Tensor, rows: int, columns: int, pitch: int, near: int) -> Tensor:
+def _copy(x: Tensor, rows: int, columns: int, pitch: int, near: int) -> Tensor:
     images, channels, _, width = x.shape
     copy = empty(x, (images, rows, columns, pitch))
     unit = math.gcd(16 // x.element_size(), columns * pitch)
@@ -157,11 +159,11 @@ def _folded(x: Tensor, rows: int, columns: int, pitch: int, near: int) -> Tensor
     return copy.permute(0, 3, 1, 2)
 
 
-def _tile(rows: int, columns: int, pitch: int) -> Tile:
+def _tile(rows: int, columns: int, pitch: int) -> CopyTile:
     """16 elements for each thread, or 8 so that a small copy fills the GPU; not too many of them past the end of a row."""
     elements = rows * columns * pitch
     room = tuning.elementwise_block(elements) if INTERPRETED else 2048 if elements >= 2048 * settings.wanted_programs else 1024
     wide = triton.next_power_of_2(columns)
     while wide * pitch > room or (wide > 8 and not INTERPRETED and triton.cdiv(columns, wide) * wide > 1.25 * columns):
         wide //= 2
-    return Tile(max(1, min(room // (wide * pitch), triton.next_power_of_2(rows))), wide)
+    return CopyTile(max(1, min(room // (wide * pitch), triton.next_power_of_2(rows))), wide)

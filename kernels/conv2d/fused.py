@@ -15,10 +15,10 @@ from ..pool2d import code_type, max_pool2d_forward
 from ..runtime.allocate import empty
 from ..runtime.layout import Ints, has_one_order, is_channels_last
 from ..runtime.op import op
-from ..statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_parts
+from ..statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_partial_statistics
 from .depthwise import is_depthwise
-from .passes import empty_fprop, gather_gemm, statistics_parts
-from .tma import plan_gather
+from .passes import conv2d_gather, count_partial_statistics, empty_fprop
+from .tma import plan_tma_gather
 
 
 def _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups):
@@ -56,7 +56,7 @@ def conv2d_affine(
         (N, K, P, Q), channels_last if `x` or `w` is.
     """
     y = _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups)
-    gather_gemm(x, w, shift, y, stride, padding, dilation, groups, scale=scale, relu=relu)
+    conv2d_gather(x, w, shift, y, stride, padding, dilation, groups, scale=scale, relu=relu)
     return y
 
 
@@ -82,16 +82,16 @@ def conv2d_relu_max_pool2d(
         tuple(window_stride) == tuple(window) and tuple(pooled) == (size[0] // window[0], size[1] // window[1])
         and max(*window_padding, 0) == 0 and max(window_dilation) == 1 and window[0] * window[1] in (2, 4, 8, 16)
     )  # fmt: skip
-    in_boxes = plan_gather(
+    by_tma = plan_tma_gather(
         x, w, (x.shape[0], w.shape[0], *size), _channels_last(x, w, size), stride, padding, dilation, groups, adjoint=False
     )
-    if not side_by_side or is_depthwise(w, groups) or in_boxes:
+    if not side_by_side or is_depthwise(w, groups) or by_tma:
         y = conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)
         return max_pool2d_forward(y, pooled, window, window_stride, window_padding, window_dilation)
     y, codes = _empty_max_pool2d(
         x, w, b, size, stride, padding, dilation, groups, pooled, window, window_stride, window_padding, window_dilation
     )
-    gather_gemm(x, w, b, y, stride, padding, dilation, groups, relu=True, codes=codes, window=Window(*window))
+    conv2d_gather(x, w, b, y, stride, padding, dilation, groups, relu=True, codes=codes, window=Window(*window))
     return y, codes
 
 
@@ -106,8 +106,8 @@ def conv2d_statistics(
     """
     y, mean, var = _empty_statistics(x, w, b, size, stride, padding, dilation, groups)
     if y.numel() == 0 or is_depthwise(w, groups):
-        gather_gemm(x, w, b, y, stride, padding, dilation, groups)
+        conv2d_gather(x, w, b, y, stride, padding, dilation, groups)
         return y, *batchnorm2d_statistics(y)
-    parts = empty_parts(mean, statistics_parts(x, w, y, stride, padding, dilation, groups))
-    gather_gemm(x, w, b, y, stride, padding, dilation, groups, parts=parts)
-    return y, *batchnorm2d_merge(*parts)
+    partials = empty_partial_statistics(mean, count_partial_statistics(x, w, y, stride, padding, dilation, groups))
+    conv2d_gather(x, w, b, y, stride, padding, dilation, groups, partials=partials)
+    return y, *batchnorm2d_merge(*partials)

@@ -23,171 +23,19 @@ Every pass is told the size of what it computes, since it does not follow from i
 down, and padding may be larger at the far edge than at the near one. `padding` is the near one.
 """
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from ..device.epilogue import finished, largest, store_statistics
-from ..device.indexing import Window, axes_of, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
-from ..device.precision import accumulator, conv_precision, dot, widened
-from ..reduce import partials_of, sum_partials
+from ..device.indexing import Window
 from ..runtime.allocate import empty
-from ..runtime.launch import launch
-from ..runtime.layout import Ints, exceeds_int32, index_type, is_channels_last
+from ..runtime.layout import Ints, is_channels_last
 from ..runtime.op import op
-from ..runtime.tuning import Product, Tile, gemm_tile, splits
-from ..statistics2d import Parts
+from ..statistics2d import PartialStatistics
 from .depthwise import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
-from .tma import gather_boxes, plan_gather
-from .tma_wgrad import plan_lines, wgrad_lines
+from .pointer import count_pixel_tiles, run_gather, run_wgrad
+from .tma import plan_tma_gather, run_tma_gather
+from .tma_wgrad import plan_tma_wgrad, run_tma_wgrad
 
-A_PIXEL = Window(1, 1)
-
-
-@triton.jit
-def _conv2d_gather_kernel(
-    source, weight, scale, bias, result, codes, means, variances, counts,
-    source_strides, weight_strides, result_strides, weight_group,
-    pixels, channels_in, channels_out, source_height, source_width, result_height, result_width, phase_height, phase_width,
-    phases_h, phases_w,
-    H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr, WINDOW: tl.constexpr,
-    ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """One (BLOCK_M pixels, BLOCK_N channels) tile of the result, in one group and one phase.
-
-    `weight_strides` go by (channel of the result, channel of the source, r, s); `pixels` counts those of the result, or of
-    one phase where all phases have as many rows and columns as the largest; ADJOINT is dgrad. With `codes`, pixels are
-    counted window by window, and the result is the largest of each.
-    """
-    x_n, x_c, x_h, x_w = source_strides
-    w_out, w_in, w_r, w_s = weight_strides
-    y_n, y_c, y_h, y_w = result_strides
-
-    channel_tiles = cdiv(channels_out, BLOCK_N)
-    pixel_tiles = cdiv(pixels, BLOCK_M)
-    program = tl.program_id(0)
-    channel_tile, program = program % channel_tiles, program // channel_tiles
-    pixel_tile, program = program % pixel_tiles, program // pixel_tiles
-    if ADJOINT:
-        phase, group = program % (phases_h * phases_w), program // (phases_h * phases_w)
-    else:
-        phase, group = 0, program
-    group = group.to(INDEX)
-
-    pixel = pixel_tile.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = channel_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
-    if codes is not None:
-        n, row, col = pixel_of_window(pixel, phase_height, phase_width, WINDOW)
-    else:
-        n, row, col = split_pixel(pixel, phase_height, phase_width)
-    if ADJOINT:
-        first_row, first_col = phase // phases_w, phase % phases_w
-        first_top, first_r, taps_h = small_from_big(first_row, H)
-        first_left, first_s, taps_w = small_from_big(first_col, W)
-        top, left = first_top + row, first_left + col
-        row, col = first_row + row * H.stride, first_col + col * W.stride
-    else:
-        first_r, taps_h, first_s, taps_w = 0, H.taps, 0, W.taps
-        top, left = big_from_small(row, 0, H), big_from_small(col, 0, W)
-
-    source += group * channels_in * x_c
-    weight += group * weight_group
-    from_pixel = n * x_n + top * x_h + left * x_w
-    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
-    depth = tl.full((), channels_in, INDEX) * (taps_h * taps_w)
-    # Triton computes the first indices ahead of the loop, even if no tap hits. A division by 0 there is undefined: the compiler
-    # would conclude that there are taps.
-    across = tl.maximum(taps_w, 1)
-    for start in range(0, depth, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K).to(INDEX)
-        tap, c = k // channels_in, k % channels_in
-        i, j = tap // across, tap % across
-        if ADJOINT:
-            r, s = first_r + i * H.tap_step, first_s + j * W.tap_step
-            down, right = -i * H.tap_back, -j * W.tap_back
-        else:
-            r, s = i, j
-            down, right = i * H.dilation, j * W.dilation
-        hit = inside(top[:, None] + down[None, :], source_height) & inside(left[:, None] + right[None, :], source_width)
-        hit &= (pixel < pixels)[:, None] & (k < depth)[None, :]
-        # A masked-off load may still form its address: keep it inside the image.
-        at = tl.where(hit, from_pixel[:, None] + (down * x_h + right * x_w)[None, :], 0)
-        a = tl.load(source + at + (c * x_c)[None, :], mask=hit, other=0.0)  # (BLOCK_M, BLOCK_K)
-        at = (c * w_in + r * w_r + s * w_s)[:, None] + (channel * w_out)[None, :]
-        b = tl.load(weight + at, mask=(k < depth)[:, None] & (channel < channels_out)[None, :], other=0.0)
-        acc = dot(a, b, acc, PRECISION)
-
-    channel_of_all = group * channels_out + channel
-    exists = channel < channels_out
-    drawn = (pixel < pixels) & (row < result_height) & (col < result_width)
-    value = finished(acc, scale, bias, channel_of_all, exists, RELU).to(result.dtype.element_ty)
-    if means is not None:
-        at = channel_of_all * pixel_tiles + pixel_tile
-        store_statistics(value, drawn, exists, means + at, variances + at)
-        count = tl.sum(drawn.to(tl.int32), axis=0).to(counts.dtype.element_ty)
-        tl.store(counts + pixel_tile, count, mask=(channel_tile == 0) & (group == 0))
-    if codes is not None:
-        value, code = largest(widened(value), WINDOW.taps)
-        value = value.to(result.dtype.element_ty)
-        pixel = pixel_tile.to(INDEX) * (BLOCK_M // WINDOW.taps) + tl.arange(0, BLOCK_M // WINDOW.taps)
-        n, row, col = split_pixel(pixel, phase_height, phase_width)
-        drawn = pixel < pixels // WINDOW.taps
-    at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
-    tl.store(result + at, value, mask=drawn[:, None] & exists[None, :])
-    if codes is not None:
-        tl.store(codes + at, code.to(codes.dtype.element_ty), mask=drawn[:, None] & exists[None, :])
-
-
-@triton.jit
-def _conv2d_wgrad_kernel(
-    x, dy, partials,
-    x_strides, dy_strides, dw_strides, dw_split,
-    pixels, channels, filters, height, width, out_height, out_width, splits, pixels_per_split,
-    H: tl.constexpr, W: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
-    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """One (BLOCK_M filters, BLOCK_N channels and taps) tile of dw in one group, summed over one split of the pixels.
-
-    `channels` and `filters` count those of a group.
-    """
-    x_n, x_c, x_h, x_w = x_strides
-    dy_n, dy_k, dy_p, dy_q = dy_strides
-    dw_k, dw_c, dw_r, dw_s = dw_strides
-
-    columns = tl.full((), channels, INDEX) * (H.taps * W.taps)
-    filter_tiles = cdiv(filters, BLOCK_M)
-    column_tiles = cdiv(columns, BLOCK_N)
-    program = tl.program_id(0)
-    filter_tile, program = program % filter_tiles, program // filter_tiles
-    column_tile, program = program % column_tiles, program // column_tiles
-    split, group = (program % splits).to(INDEX), (program // splits).to(INDEX)
-
-    k = filter_tile.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = column_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
-    tap, c = column // channels, column % channels
-    r, s = tap // W.taps, tap % W.taps
-    x += group * channels * x_c
-    dy += group * filters * dy_k
-    down, right = r * H.dilation, s * W.dilation
-    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
-    first = split * pixels_per_split
-    last = tl.minimum(first + pixels_per_split, pixels)
-    for start in range(first, last, BLOCK_K):
-        pixel = start + tl.arange(0, BLOCK_K).to(INDEX)
-        n, p, q = split_pixel(pixel, out_height, out_width)
-        at = (n * dy_n + p * dy_p + q * dy_q)[None, :] + (k * dy_k)[:, None]
-        a = tl.load(dy + at, mask=(k < filters)[:, None] & (pixel < last)[None, :], other=0.0)  # (BLOCK_M, BLOCK_K)
-        top, left = big_from_small(p, 0, H), big_from_small(q, 0, W)
-        hit = inside(top[:, None] + down[None, :], height) & inside(left[:, None] + right[None, :], width)
-        hit &= (pixel < last)[:, None] & (column < columns)[None, :]
-        at = tl.where(hit, (n * x_n + top * x_h + left * x_w)[:, None] + (down * x_h + right * x_w)[None, :], 0)
-        b = tl.load(x + at + (c * x_c)[None, :], mask=hit, other=0.0)  # (BLOCK_K, BLOCK_N)
-        acc = dot(a, b, acc, PRECISION)
-
-    at = ((group * filters + k) * dw_k)[:, None] + (c * dw_c + r * dw_r + s * dw_s)[None, :]
-    owned = (k < filters)[:, None] & (column < columns)[None, :]
-    tl.store(partials + split * dw_split + at, acc.to(partials.dtype.element_ty), mask=owned)
+ONE_PIXEL = Window(1, 1)
 
 
 def empty_fprop(x, w, b, size, stride, padding, dilation, groups):
@@ -221,7 +69,7 @@ def conv2d_fprop(
         (N, K, P, Q), channels_last if `x` or `w` is.
     """
     y = empty_fprop(x, w, b, size, stride, padding, dilation, groups)
-    gather_gemm(x, w, b, y, stride, padding, dilation, groups)
+    conv2d_gather(x, w, b, y, stride, padding, dilation, groups)
     return y
 
 
@@ -244,7 +92,7 @@ def conv2d_dgrad(
         (N, C, H, W), channels_last if `dy` or `w` is.
     """
     dx = _empty_dgrad(dy, w, b, size, stride, padding, dilation, groups)
-    gather_gemm(dy, w, b, dx, stride, padding, dilation, groups, adjoint=True)
+    conv2d_gather(dy, w, b, dx, stride, padding, dilation, groups, adjoint=True)
     return dx
 
 
@@ -264,100 +112,40 @@ def conv2d_wgrad(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints,
         (K, C / groups, R, S), channels_last if `x` or `dy` is.
     """
     dw = _empty_wgrad(x, dy, size, stride, padding, dilation, groups)
-    images, _, out_height, out_width = dy.shape
-    pixels = images * out_height * out_width
-    if pixels == 0:
+    if dy.numel() == 0:
         return dw.zero_()
     if is_depthwise(dw, groups):
         return depthwise2d_wgrad(x, dy, dw, stride, padding, dilation)
-    if lines := plan_lines(x, dy, size, stride, padding, dilation, groups):
-        return wgrad_lines(lines, dw, groups)
-    filters, channels = dw.shape[0] // groups, dw.shape[1]
-    columns = channels * size[0] * size[1]
-    scattered = _scattered(x, channels) or _scattered(dy, filters)
-    precision = conv_precision(x.dtype, x.device)
-    tile = gemm_tile(Product("wgrad", filters, columns, pixels, x.dtype, precision, scattered), x.device)
-    tiles = triton.cdiv(filters, tile.m) * triton.cdiv(columns, tile.n) * groups
-    parts = splits(tiles, pixels, tile.k)
-    pixels_per_part = triton.cdiv(triton.cdiv(pixels, parts), tile.k) * tile.k
-    partials, (H, W) = partials_of(dw, parts), axes_of(size, stride, padding, dilation)
-    launch(
-        _conv2d_wgrad_kernel, tiles * parts, x, dy, partials,
-        x.stride(), dy.stride(), dw.stride(), dw.numel(),
-        pixels, channels, filters, x.shape[2], x.shape[3], out_height, out_width, parts, pixels_per_part,
-        H=H, W=W, ACCUMULATOR=accumulator(x.dtype), PRECISION=precision, INDEX=index_type(x, dy, partials),
-        BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=x.device,
-    )  # fmt: skip
-    return sum_partials(partials, dw)
+    if plan := plan_tma_wgrad(x, dy, size, stride, padding, dilation, groups):
+        return run_tma_wgrad(plan, dw, groups)
+    return run_wgrad(x, dy, dw, stride, padding, dilation, groups)
 
 
-def _scattered(image: Tensor, channels: int) -> bool:
-    """Whether the channels of a group are read one by one, not several at a time, or far apart."""
-    return image.stride(1) != 1 or channels % 8 != 0 or exceeds_int32(image)
-
-
-def gather_gemm(
+def conv2d_gather(
     source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor, stride: Ints, padding: Ints, dilation: Ints,
-    groups: int, adjoint: bool = False, scale: Tensor | None = None, relu: bool = False, parts: Parts | None = None,
-    codes: Tensor | None = None, window: Window = A_PIXEL,
+    groups: int, adjoint: bool = False, scale: Tensor | None = None, relu: bool = False,
+    partials: PartialStatistics | None = None, codes: Tensor | None = None, window: Window = ONE_PIXEL,
 ) -> None:  # fmt: skip
-    """Fill the result of fprop or, if `adjoint`, dgrad, and do with it what epilogue.py offers.
+    """Fill the result of fprop or, if `adjoint`, dgrad, and apply the epilogue.
 
-    Not for groups of one channel are `parts`, room for statistics of as many parts as `statistics_parts` says, and
-    `codes`, room for the winners of a max pooling by `window`.
+    Args:
+        scale, bias, relu: result = relu(scale * acc + bias), for each channel.
+        partials: results too, one for each of `count_partial_statistics` parts of the pixels; not for depthwise groups.
+        codes: result too, the position of the largest value in each `window` of a max pooling; not for depthwise groups.
     """
     scale, bias = (v.contiguous() if v is not None else None for v in (scale, bias))
     if is_depthwise(weight, groups):
         return depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
-    boxes = codes is None and plan_gather(
+    plan = codes is None and plan_tma_gather(
         source, weight, result.shape, is_channels_last(result), stride, padding, dilation, groups, adjoint
     )
-    if boxes:
-        return gather_boxes(boxes, weight, scale, bias, result, padding, dilation, groups, adjoint, relu, parts)
-    images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
-    height, width = result.shape[2:]
-    w_k, w_c, w_r, w_s = weight.stride()
-    if adjoint:
-        phase_height, phase_width = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
-        phases_h, phases_w = min(stride[0], height), min(stride[1], width)
-        weight_strides, filters = (w_c, w_k, w_r, w_s), channels_in
-    else:
-        phase_height, phase_width, phases_h, phases_w = height, width, 1, 1
-        height, width = height * window.height, width * window.width
-        weight_strides, filters = (w_k, w_c, w_r, w_s), channels_out
-    pixels = images * phase_height * phase_width * window.taps
-    phases = phases_h * phases_w
-    tile = _gather_tile(source, weight, pixels, channels_out, stride, groups, adjoint)
-    H, W = axes_of(weight.shape[2:], stride, padding, dilation)
-    means, variances, counts = parts if parts is not None else (None, None, None)
-    launch(
-        _conv2d_gather_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
-        source, weight, scale, bias, result, codes, means, variances, counts,
-        source.stride(), weight_strides, result.stride(), filters * w_k,
-        pixels, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
-        phases_h, phases_w,
-        H=H, W=W, ADJOINT=adjoint, RELU=relu, WINDOW=window,
-        ACCUMULATOR=accumulator(source.dtype), PRECISION=conv_precision(source.dtype, source.device),
-        INDEX=index_type(source, weight, result),
-        BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
-    )  # fmt: skip
+    if plan:
+        return run_tma_gather(plan, weight, scale, bias, result, padding, dilation, groups, adjoint, relu, partials)
+    run_gather(source, weight, scale, bias, result, stride, padding, dilation, groups, adjoint, relu, partials, codes, window)
 
 
-def statistics_parts(x: Tensor, w: Tensor, y: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> int:
-    """Into how many `parts` gather_gemm cuts the pixels of fprop's result."""
-    if boxes := plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, adjoint=False):
-        return boxes.parts
-    pixels = y.numel() // y.shape[1]
-    return triton.cdiv(pixels, _gather_tile(x, w, pixels, y.shape[1] // groups, stride, groups, adjoint=False).m)
-
-
-def _gather_tile(
-    source: Tensor, weight: Tensor, pixels: int, channels_out: int, stride: Ints, groups: int, adjoint: bool
-) -> Tile:
-    """The tile of fprop or dgrad; `channels_out` are those of a group."""
-    channels_in = source.shape[1] // groups
-    taps = weight.shape[2] * weight.shape[3] // (stride[0] * stride[1] if adjoint else 1) or 1
-    precision, scattered = conv_precision(source.dtype, source.device), _scattered(source, channels_in)
-    product = Product("conv2d", pixels, channels_out, taps * channels_in, source.dtype, precision, scattered)
-    tile = gemm_tile(product, source.device)
-    return tile._replace(m=min(tile.m, 64)) if exceeds_int32(source) else tile  # 64-bit addresses take twice the registers
+def count_partial_statistics(x: Tensor, w: Tensor, y: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> int:
+    """The number of tiles of fprop's result that have statistics of their own."""
+    if plan := plan_tma_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, adjoint=False):
+        return plan.partials
+    return count_pixel_tiles(x, w, y, stride, groups)

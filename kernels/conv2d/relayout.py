@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..device.function import device_function
 from ..device.indexing import cdiv, offset_of
-from ..device.precision import widened
+from ..device.precision import widen
 from ..runtime import tuning
 from ..runtime.allocate import empty
 from ..runtime.interpreter import INTERPRETED
@@ -27,7 +27,7 @@ from ..runtime.layout import index_type, memory_order
 from ..runtime.settings import settings
 from ..runtime.tuning import ElementTile
 
-_PLANES = 3  # bfloat16 has 8 bits of a float32's 24
+_TERMS = 3  # bfloat16 has 8 bits of a float32's 24
 _LARGEST = tl.constexpr(torch.finfo(torch.bfloat16).max)
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
@@ -44,22 +44,22 @@ def _bfloat16(value):
 
 
 @device_function
-def _split(value):
+def _bf16_terms(value):
     """The three planes of a value."""
     within = tl.minimum(tl.maximum(value, -_LARGEST), _LARGEST)
     first = _bfloat16(tl.where(tl.abs(value) < float("inf"), within, value))
-    rest = value - widened(first)
+    rest = value - widen(first)
     rest = tl.where(rest == rest, rest, 0.0)  # of what is not finite, NaN is left
     second = _bfloat16(rest)
-    return first, second, _bfloat16(rest - widened(second))
+    return first, second, _bfloat16(rest - widen(second))
 
 
 @triton.jit
 def _relayout_kernel(
     x, out,
     x_strides, out_strides,
-    sizes, there, plane,
-    PLANES: tl.constexpr, X_LANES: tl.constexpr, X_ROWS: tl.constexpr, OUT_LANES: tl.constexpr,
+    sizes, filled, term_pitch,
+    TERMS: tl.constexpr, X_LANES: tl.constexpr, X_ROWS: tl.constexpr, OUT_LANES: tl.constexpr,
     INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the copy, zero in the lanes that are not `there`; or of its planes, which lie `plane` elements apart.
@@ -75,18 +75,18 @@ def _relayout_kernel(
     row = ((program // across % down).to(INDEX) * TILE.rows + tl.arange(0, TILE.rows))[None, :]
     outer = (program // across // down).to(INDEX)
     at = tl.multiple_of(offset_of(outer, outer_sizes, x_outer) + lane * x_lane + row * x_row, [X_LANES, X_ROWS])
-    exists = tl.max_constancy((lane < there) & (row < rows), [X_LANES, X_ROWS])
+    exists = tl.max_constancy((lane < filled) & (row < rows), [X_LANES, X_ROWS])
     value = tl.load(x + at, mask=exists, other=0.0)
-    parts = (value,)
-    if PLANES > 1:
-        parts = _split(value)
+    terms = (value,)
+    if TERMS > 1:
+        terms = _bf16_terms(value)
     at = tl.multiple_of(offset_of(outer, outer_sizes, out_outer) + lane * out_lane + row * out_row, [OUT_LANES, 1])
     exists = tl.max_constancy((lane < lanes) & (row < rows), [OUT_LANES, 1])
-    for i in tl.static_range(PLANES):
-        tl.store(out + tl.multiple_of(at + i * plane, [OUT_LANES, 1]), parts[i], mask=exists)
+    for i in tl.static_range(TERMS):
+        tl.store(out + tl.multiple_of(at + i * term_pitch, [OUT_LANES, 1]), terms[i], mask=exists)
 
 
-def channels_last(x: Tensor, channels: int | None = None) -> Tensor:
+def to_channels_last(x: Tensor, channels: int | None = None) -> Tensor:
     """`x` in dense channels_last memory, with as many channels, of which those that `x` does not have are zero.
 
     Args:
@@ -100,7 +100,7 @@ def channels_last(x: Tensor, channels: int | None = None) -> Tensor:
     n, c, height, width = x.shape
     channels = channels or c
     strides = (height * width * channels, 1, width * channels, channels)
-    if channels == c and x.data_ptr() % 16 == 0 and _lies(x, strides):
+    if channels == c and x.data_ptr() % 16 == 0 and _has_strides(x, strides):
         return x if x.stride() == strides else x.as_strided(x.shape, strides)
     out = empty(x, (n, height, width, channels)).permute(0, 3, 1, 2)
     if x.numel() == 0:
@@ -109,7 +109,7 @@ def channels_last(x: Tensor, channels: int | None = None) -> Tensor:
     return out
 
 
-def images_last(x: Tensor, least: int = 4) -> Tensor:
+def to_images_last(x: Tensor, least: int = 4) -> Tensor:
     """A copy in memory (H, W, C, N'), where N' is N rounded up to a multiple of `least`: rows start where the copy engine can.
 
     Args:
@@ -125,7 +125,7 @@ def images_last(x: Tensor, least: int = 4) -> Tensor:
     return out
 
 
-def planes(x: Tensor) -> Tensor:
+def to_bf16_terms(x: Tensor) -> Tensor:
     """Three bfloat16 planes whose sum is `x`: the first is `x` rounded, each other what is left of it, rounded.
 
     The sum has all 24 bits, down to 2^-133: that is bfloat16's smallest number, and less than half of it is lost. What is
@@ -138,19 +138,19 @@ def planes(x: Tensor) -> Tensor:
         (N, 3 C, H, W), dense channels_last: channels [0, C) are the first plane.
     """
     n, c, height, width = x.shape
-    out = empty(x, (n, height, width, _PLANES * c), dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    out = empty(x, (n, height, width, _TERMS * c), dtype=torch.bfloat16).permute(0, 3, 1, 2)
     if x.numel():
-        _copy(x, out, _PLANES)
+        _copy(x, out, _TERMS)
     return out
 
 
-def copied(x: Tensor, out: Tensor) -> Tensor:
+def copy_into(x: Tensor, out: Tensor) -> Tensor:
     """Fill `out`, of the shape and dtype of `x`, in whichever order the two lie, and return it."""
     _copy(x, out)
     return out
 
 
-def _lies(x: Tensor, strides: tuple[int, ...]) -> bool:
+def _has_strides(x: Tensor, strides: tuple[int, ...]) -> bool:
     """Whether a tensor has these strides, but for those that no element has."""
     return all(stride == wanted for size, stride, wanted in zip(x.shape, x.stride(), strides, strict=True) if size > 1)
 
@@ -159,9 +159,9 @@ def _copy(x: Tensor, out: Tensor, planes: int = 1) -> None:
     """Fill `out`, whose channels are those of `x`, or are more, or are those of its planes."""
     if out.shape == x.shape:
         sizes, (out_strides, x_strides) = memory_order(out, x)
-        there = sizes[0]
+        filled = sizes[0]
     else:
-        there, (rest, (out_rest, x_rest)) = x.shape[1], memory_order(out[:, 0], x[:, 0])
+        filled, (rest, (out_rest, x_rest)) = x.shape[1], memory_order(out[:, 0], x[:, 0])
         sizes = out.shape[1] // planes, *rest
         out_strides, x_strides = (out.stride(1), *out_rest), (x.stride(1), *x_rest)
     if len(sizes) == 1:
@@ -171,13 +171,13 @@ def _copy(x: Tensor, out: Tensor, planes: int = 1) -> None:
     order = 0, row, *(a for a in range(1, len(sizes)) if a != row)
     sizes, out_strides, x_strides = (tuple(t[a] for a in order) for t in (sizes, out_strides, x_strides))
     tile = _tile(sizes[0], sizes[1], x)
-    x_run = _run(x, (there, *sizes[1:]), x_strides)
+    x_run = _run(x, (filled, *sizes[1:]), x_strides)
     programs = triton.cdiv(sizes[0], tile.lanes) * triton.cdiv(sizes[1], tile.rows) * math.prod(sizes[2:])
     launch(
         _relayout_kernel, programs, x, out,
         _nested(x_strides), _nested(out_strides),
-        _nested(sizes), there, sizes[0],
-        PLANES=planes, X_LANES=x_run.lanes, X_ROWS=x_run.rows, OUT_LANES=_run(out, sizes, out_strides).lanes,
+        _nested(sizes), filled, sizes[0],
+        TERMS=planes, X_LANES=x_run.lanes, X_ROWS=x_run.rows, OUT_LANES=_run(out, sizes, out_strides).lanes,
         INDEX=index_type(x, out), TILE=tile, device=x.device,
     )  # fmt: skip
 
@@ -228,7 +228,7 @@ def _merge_groups_kernel(
     tl.store(out + element, value, mask=element < elements)
 
 
-def spread(w: Tensor, at_once: int, groups: int) -> Tensor:
+def merge_groups(w: Tensor, at_once: int, groups: int) -> Tensor:
     """The filters of a convolution of `groups` as those of one with groups / at_once: zero for channels of other groups.
 
     Args:

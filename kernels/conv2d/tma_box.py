@@ -30,7 +30,7 @@ class Box(NamedTuple):
         return self.images * self.rows * self.columns
 
 
-class Along(NamedTuple):
+class GatherAxis(NamedTuple):
     """One axis of a pass that gathers: the sizes of its result and its source, and whether it is the adjoint."""
 
     size: int
@@ -64,7 +64,7 @@ def _hits(start: int, reach: int, size: int, step: int, taps: int) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def best_box(pixels: int, images: int, rows: Along, columns: Along, slack: float = 0.0) -> Box:
+def best_box(pixels: int, images: int, rows: GatherAxis, columns: GatherAxis, slack: float = 0.0) -> Box:
     """The box of so many pixels, a power of two, with which the fewest are multiplied; of several, that with long rows.
 
     And of those, too, with which at most that share more are, the `slack`.
@@ -78,7 +78,7 @@ def best_box(pixels: int, images: int, rows: Along, columns: Along, slack: float
     return max(good, key=lambda b: (b.columns, b.rows))
 
 
-def best_line(most: int, images: int, columns: int) -> tuple[int, bool]:
+def best_run(most: int, images: int, columns: int) -> tuple[int, bool]:
     """The length of the lines of pixels that wgrad sums over, and whether they run along the images; 0 if all waste too much.
 
     Short ones keep the matrix units waiting.
@@ -90,25 +90,25 @@ def best_line(most: int, images: int, columns: int) -> tuple[int, bool]:
     return (length, of_images) if share > 0.3 else (0, True)
 
 
-def described(tensor: Tensor, shape: Ints, strides: Ints, block: Ints) -> TensorDescriptor:
+def tma_descriptor(tensor: Tensor, shape: Ints, strides: Ints, block: Ints) -> TensorDescriptor:
     """For float32, one that rounds to TF32 on the way where Triton can; elsewhere the matrix unit cuts off what TF32 lacks."""
     return TensorDescriptor(
         tensor, list(shape), list(strides), list(block), **(_ROUNDED if tensor.dtype == torch.float32 else {})
     )
 
 
-def is_readable(image: Tensor, innermost: int = 1) -> bool:
+def tma_can_read(image: Tensor, innermost: int = 1) -> bool:
     """Whether boxes can be copied from where it lies: one axis side by side, all else at multiples of 16 bytes.
 
     Columns must not lie so far apart that some of them as one are more elements than int32 counts.
     """
-    strides = strides_of(image, innermost)
+    strides = tma_strides(image, innermost)
     others = [s * image.dtype.itemsize for axis, s in enumerate(strides) if axis != innermost]
     begins = image.data_ptr() % 16 == 0 and all(s > 0 and s % 16 == 0 for s in others)
     return begins and strides[innermost] == 1 and strides[3] < 2**24
 
 
-def strides_of(image: Tensor, innermost: int = 1) -> list[int]:
+def tma_strides(image: Tensor, innermost: int = 1) -> list[int]:
     """Its strides; of an axis of one element, which may have any, the least that a descriptor takes."""
     unit = 16 // image.dtype.itemsize
     least = triton.cdiv(image.shape[innermost], unit) * unit
@@ -116,16 +116,16 @@ def strides_of(image: Tensor, innermost: int = 1) -> list[int]:
     return [s if size > 1 else 1 if axis == innermost else least for axis, (size, s) in sizes]
 
 
-def flat(image: Tensor) -> Tensor | None:
+def flat_view(image: Tensor) -> Tensor | None:
     """All pixels of a channels_last image as one row, if they lie side by side."""
     n, c, h, w = image.shape
-    s_n, s_c, s_h, s_w = strides_of(image)
+    s_n, s_c, s_h, s_w = tma_strides(image)
     side_by_side = (c == 1 or s_c == 1) and (h == 1 or s_h == w * s_w) and (n == 1 or s_n == h * w * s_w)
     side_by_side &= n * h * w < 2**31 - 2**20  # coordinates are int32
     return image.as_strided((1, c, 1, n * h * w), (s_w, 1, s_w, s_w)) if side_by_side else None
 
 
-def planar(image: Tensor) -> Tensor | None:
+def planar_view(image: Tensor) -> Tensor | None:
     """Each image of a contiguous one as a row of pixels, if the copy engine can take them as they lie."""
     n, c, h, w = image.shape
     s_n, s_c, s_h, s_w = image.stride()

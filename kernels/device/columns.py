@@ -32,45 +32,45 @@ from ..runtime.settings import settings
 from .function import device_function
 from .indexing import Axis
 
-LEAST_ROWS = 6  # of a part on a GPU: before its first row a kernel computes what depends on the column
+MIN_ROWS = 6  # of a part on a GPU: before its first row a kernel computes what depends on the column
 PROGRAMS = 4  # parts are cut so that there are this many times settings.wanted_programs
 
 
-class Tile(NamedTuple):
+class ColumnTile(NamedTuple):
     """The columns of a program, known when a kernel is compiled: its shape is (parts * columns, lanes)."""
 
     order: str
     whole: bool  # whether every tile is full
-    parts: int
+    splits: int
     columns: int
     lanes: int
 
 
-class Taps(NamedTuple):
+class TapRange(NamedTuple):
     """The taps of an axis that lie inside the image for every window: low <= tap < high."""
 
     low: int
     high: int
 
 
-def always_inside(axis: Axis, size: int, out_size: int) -> Taps:
+def taps_always_inside(axis: Axis, size: int, out_size: int) -> TapRange:
     """Those taps, for `out_size` windows over `size` pixels."""
     low = min(axis.taps, -(-axis.padding // axis.dilation))
     last_window = (out_size - 1) * axis.stride - axis.padding
-    return Taps(low, max(low, min(axis.taps, (size - 1 - last_window) // axis.dilation + 1)))
+    return TapRange(low, max(low, min(axis.taps, (size - 1 - last_window) // axis.dilation + 1)))
 
 
 @device_function
-def columns_of(cut, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
+def program_columns(grid, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
     """(image, channel, column, first row, number of rows) of this program, of an image that `cut` cuts.
 
     A column or channel past the last is the last once more: it reads and writes the same, and needs no mask.
     """
-    places, channels, parts, part_tiles, channel_tiles, rows_per_part = cut
+    places, channels, splits, split_tiles, channel_tiles, rows_per_split = grid
     program = tl.program_id(0)
     channel_tile, program = program % channel_tiles, program // channel_tiles
-    part, tile = (program % part_tiles).to(INDEX), (program // part_tiles).to(INDEX)
-    row, lane = tl.arange(0, TILE.parts * TILE.columns)[:, None], tl.arange(0, TILE.lanes)[None, :]
+    split, tile = (program % split_tiles).to(INDEX), (program // split_tiles).to(INDEX)
+    row, lane = tl.arange(0, TILE.splits * TILE.columns)[:, None], tl.arange(0, TILE.lanes)[None, :]
     if TILE.order == "channels_last":
         place, c = tile * TILE.columns + row % TILE.columns, channel_tile.to(INDEX) * TILE.lanes + lane
         if not TILE.whole:
@@ -86,39 +86,39 @@ def columns_of(cut, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
         else:
             plane, col = place // width, place % width
             n, c = plane // channels, plane % channels
-    if TILE.parts > 1:  # whole parts, of which the last may be there twice
-        first = tl.minimum(part * TILE.parts + row // TILE.columns, parts - 1) * rows_per_part
-        steps = rows_per_part
+    if TILE.splits > 1:  # whole parts, of which the last may be there twice
+        first = tl.minimum(split * TILE.splits + row // TILE.columns, splits - 1) * rows_per_split
+        steps = rows_per_split
     else:
-        first = part * rows_per_part
-        steps = tl.minimum(first + rows_per_part, height) - first
+        first = split * rows_per_split
+        steps = tl.minimum(first + rows_per_split, height) - first
     return n, c, col, first, steps
 
 
 @device_function
-def some(condition, TILE: tl.constexpr):
+def any_row(condition, TILE: tl.constexpr):
     """Whether to do at all what a condition on the row allows: where the row is a block, some of it may need it."""
-    if TILE.parts > 1:
+    if TILE.splits > 1:
         condition = True
     return condition
 
 
 @device_function
-def all_of(condition, TILE: tl.constexpr):
+def all_rows(condition, TILE: tl.constexpr):
     """Whether a condition on the row is true; where the row is a block, nobody knows."""
-    if TILE.parts > 1:
+    if TILE.splits > 1:
         condition = False
     return condition
 
 
 @device_function
-def filled(value, TILE: tl.constexpr, DTYPE: tl.constexpr):
+def full_tile(value, TILE: tl.constexpr, DTYPE: tl.constexpr):
     """A tile of one value."""
-    return tl.full((TILE.parts * TILE.columns, TILE.lanes), value, DTYPE)
+    return tl.full((TILE.splits * TILE.columns, TILE.lanes), value, DTYPE)
 
 
 @device_function
-def plane_of(tensor, strides, n, c):
+def plane_at(tensor, strides, n, c):
     """Where a channel of an image begins, and the strides of its rows and columns."""
     return tensor + (n * strides[0] + c * strides[1]), strides[2], strides[3]
 
@@ -128,19 +128,19 @@ def wide_index_type(axes: Iterable[Sequence[Any]], *tensors: Tensor) -> tl.dtype
     return tl.int64 if max((axis[0] + 1) * (axis[1] + 1) for axis in axes) >= 2**31 else index_type(*tensors)
 
 
-class Columns(NamedTuple):
+class ColumnPlan(NamedTuple):
     """How an image is filled: the number of programs, and the arguments that columns_of needs in the kernel."""
 
     programs: int
-    cut: tuple[int, ...]
-    tile: Tile
+    grid: tuple[int, ...]
+    tile: ColumnTile
     strides: list[tuple[int, ...]]  # of the tensors
 
 
-def columns(
+def plan_columns(
     image: Tensor, tensors: Sequence[Tensor], channels_last: bool | None = None, room: int = 1024, lanes: int = 256,
     size: Ints = (),
-) -> Columns:  # fmt: skip
+) -> ColumnPlan:  # fmt: skip
     """The columns of an image (N, C, H, W), and the strides of these tensors, which have the same images and channels.
 
     Args:
@@ -154,7 +154,7 @@ def columns(
     order = "contiguous" if not channels_last else "few channels" if c % 8 else "channels_last"
     strides = [tensor.stride() for tensor in tensors]
     if image.numel() == 0:
-        return Columns(0, (1,) * 6, Tile(order, False, 1, 1, 16), strides)
+        return ColumnPlan(0, (1,) * 6, ColumnTile(order, False, 1, 1, 16), strides)
     if order == "contiguous" and strides and all(s[0] == c * s[1] for s in strides):
         n, c, strides = n * c, 1, [(s[1], 0, *s[2:]) for s in strides]  # a channel is an image: there is less to divide
     interpreted = architecture(image.device) == "interpreter"
@@ -170,13 +170,15 @@ def columns(
         places, lanes = n * c * width, min(max(16, triton.next_power_of_2(n * c * width)), lanes)
         across, channel_tiles, place_tiles, whole = 1, 1, triton.cdiv(places, lanes), places % lanes == 0
     if interpreted:
-        rows_per_part = max(rows for rows in range(1, settings.interpreted_rows + 1) if height % rows == 0)
-        parts = height // rows_per_part
-        parts_at_once = min(triton.next_power_of_2(parts), room // (across * lanes))
+        rows_per_split = max(rows for rows in range(1, settings.interpreted_rows + 1) if height % rows == 0)
+        splits = height // rows_per_split
+        splits_at_once = min(triton.next_power_of_2(splits), room // (across * lanes))
     else:
         wanted = PROGRAMS * settings.wanted_programs // (place_tiles * channel_tiles)
-        rows_per_part = triton.cdiv(height, max(1, min(wanted, height // LEAST_ROWS)))
-        parts, parts_at_once = triton.cdiv(height, rows_per_part), 1
-    part_tiles = triton.cdiv(parts, parts_at_once)
-    cut = (places, c, parts, part_tiles, channel_tiles, rows_per_part)
-    return Columns(place_tiles * part_tiles * channel_tiles, cut, Tile(order, whole, parts_at_once, across, lanes), strides)
+        rows_per_split = triton.cdiv(height, max(1, min(wanted, height // MIN_ROWS)))
+        splits, splits_at_once = triton.cdiv(height, rows_per_split), 1
+    split_tiles = triton.cdiv(splits, splits_at_once)
+    grid = (places, c, splits, split_tiles, channel_tiles, rows_per_split)
+    return ColumnPlan(
+        place_tiles * split_tiles * channel_tiles, grid, ColumnTile(order, whole, splits_at_once, across, lanes), strides
+    )

@@ -12,22 +12,22 @@ from ..runtime.interpreter import INTERPRETED
 device_function: Callable[..., Any] = (lambda function: function) if INTERPRETED else triton.jit
 
 
-class Named(str):
+class FunctionName(str):
     """A device function as a constant of a kernel: a text, since Triton 3.6 writes constants down for its hooks."""
 
     function: Any
 
 
 @functools.cache
-def named(function: Callable[..., Any]) -> Named:
+def name_of(function: Callable[..., Any]) -> FunctionName:
     """A device function by its name and, where it is compiled, its key: a kernel's key follows from that."""
-    name = Named(f"{function.__module__}.{function.__name__} {getattr(function, 'cache_key', '')}")
+    name = FunctionName(f"{function.__module__}.{function.__name__} {getattr(function, 'cache_key', '')}")
     name.function = function
     return name
 
 
 @triton.constexpr_function
-def function_of(name: Named) -> Any:
+def function_of(name: FunctionName) -> Any:
     """The function."""
     return name.function
 

@@ -66,7 +66,7 @@ class Axis(NamedTuple):
         return pow(self.tap_back, -1, self.tap_step)
 
     @property
-    def most_hits(self) -> int:
+    def max_hits(self) -> int:
         """The largest number of taps that hit one `big` pixel."""
         return -(-self.taps // self.tap_step)
 
@@ -78,7 +78,7 @@ def axes_of(kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> tuple[
 
 
 @device_function
-def nothing():
+def empty_tuple():
     """A tuple to begin with."""
     return ()
 
@@ -96,7 +96,7 @@ def floor_div(a, b):
 
 
 @device_function
-def advanced(digit, step, first, end):
+def increment(digit, step, first, end):
     """A digit of a counter, `step` further or again the `first`, and what it carries. It costs far less than to divide."""
     digit += step
     over = digit >= end
@@ -155,7 +155,7 @@ def hitting_taps(start, reach, size, taps, STEP: tl.constexpr):
 
 
 @device_function
-def smalls_that_hit(first_tap, last_tap, small_size, big_size, AXIS: tl.constexpr):
+def hitting_smalls(first_tap, last_tap, small_size, big_size, AXIS: tl.constexpr):
     """(first, how many) of the `small` pixels for which one of these taps lies on the axis of `big` pixels."""
     first = -floor_div(last_tap * AXIS.dilation - AXIS.padding, AXIS.stride)
     last = floor_div(big_size - 1 + AXIS.padding - first_tap * AXIS.dilation, AXIS.stride)
@@ -175,7 +175,7 @@ def bin_end(position, size, bins):
     return cdiv((position + 1) * size, bins)
 
 
-def most_in_bin(size: int, bins: int) -> int:
+def max_in_bin(size: int, bins: int) -> int:
     """The largest number of pixels that a bin touches, or of bins that touch a pixel."""
     return 1 + (size - math.gcd(size, bins) + bins - 1) // bins if bins else 0
 
@@ -227,7 +227,7 @@ def scales_of(size: Ints, out_size: Ints, factors: Sequence[float], align_corner
 
 
 @functools.lru_cache(maxsize=1024)
-def most_readers(size: int, out_size: int, scale: float, low: float, high: float, shift: float) -> int:
+def max_readers(size: int, out_size: int, scale: float, low: float, high: float, shift: float) -> int:
     """How far it is, at most, from a pixel's first_reader past the last output that reads it."""
     if scale == 0:
         return out_size

@@ -50,8 +50,8 @@ def accumulator(dtype: torch.dtype, whole: bool = False) -> tl.dtype:
 def dot(a, b, acc, PRECISION: tl.constexpr, APART: tl.constexpr = False):
     """acc + a @ b, where APART by an addition that rounds: a matrix unit cuts off what does not fit its sum, towards zero."""
     if _INTERPRETED:  # NumPy has no bfloat16; widening changes no product
-        a = widened(a).to(acc.dtype)
-        b = widened(b).to(acc.dtype)
+        a = widen(a).to(acc.dtype)
+        b = widen(b).to(acc.dtype)
     # With a limit to what is summed inexactly, Triton does not make the product and the addition one.
     LIMIT: tl.constexpr = 1 if APART else 0
     start = None if APART else acc
@@ -64,7 +64,7 @@ CROSS_PAIRS = 5
 
 
 @device_function
-def pair_of(number, PAIRS: tl.constexpr):
+def term_pair(number, PAIRS: tl.constexpr):
     """The planes that one of CROSS_PAIRS products is of: 0 1, 1 0, 0 2, 2 0, 1 1; of a single product, the first ones."""
     if PAIRS == 1:
         return 0, 0
@@ -72,7 +72,7 @@ def pair_of(number, PAIRS: tl.constexpr):
 
 
 @device_function
-def widened(value):
+def widen(value):
     """A bfloat16 value as float32, any other as it is: NumPy, under the interpreter, has no bfloat16 to compare.
 
     Its bits are the upper half of a float32's. The interpreter's own conversion loses subnormals.
@@ -88,13 +88,13 @@ def beats(value, best):
     return (value > best) | (value != value)
 
 
-def least(dtype: torch.dtype) -> float | int:
+def lowest(dtype: torch.dtype) -> float | int:
     """The value of a dtype that no other is below."""
     return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 @device_function
-def divided(value, by):
+def divide(value, by):
     """value / by, two tensors of one dtype, rounded to nearest: Triton's own float32 division is off by up to two units."""
     if value.dtype == tl.float32:
         value = tl.div_rn(value, by)
@@ -104,7 +104,7 @@ def divided(value, by):
 
 
 @device_function
-def rounded(value, DTYPE: tl.constexpr):
+def round_to(value, DTYPE: tl.constexpr):
     """A value as one of DTYPE, an integer of a fraction to the nearest."""
     if DTYPE.is_int() and value.dtype.is_floating():
         value = tl.floor(value + 0.5)

@@ -19,14 +19,14 @@ from ..runtime.interpreter import INTERPRETED
 from ..runtime.layout import index_type, memory_order
 from ..runtime.settings import settings
 from .function import device_function
-from .indexing import nothing, offset_of
+from .indexing import empty_tuple, offset_of
 from .precision import accumulator
 
 SETUP = 4  # how many steps take as long as all that a program does besides
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
-class Tile(NamedTuple):
+class WalkTile(NamedTuple):
     """What a program holds at once: `lanes` columns of `rows` rows; where it sums, these are `pixels` of some `channels`."""
 
     rows: int
@@ -39,7 +39,7 @@ class Tile(NamedTuple):
     pixels: int = 1
 
 
-class Grid(NamedTuple):
+class WalkGrid(NamedTuple):
     """What kernels need to know of the tensors and the programs. A tile's columns are some channels, or a piece of one."""
 
     column_axes: tuple[int, ...]
@@ -49,7 +49,7 @@ class Grid(NamedTuple):
     channels: int
     inner: int  # columns of a channel
     tiles: int  # side by side
-    rows_per_part: int
+    rows_per_split: int
     group: int  # columns of the channels that a tile holds, or holds a piece of
     pieces: int  # of a group
     span: int  # columns of a piece
@@ -64,12 +64,12 @@ class Walk(NamedTuple):
 
     programs: int
     partials: int
-    grid: Grid
+    grid: WalkGrid
     strides: list[Strides]
     constants: dict[str, Any]  # that each such kernel takes
 
 
-def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
+def plan_walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
     """The walk in the memory order of the first of these tensors, none of which is empty; whether it sums channels.
 
     `ahead` tiles are read at once, where there are so many: the fewer tensors are read, the more are needed on their way.
@@ -86,16 +86,16 @@ def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
     # Columns of a tile.
     shape, pixels, together = (1, 1), inner, channels
     if not sums:
-        lanes = lanes_of(columns, room)
+        lanes = choose_lanes(columns, room)
         group, span = triton.cdiv(columns, 16) * 16, lanes
         pieces = triton.cdiv(columns, lanes)
     else:
         if inner == 1:
-            together = lanes_of(channels, room if tuning.INTERPRETED else 64)
+            together = choose_lanes(channels, room if tuning.INTERPRETED else 64)
         elif inner <= room:
             together = min(room // triton.next_power_of_2(inner), channels)
         else:
-            pixels = triton.cdiv(inner, triton.cdiv(inner, lanes_of(inner, room, 1.35)))
+            pixels = triton.cdiv(inner, triton.cdiv(inner, choose_lanes(inner, room, 1.35)))
             together, pixels = 1, triton.cdiv(pixels, 16) * 16
         shape = triton.next_power_of_2(together), triton.next_power_of_2(pixels)
         lanes, group, span, pieces = math.prod(shape), together * inner, together * pixels, triton.cdiv(inner, pixels)
@@ -107,20 +107,20 @@ def walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
         rows % at_once == 0 < rows % (ahead * at_once) or tiles * rows < settings.wanted_programs * ahead * at_once
     ):
         ahead //= 2
-    parts, steps = parts_of(tiles, triton.cdiv(rows, ahead * at_once))
+    splits, steps = choose_splits(tiles, triton.cdiv(rows, ahead * at_once))
     lanes_fit = span == lanes and group % lanes == 0 and columns % group == 0
     vectors_fit = all(size % 16 == 0 for size in (columns, group, span))
-    tile = Tile(at_once, lanes, ahead, rows % (ahead * at_once) == 0, lanes_fit, vectors_fit, *shape)
-    rows_per_part = steps * ahead * at_once
-    grid = Grid(
-        column_axes, row_axes, columns, rows, channels, inner, tiles, rows_per_part, group, pieces, span, together
+    tile = WalkTile(at_once, lanes, ahead, rows % (ahead * at_once) == 0, lanes_fit, vectors_fit, *shape)
+    rows_per_split = steps * ahead * at_once
+    grid = WalkGrid(
+        column_axes, row_axes, columns, rows, channels, inner, tiles, rows_per_split, group, pieces, span, together
     )  # fmt: skip
     strides = list(zip(column_strides, row_strides, strict=True))
     constants = {"ACCUMULATOR": accumulator(x.dtype), "INDEX": index_type(*tensors), "TILE": tile, "device": x.device}
-    return Walk(tiles * parts, parts * pieces, grid, strides, constants)
+    return Walk(tiles * splits, splits * pieces, grid, strides, constants)
 
 
-def lanes_of(columns: int, most: int, waste: float = 1.15) -> int:
+def choose_lanes(columns: int, most: int, waste: float = 1.15) -> int:
     """How many columns side by side, a power of two; not too many of the last ones idle."""
     lanes = min(triton.next_power_of_2(columns), most)
     while lanes > 16 and not tuning.INTERPRETED and triton.cdiv(columns, lanes) * lanes > waste * columns:
@@ -128,16 +128,16 @@ def lanes_of(columns: int, most: int, waste: float = 1.15) -> int:
     return lanes
 
 
-def parts_of(tiles: int, steps: int) -> tuple[int, int]:
+def choose_splits(tiles: int, steps: int) -> tuple[int, int]:
     """Into how many parts to cut the steps, and the steps of each: a few programs for each multiprocessor, and all as many."""
     units, many = (settings.wanted_programs, [1]) if tuning.INTERPRETED else (max(1, settings.wanted_programs // 2), [3, 4, 5])
     longest = (triton.cdiv(steps, min(steps, max(1, turns * units // tiles))) for turns in many)
-    steps_per_part = min(longest, key=lambda n: triton.cdiv(tiles * triton.cdiv(steps, n), units) * (n + SETUP))
-    return triton.cdiv(steps, steps_per_part), steps_per_part
+    steps_per_split = min(longest, key=lambda n: triton.cdiv(tiles * triton.cdiv(steps, n), units) * (n + SETUP))
+    return triton.cdiv(steps, steps_per_split), steps_per_split
 
 
 @device_function
-def columns_of(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
+def tile_columns(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
     """(columns, whether they are the program's, their channels) of a tile; idle lanes read some column that exists."""
     tile = (tl.program_id(0) % grid.tiles).to(INDEX)
     lane = tl.broadcast_to(tl.arange(0, TILE.lanes)[None, :], (TILE.rows, TILE.lanes))
@@ -154,14 +154,14 @@ def columns_of(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
 
 
 @device_function
-def rows_of(grid, INDEX: tl.constexpr):
+def program_rows(grid, INDEX: tl.constexpr):
     """The first row of a program, and the row after its last."""
-    first = (tl.program_id(0) // grid.tiles).to(INDEX) * grid.rows_per_part
-    return first, tl.minimum(first + grid.rows_per_part, grid.rows)
+    first = (tl.program_id(0) // grid.tiles).to(INDEX) * grid.rows_per_split
+    return first, tl.minimum(first + grid.rows_per_split, grid.rows)
 
 
 @device_function
-def start_of(tensor, column, grid, strides, TILE: tl.constexpr):
+def tile_start(tensor, column, grid, strides, TILE: tl.constexpr):
     """Where the columns of a tile begin; `down` is how far it is from there to the tile that begins with some row."""
     start = tensor + offset_of(column, grid.column_axes, strides[0])
     if len(grid.row_axes) == 1:
@@ -170,7 +170,7 @@ def start_of(tensor, column, grid, strides, TILE: tl.constexpr):
 
 
 @device_function
-def down(row, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
+def row_offset(row, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
     row = tl.full((), row, INDEX)  # a loop's counter is no tensor where kernels are interpreted
     if len(grid.row_axes) == 1:
         offset = row * strides[1][0]
@@ -180,7 +180,7 @@ def down(row, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
 
 
 @device_function
-def rows_left(row, last, TILE: tl.constexpr):
+def rows_exist(row, last, TILE: tl.constexpr):
     """Which rows of the tile that begins with that row exist."""
     left = row + tl.arange(0, TILE.rows) < last
     if TILE.rows_fit:
@@ -189,18 +189,18 @@ def rows_left(row, last, TILE: tl.constexpr):
 
 
 @device_function
-def loaded(start, row, last, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
+def load_tiles(start, row, last, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
     """The tiles from that row on, TILE.ahead of them; 0 where no row exists."""
     AHEAD: tl.constexpr = TILE.ahead
-    tiles = nothing()
+    tiles = empty_tuple()
     for i in tl.static_range(AHEAD):
         at = row + i * TILE.rows
-        tiles += (tl.load(start + down(at, grid, strides, INDEX, TILE), mask=rows_left(at, last, TILE), other=0.0),)
+        tiles += (tl.load(start + row_offset(at, grid, strides, INDEX, TILE), mask=rows_exist(at, last, TILE), other=0.0),)
     return tiles
 
 
 @device_function
-def channels_of(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
+def program_channels(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
     """(channels, whether they exist, which of the partial sums, pixels in a row) of a program that sums."""
     tile, lane = (tl.program_id(0) % grid.tiles).to(INDEX), tl.arange(0, TILE.channels)
     c, piece = tile // grid.pieces * grid.together + lane, tile % grid.pieces
@@ -223,7 +223,7 @@ def by_channel(value, pixels, grid, TILE: tl.constexpr):
 
 
 @device_function
-def over_rows(value):
+def sum_rows(value):
     """The sums of columns. NumPy adds one row after the other, and would lose what a GPU, which adds in pairs, does not."""
     if _INTERPRETED:
         total = tl.sum(value.to(tl.float64), axis=0).to(value.dtype)

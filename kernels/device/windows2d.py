@@ -13,8 +13,8 @@ import triton.language as tl
 
 from ..runtime.layout import Ints
 from .function import device_function
-from .indexing import bin_end, bin_start, cdiv, inside, most_in_bin
-from .precision import divided
+from .indexing import bin_end, bin_start, cdiv, inside, max_in_bin
+from .precision import divide
 
 
 class Windows(NamedTuple):
@@ -36,7 +36,7 @@ def windows_of(
     """The windows over an image of that size; without a kernel, bins."""
     if not kernel:
         axes: list[tuple[int, ...]] = list(zip(size, out_size, strict=True))
-        taps, most = [most_in_bin(n, m) for n, m in axes], [most_in_bin(m, n) for n, m in axes]
+        taps, most = [max_in_bin(n, m) for n, m in axes], [max_in_bin(m, n) for n, m in axes]
         return Windows(axes, taps, most, _bin_pixel, _bin_count, _bin_holder, _bin_share)
     counted = padding if count_include_pad else (0, 0)  # pixels of padding at each edge
     divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)  # along each axis; 0: the pixels
@@ -107,4 +107,4 @@ def _bin_share(i, pixel, axis, DTYPE: tl.constexpr):
 
 @device_function
 def _inverse(count, DTYPE: tl.constexpr):
-    return divided(tl.full(count.shape, 1, DTYPE), count.to(DTYPE))
+    return divide(tl.full(count.shape, 1, DTYPE), count.to(DTYPE))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .replay import directly, replayed
+from .replay import cached, without_dispatcher
 
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 
@@ -27,19 +27,19 @@ def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Lau
     def register(launcher: Launcher) -> Launcher:
         name = launcher.__name__
         library.define(name + torch.library.infer_schema(launcher, mutates_args=mutates), tags=(torch.Tag.pt2_compliant_tag,))
-        called = replayed(launcher)
-        called = _noticed(called, mutates) if mutates else called
+        called = cached(launcher)
+        called = _with_version_bump(called, mutates) if mutates else called
         for key in ("CPU", "CUDA"):
             library.impl(name, called, key)
         torch.library.register_fake(f"trinn::{name}", fake, lib=library)
         setattr(launchers, name, launcher)
-        setattr(ops, name, directly(called, getattr(torch.ops.trinn, name)))
+        setattr(ops, name, without_dispatcher(called, getattr(torch.ops.trinn, name)))
         return launcher
 
     return register
 
 
-def _noticed(launcher: Launcher, mutates: tuple[str, ...]) -> Callable[..., Any]:
+def _with_version_bump(launcher: Launcher, mutates: tuple[str, ...]) -> Callable[..., Any]:
     """The launcher, and then autograd is told which tensors were written over."""
     parameters = list(inspect.signature(launcher).parameters)
     places = [parameters.index(name) for name in mutates]

@@ -33,11 +33,11 @@ from .observe import Launch, recorded
 from .settings import settings
 
 # Notes stand on how these versions of Triton start a kernel on NVIDIA's GPUs.
-REPLAYS = (
+SUPPORTED = (
     not INTERPRETED and torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in ((3, 6), (3, 7))
 )
-MOST = 4096  # keys; a program whose shapes never repeat starts over
-MOST_MAPS = 128  # of a descriptor; where more layers are of one shape, maps are encoded anew
+MAX_ENTRIES = 4096  # keys; a program whose shapes never repeat starts over
+MAX_TENSOR_MAPS = 128  # of a descriptor; where more layers are of one shape, maps are encoded anew
 
 _runtime = triton.knobs.runtime
 _current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)  # what Triton asks too
@@ -50,7 +50,7 @@ _aten = torch.ops.aten
 _MAKE = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default}
 
 
-class Made(NamedTuple):
+class Allocation(NamedTuple):
     """A tensor that a launcher makes."""
 
     size: tuple[int, ...]
@@ -62,7 +62,7 @@ Expand = Callable[[Any], list[Any]]  # a descriptor to its map, its sizes and it
 Encode = Callable[[int], Any]  # an address to the map of a descriptor of what is there
 
 
-class Start(NamedTuple):
+class CachedLaunch(NamedTuple):
     """A kernel that a launcher starts."""
 
     run: Callable[..., None]
@@ -74,52 +74,52 @@ class Start(NamedTuple):
     maps: tuple[tuple[int, int, int, Encode], ...]  # (the same, and what is made of that address)
 
 
-class Notes(NamedTuple):
+class CachedCall(NamedTuple):
     """What a launcher does. Tensors are numbered: those it is given, then those it makes."""
 
     device: torch.device
-    made: tuple[Made, ...]
-    starts: tuple[Start, ...]
+    made: tuple[Allocation, ...]
+    starts: tuple[CachedLaunch, ...]
     results: tuple[int, ...] | int | None
 
 
-SEEN, NEVER = "seen once", "does what notes cannot tell"
-Known = dict[Any, Notes | str]
-_all_known: list[Known] = []
+SEEN_ONCE, UNCACHEABLE = "seen once", "does what notes cannot tell"
+Cache = dict[Any, CachedCall | str]
+_caches: list[Cache] = []
 
 
-def forget() -> None:
+def clear() -> None:
     """Forget all notes: for who changes what a launcher does, as tests do."""
-    for known in _all_known:
+    for known in _caches:
         known.clear()
 
 
-def replayed(launcher: Callable[..., Any]) -> Callable[..., Any]:
+def cached(launcher: Callable[..., Any]) -> Callable[..., Any]:
     """The launcher, replayed from the third call with a key."""
-    if not REPLAYS:
+    if not SUPPORTED:
         return launcher
-    known: Known = {}
-    _all_known.append(known)
+    known: Cache = {}
+    _caches.append(known)
 
     @functools.wraps(launcher)
     def call(*args: Any) -> Any:
         if settings.intercept is not None or _is_hooked():
             return launcher(*args)
         tensors, key = _key(args)
-        notes = known.get(key)
-        if isinstance(notes, Notes):
-            if notes.device.index == hardware.current_device():
-                return _replay(notes, tensors)
-            with torch.cuda.device(notes.device):
-                return _replay(notes, tensors)
-        if notes == NEVER:
+        entry = known.get(key)
+        if isinstance(entry, CachedCall):
+            if entry.device.index == hardware.current_device():
+                return _replay(entry, tensors)
+            with torch.cuda.device(entry.device):
+                return _replay(entry, tensors)
+        if entry == UNCACHEABLE:
             return launcher(*args)
-        if notes == SEEN:
-            result, known[key] = written(launcher, args, tensors)
+        if entry == SEEN_ONCE:
+            result, known[key] = record_call(launcher, args, tensors)
             return result
-        if len(known) >= MOST:
+        if len(known) >= MAX_ENTRIES:
             known.clear()
-        known[key] = SEEN
+        known[key] = SEEN_ONCE
         return launcher(*args)
 
     return call
@@ -131,12 +131,12 @@ def _is_hooked() -> bool:
     return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
 
 
-def directly(launcher: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
+def without_dispatcher(launcher: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
     """The operator; a call that torch's dispatcher would only hand on to the launcher does not go through it.
 
     A TorchFunctionMode, which sees calls before the dispatcher does, sees those of the functions in torch.nn alone.
     """
-    if not REPLAYS:
+    if not SUPPORTED:
         return operator
 
     @functools.wraps(launcher)
@@ -185,7 +185,7 @@ def _key(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
     return tensors, tuple(key)
 
 
-class _Makes(TorchDispatchMode):
+class _AllocationMode(TorchDispatchMode):
     """The tensors made within, and whether torch did anything else than make tensors and look at them in another way."""
 
     def __init__(self) -> None:
@@ -205,21 +205,23 @@ class _Makes(TorchDispatchMode):
         return result
 
 
-def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Tensor]) -> tuple[Any, Notes | str]:
+def record_call(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Tensor]) -> tuple[Any, CachedCall | str]:
     """What a launcher returns, and notes of what it did; SEEN where another call with the same key may be told better."""
     if not all(map(on_gpu, given)):  # a launcher refuses them, or finds nothing to do
-        return launcher(*args), NEVER
+        return launcher(*args), UNCACHEABLE
     if len(set(map(id, given))) < len(given):  # on which of the two was a kernel started?
-        return launcher(*args), SEEN
-    with _Makes() as makes, recorded() as launches:
+        return launcher(*args), SEEN_ONCE
+    with _AllocationMode() as makes, recorded() as launches:
         result = launcher(*args)
     results = result if isinstance(result, tuple) else () if result is None else (result,)
     tensors = [*given, *makes.tensors]
     storages = [_memory(t) for t in tensors]
     numbers = {storage: number for number, storage in enumerate(storages)}
     numbered = [numbers.get(_memory(t), -1) for t in results]
-    if not makes.only or any(n < len(given) or _form(t) != _form(tensors[n]) for n, t in zip(numbered, results, strict=True)):
-        return result, NEVER
+    if not makes.only or any(
+        n < len(given) or _allocation(t) != _allocation(tensors[n]) for n, t in zip(numbered, results, strict=True)
+    ):
+        return result, UNCACHEABLE
 
     def place(tensor: Tensor) -> tuple[int, int] | None:
         """Which tensor it is or views, and how many bytes from its first element; None for a view of one of several."""
@@ -231,15 +233,15 @@ def written(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Ten
 
     starts = []
     for one in launches:
-        noted = _noted(one, place)
+        noted = _cached_launch(one, place)
         if noted is None:
-            return result, SEEN
+            return result, SEEN_ONCE
         starts.append(noted)
     returned = tuple(numbered) if isinstance(result, tuple) else numbered[0] if numbered else None
-    return result, Notes(given[0].device, tuple(map(_form, makes.tensors)), tuple(starts), returned)
+    return result, CachedCall(given[0].device, tuple(map(_allocation, makes.tensors)), tuple(starts), returned)
 
 
-def _noted(one: Launch, place: Callable[[Tensor], tuple[int, int] | None]) -> Start | None:
+def _cached_launch(one: Launch, place: Callable[[Tensor], tuple[int, int] | None]) -> CachedLaunch | None:
     """How the kernel is started again; None where a tensor has no one place."""
     kernel, compiled, programs, positional, constants = one
     values = [*positional, *(constants[name] for name in kernel.arg_names[len(positional) :])]
@@ -265,7 +267,7 @@ def _noted(one: Launch, place: Callable[[Tensor], tuple[int, int] | None]) -> St
             expand = next(expansions)
             maps.append((len(args), *found, _encoder(value, expand)))
             args += 0, *expand(value)[1:]
-    return Start(run, programs, compiled.function, compiled.packed_metadata, tuple(args), tuple(pointers), tuple(maps))
+    return CachedLaunch(run, programs, compiled.function, compiled.packed_metadata, tuple(args), tuple(pointers), tuple(maps))
 
 
 def _unwrapped(run: Any) -> tuple[Any, Iterator[Expand]]:
@@ -289,7 +291,7 @@ class _At(NamedTuple):
 def _encoder(descriptor: TensorDescriptor, expand: Expand) -> Encode:
     form = {name: value for name, value in vars(descriptor).items() if name != "base"}
 
-    @functools.lru_cache(MOST_MAPS)
+    @functools.lru_cache(MAX_TENSOR_MAPS)
     def encode(address: int) -> Any:
         return expand(SimpleNamespace(base=_At(address), **form))[0]
 
@@ -300,12 +302,12 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _form(tensor: Tensor) -> Made:
-    return Made(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+def _allocation(tensor: Tensor) -> Allocation:
+    return Allocation(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
-def _replay(notes: Notes, tensors: list[Tensor]) -> Any:
-    device, made, starts, results = notes
+def _replay(entry: CachedCall, tensors: list[Tensor]) -> Any:
+    device, made, starts, results = entry
     for size, stride, dtype in made:
         tensors.append(torch.empty_strided(size, stride, dtype=dtype, device=device))
     start(starts, [t.data_ptr() for t in tensors], _current_stream(device.index))
@@ -314,7 +316,7 @@ def _replay(notes: Notes, tensors: list[Tensor]) -> Any:
     return tuple([tensors[i] for i in results]) if results is not None else None
 
 
-def start(starts: Iterable[Start], addresses: list[int], stream: int) -> None:
+def start(starts: Iterable[CachedLaunch], addresses: list[int], stream: int) -> None:
     """Start kernels on tensors at these addresses."""
     for run, programs, function, metadata, args, pointers, maps in starts:
         placed = list(args)

@@ -22,7 +22,7 @@ TILES = Path(__file__).with_name("tiles")
 _LARGEST_TENSOR = 2**19  # elements, for an interpreted tile; Triton allows twice that
 
 
-class Tile(NamedTuple):
+class GemmTile(NamedTuple):
     """The part of a matrix product (m, k) @ (k, n) that one program computes, a block of k at a time."""
 
     m: int
@@ -39,7 +39,7 @@ class ElementTile(NamedTuple):
     lanes: int
 
 
-class Product(NamedTuple):
+class Gemm(NamedTuple):
     """(m, k) @ (k, n), for which a tile is chosen, and the kernel that computes it."""
 
     kernel: str  # "linear", "conv2d" for its fprop and dgrad, or "wgrad"; of conv2d_tma.py "tma conv2d" and "tma wgrad"
@@ -51,31 +51,31 @@ class Product(NamedTuple):
     scattered: bool = False  # neighbours in the product are not neighbours in memory, or offsets are int64
 
     @property
-    def like(self) -> str:
+    def key(self) -> str:
         """What products have in common that share a tile: sizes to a power of two, and all else."""
         sizes = (str(triton.next_power_of_2(size)) for size in (self.m, self.n, self.k))
         scattered = ["scattered"] if self.scattered else []
         return " ".join([self.kernel, str(self.dtype).removeprefix("torch."), self.precision, *scattered, *sizes])
 
 
-def gemm_tile(product: Product, device: torch.device) -> Tile:
+def gemm_tile(product: Gemm, device: torch.device) -> GemmTile:
     """The tile for a product: the one that was the fastest on this GPU where that is on record, else a good guess."""
     if settings.tile_of is not None:
         return settings.tile_of(product, architecture(device))
-    return measured_tiles(gpu_name(device)).get(product.like) or guessed_tile(product, architecture(device))
+    return measured_tiles(gpu_name(device)).get(product.key) or guessed_tile(product, architecture(device))
 
 
 @functools.cache
-def measured_tiles(name: str) -> dict[str, Tile]:
-    """By Product.like, the tiles that `python -m bench.tune` found on a GPU of that name with this Triton."""
+def measured_tiles(name: str) -> dict[str, GemmTile]:
+    """By Product.key, the tiles that `python -m bench.tune` found on a GPU of that name with this Triton."""
     path = TILES / f"{name.lower().replace(' ', '_')}.json"
     if not name or not path.exists():
         return {}
     found = json.loads(path.read_text())
-    return {like: Tile(*tile) for like, tile in found["tiles"].items()} if found["triton"] == triton.__version__ else {}
+    return {like: GemmTile(*tile) for like, tile in found["tiles"].items()} if found["triton"] == triton.__version__ else {}
 
 
-def guessed_tile(product: Product, architecture: str) -> Tile:
+def guessed_tile(product: Gemm, architecture: str) -> GemmTile:
     """The tile by rules alone.
 
     Smaller where a launcher cannot cut k to fill the GPU, and for a `scattered` product: there a thread holds an address for
@@ -95,7 +95,7 @@ def guessed_tile(product: Product, architecture: str) -> Tile:
         block_m //= 2
     # What a program has in registers: the accumulator, and both operands on their way in.
     held = (block_m * block_n + (block_m + block_n) * block_k) * (2 if scattered else 1)
-    return Tile(
+    return GemmTile(
         block_m,
         block_n,
         block_k,
@@ -104,7 +104,7 @@ def guessed_tile(product: Product, architecture: str) -> Tile:
     )
 
 
-def _guessed_tma_tile(product: Product, architecture: str) -> Tile:
+def _guessed_tma_tile(product: Gemm, architecture: str) -> GemmTile:
     """For wgmma, which has 64 rows for each four warps: the tile that a model says is the fastest.
 
     A multiprocessor takes turns at its tiles, and each turn as long as its products or the copies from L2 to shared memory do,
@@ -114,7 +114,7 @@ def _guessed_tma_tile(product: Product, architecture: str) -> Tile:
     """
     kernel, m, n, k, dtype, precision, _ = product
     if architecture == "interpreter":
-        return Tile(_clamp(m, 16, 64), _clamp(n, 16, 64), 16, warps=1, stages=1)
+        return GemmTile(_clamp(m, 16, 64), _clamp(n, 16, 64), 16, warps=1, stages=1)
     in_planes = precision == "bf16x6"  # of bfloat16, whose sums are kept twice
     itemsize = 2 if in_planes else dtype.itemsize
     block_k = 128 // itemsize  # lines of 128 bytes
@@ -131,7 +131,7 @@ def _guessed_tma_tile(product: Product, architecture: str) -> Tile:
     warps = 8 if block_m * block_n > (128 * 64 if in_planes else 128 * 128 - 1) else 4
     half = 110 << 10  # of a multiprocessor's shared memory
     shared = half if block_m * block_n <= 128 * 128 and 3 * stage <= half else 2 * half
-    return Tile(block_m, block_n, block_k, warps, stages=max(2, min(3 if short else 4, shared // stage)))
+    return GemmTile(block_m, block_n, block_k, warps, stages=max(2, min(3 if short else 4, shared // stage)))
 
 
 def _turns(m: int, n: int, tile: tuple[int, int], itemsize: int) -> float:
@@ -141,7 +141,7 @@ def _turns(m: int, n: int, tile: tuple[int, int], itemsize: int) -> float:
     return triton.cdiv(triton.cdiv(m, rows) * triton.cdiv(n, columns), 132) * max(products, copies)
 
 
-def splits(tiles: int, depth: int, block: int) -> int:
+def count_splits(tiles: int, depth: int, block: int) -> int:
     """Into how many parts to cut a reduction over `depth` elements so that `tiles` output tiles fill the GPU."""
     return max(1, min(triton.cdiv(settings.wanted_programs, tiles), depth // (4 * block)))
 
@@ -151,13 +151,13 @@ def elementwise_block(elements: int) -> int:
     return _clamp(elements, 16, min(16 * settings.interpreted_block, 2**16) if INTERPRETED else 1024)
 
 
-def _interpreted_tile(m: int, n: int, k: int) -> Tile:
+def _interpreted_tile(m: int, n: int, k: int) -> GemmTile:
     block_n = _clamp(n, 16, min(settings.interpreted_block, 512))
     # Most of the time goes into the addresses of the (m, k) block: a short k wastes the fewest on rounding up.
     block_k = _clamp(k, 16, settings.interpreted_block if m <= block_n else min(settings.interpreted_block, 32))
     block_m = _clamp(m, 16, min(settings.interpreted_block, _LARGEST_TENSOR // max(block_n, block_k)))
     block_k = min(block_k, _LARGEST_TENSOR // block_n)
-    return Tile(block_m, block_n, block_k, warps=1, stages=1)
+    return GemmTile(block_m, block_n, block_k, warps=1, stages=1)
 
 
 def _clamp(size: int, least: int, most: int) -> int:

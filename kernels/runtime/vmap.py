@@ -14,7 +14,7 @@ from torch import Tensor
 Dims = tuple[int | None, ...]
 
 
-class Fold(NamedTuple):
+class BatchFold(NamedTuple):
     """The axis of each tensor that takes the mapped axis in, of the arguments and of the results; None where it cannot."""
 
     arguments: Dims
@@ -31,23 +31,23 @@ FIRST_AXIS = (
 # Any shape will do, so the mapped axis is one more.
 ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")
 # Of all others. Tried from left to right; arguments are counted without those that are no tensors.
-FOLDS: dict[str, tuple[Fold, ...]] = {
-    "batchnorm2d_backward": (Fold((1, 1, 0, 0, 0, 1, None), (1,)),),
-    "batchnorm2d_forward": (Fold((1, 0, 0, 0, 0, 1), (1,)),),
-    "batchnorm2d_merge": (Fold((1, 1, None), (0, 0)),),
-    "batchnorm2d_relu_sums": (Fold((1, 1, 1, 0, 0), (1, 1)),),
-    "batchnorm2d_statistics": (Fold((1,), (0, 0)),),
-    "batchnorm2d_sums": (Fold((1, 1, 0, 0), (1,)),),
+FOLDS: dict[str, tuple[BatchFold, ...]] = {
+    "batchnorm2d_backward": (BatchFold((1, 1, 0, 0, 0, 1, None), (1,)),),
+    "batchnorm2d_forward": (BatchFold((1, 0, 0, 0, 0, 1), (1,)),),
+    "batchnorm2d_merge": (BatchFold((1, 1, None), (0, 0)),),
+    "batchnorm2d_relu_sums": (BatchFold((1, 1, 1, 0, 0), (1, 1)),),
+    "batchnorm2d_statistics": (BatchFold((1,), (0, 0)),),
+    "batchnorm2d_sums": (BatchFold((1, 1, 0, 0), (1,)),),
     "batchnorm2d_update": (),
-    "channel_sum": (Fold((1,), (0,)),),
-    "conv2d_affine": (Fold((0, None, None, None), (0,)), Fold((1, 0, 0, 0), (1,))),
-    "conv2d_dgrad": (Fold((0, None, None), (0,)), Fold((1, 0, 0), (1,))),
-    "conv2d_fprop": (Fold((0, None, None), (0,)), Fold((1, 0, 0), (1,))),
-    "conv2d_relu_max_pool2d": (Fold((0, None, None), (0, 0)), Fold((1, 0, 0), (1, 1))),
-    "conv2d_statistics": (Fold((1, 0, 0), (1, 0, 0)),),
-    "conv2d_wgrad": (Fold((1, 1), (0,)),),
-    "linear_dgrad": (Fold((0, None), (0,)),),
-    "linear_fprop": (Fold((0, None, None), (0,)),),
+    "channel_sum": (BatchFold((1,), (0,)),),
+    "conv2d_affine": (BatchFold((0, None, None, None), (0,)), BatchFold((1, 0, 0, 0), (1,))),
+    "conv2d_dgrad": (BatchFold((0, None, None), (0,)), BatchFold((1, 0, 0), (1,))),
+    "conv2d_fprop": (BatchFold((0, None, None), (0,)), BatchFold((1, 0, 0), (1,))),
+    "conv2d_relu_max_pool2d": (BatchFold((0, None, None), (0, 0)), BatchFold((1, 0, 0), (1, 1))),
+    "conv2d_statistics": (BatchFold((1, 0, 0), (1, 0, 0)),),
+    "conv2d_wgrad": (BatchFold((1, 1), (0,)),),
+    "linear_dgrad": (BatchFold((0, None), (0,)),),
+    "linear_fprop": (BatchFold((0, None, None), (0,)),),
     "linear_wgrad": (),
 }
 
@@ -63,7 +63,7 @@ def _rule(name: str) -> Callable[..., Any]:
     parameters = op._schema.arguments
     tensors = [place for place, p in enumerate(parameters) if "Tensor" in str(p.type)]
     written = [place for place in tensors if parameters[place].is_write]
-    folds = FOLDS[name] if name in FOLDS else (Fold((0,) * len(tensors), (0,) * len(op._schema.returns)),)
+    folds = FOLDS[name] if name in FOLDS else (BatchFold((0,) * len(tensors), (0,) * len(op._schema.returns)),)
     groups = next((place for place, p in enumerate(parameters) if p.name == "groups"), None)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any, **options: Any) -> tuple[Any, Any]:
