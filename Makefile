@@ -58,7 +58,7 @@ test: $(BUILT)
 
 test-long: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'long or torchs_material'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --boxes $(CONVOLUTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --tma $(CONVOLUTIONS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --tf32 $(CONVOLUTIONS)
 
 mutants: $(BUILT)

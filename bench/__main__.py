@@ -9,7 +9,7 @@
     python -m bench plot RESULT.json      its plots, beside it or in --out
 
 What is timed was first compared with float64 on the same numbers; what is WRONG is not timed. The rival is torch in the better
-of its two memory formats, with cuDNN's benchmark on and the same flags for float32; torch.compile too for joined layers and
+of its two memory formats, with cuDNN's benchmark on and the same flags for float32; torch.compile too for fused layers and
 networks. Our networks are torch's after `trinn.convert(network, fuse=...)`, or by torch.compile with trinn's backend. The JSON
 goes to bench/results/, as it comes, and plots beside it where there is matplotlib; `--resume` goes on with one.
 """

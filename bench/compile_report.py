@@ -32,7 +32,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bench.executed import executed
 from bench.machine_code import SHARED_MEMORY, Code, Driver, Program, Row, count, held, read_amdgcn, read_cubin, read_sass, waits
-from bench.shapes import ARITHMETIC, HELD, Case, Passes, boxes_of, cases, convolutions, wgrad
+from bench.shapes import ARITHMETIC, HELD, Case, Passes, cases, convolutions, tma_shapes, wgrad
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
@@ -60,15 +60,15 @@ class Job(NamedTuple):
     def elements(self) -> float:
         """The elements of its largest tensor, for each thread; of a convolution in boxes, those of its tile."""
         warps = self.constants["num_warps"]
-        if not self.by_copies:
+        if not self.uses_tma:
             return max(arg.numel() for arg in self.args if isinstance(arg, Tensor)) / (32 * warps * self.programs)
         blocks = [v for n, v in self.constants.items() if n.startswith("BLOCK") and n != "BLOCK_K"]
         return self.constants.get("TAPS", 1) * math.prod([*blocks, *self.constants.get("BOX", ())]) / (32 * warps)
 
     @property
-    def by_copies(self) -> bool:
+    def uses_tma(self) -> bool:
         """Whether the copy engine brings what it multiplies."""
-        return bool(box_traits(self.args, self.constants))
+        return bool(tma_traits(self.args, self.constants))
 
     @property
     def words(self) -> tuple[str, str, str]:
@@ -77,7 +77,7 @@ class Job(NamedTuple):
         blocks += [size for size in self.constants.get("TILE", ()) if type(size) is int]
         warps, stages = self.constants["num_warps"], self.constants["num_stages"]
         box = f" box {'x'.join(map(str, self.constants['BOX']))}" if "BOX" in self.constants else ""
-        taps = f" taps {self.constants['TAPS']}" if self.by_copies and "TAPS" in self.constants else ""
+        taps = f" taps {self.constants['TAPS']}" if self.uses_tma and "TAPS" in self.constants else ""
         return self.kernel.__name__, self.case, f"{'x'.join(map(str, blocks))} w{warps} s{stages}{box}{taps}"
 
 
@@ -99,7 +99,7 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
         remember = remembering(jobs, architecture, label, ARITHMETIC[arithmetic][0], is_held)
 
         def observe(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
-            traits = {f"{arithmetic} {trait}" for trait in box_traits(args, constants)}
+            traits = {f"{arithmetic} {trait}" for trait in tma_traits(args, constants)}
             if all_of_it or traits - seen:
                 remember(kernel, programs, args, constants)
             seen.update(traits)
@@ -115,7 +115,7 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
     return list(jobs.values())
 
 
-def box_traits(args: Sequence[Any], constants: dict[str, Any]) -> list[str]:
+def tma_traits(args: Sequence[Any], constants: dict[str, Any]) -> list[str]:
     """What may decide how a convolution in boxes compiles: its tile, and how that is fed; of other launches, nothing."""
     if not any(isinstance(arg, TensorDescriptor) for arg in args):
         return []
@@ -166,7 +166,7 @@ def measured_cases() -> list[tuple[Case, tuning.GemmTile]]:
         for kind, tile in sorted({(like.rsplit(" ", 3)[0], tile) for like, tile in tuning.measured_tiles(gpu).items()}):
             if kind.startswith("tma "):
                 _, kernel, arithmetic = kind.split(" ", 2)
-                of_kind = boxes_of(kernel, tile.m, tile.n).items()
+                of_kind = tma_shapes(kernel, tile.m, tile.n).items()
                 found += [((f"{gpu}, {name}", arithmetics[arithmetic], True, passes), tile) for name, passes in of_kind]
     return found
 
@@ -199,17 +199,17 @@ def code_of(job: Job) -> Code | str:
         return f"does not compile: {error}"
     read = read_amdgcn(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else read_cubin(binary.asm["cubin"], binary.asm["ptx"])
     read = read._replace(shared=binary.metadata.shared)
-    if job.held or job.by_copies:
+    if job.held or job.uses_tma:
         instructions = read_sass(binary.asm["cubin"])
         program = count(instructions)
-        if not job.by_copies:
+        if not job.uses_tma:
             try:
                 done = executed(binary, job.programs, job.args, instructions)
             except ValueError as error:
                 return f"what it executes is not known: {error}"
             program = program._replace(instructions=done.instructions)
         read = read._replace(program=program)
-    if job.by_copies:
+    if job.uses_tma:
         read = read._replace(waits=waits(binary.asm["ttgir"], job.constants["num_stages"], instructions))
     return read
 
@@ -219,7 +219,7 @@ def fault_of(job: Job, code: Code | str) -> str | None:
     if isinstance(code, str):
         return code
     most_registers = min(255, 65536 // (32 * job.constants["num_warps"]))
-    if code.spilled > PUT_ASIDE or (code.spilled and (job.by_copies or code.registers >= most_registers)):
+    if code.spilled > PUT_ASIDE or (code.spilled and (job.uses_tma or code.registers >= most_registers)):
         return f"spills {code.spilled} bytes a thread"
     if code.shared > SHARED_MEMORY[job.architecture]:
         return f"needs {code.shared} bytes of shared memory, of {SHARED_MEMORY[job.architecture]}"
@@ -265,7 +265,7 @@ def unreached(jobs: Sequence[Job]) -> Iterator[str]:
         for block in {tuning.elementwise_block(size) for size in SIZES} - {job.constants.get("BLOCK") for job in ours}:
             yield f"an elementwise block of {block} on {architecture} is launched by no case"
     if "sm_90" in architectures:
-        ours = [job for job in jobs if job.architecture == "sm_90" and job.by_copies]
+        ours = [job for job in jobs if job.architecture == "sm_90" and job.uses_tma]
         for arithmetic in ("fp16", "tf32", "fp32"):
             yield from (f"{tile} of {arithmetic} in boxes is launched by no case" for tile in boxes_unreached(ours, arithmetic))
 
@@ -282,7 +282,7 @@ def boxes_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
         wanted |= {_box_tile(sizes | {"ADJOINT": adjoint}) for adjoint in (False, True)}
 
     def observe(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
-        if "BLOCK_N" in constants and box_traits(args, constants):
+        if "BLOCK_N" in constants and tma_traits(args, constants):
             wanted.add(_box_tile(constants))
 
     sums = (24, 8) if arithmetic == "fp16" else (24,)

@@ -71,7 +71,7 @@ def geomean(values: Sequence[float]) -> str:
     return f"{report.geomean(values):.2f}"
 
 
-def in_boxes(rows: Sequence[Row], layout: str = "channels_last") -> list[Row]:
+def tma_rows(rows: Sequence[Row], layout: str = "channels_last") -> list[Row]:
     return [row for row in rows if row["layout"] == layout and row["seconds"] is not None]
 
 
@@ -220,10 +220,10 @@ def values(results: Path) -> dict[str, str]:
     tried, predicted, emulated = stored("tried"), stored("predicted"), stored("emulated")
     rates, channels, reported = predicted["rates"], predicted["channels"], predicted["reported"]
     m, n = reported["tile"]
-    rows, timed, errors = in_boxes(predicted["rows"]), measured(results), emulated["rows"]
+    rows, timed, errors = tma_rows(predicted["rows"]), measured(results), emulated["rows"]
     first, (small, dilated) = tried["rows"][0], predicted["drawn"]
     bf16 = [row for row in rows if row["arithmetic"] == "bf16"]
-    contiguous = {(r["name"], r["pass"], r["arithmetic"]): r["seconds"] for r in in_boxes(predicted["rows"], "contiguous")}
+    contiguous = {(r["name"], r["pass"], r["arithmetic"]): r["seconds"] for r in tma_rows(predicted["rows"], "contiguous")}
     pairs = [(contiguous.get((row["name"], row["pass"], "bf16")), row["seconds"]) for row in bf16]
     pointers = {arithmetic: by_pointers(predicted["rows"], arithmetic) for arithmetic in NAMES}
     left = dilated["shares"][str(dilated["box"][0])]
@@ -287,7 +287,7 @@ def drawn_from(results: Path = RESULTS) -> dict[str, Sequence[Any]]:
         "loop": [first, stages(first)],
         "box": [small],
         "taps": [dilated],
-        "predictions": [of_one_batch(in_boxes(predicted["rows"])), measured(results), list(NAMES)],
+        "predictions": [of_one_batch(tma_rows(predicted["rows"])), measured(results), list(NAMES)],
         "errors": [stored("emulated")["rows"]],
     }
 

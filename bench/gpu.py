@@ -41,7 +41,7 @@ CALLS = ("tests/test_every.py",)
 TESTS = tuple(
     f"tests/test_{name}.py"
     for name in (
-        "cuda", "bounds", "conv2d_tma", "first2d", "linear", "conv2d", "batchnorm2d", "pool2d", "fused", "relayout",
+        "cuda", "bounds", "conv2d_tma", "few_channels", "linear", "conv2d", "batchnorm2d", "pool2d", "fused", "relayout",
         "conv_transpose2d", "upsample2d", "relu", "adaptive_pool2d", "max_unpool2d", "pad2d", "lenet", "determinism", "threads",
         "function", "alexnet", "convert", "fuse", "hard_inputs",
     )

@@ -2,7 +2,7 @@
 with `--count` in calls of functions, Python's and C's, of which there are as many on every run and every machine.
 
 Kernels are compiled for an H100 or H200 and started by a driver that does nothing. Printed are: an operator by its launcher
-and Triton, and from notes (kernels/runtime/replay.py), each with what it takes to start the kernels alone; a functional without
+and Triton, and from the launch cache, each with what it takes to start the kernels alone; a functional without
 gradients, over its operator; and forward and backward of a convolution of one pixel, whose operators do nothing.
 """
 
@@ -21,7 +21,7 @@ from bench import still_gpu  # before trinn
 
 import trinn.layers as tnn  # isort: skip
 from trinn.kernels import launchers
-from trinn.kernels.runtime import replay
+from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.observe import recorded
 
 Cost = Callable[[Callable[[], Any]], float]
@@ -87,13 +87,13 @@ FUNCTIONALS: dict[str, Callable[[], Any]] = {
 def operator(name: str, cost: Cost) -> Operator:
     args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]  # as the dispatcher hands them on
     launcher = getattr(launchers, name)
-    noted = replay.cached(launcher)
+    noted = launch_cache.cached(launcher)
     for _ in range(2):
         noted(*args)
     with recorded() as launches:
         launcher(*args)
-    _, notes = replay.record_call(launcher, tuple(args), [arg for arg in args if isinstance(arg, Tensor)])
-    assert isinstance(notes, replay.CachedCall)
+    _, notes = launch_cache.record_call(launcher, tuple(args), [arg for arg in args if isinstance(arg, Tensor)])
+    assert isinstance(notes, launch_cache.CachedCall)
     addresses = [0] * 9
 
     def triton() -> None:
@@ -104,7 +104,7 @@ def operator(name: str, cost: Cost) -> Operator:
         cost(lambda: launcher(*args)),
         cost(triton) / len(launches),
         cost(lambda: noted(*args)),
-        cost(lambda: replay.start(notes.starts, addresses, 0)) / len(launches),
+        cost(lambda: launch_cache.start(notes.starts, addresses, 0)) / len(launches),
     )
 
 
@@ -114,7 +114,7 @@ def functionals(cost: Cost) -> dict[str, tuple[float, float]]:
     with torch.no_grad():
         for name, call in FUNCTIONALS.items():
             args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]
-            noted = replay.cached(getattr(launchers, name))
+            noted = launch_cache.cached(getattr(launchers, name))
             for _ in range(3):
                 noted(*args)
                 call()

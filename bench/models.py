@@ -90,7 +90,7 @@ PASSES = ("training", "inference")
 
 
 class Run:
-    """One side of a network with a batch: torch's, or ours, which is converted and joined; compiled, both are torch's own."""
+    """One side of a network with a batch: torch's, or ours, which is converted and fused; compiled, both are torch's own."""
 
     def __init__(self, model: Model, side: str, dtype: torch.dtype, layout: str, device: str, exact: bool = False) -> None:
         torch.manual_seed(0)

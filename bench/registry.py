@@ -47,7 +47,7 @@ class Work(NamedTuple):
 class Case:
     """One measured shape.
 
-    `make` takes a namespace with torch.nn's classes and the joined layers' (SIDES); `small` is the same case shrunk to what
+    `make` takes a namespace with torch.nn's classes and the fused layers' (SIDES); `small` is the same case shrunk to what
     the interpreter runs in no time.
     """
 
@@ -64,14 +64,14 @@ class Case:
 
 
 class _BNAddReLU2d(nn.Sequential):
-    """What trinn.layers.BNAddReLU2d joins, one by one."""
+    """What trinn.layers.BNAddReLU2d fuses, one by one."""
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
         return self[1](self[0](input) + residual)
 
 
 class Unfused:
-    """torch.nn, with the joined layers' names for the same layers one by one."""
+    """torch.nn, with the fused layers' names for the same layers one by one."""
 
     BNAddReLU2d = _BNAddReLU2d
     ConvReLU2d = ConvReLUMaxPool2d = ConvBNReLU2d = BNReLU2d = LinearReLU = nn.Sequential

@@ -336,7 +336,7 @@ def _convolutions() -> Iterator[tuple[str, Passes]]:
         )
 
 
-def boxes_of(kernel: str, m: int, n: int) -> dict[str, Passes]:
+def tma_shapes(kernel: str, m: int, n: int) -> dict[str, Passes]:
     """What has boxes, or wgrad's accumulators, of a tile of m by n, where that is the only one there is."""
     if kernel == "conv2d":
         return {f"boxes by {m} x {n}": gather((11, 128, 56, 56), (128, 128, 3, 3), padding=1)}

@@ -11,7 +11,7 @@ import triton
 from triton.backends.nvidia import driver
 
 from bench.machine_code import Driver
-from trinn.kernels.runtime import hardware, interpreter, replay
+from trinn.kernels.runtime import hardware, interpreter, launch_cache
 
 Seen = Callable[[int, Any, tuple[Any, ...]], None]  # programs, function, arguments
 
@@ -50,7 +50,7 @@ def stand_in(architecture: str = "sm_90") -> None:
     driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StillDriver.utils  # a `launch` for each signature
     hardware.GPU, hardware.current_device = "cpu", lambda: None  # type: ignore[assignment,return-value]
     interpreter.NOWHERE = ""
-    replay._current_stream, replay.on_gpu = lambda device: 0, torch._C.TensorBase.is_cpu.__get__  # type: ignore[attr-defined]
+    launch_cache._current_stream, launch_cache.on_gpu = lambda device: 0, torch._C.TensorBase.is_cpu.__get__  # type: ignore[attr-defined]
     properties: Any = SimpleNamespace(major=int(architecture[3:-1]), minor=int(architecture[-1]))
     torch.cuda.get_device_properties = lambda _=None: properties  # type: ignore[assignment]
     torch.cuda.get_device_name = lambda _=None: "a still GPU"  # type: ignore[assignment]

@@ -19,7 +19,7 @@ import triton  # isort: skip
 from triton.backends.nvidia import driver
 from triton.runtime import build
 
-from trinn.kernels.runtime import replay
+from trinn.kernels.runtime import launch_cache
 
 LIBRARY = "libcuda.so.1"
 STREAM = 0x5714EA40  # every launch must name it
@@ -98,7 +98,7 @@ def install(seen: Callable[[Reached], None]) -> None:
     still_gpu.StillDriver.utils = driver.CudaUtils()  # which builds Triton's driver.c
     driver.compile_module_from_src = build_launcher
     still_gpu.StillDriver.get_current_stream = lambda self, device: STREAM  # type: ignore[method-assign]
-    replay._current_stream = lambda device: STREAM
+    launch_cache._current_stream = lambda device: STREAM
 
 
 def read(record: Record, kinds: list[str]) -> Reached:

@@ -1,11 +1,11 @@
-"""torch.compile(model, backend="trinn"): a graph's operators on trinn's kernels, joined where they stand in a row.
+"""torch.compile(model, backend="trinn"): a graph's operators on trinn's kernels, fused where they stand in a row.
 
 TorchDynamo reads the Python of a model and hands over a graph, in which each call of a layer, a function or a method is one
 node, in a model of torch's layers or of trinn's. Then
 
     1. a call that trinn has a function for becomes a call of that function, if it takes the arguments: a call on fake tensors
        shows whether it does;
-    2. calls in a row become one call, by JOINS in joined.py, if nothing else uses a value between them and no call that stands
+    2. calls in a row become one call, by FUSIONS, if nothing else uses a value between them and no call that stands
        between them writes what they read;
     3. Inductor compiles the graph and calls trinn's operators as they are; where it cannot, AOTAutograd does that alone.
 
@@ -41,7 +41,7 @@ from torch.utils._pytree import tree_leaves
 from trinn import layers
 from trinn.kernels.runtime import interpreter
 
-from .joined import FUSIONS
+from .fused_functional import FUSIONS
 from .pad2d import pad2d
 from .patched import FUNCTIONS, pad
 
@@ -118,11 +118,11 @@ def _no_inductor() -> str | None:
 
 
 class Summary:
-    """What became of a graph's calls: how many are `taken` by trinn, how many `joined`, how many `left`, and why."""
+    """What became of a graph's calls: how many are `taken` by trinn, how many `fused`, how many `left`, and why."""
 
     def __init__(self) -> None:
         self.taken: Counter[str] = Counter()
-        self.joined: Counter[str] = Counter()
+        self.fused: Counter[str] = Counter()
         self.left: Counter[tuple[str, str]] = Counter()
         self.rest = ""  # what compiles the others
         self.tensors: list[Any] = []  # that the graph reads, weakly
@@ -309,7 +309,7 @@ class _Rewriting:
                 return
 
     def _follows(self, user: Node, value: Node) -> tuple[Operator, tuple[Any, ...]] | None:
-        """The operator by which a call goes on with a value, and its other arguments; None if it is none that is joined."""
+        """The operator by which a call goes on with a value, and its other arguments; None if it is none that is fused."""
         function, operands = _function(user), user.args[:2]
         if function in _ADDITIONS and len(user.args) == 2 and not user.kwargs:
             first = operands[0] is value
@@ -383,7 +383,7 @@ class _Rewriting:
     def _count(self, node: Node) -> None:
         """Count a call in the summary."""
         if node.target in _JOINED:
-            self.summary.joined[node.meta.get("trinn", node.target.__name__)] += 1  # type: ignore[union-attr]
+            self.summary.fused[node.meta.get("trinn", node.target.__name__)] += 1  # type: ignore[union-attr]
         elif node.target in _OURS or node.target in (pad, _mean):
             self.summary.taken[node.target.__name__.strip("_")] += 1  # type: ignore[union-attr]
         elif node.target is not operator.getitem and not self._bodies(node) and not self._is_view(node):

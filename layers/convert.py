@@ -57,7 +57,7 @@ def convert(
             convolution, a batch norm and a ReLU. Or runs of layers by their names in the model, such as
             `[("conv1", "bn1", "relu")]`: each layer is called with the result of the one before, which nothing else may use,
             as for torch.ao.quantization.fuse_modules. Modules and names stay as they are. Layers with hooks,
-            parametrizations and the like run one by one. layers/joined.py says what is joined.
+            parametrizations and the like run one by one. layers/fused_functional.py says what is fused.
 
     Returns:
         `model`, which may itself be a layer. A converted layer stays as it is.
@@ -89,8 +89,8 @@ def convert(
             elif forward_of(module) is None:
                 vars(module)["forward"] = functools.partial(patched_forward, module)
         if fuse is True:
-            _join_rows(model)
-        _join_runs(runs)
+            _fuse_sequences(model)
+        _fuse_runs(runs)
     return model
 
 
@@ -103,7 +103,7 @@ def _runs(model: nn.Module, fuse: bool | Sequence[Sequence[str]]) -> dict[tuple[
     return {tuple(run): tuple(model.get_submodule(name) for name in run) for run in fuse}
 
 
-def _join_rows(model: nn.Module) -> None:
+def _fuse_sequences(model: nn.Module) -> None:
     """Join layers in a row in what is called as an nn.Sequential is."""
     for module in model.modules():
         kind, children = cast(Any, type(module)), tuple(module._modules.values())
@@ -113,13 +113,13 @@ def _join_rows(model: nn.Module) -> None:
                     vars(module)["forward"] = functools.partial(sequence_forward, module)
 
 
-def _join_runs(runs: dict[tuple[str, ...], tuple[nn.Module, ...]]) -> None:
+def _fuse_runs(runs: dict[tuple[str, ...], tuple[nn.Module, ...]]) -> None:
     """Join the layers of each run."""
     begun: dict[nn.Module, tuple[nn.Module, ...]] = {}
     for names, run in runs.items():
         if fusion_of(run)[0] < max(len(run), 2):
             kinds = ", ".join(f"{type(layer).__module__}.{type(layer).__name__}" for layer in run)
-            raise NotImplementedError(f"fuse: cannot join {', '.join(names)}, which are {kinds}")
+            raise NotImplementedError(f"fuse: cannot fuse {', '.join(names)}, which are {kinds}")
         if len(set(run)) < len(run) or run[0] in begun:
             raise ValueError(f"fuse: {', '.join(names)} has a layer twice, or begins with one that another run begins with")
         begun[run[0]] = run

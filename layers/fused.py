@@ -1,7 +1,7 @@
-"""Layers that are called in a row, joined: `ConvReLU2d` and the like hold them.
+"""Layers that are called in a row, fused: `ConvReLU2d` and the like hold them.
 
-FUSIONS in joined.py names the operators that are fused, and the functions that compute them. Layers are called one by one where
-joining would skip something, such as a hook, a replaced forward or a parametrization.
+fused_functional.py has the table of operators that are fused. Layers are called one by one where
+fusing would skip something, such as a hook, a replaced forward or a parametrization.
 
 `convert` replaces the forward of a layer of a user's class by `patched_forward`; with `fuse`, that of an nn.Sequential by
 `sequence_forward`, and that of each layer of a named run by `run_forward`.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm, count_batch, norm_arguments
 from .classes import Layer
 from .conv2d import Conv2d, conv2d, padded
-from .joined import FUSIONS, Arguments, batch_norm_relu
+from .fused_functional import FUSIONS, Arguments, batch_norm_relu
 from .linear import Linear, linear
 from .pool2d import MaxPool2d, max_pool2d
 from .public import layer
@@ -24,7 +24,7 @@ from .relu import ReLU, relu
 
 Operator = Callable[..., Any]
 
-# Of each class of torch.nn whose layers are joined: trinn's, and the operator that a call is.
+# Of each class of torch.nn whose layers are fused: trinn's, and the operator that a call is.
 KINDS: dict[Layer, tuple[Layer, Operator]] = {
     nn.Conv2d: (Conv2d, conv2d), nn.BatchNorm2d: (BatchNorm2d, batch_norm), nn.BatchNorm1d: (BatchNorm1d, batch_norm),
     nn.Linear: (Linear, linear), nn.ReLU: (ReLU, relu), nn.MaxPool2d: (MaxPool2d, max_pool2d),
@@ -37,11 +37,11 @@ def _methods(cls: Any) -> list[Any]:
 
 
 _PLAIN_METHODS = {cls: _methods(cls) for cls in (*KINDS, *OURS)}
-_MARK = "_trinn_joined"
+_MARK = "_trinn_fused"
 
 
 def call_sequence(layers: Sequence[Any], input: Any) -> Any:
-    """Call the layers one after the other, and join those that can be joined; returns the result of the last."""
+    """Call the layers one after the other, and join those that can be fused; returns the result of the last."""
     while layers:
         count, function = fusion_of(layers) if isinstance(input, Tensor) else (1, None)  # torch.fx traces something else
         if function is None or isinstance(layers[0], nn.Conv2d) and input.dim() != 4:
@@ -53,7 +53,7 @@ def call_sequence(layers: Sequence[Any], input: Any) -> Any:
 
 
 def fusion_of(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]:
-    """How many of the layers are joined, from the first on, and by which function; None where it is called alone."""
+    """How many of the layers are fused, from the first on, and by which function; None where it is called alone."""
     found: list[Operator | None] = []
     for each in layers:
         found.append(operator_of(each))
@@ -89,7 +89,7 @@ def is_plain(module: nn.Module, cls: Layer, forwards: tuple[Any, ...]) -> bool:
 
 
 def _fused(function: Callable[..., Tensor], layers: Sequence[Any], input: Tensor) -> Tensor:
-    """A call of each of the layers, by the function that joins them."""
+    """A call of each of the layers, by the function that fuses them."""
     arguments: list[Arguments] = []
     for place, each in enumerate(layers):
         if isinstance(each, nn.Conv2d):
@@ -119,7 +119,7 @@ def patched_forward(module: Any, *args: Any, **options: Any) -> Any:
 
 
 def sequence_forward(module: nn.Sequential, input: Any) -> Any:
-    """The forward of an nn.Sequential, its children being joined as they are when it is called."""
+    """The forward of an nn.Sequential, its children being fused as they are when it is called."""
     return call_sequence(tuple(module._modules.values()), input)
 
 

@@ -71,7 +71,7 @@ def layer(cls: Layer) -> Layer:
 def _is_leaf(module: nn.Module, tracer: Any) -> bool:
     """Whether a tracer would take torch's layer, in the place of ours, for a leaf."""
     torchs = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn."))
-    twin: Any = object.__new__(torchs if torchs is not nn.Sequential else nn.Module)  # joined layers are one layer
+    twin: Any = object.__new__(torchs if torchs is not nn.Sequential else nn.Module)  # fused layers are one layer
     vars(twin).update(vars(module))
     return bool(tracer.is_leaf_module(twin, tracer.path_of_module(module)))
 

@@ -26,12 +26,12 @@ UNSEEN = "Functions that forwards call, such as F.relu, are not seen: torch's, b
 
 
 class Line(NamedTuple):
-    """A layer: its name in the model, its class, what runs, what is joined with it, and why or what else is to be said."""
+    """A layer: its name in the model, its class, what runs, what is fused with it, and why or what else is to be said."""
 
     layer: str
     kind: str
     runs: str  # the file of trinn's kernels, or "torch", "its forward", "raises", NOTHING
-    joined: str
+    fused: str
     why: str
 
     @property
@@ -44,11 +44,11 @@ def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False
 
     A layer is a module without children, with parameters of its own, or of a class that trinn has. What computes nothing, such
     as Identity, Flatten, and Dropout in evaluation, does not count. It is said what runs if the model is called now: where
-    forwards were replaced and where there are hooks, which may replace results, and what `convert(..., fuse=...)` joins of the
+    forwards were replaced and where there are hooks, which may replace results, and what `convert(..., fuse=...)` fuses of the
     children that are there. Functions that a forward calls are not listed: they are torch's, unless under `patched`.
 
     Of a model that torch.compile compiled by the backend trinn it says instead which operators of its graphs, in all, run on
-    trinn's kernels, which were joined, and what stayed with Inductor and why.
+    trinn's kernels, which were fused, and what stayed with Inductor and why.
 
     Args:
         file: where to print; sys.stdout, if None.
@@ -66,10 +66,10 @@ def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False
         return
     found = list(rows(model))
     counted = [row for row in found if row.runs != NOTHING]
-    ours, joined = sum(row.on_trinn for row in counted), sum(bool(row.joined) for row in counted)
+    ours, fused = sum(row.on_trinn for row in counted), sum(bool(row.fused) for row in counted)
     title = f"{type(model).__name__}: {ours} of {len(counted)} layers on trinn {trinn.__version__}, {_where(model)}"
-    print(title + (f", {joined} joined" if joined else ""), file=file)
-    table = [("layer", "class", "runs", "joined with", "why"), *found] if layers else list(_by_class(counted))
+    print(title + (f", {fused} fused" if fused else ""), file=file)
+    table = [("layer", "class", "runs", "fused with", "why"), *found] if layers else list(_by_class(counted))
     _print(table, file)
     if not layers:
         idle = Counter(row.kind for row in found if row.runs == NOTHING)
@@ -92,26 +92,26 @@ def _graphs(model: nn.Module) -> list[Any]:
 
 
 def _report_graphs(model: nn.Module, graphs: Sequence[Any], file: TextIO | None) -> None:
-    taken, joined, left = (sum((getattr(g, name) for g in graphs), Counter[Any]()) for name in ("taken", "joined", "left"))
+    taken, fused, left = (sum((getattr(g, name) for g in graphs), Counter[Any]()) for name in ("taken", "fused", "left"))
     rest = " and ".join(sorted({graph.rest for graph in graphs})) or "nothing"
     title = f"{type(model).__name__}: {len(graphs)} graphs compiled by trinn {trinn.__version__} and {rest}, "
-    print(f"{title}{taken.total() + joined.total()} operators on trinn, {joined.total()} joined", file=file)
+    print(f"{title}{taken.total() + fused.total()} operators on trinn, {fused.total()} fused", file=file)
     if not graphs:
         print('A graph is compiled by torch.compile(model, backend="trinn") when the model is first called.', file=file)
         return
-    ours = [(name, str(count), "trinn", "") for name, count in (*joined.most_common(), *taken.most_common())]
+    ours = [(name, str(count), "trinn", "") for name, count in (*fused.most_common(), *taken.most_common())]
     others = [(name, str(count), rest, why) for (name, why), count in left.most_common()]
     _print([("operator", "calls", "by", "why not trinn"), *ours, *others], file)
 
 
 def rows(model: nn.Module) -> Iterator[Line]:
     """A row for each layer of a model."""
-    joined = _joined(model)
+    fused = _fused(model)
     sharded = {module for fsdp in model.modules() if _is_fsdp(fsdp) for module in fsdp.modules()}
     for name, module in model.named_modules():
         if layer_of(module) is not None or not _is_container(module):
             runs, why = _what_runs(module, module in sharded)
-            yield Line(name or "(model)", type(module).__name__, runs, joined.get(module, ""), why)
+            yield Line(name or "(model)", type(module).__name__, runs, fused.get(module, ""), why)
 
 
 def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
@@ -138,33 +138,33 @@ def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
 
 def _by_class(counted: Sequence[Line]) -> Iterator[tuple[str, ...]]:
     """The summary: for each class how many, and what is to be said of some."""
-    head = "class", "layers", "trinn", "joined", "why not, or what else"
+    head = "class", "layers", "trinn", "fused", "why not, or what else"
     yield head
     classes: dict[str, list[Line]] = defaultdict(list)
     for row in counted:
         classes[row.kind].append(row)
     for kind, its in sorted(classes.items(), key=lambda item: -len(item[1])):
-        numbers = len(its), sum(row.on_trinn for row in its), sum(bool(row.joined) for row in its)
+        numbers = len(its), sum(row.on_trinn for row in its), sum(bool(row.fused) for row in its)
         first, *others = [f"{n}: {why}" for why, n in Counter(row.why for row in its if row.why).most_common()] or [""]
         yield kind, *(f"{number:{len(name)}}" for number, name in zip(numbers, head[1:], strict=False)), first
         yield from (("", "", "", "", other) for other in others)
 
 
-def _joined(model: nn.Module) -> dict[nn.Module, str]:
-    """Of each layer what `convert(..., fuse=...)` has joined it with, as it runs now."""
-    joined: dict[nn.Module, list[str]] = defaultdict(list)
+def _fused(model: nn.Module) -> dict[nn.Module, str]:
+    """Of each layer what `convert(..., fuse=...)` has fused it with, as it runs now."""
+    fused: dict[nn.Module, list[str]] = defaultdict(list)
     names = {module: name for name, module in model.named_modules()}
     for module in model.modules():
         for run in _runs(module):
             for layer in run:
                 inside = names[layer].rpartition(".")[0]
                 others = (names[other].removeprefix(f"{inside}.") for other in run if other is not layer)
-                joined[layer].append(", ".join(others))
-    return {layer: "; ".join(others) for layer, others in joined.items()}
+                fused[layer].append(", ".join(others))
+    return {layer: "; ".join(others) for layer, others in fused.items()}
 
 
 def _runs(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
-    """The layers that a module's forward joins."""
+    """The layers that a module's forward fuses."""
     function, *arguments = (forward.func, *forward.args[1:]) if (forward := forward_of(module)) else (None,)
     layers: tuple[Any, ...] = ()
     if function is sequence_forward:

@@ -32,7 +32,7 @@ class LeNet(torch.nn.Module):
         RuntimeError: images of another size or number of channels.
     """
 
-    # Layers in a row, which `trinn.convert(network, fuse=LeNet.RUNS)` joins.
+    # Layers in a row, which `trinn.convert(network, fuse=LeNet.RUNS)` fuses.
     RUNS = ("conv1", "relu", "pool"), ("conv2", "relu", "pool"), ("linear1", "relu"), ("linear2", "relu")
 
     def __init__(self, num_classes: int = 10, dropout: float = 0.0, in_channels: int = 1, nn: Any = trinn.layers) -> None:

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from tests import evidence
-from tests.boxes import in_boxes
 from tests.cutting import units_that_cut
+from tests.tma import tma_everywhere
 from trinn.kernels import gather2d
-from trinn.kernels.runtime import replay
+from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.settings import settings
 
 # What these test is the same with a GPU, and they assume that there is none: CPU tensors stand for its own.
 WITHOUT_A_GPU = (
     "bench", "bench_conv", "compile", "contained", "convolution_page", "evidence", "gpu", "house", "install", "interpreted",
-    "machine_code", "mutants", "notes", "rates", "readme", "replay", "tune",
+    "machine_code", "mutants", "notes", "launch_cache", "rates", "readme", "tune",
 )  # fmt: skip
 collect_ignore = [f"test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_available() else []
 
@@ -87,13 +87,13 @@ def precision_flags() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def launchers_run() -> None:
     """What a test changes about them, no launch of an earlier one stands for."""
-    replay.clear()
+    launch_cache.clear()
 
 
 @pytest.fixture(autouse=True)
-def boxes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With `--boxes` the interpreter, too, takes the convolutions that Hopper does in boxes."""
-    with in_boxes() if request.config.getoption("--boxes") else contextlib.nullcontext():
+def tma(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--tma` the interpreter, too, takes the convolutions that Hopper does in boxes."""
+    with tma_everywhere() if request.config.getoption("--tma") else contextlib.nullcontext():
         yield
 
 
@@ -121,7 +121,7 @@ def full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--boxes", action="store_true", help="convolutions in boxes wherever they can be, in the interpreter too")
+    parser.addoption("--tma", action="store_true", help="convolutions in boxes wherever they can be, in the interpreter too")
     parser.addoption("--tf32", action="store_true", help="products of cut numbers where torch allows TF32, as on a GPU")
     parser.addoption("--record", action="store_true", help="keep the number of torch's own inputs that passed, if all did")
 

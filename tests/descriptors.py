@@ -19,8 +19,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bench import still_gpu, stub_driver  # before trinn
 
-from tests.replays import LAUNCHES, know_what_is_made, shifted  # isort: skip
-from trinn.kernels.runtime import replay
+from tests.cached_launches import LAUNCHES, know_what_is_made, shifted  # isort: skip
+from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.launch import launch
 
 ORDER = (0, 0, 0, 1, 2, 0, 1, 2, 0)  # of the inputs: noted at the second call; then other addresses, and the first ones again
@@ -66,7 +66,7 @@ def inputs(dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
 
 def on_a_gpu(dtype: torch.dtype) -> None:
     tensors, bias = inputs(dtype, "cuda")
-    noted = replay.cached(smoothed)
+    noted = launch_cache.cached(smoothed)
     for number in ORDER:
         x = tensors[number]
         assert torch.equal(noted(x, bias), x[:-2] + 2 * x[1:-1] + x[2:] + 3), f"{dtype}, input {number}"
@@ -88,7 +88,7 @@ def encoding(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 def on_a_still_gpu(dtype: torch.dtype) -> None:
     tensors, bias = inputs(dtype, "cpu")
-    noted = replay.cached(smoothed)
+    noted = launch_cache.cached(smoothed)
 
     def launches(launcher: Callable[..., Any], x: Tensor) -> list[Any]:
         LAUNCHES.clear()

@@ -129,7 +129,7 @@ class Ours:
 
 
 class Torchs(registry.Unfused):
-    """torch's, with the joined layers' names for the same layers one by one."""
+    """torch's, with the fused layers' names for the same layers one by one."""
 
     @staticmethod
     def interpolate(x: Tensor, **options: Any) -> Tensor:
@@ -143,8 +143,8 @@ class Torchs(registry.Unfused):
 
 EVERY, TORCHS = operators(Ours()), operators(Torchs())
 
-# Convolutions that tests/boxes.py has done in boxes.
-BOXED = {
+# Convolutions that tests/tma.py has done in boxes.
+TMA_OPERATORS = {
     "conv2d": Every(lambda x, w, b: tnn.conv2d(x, w, b, padding=1), ((17, 16, 2, 3), (16, 16, 2, 3), (16,))),
     "conv2d, stride 2": Every(
         lambda x, w, b: tnn.conv2d(x, w, b, stride=2, padding=1), ((1, 16, 3, 18), (16, 16, 2, 3), (16,))

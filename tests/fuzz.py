@@ -27,8 +27,8 @@ from torch import Tensor
 
 import trinn.layers as tnn
 from tests import evidence
-from tests.boxes import in_boxes
 from tests.check import DEVICE, DTYPES, close, error, randn, run
+from tests.tma import tma_everywhere
 from trinn.kernels.runtime import settings as runtime
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.layout import is_channels_last
@@ -210,7 +210,7 @@ def conv_transpose2d(draw: Drawing) -> Case:
     return Case(tnn.conv_transpose2d, F.conv_transpose2d, [x, w, bias], options | {"groups": groups}, more=more)
 
 
-class Boxed(NamedTuple):
+class TmaCase(NamedTuple):
     """What convolutions in boxes are drawn from: as many channels as boxes take, pixels, and windows."""
 
     groups: int
@@ -230,7 +230,7 @@ class Boxed(NamedTuple):
         return draw.tensor((images, *shape) if draw.number(0, 7) else shape, draw.summed())
 
 
-def boxed(draw: Drawing) -> Boxed:
+def tma_case(draw: Drawing) -> TmaCase:
     draw.layouts += "amid", "images innermost"
     draw.dtype = draw.one_of(torch.float32, torch.float16, torch.bfloat16)
     torch.backends.cudnn.conv.fp32_precision = draw.one_of("tf32", "ieee")
@@ -254,11 +254,11 @@ def boxed(draw: Drawing) -> Boxed:
         size[1], taps, padding, stride = draw.one_of(2, 4, 8), [1, 1], [0, 0], [draw.one_of(1, 1, 2)] * 2
     elif kind == 2:
         padding = [draw.number(4, 9), draw.number(4, 9)]
-    return Boxed(groups, channels, filters, images, size, taps, stride, padding, dilation)
+    return TmaCase(groups, channels, filters, images, size, taps, stride, padding, dilation)
 
 
-def conv2d_in_boxes(draw: Drawing) -> Case:
-    of = boxed(draw)
+def conv2d_tma(draw: Drawing) -> Case:
+    of = tma_case(draw)
     word = draw.one_of("same", "valid") if draw.seldom() else ""
     padding, stride = [0, 0] if word else of.padding, [1, 1] if word == "same" else of.stride
     room = [n + 2 * p for n, p in zip(of.size, padding, strict=True)]
@@ -272,8 +272,8 @@ def conv2d_in_boxes(draw: Drawing) -> Case:
     return Case(tnn.conv2d, torchs, [x, w, bias], options, terms(x, 0), more=more, fewer=fewer)
 
 
-def conv_transpose2d_in_boxes(draw: Drawing) -> Case:
-    of = boxed(draw)
+def conv_transpose2d_tma(draw: Drawing) -> Case:
+    of = tma_case(draw)
     extra = [min(draw.number(0, 2), max(s, d) - 1) for s, d in zip(of.stride, of.dilation, strict=True)]
     reach = [
         (n - 1) * s + (t - 1) * d + e
@@ -290,7 +290,7 @@ def conv_transpose2d_in_boxes(draw: Drawing) -> Case:
     return Case(tnn.conv_transpose2d, torchs, [x, w, bias], options, terms(x, 0), more=more, fewer=fewer)
 
 
-def torchs_of(function: Callable[..., Tensor], of: Boxed) -> Callable[..., Tensor]:
+def torchs_of(function: Callable[..., Tensor], of: TmaCase) -> Callable[..., Tensor]:
     """torch's convolution, of contiguous copies where its process may die of channels_last: of strided, dilated windows."""
     if not any(s > 1 and d > 1 for s, d in zip(of.stride, of.dilation, strict=True)):
         return function
@@ -307,7 +307,7 @@ def torchs_of(function: Callable[..., Tensor], of: Boxed) -> Callable[..., Tenso
     return of_copies
 
 
-def is_narrow(of: Boxed) -> bool:
+def is_narrow(of: TmaCase) -> bool:
     """Whether several groups become one."""
     return of.groups > 1 and min(of.channels, of.filters) < 16
 
@@ -462,7 +462,7 @@ OPERATORS: dict[str, Callable[[Drawing], Case]] = {
     for function in (
         conv2d, padded_conv2d, conv_transpose2d, linear, relu, max_pool2d, avg_pool2d, adaptive_avg_pool2d,
         adaptive_max_pool2d, max_unpool2d, batch_norm, bilinear, antialias, nearest,
-        conv2d_in_boxes, conv_transpose2d_in_boxes,
+        conv2d_tma, conv_transpose2d_tma,
     )
 }  # fmt: skip
 
@@ -543,7 +543,7 @@ def fuzz(
     @settings(max_examples=cases, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=phases)
     @given(st.data())
     def test(data: st.DataObject) -> None:
-        with in_boxes() if "boxes" in name else contextlib.nullcontext() as started:
+        with tma_everywhere() if "tma" in name else contextlib.nullcontext() as started:
             agrees(name, data)
         taken.append(bool(started))
         on_case()
@@ -554,7 +554,7 @@ def fuzz(
         test()
     finally:
         torch.backends.cudnn.conv.fp32_precision = before
-    assert "boxes" not in name or not INTERPRETED or sum(taken) > 0.5 * len(taken), "too few cases are done in boxes"
+    assert "tma" not in name or not INTERPRETED or sum(taken) > 0.5 * len(taken), "too few cases are done in boxes"
 
 
 def main() -> int:

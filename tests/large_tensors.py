@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tests.boxes import in_boxes
 from tests.every import EVERY, Every, results
+from tests.tma import tma_everywhere
 from trinn.kernels import ops
 from trinn.kernels.runtime.settings import settings
 
@@ -113,7 +113,7 @@ MANY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], torch.dtype]]
     "conv2d in boxes, backward": (lambda x: _boxed(ops.conv2d_dgrad, x, (16, 64, 3, 3), 2), (16, 8, 8), torch.float16),
     "conv2d in boxes, 1x1": (lambda x: _boxed(ops.conv2d_fprop, x, (64, 16, 1, 1), 0, size=(8, 8)), (16, 8, 8), torch.float16),
     "conv2d in boxes, weights": (
-        lambda x: _in_boxes(ops.conv2d_wgrad, _last(x), _last(x), (1, 1), (1, 1), (0, 0), (1, 1), 1)[None],
+        lambda x: _by_tma(ops.conv2d_wgrad, _last(x), _last(x), (1, 1), (1, 1), (0, 0), (1, 1), 1)[None],
         (16, 8, 8),
         torch.float16,
     ),
@@ -145,7 +145,7 @@ def _boxed(
     op: Callable[..., Tensor], x: Tensor, w: tuple[int, ...], padding: int, stride: int = 1, size: tuple[int, int] = (4, 4)
 ) -> Tensor:
     weight = (torch.arange(torch.Size(w).numel()) % 5 - 2).reshape(w).to(x.dtype)
-    return _in_boxes(op, _last(x), weight, None, size, (stride, stride), (padding, padding), (1, 1), 1)
+    return _by_tma(op, _last(x), weight, None, size, (stride, stride), (padding, padding), (1, 1), 1)
 
 
 def _last(x: Tensor) -> Tensor:
@@ -153,8 +153,8 @@ def _last(x: Tensor) -> Tensor:
     return x.view(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
 
 
-def _in_boxes(op: Callable[..., Tensor], *args: object) -> Tensor:
-    with in_boxes() as started:
+def _by_tma(op: Callable[..., Tensor], *args: object) -> Tensor:
+    with tma_everywhere() as started:
         result = op(*args)
     assert started, "not done in boxes"
     return result

@@ -27,7 +27,7 @@ def main() -> None:
         binary = job.kernel.warmup(*job.args, grid=(1,), **job.constants)
         ttgir, instructions, stages = binary.asm["ttgir"], read_sass(binary.asm["cubin"]), job.constants["num_stages"]
         found.append({
-            "kernel": job.words[0], "in boxes": job.by_copies, "stages": stages,
+            "kernel": job.words[0], "tma": job.uses_tma, "stages": stages,
             "loops": [{"operations": loop.operations, "in registers": loop.in_registers, "ahead": loop.ahead,
                        "pending": loop.pending} for loop in read_loops(ttgir)],
             "instructions": sorted({instruction.name.split(".")[0] for instruction in instructions}),
@@ -35,7 +35,7 @@ def main() -> None:
             "spilled": code.spilled, "shared": code.shared,
         })  # fmt: skip
     tuning.TILES = Path(sys.argv[1])
-    print(json.dumps([found, [job.words[1:] for job in jobs_of("sm_90", "^NVIDIA") if job.by_copies]]))
+    print(json.dumps([found, [job.words[1:] for job in jobs_of("sm_90", "^NVIDIA") if job.uses_tma]]))
 
 
 if __name__ == "__main__":

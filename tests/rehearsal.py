@@ -5,7 +5,7 @@
     the tests that bench/gpu.py runs on a GPU, in processes whose CPU tensors stand for the GPU's: pytest -p tests.rehearsal
     the yardstick's most telling cases, shrunk, and a network: both sides, each pass and mode, by a clock that stands still too
     drawn calls of every operator, by Triton's own C launchers and from the launch cache, on a stub of the driver: what reaches
-    cuLaunchKernelEx is the same bytes (tests/replays.py and tests/descriptors.py)
+    cuLaunchKernelEx is the same bytes (tests/cached_launches.py and tests/descriptors.py)
 
 and keeps what came of it for docs/evidence.md. No kernel runs, so nothing is computed and no result is compared: a test passes
 if all its Python runs. One that fails since a value is wrong, after it launched kernels, has reached them; whatever else it
@@ -163,7 +163,7 @@ def rows_measured(environment: dict[str, str]) -> list[dict[str, Any]]:
 
 def bytes_compared(environment: dict[str, str]) -> dict[str, int]:
     """Of drawn calls: launches that were compared byte for byte, those from the launch cache, tensor maps, and C launchers."""
-    for module in ("tests.descriptors", "tests.replays"):
+    for module in ("tests.descriptors", "tests.cached_launches"):
         command = [sys.executable, "-m", module, "--stub"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:

@@ -1,4 +1,4 @@
-"""torch.compile(model, backend="trinn"): what of a graph is computed by trinn, what is joined, and that all is as it was."""
+"""torch.compile(model, backend="trinn"): what of a graph is computed by trinn, what is fused, and that all is as it was."""
 
 import copy
 import subprocess
@@ -54,7 +54,7 @@ def same(got: Any, expected: Any) -> None:
 
 
 def same_step(model: nn.Module, x: Tensor, **options: Any) -> list[Counter[str]]:
-    """Compiled, a model does in training and evaluation, and without gradients, what a copy does eagerly; what was joined."""
+    """Compiled, a model does in training and evaluation, and without gradients, what a copy does eagerly; what was fused."""
     model = model.to(DEVICE, torch.float64)
     twin, call, x = copy.deepcopy(model), compiled(model, **options), x.double()
     for training in (True, False):
@@ -62,7 +62,7 @@ def same_step(model: nn.Module, x: Tensor, **options: Any) -> list[Counter[str]]
         same(step(call, model, x), step(twin, twin, x))
     with torch.no_grad():
         same(call(x), twin(x))
-    return [summary.joined for summary in backend._summaries]
+    return [summary.fused for summary in backend._summaries]
 
 
 # Whole networks.
@@ -70,7 +70,7 @@ def same_step(model: nn.Module, x: Tensor, **options: Any) -> list[Counter[str]]
 NETWORKS = ARCHITECTURES | {"VGG-11 with batch norm": WHOLE["VGG-11 with batch norm"]}
 CONV_BN, CONV_BN_RELU, TAIL = "conv2d + batch_norm", "conv2d + batch_norm + relu", "conv2d + batch_norm + add + relu"
 CONV_RELU, CONV_RELU_POOL, BN_RELU, LINEAR = "conv2d + relu", "conv2d + relu + max_pool2d", "batch_norm + relu", "linear + relu"
-JOINED: dict[str, dict[str, int]] = {
+FUSED: dict[str, dict[str, int]] = {
     "LeNet": {CONV_RELU_POOL: 2, LINEAR: 2},
     "AlexNet": {CONV_RELU_POOL: 3, CONV_RELU: 2, LINEAR: 2},
     "VGG-11": {CONV_RELU_POOL: 5, CONV_RELU: 3, LINEAR: 2},
@@ -107,7 +107,7 @@ LONG = {"AlexNet", "VGG-11", "ResNet-50", "MobileNetV2", "U-Net, bilinear"}  # w
 def test_networks(name: str, converted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs, gradients and running statistics in float64 are the original's, in training and evaluation.
 
-    AOTAutograd's graphs, forward and backward, call no operator of ATen that trinn has. JOINED says what is joined.
+    AOTAutograd's graphs, forward and backward, call no operator of ATen that trinn has. FUSED says what is fused.
     """
     mode = OnlyOursInGraphs()
 
@@ -128,7 +128,7 @@ def test_networks(name: str, converted: bool, monkeypatch: pytest.MonkeyPatch) -
         model.train(training), twin.train(training)
         same({key.removeprefix("_orig_mod."): value for key, value in passes(call, images).items()}, passes(twin, images))
         same(dict(model.state_dict()), dict(twin.state_dict()))
-    assert len(backend._summaries) == 2 and backend._summaries[0].joined == JOINED[name]
+    assert len(backend._summaries) == 2 and backend._summaries[0].fused == FUSED[name]
     assert any(operator.startswith("trinn::") for operator in mode.seen)
 
 
@@ -263,7 +263,7 @@ def added_to(alias: Callable[[Tensor], Tensor]) -> tuple[Callable[[Any, Tensor],
     return body, {CONV_BN: 1}
 
 
-UNJOINED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
+UNFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     "used twice": (lambda net, x: (lambda y: F.relu(y) + y)(net.conv(x)), {}),
     "used by two": (lambda net, x: (lambda y: F.relu(y) + net.bn(y))(net.conv(x)), {}),
     "added to itself": (lambda net, x: (lambda y: F.relu(y + y))(net.bn(net.conv(x))), {CONV_BN: 1}),
@@ -291,13 +291,13 @@ UNJOINED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*IDIOMS, *UNJOINED])
-def test_what_is_joined(name: str) -> None:
-    """All that can be is joined, every operator that trinn has is trinn's, and everything is as it was."""
-    forward, expected = (IDIOMS | UNJOINED)[name]
+@pytest.mark.parametrize("name", [*IDIOMS, *UNFUSED])
+def test_what_is_fused(name: str) -> None:
+    """All that can be is fused, every operator that trinn has is trinn's, and everything is as it was."""
+    forward, expected = (IDIOMS | UNFUSED)[name]
     torch.manual_seed(0)
     found = same_step(Layers(forward), randn(2, 3, 6, 6), fullgraph=True)
-    assert found[0] == expected and (name in UNJOINED or all(joined == expected for joined in found))
+    assert found[0] == expected and (name in UNFUSED or all(fused == expected for fused in found))
     left = {operator for summary in backend._summaries for operator, _ in summary.left}
     assert left <= {"mul", "mul_", "add", "add_", "iadd", "sum", "silu", "sigmoid", "zero_", "float", "to", "pad"} and (
         "pad" not in left or "pads" in name
@@ -329,7 +329,7 @@ def test_where_kernels_do_not_run_nothing_is_taken(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_is_written_over(full_float32: None) -> None:
-    """Is written over: an input, a view of one, an input by a sum that would be joined."""
+    """Is written over: an input, a view of one, an input by a sum that would be fused."""
     conv, bn = nn.Conv2d(3, 3, 1).to(DEVICE).eval(), nn.BatchNorm2d(3).to(DEVICE).eval()
 
     @torch.no_grad()
@@ -365,7 +365,7 @@ class Small(nn.Module):
         return F.relu(self.fc(x.mean((2, 3))))
 
 
-JOINED_IN_SMALL = {CONV_BN_RELU: 1, TAIL: 1, CONV_RELU_POOL: 1, LINEAR: 1}
+FUSED_IN_SMALL = {CONV_BN_RELU: 1, TAIL: 1, CONV_RELU_POOL: 1, LINEAR: 1}
 
 
 def small(dtype: torch.dtype = torch.float64) -> Any:
@@ -384,22 +384,22 @@ def test_one_graph_for_many_sizes() -> None:
     for x in (images(3, 2, 6, 8), images(5, 2, 10, 6), images(4, 2, 12, 4)):
         same(step(call, model, x), step(twin, twin, x))
         graphs.add(len(backend._summaries))
-    assert graphs == {1} and backend._summaries[0].joined == JOINED_IN_SMALL
+    assert graphs == {1} and backend._summaries[0].fused == FUSED_IN_SMALL
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoint(reentrant: bool) -> None:
-    """What is computed anew in the backward pass is joined too."""
+    """What is computed anew in the backward pass is fused too."""
     model = small().eval()
     twin = copy.deepcopy(model)
     call = compiled(lambda x: checkpoint(model, x, use_reentrant=reentrant) * 1, fullgraph=not reentrant)
     same(step(call, model, images()), step(twin, twin, images()))
-    assert sum((summary.joined for summary in backend._summaries), Counter()) == JOINED_IN_SMALL
+    assert sum((summary.fused for summary in backend._summaries), Counter()) == FUSED_IN_SMALL
 
 
 @pytest.mark.parametrize("where", ["outside", "inside"])
 def test_autocast(where: str, full_float32: None) -> None:
-    """The dtypes of what is joined are those of one operator after the other."""
+    """The dtypes of what is fused are those of one operator after the other."""
     model = small(torch.float32).eval()
     twin = trinn.convert(copy.deepcopy(model))
     cast = torch.autocast(DEVICE, torch.bfloat16)
@@ -407,7 +407,7 @@ def test_autocast(where: str, full_float32: None) -> None:
     got, expected = step(call, model, images().float()), step(cast(twin), twin, images().float())
     assert got[0].dtype == torch.bfloat16 and not torch.is_autocast_enabled(DEVICE)
     torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
-    assert backend._summaries[0].joined == JOINED_IN_SMALL
+    assert backend._summaries[0].fused == FUSED_IN_SMALL
 
 
 def test_transforms() -> None:
@@ -448,16 +448,16 @@ def ddp(rank: int) -> list[Any]:
         holder.model = model
         replicated = nn.parallel.DistributedDataParallel(holder, bucket_cap_mb=2)
         found.append(step(call(replicated), model, images()))
-        found.append(dict(sum((graph.joined for graph in backend.summaries_of(replicated)), Counter())))
+        found.append(dict(sum((graph.fused for graph in backend.summaries_of(replicated)), Counter())))
     return found
 
 
 @pytest.mark.long
 @needs_processes
 def test_ddp(tmp_path: Path) -> None:
-    for got, joined, expected, _ in together(ddp, tmp_path):
+    for got, fused, expected, _ in together(ddp, tmp_path):
         same(got, expected)
-        assert joined == JOINED_IN_SMALL | {LINEAR: 2}
+        assert fused == FUSED_IN_SMALL | {LINEAR: 2}
 
 
 # What compiles the rest.
@@ -523,7 +523,7 @@ def test_it_is_listed() -> None:
 
 
 REPORT = """\
-Small: 2 graphs compiled by trinn VERSION and aot_eager, 10 operators on trinn, 8 joined
+Small: 2 graphs compiled by trinn VERSION and aot_eager, 10 operators on trinn, 8 fused
 operator                          calls  by         why not trinn
 ------------------------------------------------------------------
 conv2d + batch_norm + relu        2      trinn

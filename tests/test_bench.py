@@ -349,7 +349,7 @@ def test_resnet_50_is_it() -> None:
     assert network(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
 
 
-def test_our_networks_are_joined() -> None:
+def test_our_networks_are_fused() -> None:
     """All batch norms of ResNet-50: with a ReLU, and in a shortcut and at the end of a block without one."""
     for _ in range(9):  # more often than Dynamo compiles one function
         models.Run(models.MODELS["LeNet b128"], "ours", torch.bfloat16, "channels_last", "meta").graph("inference")()
@@ -357,8 +357,8 @@ def test_our_networks_are_joined() -> None:
     run.graph("training")()
     run.step("training", "eager", Here(SetClock()))()
     assert not [module for module in run.network.modules() if type(module) in convert.OURS]
-    joined = Counter(row.joined.count(",") + 1 for row in layers_of(run.network) if row.kind == "BatchNorm2d" and row.joined)
-    assert joined == {2: 1 + 2 * 16, 1: 4 + 16}
+    fused = Counter(row.fused.count(",") + 1 for row in layers_of(run.network) if row.kind == "BatchNorm2d" and row.fused)
+    assert fused == {2: 1 + 2 * 16, 1: 4 + 16}
     assert not any(p.grad is None for p in run.network.parameters())
 
 
@@ -489,18 +489,18 @@ def test_report() -> None:
 def test_targets() -> None:
     wrong = _row("wrong", 1e-3, 1e-3, op="max_pool2d", largest=0, **{"pass": "backward"})
     wrong["times"] = [t for t in wrong["times"] if t["side"] == "torch"]
-    compiled = _row("joined", 1e-3, 1.1e-3, op="bn_relu", against="compiled", mode="compiled", largest=0)
+    compiled = _row("fused", 1e-3, 1.1e-3, op="bn_relu", against="compiled", mode="compiled", largest=0)
     result = _result([_row("one", 1e-3, 2.5e-3), _row("small", 9.0, 9.0, largest=10**6), wrong, compiled])
     verdicts = {t.words: report.target_line(t, report.comparisons(result)) for t in report.TARGETS}
     bandwidth, pool, bilinear, _, every, *others = verdicts.values()
-    convs, (_, joined, *networks) = others[:10], others[10:]
+    convs, (_, fused, *networks) = others[:10], others[10:]
     assert bandwidth.startswith("FAIL  0.80") and "1 of 2 below" in bandwidth  # channels_last; the small one is not asked
     assert pool.startswith("FAIL  0.00") and bilinear.startswith("not measured")
     assert every.startswith("FAIL  0.00") and "1 of 3 below, the worst wrong backward bf16" in every
     half = _row("half", 1e-3, 1e-3)
     half["times"] = half["times"][1:]  # ours in contiguous memory was wrong
     assert report.target_line(report.TARGETS[0], report.comparisons(_result([half]))).startswith("FAIL  0.00")
-    assert joined.startswith("pass  1.10") and all(line.startswith("not measured") for line in (*convs, *networks))
+    assert fused.startswith("pass  1.10") and all(line.startswith("not measured") for line in (*convs, *networks))
 
 
 def test_targets_of_convolutions() -> None:

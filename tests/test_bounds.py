@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import trinn.layers as tnn
-from tests.boxes import in_boxes
 from tests.check import DEVICE
-from tests.every import BOXED, EVERY, Every, results
+from tests.every import EVERY, TMA_OPERATORS, Every, results
+from tests.tma import tma_everywhere
 from trinn.kernels import ops
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.settings import settings
@@ -79,16 +79,16 @@ def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> Non
 @pytest.mark.parametrize(
     ("channels_last", "allowed"), [(False, "tf32"), (True, "tf32"), pytest.param(True, "ieee", marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize("name", BOXED)
-def test_in_boxes(name: str, channels_last: bool, allowed: str, buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """test_boxes.py has what is read in place."""
+@pytest.mark.parametrize("name", TMA_OPERATORS)
+def test_by_tma(name: str, channels_last: bool, allowed: str, buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """test_tma_box.py has what is read in place."""
     torch.backends.cudnn.conv.fp32_precision = allowed
     monkeypatch.setattr(settings, "interpreted_block", 256)
-    case = BOXED[name]
+    case = TMA_OPERATORS[name]
     if allowed == "ieee":  # a few images, which float32 takes six times as long for
         (images, *rest), *others = case.shapes
         case = case._replace(shapes=((min(images, 3), *rest), *others))
-    with in_boxes() as started:
+    with tma_everywhere() as started:
         stays_inside(case, channels_last, buffers)
     assert started or allowed == "ieee"
 

@@ -134,9 +134,9 @@ def chain() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("fuse", [True, [("0", "1", "2")]], ids=["in a row", "named"])
-def test_subclasses_are_joined_and_compiled(fuse: Any, full_float32: None) -> None:
+def test_subclasses_are_fused_and_compiled(fuse: Any, full_float32: None) -> None:
     model, torchs, x = trinn.convert(chain(), fuse=fuse), chain(), randn(2, 4, 6, 6)
-    assert [row.joined for row in rows(model)] == ["1, 2", "0, 2", "0, 1", ""]
+    assert [row.fused for row in rows(model)] == ["1, 2", "0, 2", "0, 1", ""]
     torch._dynamo.reset()
     for each in (model, torch.compile(model, fullgraph=True, backend="eager")):
         torch.testing.assert_close(each(x), torchs(x))
@@ -158,7 +158,7 @@ class Branch(nn.Module):
 
 
 def mixed() -> nn.Sequential:
-    """Layers, subclasses, parametrized ones, and modules that are joined."""
+    """Layers, subclasses, parametrized ones, and modules that are fused."""
     return nn.Sequential(Branch(), *chain(), parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.ReLU())
 
 
@@ -187,7 +187,7 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], Any]]
     "convert and fuse": (lambda model: model, partial(trinn.convert, fuse=True)),
     "fuse": (trinn.convert, partial(trinn.convert, fuse=True)),
     "revert": (trinn.convert, trinn.revert),
-    "revert what is joined": (partial(trinn.convert, fuse=True), trinn.revert),
+    "revert what is fused": (partial(trinn.convert, fuse=True), trinn.revert),
 }
 
 
@@ -277,7 +277,7 @@ def one_process(tmp_path: Path) -> Any:
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("fuse", [False, True], ids=["apart", "joined"])
+@pytest.mark.parametrize("fuse", [False, True], ids=["apart", "fused"])
 @pytest.mark.parametrize("tool", TOOLS)
 def test_tools_in_between(tool: str, fuse: bool, one_process: None, full_float32: None) -> None:
     """A model that is converted, then given to a tool, then reverted is what the tool makes of torch's."""
@@ -337,7 +337,7 @@ def test_a_forward_that_was_wrapped_after_convert(name: str) -> None:
     layer(*inputs(name))
 
 
-def test_a_joined_forward_that_was_wrapped() -> None:
+def test_a_fused_forward_that_was_wrapped() -> None:
     model, x = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).to(DEVICE), randn(2, 4, 3, 3)
     expected = model(x)
     trinn.convert(model, fuse=True)

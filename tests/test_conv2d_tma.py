@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 import trinn.layers as tnn
-from tests.boxes import check_joined, in_boxes, operands
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
+from tests.tma import check_fused, operands, tma_everywhere
 from trinn.kernels import launchers
 from trinn.kernels.conv2d.tma_box import Box, GatherAxis, best_box, best_run
 from trinn.kernels.device.indexing import Axis, hitting_smalls, hitting_taps
@@ -72,7 +72,7 @@ CASES = {
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Boxes wherever they can be; the names of the kernels that are started. What others do is done in large tiles."""
     monkeypatch.setattr(settings, "interpreted_block", 4096)
-    with in_boxes() as names:
+    with tma_everywhere() as names:
         yield names
 
 
@@ -224,9 +224,9 @@ def test_windows_past_the_far_edge(started: list[str]) -> None:
     "case",
     ["3x3", "1x1: all pixels are one row", "stride 2, even width: pairs of columns", "3x3 of more images than a box has"],
 )
-def test_joined(case: str, arithmetic: str, started: list[str]) -> None:
+def test_fused(case: str, arithmetic: str, started: list[str]) -> None:
     """A scale and a shift, ReLU, and statistics in the kernel's last lines; of a half without pixels, too."""
-    check_joined(*operands(CASES[case], allowed(arithmetic), "channels_last"), CASES[case].options, started)
+    check_fused(*operands(CASES[case], allowed(arithmetic), "channels_last"), CASES[case].options, started)
 
 
 def test_pooled(started: list[str]) -> None:

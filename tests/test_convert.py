@@ -68,7 +68,7 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], Shape]] = ARCHITECTURES | {
 }
 whole = pytest.mark.parametrize("name", WHOLE)
 architectures = pytest.mark.parametrize("name", ARCHITECTURES)
-fused = pytest.mark.parametrize("fuse", [False, True], ids=["apart", "joined"])
+fused = pytest.mark.parametrize("fuse", [False, True], ids=["apart", "fused"])
 
 
 def built(build: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
@@ -375,7 +375,7 @@ def test_what_stays_torchs(reason: str) -> None:
     model = trinn.convert(nn.Sequential(module))
     assert type(module) is cls
     (row,) = rows(model)
-    assert (row.runs, row.joined, row.why) == (runs, "", reason)
+    assert (row.runs, row.fused, row.why) == (runs, "", reason)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -417,7 +417,7 @@ def test_a_compiled_model_notices(full_float32: None) -> None:
 
 
 def several() -> nn.Sequential:
-    """Layers of many kinds: converted, left, of users, joined, and with nothing to compute."""
+    """Layers of many kinds: converted, left, of users, fused, and with nothing to compute."""
     return nn.Sequential(
         nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3, groups=2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2), nn.Dropout2d().eval()),
         nn.Linear(2, 2), nn.LazyConv2d(2, 3), nn.Sequential(tnn.Conv2d(2, 2, 1), tnn.ReLU()),
@@ -432,7 +432,7 @@ def test_report_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
     trinn.report(trinn.convert(several(), filter_fn=lambda name, _: name != "3", fuse=True), layers=True)
     title, head, line, *lines = capsys.readouterr().out.splitlines()
     assert title.startswith(f"Sequential: 10 of 16 layers on trinn {trinn.__version__}, on cpu (")
-    assert re.split("  +", head) == ["layer", "class", "runs", "joined with", "why"]
+    assert re.split("  +", head) == ["layer", "class", "runs", "fused with", "why"]
     assert set(line) == {"-"} and len(line) == max(map(len, lines))
     assert [re.split("  +", row) for row in lines] == [
         ["0", "Conv2d", "kernels/conv2d/passes.py"],
@@ -462,8 +462,8 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     trinn.report(trinn.convert(several(), filter_fn=lambda name, _: name != "3", fuse=True))
     title, head, line, *lines = capsys.readouterr().out.splitlines()
     *lines, idle, functions, more = lines
-    assert title.startswith(f"Sequential: 10 of 16 layers on trinn {trinn.__version__}, on cpu (") and ", 2 joined" in title
-    assert re.split("  +", head) == ["class", "layers", "trinn", "joined", "why not, or what else"] and set(line) == {"-"}
+    assert title.startswith(f"Sequential: 10 of 16 layers on trinn {trinn.__version__}, on cpu (") and ", 2 fused" in title
+    assert re.split("  +", head) == ["class", "layers", "trinn", "fused", "why not, or what else"] and set(line) == {"-"}
     assert [re.split("  +", row) for row in lines][:3] == [
         ["Conv2d", "4", "4", "1"],
         ["Linear", "2", "1", "0", "1: not converted"],

@@ -89,7 +89,7 @@ def test_graph(name: str) -> None:
 @gpu
 @names
 def test_launch_cache(name: str) -> None:
-    """From the third call on kernels are started from the launch cache (kernels/runtime/replay.py), and give the same bits."""
+    """From the third call on kernels are started from the launch cache, and give the same bits."""
     case = EVERY[name]
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import trinn.layers as tnn
-from tests.boxes import in_boxes
 from tests.check import DEVICE, randn
-from tests.every import BOXED, EVERY, Every, results
+from tests.every import EVERY, TMA_OPERATORS, Every, results
+from tests.tma import tma_everywhere
 from trinn.kernels import launchers
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.interpreter import INTERPRETED
@@ -61,11 +61,11 @@ def test_same_bits(name: str, busy: Callable[[], None]) -> None:
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("name", BOXED)
-def test_same_bits_in_boxes(name: str, busy: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", TMA_OPERATORS)
+def test_same_bits_by_tma(name: str, busy: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "interpreted_block", 256)
-    with in_boxes() as started:
-        same_bits(BOXED[name], 2 if INTERPRETED else RUNS, busy)
+    with tma_everywhere() as started:
+        same_bits(TMA_OPERATORS[name], 2 if INTERPRETED else RUNS, busy)
     assert started or not INTERPRETED
 
 
@@ -157,10 +157,10 @@ def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.usefixtures("rowwise_products")
-@pytest.mark.parametrize("name", BOXED)
-def test_batch_split_in_boxes(name: str) -> None:
-    with in_boxes() as started:
-        split(BOXED[name])
+@pytest.mark.parametrize("name", TMA_OPERATORS)
+def test_batch_split_by_tma(name: str) -> None:
+    with tma_everywhere() as started:
+        split(TMA_OPERATORS[name])
     assert started or not INTERPRETED
 
 

@@ -43,7 +43,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_modules(name: str, training: bool) -> None:
-    """Of each module, also where layers are joined: those are counted with what joins them."""
+    """Of each module, also where layers are fused: those are counted with what fuses them."""
     networks = [NETWORKS[name]().to(DEVICE).train(training)]
     networks += [trinn.convert(copy.deepcopy(networks[0]), fuse=fuse) for fuse in (False, True)]
     found: list[dict[str, int]] = []
@@ -53,6 +53,6 @@ def test_modules(name: str, training: bool) -> None:
             if training:
                 y.sum().backward()
         found.append({module: sum(by.values()) for module, by in counter.get_flop_counts().items()})
-    torchs, ours, joined = found
+    torchs, ours, fused = found
     assert torchs["Global"] > 0 and len(torchs) > 2
-    assert ours == torchs and joined["Global"] == torchs["Global"]
+    assert ours == torchs and fused["Global"] == torchs["Global"]

@@ -55,7 +55,7 @@ def tower(cls: type[nn.Sequential] = Tower) -> nn.Sequential:
 
 
 # The convolution that begins a batch norm's statistics, the batch norm with its ReLU, and so on.
-JOINED = ["conv2d_statistics", "batchnorm2d_forward", "conv2d_relu_max_pool2d", "linear_fprop"]
+FUSED = ["conv2d_statistics", "batchnorm2d_forward", "conv2d_relu_max_pool2d", "linear_fprop"]
 APART = [
     "conv2d_fprop", "batchnorm2d_statistics", "batchnorm2d_forward", "relu_forward", "conv2d_fprop",
     "relu_forward", "max_pool2d_forward", "linear_fprop", "relu_forward",
@@ -69,9 +69,9 @@ def test_layers_of_a_sequential() -> None:
     assert type(model) is Tower and repr(model) == repr(torchs) and list(model.state_dict()) == list(torchs.state_dict())
     assert not Tower.__subclasses__()
     compared(model, torchs, *SHAPE)
-    assert launched(model.train(), *SHAPE) == JOINED
+    assert launched(model.train(), *SHAPE) == FUSED
     assert launched(model[:3], *SHAPE) == APART[:4] and launched(model[0], *SHAPE) == ["conv2d_fprop"]
-    assert launched(trinn.convert(model), *SHAPE) == JOINED
+    assert launched(trinn.convert(model), *SHAPE) == FUSED
     trinn.revert(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in torchs.modules()] and launched(model, *SHAPE) == []
     assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in torchs.modules()]
@@ -89,9 +89,9 @@ def test_what_is_called_otherwise_than_a_sequential() -> None:
 
 
 def test_children_that_change() -> None:
-    """Only what is converted is joined, as it is when it is called."""
+    """Only what is converted is fused, as it is when it is called."""
     model, torchs = trinn.convert(tower(), filter_fn=lambda name, _: name != "1", fuse=True), tower()
-    assert launched(copy.deepcopy(model), *SHAPE) == ["conv2d_fprop", "relu_forward", *JOINED[2:]]
+    assert launched(copy.deepcopy(model), *SHAPE) == ["conv2d_fprop", "relu_forward", *FUSED[2:]]
     for net in (model, torchs):
         net[2] = nn.Tanh()
         net.insert(0, nn.Identity())
@@ -128,24 +128,24 @@ def test_runs_of_a_block() -> None:
     block: Any = model["block"]
     y = block.bn1(block.conv1(randn(3, 2, 5, 5)))
     assert torch.equal(block.relu(y), y) and torch.equal(block.relu(-y), (-y).relu())
-    assert not hasattr(y, "_trinn_joined")
+    assert not hasattr(y, "_trinn_fused")
     z = block.conv1(randn(3, 2, 5, 5))
     assert not torch.equal(block.bn2(z), z), "which is another run's"
 
 
 def test_one_run_may_be_given_alone() -> None:
     model = trinn.convert(tower(), fuse=["0", "1", "2"])  # type: ignore[arg-type]
-    assert launched(model, *SHAPE) == JOINED[:2] + APART[4:]
+    assert launched(model, *SHAPE) == FUSED[:2] + APART[4:]
 
 
 MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "an unknown name": ([("0", "norm")], AttributeError, "norm"),
     "in another place": ([("0", "1", "2.relu")], AttributeError, "relu"),
-    "wrong kinds": ([("0", "7")], NotImplementedError, "cannot join 0, 7, which are trinn.layers.conv2d.Conv2d, trinn"),
-    "a wrong order": ([("1", "0")], NotImplementedError, "cannot join 1, 0"),
-    "more than is joined": ([("0", "1", "2", "5")], NotImplementedError, "cannot join 0, 1, 2, 5"),
-    "one layer": ([("0",)], NotImplementedError, "cannot join 0"),
-    "none": ([()], NotImplementedError, "cannot join"),
+    "wrong kinds": ([("0", "7")], NotImplementedError, "cannot fuse 0, 7, which are trinn.layers.conv2d.Conv2d, trinn"),
+    "a wrong order": ([("1", "0")], NotImplementedError, "cannot fuse 1, 0"),
+    "more than is fused": ([("0", "1", "2", "5")], NotImplementedError, "cannot fuse 0, 1, 2, 5"),
+    "one layer": ([("0",)], NotImplementedError, "cannot fuse 0"),
+    "none": ([()], NotImplementedError, "cannot fuse"),
     "of torch": ([("7", "8"), ("0", "6")], NotImplementedError, "torch.nn.modules.flatten.Flatten"),
     "a beginning of two": ([("0", "1", "2"), ("0", "1")], ValueError, "begins with one that another run begins with"),
 }
@@ -162,7 +162,7 @@ def test_mistakes(mistake: str) -> None:
     assert [(type(m), dict(vars(m))) for m in model.modules()] == was
 
 
-# What joining would skip.
+# What fusing would skip.
 
 
 def named(model: nn.Sequential) -> nn.Sequential:
@@ -239,7 +239,7 @@ SKIPPED: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("fuse", [named, call_sequence])
 @pytest.mark.parametrize("what", SKIPPED)
 def test_nothing_is_skipped(what: str, fuse: Callable[[Any], Any]) -> None:
-    """The same calls, once each, with the same values and results, as where nothing is joined."""
+    """The same calls, once each, with the same values and results, as where nothing is fused."""
     found = []
     for convert in (trinn.convert, fuse):
         model: Any = convert(tower())
@@ -261,7 +261,7 @@ def test_hooks_that_are_removed() -> None:
         handle = model[1].register_forward_hook(lambda *_: None)
         assert launched(model, *SHAPE)[:2] == APART[:2]
         handle.remove()
-        assert launched(model, *SHAPE) == JOINED
+        assert launched(model, *SHAPE) == FUSED
 
 
 def test_forward_mode_and_refusals() -> None:
@@ -280,7 +280,7 @@ def test_forward_mode_and_refusals() -> None:
 
 @pytest.mark.parametrize("fuse", [named, call_sequence])
 def test_copies_and_pickles(fuse: Callable[[Any], Any]) -> None:
-    """They are joined, of their own layers, and are reverted too."""
+    """They are fused, of their own layers, and are reverted too."""
     model, file = nn.ModuleDict({"tower": fuse(tower())}), io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -288,7 +288,7 @@ def test_copies_and_pickles(fuse: Callable[[Any], Any]) -> None:
     loaded = torch.load(file, weights_only=False)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
         assert torch.equal(other["tower"].eval()(randn(*SHAPE)), expected)
-        assert launched(other["tower"].train(), *SHAPE) == JOINED
+        assert launched(other["tower"].train(), *SHAPE) == FUSED
         nn.init.zeros_(other.get_parameter("tower.7.weight"))
         assert torch.equal(model["tower"](randn(*SHAPE)), expected)
     torch.save(expected, io.BytesIO())
@@ -313,7 +313,7 @@ def test_report() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), BasicBlock(2, 4, 2))
     trinn.convert(model, fuse=True)
     trinn.convert(model, fuse=[("2.conv1", "2.bn1", "2.relu")])
-    joined = {row.layer: row.joined for row in rows(model)}
-    assert (joined["0"], joined["1"]) == ("1", "0")
-    assert (joined["2.conv1"], joined["2.bn1"], joined["2.conv2"]) == ("bn1, relu", "conv1, relu", "")
-    assert joined["2.downsample.0"] == "1"
+    fused = {row.layer: row.fused for row in rows(model)}
+    assert (fused["0"], fused["1"]) == ("1", "0")
+    assert (fused["2.conv1"], fused["2.bn1"], fused["2.conv2"]) == ("bn1, relu", "conv1, relu", "")
+    assert fused["2.downsample.0"] == "1"

@@ -1,4 +1,4 @@
-"""Joined layers against torch's layers called one by one, and what they launch."""
+"""Fused layers against torch's layers called one by one, and what they launch."""
 
 import copy
 import pickle
@@ -41,10 +41,10 @@ WINDOWS: dict[str, dict[str, Any]] = {
 TRAINING = {"training": True, "evaluation": False}
 
 
-def twins(joined: type[nn.Module], *layers: nn.Module, training: bool = True) -> tuple[nn.Module, nn.Sequential]:
-    """Ours, joined, and torch's `layers` in a row."""
+def twins(fused: type[nn.Module], *layers: nn.Module, training: bool = True) -> tuple[nn.Module, nn.Sequential]:
+    """Ours, fused, and torch's `layers` in a row."""
     theirs = nn.Sequential(*layers).to(DEVICE).train(training)
-    return joined(*(ours_of(layer) for layer in copy.deepcopy(theirs))).train(training), theirs
+    return fused(*(ours_of(layer) for layer in copy.deepcopy(theirs))).train(training), theirs
 
 
 def ours_of(layer: nn.Module) -> nn.Module:
@@ -180,7 +180,7 @@ GRADIENTS = ["conv2d_dgrad", "conv2d_wgrad", "channel_sum"]
 
 
 def test_launches() -> None:
-    """One kernel where the table in layers/joined.py says one."""
+    """One kernel where the table in layers/fused_functional.py says one."""
     x, y = randn(2, 4, 8, 8).requires_grad_(), randn(2, 6, 8, 8).requires_grad_()
     relu, norm, linear = tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 5, device=DEVICE)
     affine, pooled = ["conv2d_affine"], ["conv2d_relu_max_pool2d"]

@@ -45,7 +45,7 @@ BUILT_ON = {
     },
 }
 # Files of layers/ that import many operators or change whole models.
-ON_ALL = {"backend", "classes", "convert", "fused", "joined", "patched", "report"}
+ON_ALL = {"backend", "classes", "convert", "fused", "patched", "report"}
 # upsample2d is the layer of antialias2d.
 NO_LAYER = {"antialias2d"}
 # Adaptive pooling runs pool2d's kernels, sync_batchnorm batchnorm2d's.

@@ -181,7 +181,7 @@ def test_wgmma_waits_for_the_wgmma_before() -> None:
     assert list(stalled(adds_up, awaited=1)) == list(stalled(serial, awaited=2)) == list(stalled(serial))
 
 
-def test_convolutions_in_boxes_are_fed(tmp_path: Path) -> None:
+def test_tma_convolutions_are_fed(tmp_path: Path) -> None:
     tiles = {
         "tma conv2d float16 ieee 128 4096 1024": [128, 64, 64, 4, 5],
         "tma wgrad float32 tf32 128 256 4096": [64, 96, 32, 4, 3],
@@ -197,7 +197,7 @@ def test_convolutions_in_boxes_are_fed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]]
     found, measured = json.loads(done.stdout)
-    boxes, others = ([launch for launch in found if launch["in boxes"] == in_boxes] for in_boxes in (True, False))
+    boxes, others = ([launch for launch in found if launch["tma"] == in_boxes] for in_boxes in (True, False))
     assert [launch["kernel"] for launch in boxes] == [
         "_conv2d_gather_tma_kernel",
         "_conv2d_gather_tma_kernel",

@@ -69,7 +69,7 @@ MODULES: dict[str, dict[str, Any]] = {
     "UpsamplingBilinear2d": {"scale_factor": 2},
     "UpsamplingNearest2d": {"scale_factor": 2},
 }
-JOINED: dict[str, Callable[..., nn.Module]] = {
+FUSED: dict[str, Callable[..., nn.Module]] = {
     "BNAddReLU2d": lambda: tnn.BNAddReLU2d(tnn.BatchNorm2d(4), tnn.ReLU()),
     "BNReLU2d": lambda: tnn.BNReLU2d(tnn.BatchNorm2d(4), tnn.ReLU()),
     "ConvBNReLU2d": lambda: tnn.ConvBNReLU2d(tnn.Conv2d(4, 4, 1), tnn.BatchNorm2d(4), tnn.ReLU()),
@@ -101,7 +101,7 @@ def test_tables_have_every_name() -> None:
     functions = {name for name in tnn.__all__ if name.islower()}
     assert TENSORS.keys() == {name for name in functions if hasattr(F, name)}
     assert MODULES.keys() == {cls.__name__ for cls in OURS}
-    assert MODULES.keys() | JOINED.keys() == set(tnn.__all__) - functions
+    assert MODULES.keys() | FUSED.keys() == set(tnn.__all__) - functions
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules", "ignore:max_unpooling2d")
@@ -207,17 +207,17 @@ def test_leaves(name: str) -> None:
     assert nodes(Network(getattr(tnn, name)(**MODULES[name]))) == theirs
 
 
-@pytest.mark.parametrize("name", JOINED)
-def test_joined_layers_are_leaves(name: str) -> None:
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_layers_are_leaves(name: str) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.joined = JOINED[name]()
+            self.fused = FUSED[name]()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.joined(x, x) if name == "BNAddReLU2d" else self.joined(x)
+            return self.fused(x, x) if name == "BNAddReLU2d" else self.fused(x)
 
-    assert nodes(Twice()) == [("call_module", "joined", "joined")]
+    assert nodes(Twice()) == [("call_module", "fused", "fused")]
     if "BN" not in name:  # whose forward, torch's too, asks for its input's axes
         assert len(nodes(Twice(), Nothing())) > 1, "a tracer without leaves sees the operators"
 

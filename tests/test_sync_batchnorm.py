@@ -201,7 +201,7 @@ def test_update_counts_on_the_device() -> None:
 
 
 class Net(nn.Module):
-    """Batch normalisations of both libraries, one of them twice, and one within joined layers."""
+    """Batch normalisations of both libraries, one of them twice, and one within fused layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class Net(nn.Module):
 
 
 def test_conversion() -> None:
-    """All batch normalisations become ours, with their tensors, options and mode; what is joined computes the same."""
+    """All batch normalisations become ours, with their tensors, options and mode; what is fused computes the same."""
     net = Net().to(DEVICE)
     net.norms[1].eval()
     x, before = randn(2, 3, 8, 8), copy.deepcopy(net)

@@ -1,4 +1,4 @@
-"""Several threads call layers at the same time, and get the same results as one thread. tests/test_replay.py tests replays."""
+"""Several threads call layers at the same time, and get the same results as one thread."""
 
 import random
 import sys

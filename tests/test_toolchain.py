@@ -47,7 +47,7 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 def network(training: bool = True) -> nn.Sequential:
-    """A layer of almost every kind, and joined ones."""
+    """A layer of almost every kind, and fused ones."""
     torch.manual_seed(0)
     layers = nn.Sequential(
         tnn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), tnn.BatchNorm2d(4), tnn.ReLU(inplace=True),

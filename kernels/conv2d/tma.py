@@ -14,7 +14,7 @@ are one pixel of 64 images. Taps that fall outside the image for all of a box ar
 spend most of their time on those. A stride along the columns becomes a factor of the channels, as in a view
 (N, H, W / stride, stride * C); rows that are strided have boxes of one row.
 
-Images of few channels, which a copy engine does not take, are done by way of what first2d.py makes of them. Narrow groups
+Images of few channels, which a copy engine does not take, are done by way of what few_channels.py makes of them. Narrow groups
 become wide ones, a block of 16 or fewer of them at once, by filters with zeros. TF32's matrix instruction sums along what lies
 side by side in memory, and nothing else: its dgrad takes filters from a copy in that order, which relayout.py makes. It makes
 channels_last copies of contiguous images too.
@@ -276,7 +276,7 @@ def _plan_window_copy(
 def plan_few_channels(
     x: Tensor, w: Ints, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> WindowCopy | None:
-    """How first2d.py copies an image of few channels for not few filters, whose sizes are `w`; None if it does not."""
+    """How few_channels.py copies an image of few channels for not few filters, whose sizes are `w`; None if it does not."""
     if groups > 1 or not too_few(w[1]) or too_few(w[0]) or uses_bf16_terms(x):
         return None
     return plan_window_copy(x, w, size, stride, padding, dilation, channel_multiple(x))

@@ -101,7 +101,7 @@ def _conv2d_wgrad_tma_kernel(
     """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps, in one group, summed over one part of the lines.
 
     Where several narrow groups are one, a filter keeps what it has with the channels of its own. With a PITCH, x is what
-    windows see of a copy by first2d.py: its channels are those of (S, PITCH), of which dw has `narrow_channels`.
+    windows see of a copy by few_channels.py: its channels are those of (S, PITCH), of which dw has `narrow_channels`.
     """
     dw_k, dw_c, dw_r, dw_s = dw_strides
     program = tl.program_id(0)

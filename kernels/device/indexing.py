@@ -1,6 +1,6 @@
 """The index arithmetic of every windowed operator, written once.
 
-A window joins two images. Per axis, with `big` a pixel of the larger image (the input of a convolution or a pooling, the
+A window fuses two images. Per axis, with `big` a pixel of the larger image (the input of a convolution or a pooling, the
 output of a transposed convolution) and `small` a pixel of the other:
 
     big = small * stride - padding + tap * dilation

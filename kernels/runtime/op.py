@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .replay import cached, without_dispatcher
+from .launch_cache import cached, without_dispatcher
 
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 

@@ -1,4 +1,4 @@
-"""Operators joined to what follows them, as functions of tensors, and the table of what is joined.
+"""Operators fused to what follows them, as functions of tensors, and the table of what is fused.
 
     conv2d_relu               relu(conv2d(x))                          one kernel
     conv2d_relu_max_pool2d    max_pool2d(relu(conv2d(x)))              one kernel where windows lie side by side, else two
@@ -184,7 +184,7 @@ def linear_relu(input: Tensor, arguments: Arguments) -> Tensor:
     return product(LinearRelu, input, *arguments)
 
 
-# Operators in a row, and the function that joins them; the first that fits. torch.add's argument is the residual.
+# Operators in a row, and the function that fuses them; the first that fits. torch.add's argument is the residual.
 FUSIONS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
     (conv2d, batch_norm, torch.add, relu): conv2d_batch_norm_relu,
     (conv2d, batch_norm, relu): conv2d_batch_norm_relu,

@@ -18,7 +18,7 @@ from trinn.kernels.runtime.settings import settings
 
 
 @contextlib.contextmanager
-def in_boxes() -> Iterator[list[str]]:
+def tma_everywhere() -> Iterator[list[str]]:
     """Within, boxes wherever they can be, large ones stored in halves; the names of their kernels that are started."""
     names: list[str] = []
 
@@ -47,7 +47,7 @@ def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tenso
     return x, w, randn(case.w[0], dtype=dtype, seed=2) if case.bias else None
 
 
-def check_joined(x: Tensor, w: Tensor, shift: Tensor | None, options: dict[str, Any], started: list[str]) -> None:
+def check_fused(x: Tensor, w: Tensor, shift: Tensor | None, options: dict[str, Any], started: list[str]) -> None:
     """A scale and a shift, ReLU, and statistics, by the last lines of a kernel that gathers."""
     scale, y = randn(w.shape[0], dtype=x.dtype, seed=3), F.conv2d(x, w, **options)
     stride, padding = (options.get(name, default) for name, default in (("stride", 1), ("padding", 0)))

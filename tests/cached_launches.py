@@ -1,6 +1,6 @@
 """Draws calls of every operator, over and over, and compares what is launched from notes with what launchers launch.
 
-On a GPU that stands still, in a process of its own: `python -m tests.replays SEED CALLS`. No kernel is compiled; what Triton
+On a GPU that stands still, in a process of its own: `python -m tests.cached_launches SEED CALLS`. Nothing is compiled; what Triton
 would have compiled each by, alignment and all, is part of what is compared.
 
 With `--stub`, which needs Triton 3.6, Triton also builds and calls its C launchers, and the comparison is of the bytes that
@@ -29,9 +29,9 @@ from torch import Tensor
 from bench import still_gpu, stub_driver  # before trinn
 
 import trinn.layers as tnn  # isort: skip
-from tests.boxes import in_boxes
-from tests.every import BOXED, EVERY, Every, Ours, operators, results
-from trinn.kernels.runtime import launch, replay
+from tests.every import EVERY, TMA_OPERATORS, Every, Ours, operators, results
+from tests.tma import tma_everywhere
+from trinn.kernels.runtime import launch, launch_cache
 
 
 class Parameter(NamedTuple):
@@ -140,21 +140,21 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def drawn_in_boxes(rng: random.Random) -> tuple[str, Every]:
-    """A convolution that tests/boxes.py has done in boxes, so from tensor maps."""
+def drawn_for_tma(rng: random.Random) -> tuple[str, Every]:
+    """A convolution that tests/tma.py has done in boxes, so from tensor maps."""
     n, c, k, size = rng.choice((1, 2, 17)), rng.choice((3, 16, 64)), rng.choice((16, 64, 96)), rng.choice((4, 8, 14))
     taps, stride = rng.choice((1, 3)), rng.choice((1, 2))
     x, w = (n, c, size, size), (k, c, taps, taps)
     free = {f"conv2d {x} {w} {stride}": Every(lambda x, w, b: tnn.conv2d(x, w, b, stride, 1), (x, w, (k,)))}
-    name = rng.choice((*BOXED, *3 * list(free)))
-    return name, BOXED.get(name) or free[name]
+    name = rng.choice((*TMA_OPERATORS, *3 * list(free)))
+    return name, TMA_OPERATORS.get(name) or free[name]
 
 
 COUNTS: Counter[str] = Counter()
 
 
 def count_replays() -> None:
-    replay_one = replay._replay
+    replay_one = launch_cache._replay
 
     def counted(*args: Any) -> Any:
         before = len(LAUNCHES.seen)
@@ -163,7 +163,7 @@ def count_replays() -> None:
         COUNTS["launches replayed"] += len(LAUNCHES.seen) - before
         return result
 
-    replay._replay = counted  # type: ignore[assignment]
+    launch_cache._replay = counted  # type: ignore[assignment]
 
 
 def listener(*_: Any) -> None:
@@ -226,7 +226,7 @@ def compare_threads(seed: int, calls: int, threads: int) -> None:
 
     def yielding(frame: Any, event: str, arg: Any) -> Any:
         """Let another thread go on, at every line of what starts kernels."""
-        if frame.f_code.co_filename not in (replay.__file__, launch.__file__):
+        if frame.f_code.co_filename not in (launch_cache.__file__, launch.__file__):
             return None
         time.sleep(0)
         return yielding
@@ -238,7 +238,7 @@ def compare_threads(seed: int, calls: int, threads: int) -> None:
         for number, call in numbered:
             assert call.made() == expected[number], call.words
 
-    replay.MAX_ENTRIES = 10  # so that notes are forgotten every now and then
+    launch_cache.MAX_ENTRIES = 10  # so that notes are forgotten every now and then
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(threads)))
 
@@ -268,10 +268,10 @@ def main() -> int:
     for _ in range(calls):
         compare(rng, *drawn(rng))
     if given.stub:
-        replay.clear()
-        with in_boxes():
+        launch_cache.clear()
+        with tma_everywhere():
             for _ in range(given.calls // 4):
-                compare(rng, *drawn_in_boxes(rng))
+                compare(rng, *drawn_for_tma(rng))
         calls += given.calls // 4
     print(f"{COUNTS['replayed']} of {calls} calls' operators replayed")
     if given.stub:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import trinn.layers as tnn
-from tests.boxes import check_joined, operands
 from tests.cases import Conv, named
 from tests.check import DEVICE, check, randn
+from tests.tma import check_fused, operands
 from trinn.kernels import launchers
 from trinn.kernels.conv2d import few_channels, tma, tma_wgrad
 from trinn.kernels.conv2d.few_channels import WindowCopy, copy_filters, copy_image, plan_window_copy, window_view
@@ -111,9 +111,9 @@ def test_tiles_of_a_gpu(case: str, started: list[str], monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("case", ["3 channels, 7x7, stride 2", "3 channels, 3x3"])
-def test_joined(case: str, started: list[str]) -> None:
+def test_fused(case: str, started: list[str]) -> None:
     """A scale and a shift, ReLU, and statistics in the kernel's last lines."""
-    check_joined(*in_tf32(CASES[case], torch.bfloat16, "channels_last"), CASES[case].options, started)
+    check_fused(*in_tf32(CASES[case], torch.bfloat16, "channels_last"), CASES[case].options, started)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")

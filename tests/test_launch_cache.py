@@ -1,4 +1,4 @@
-"""Launches from notes (kernels/runtime/replay.py), on a GPU that stands still: they are the launchers' own, and cheap."""
+"""Launches from notes (kernels/runtime/launch_cache.py), on a GPU that stands still: they are the launchers' own, and cheap."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ import torch
 from tests.check import randn
 from tests.test_install import ROOT
 from trinn.kernels import launchers
-from trinn.kernels.runtime import replay
+from trinn.kernels.runtime import launch_cache
 
 HOPPER = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
 
@@ -28,7 +28,7 @@ def run(*command: str) -> str:
 
 def test_launches_are_the_launchers() -> None:
     """Drawn sizes, strides, dtypes, alignment and flags, in an order in which each could be taken for another."""
-    replayed = re.match(r"(\d+) of (\d+)", run("tests.replays", "0", "400"))
+    replayed = re.match(r"(\d+) of (\d+)", run("tests.cached_launches", "0", "400"))
     assert replayed is not None
     assert int(replayed[1]) > int(replayed[2])
 
@@ -36,7 +36,7 @@ def test_launches_are_the_launchers() -> None:
 @pytest.mark.long
 def test_launches_in_threads_are_the_launchers() -> None:
     """Threads that share notes launch on their own tensors."""
-    replayed = re.match(r"(\d+) operators replayed in 4 threads", run("tests.replays", "0", "20", "--threads", "4"))
+    replayed = re.match(r"(\d+) operators replayed in 4 threads", run("tests.cached_launches", "0", "20", "--threads", "4"))
     assert replayed is not None
     assert int(replayed[1]) > 500
 
@@ -53,18 +53,18 @@ def test_launches_with_descriptors_compute() -> None:
 
 def test_copies_are_never_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher that copies, on the quiet in inference mode, runs every time."""
-    monkeypatch.setattr(replay, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(launch_cache, "on_gpu", lambda tensor: True)
     strided = randn(6)[::2]
     given = [randn(1, 3, 2, 2), strided, strided.square()]
     for inference in (True, False):
         with torch.inference_mode(inference):
-            _, notes = replay.record_call(launchers.batchnorm2d_forward, (*given, None, None, None, False, 1e-5), given)
-        assert notes == replay.UNCACHEABLE
+            _, notes = launch_cache.record_call(launchers.batchnorm2d_forward, (*given, None, None, None, False, 1e-5), given)
+        assert notes == launch_cache.UNCACHEABLE
 
 
 def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pullback called after its transform has ended gets tensors that torch.func wrapped, whose memory nobody may ask for."""
-    monkeypatch.setattr(replay, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(launch_cache, "on_gpu", lambda tensor: True)
     wrapped: list[torch.Tensor] = []
 
     def function(x: torch.Tensor) -> torch.Tensor:
@@ -72,12 +72,12 @@ def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPat
         return x.square()
 
     torch.func.vjp(function, randn(3))
-    assert replay._are_plain((randn(3),)) and not replay._are_plain((randn(3), *wrapped))
+    assert launch_cache._are_plain((randn(3),)) and not launch_cache._are_plain((randn(3), *wrapped))
 
 
 def test_tensors_off_the_gpu_are_never_noted() -> None:
     empty = torch.empty(0)
-    assert replay.record_call(launchers.relu_forward, (empty,), [empty])[1] == replay.UNCACHEABLE
+    assert launch_cache.record_call(launchers.relu_forward, (empty,), [empty])[1] == launch_cache.UNCACHEABLE
 
 
 @functools.cache

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tests import test_conv2d_tma, test_first2d
-from tests.boxes import in_boxes
+from tests import test_conv2d_tma, test_few_channels
 from tests.cases import Conv, named
 from tests.check import DEVICE
+from tests.tma import tma_everywhere
 from trinn.kernels import launchers
 from trinn.kernels.conv2d import tma
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
 
-CASES = test_conv2d_tma.CASES | test_first2d.CASES
+CASES = test_conv2d_tma.CASES | test_few_channels.CASES
 ARITHMETIC = test_conv2d_tma.ARITHMETIC
 LAST = torch.channels_last
 MOST = 256  # elements of a box along an axis
@@ -62,7 +62,7 @@ def more_channels(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def boxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Of few channels too, and cut into parts as for a large GPU."""
     monkeypatch.setattr(settings, "wanted_programs", 264)
-    with in_boxes():
+    with tma_everywhere():
         yield
 
 
