@@ -1,7 +1,7 @@
 """Draws calls of every operator, over and over, and compares what is launched from notes with what launchers launch.
 
-On a GPU that stands still, in a process of its own: `python -m tests.cached_launches SEED CALLS`. Nothing is compiled; what Triton
-would have compiled each by, alignment and all, is part of what is compared.
+On a GPU that stands still, in a process of its own: `python -m tests.cached_launches SEED CALLS`. Nothing is compiled; what
+Triton would have compiled each by, alignment and all, is part of what is compared.
 
 With `--stub`, which needs Triton 3.6, Triton also builds and calls its C launchers, and the comparison is of the bytes that
 they pass to cuLaunchKernelEx. After those calls, a quarter as many convolutions are drawn whose kernels take tensor maps.
