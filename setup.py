@@ -1,4 +1,4 @@
-"""Installs the folders kernels, layers and models inside the package trinn; all else is said in pyproject.toml."""
+"""Install the folders kernels, layers and models as subpackages of trinn. pyproject.toml has all other settings."""
 
 from setuptools import setup
 

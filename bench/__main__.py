@@ -1,17 +1,18 @@
-"""The yardstick: times our operators and networks against torch's on this GPU.
+"""Benchmark trinn's operators and networks against torch + cuDNN on this GPU.
 
-    python -m bench                       all of it, ours against torch in both memory formats, for 28 minutes at most
-    python -m bench --quick               the most telling of it, in less than 8 minutes
+    python -m bench                       full benchmark, both memory formats; at most 28 minutes
+    python -m bench --quick               the most informative cases; less than 8 minutes
     python -m bench 'AlexNet conv' ResNet --arithmetics bf16
-    python -m bench --compile-only        compiles what would be timed, for an H100 or H200, without a GPU
-    python -m bench conv --tune           convolutions: checks their tiles, finds the fastest, and times all against torch
-    python -m bench report RESULT.json    the table of an earlier run; of a folder of `make gpu`, what that found
-    python -m bench plot RESULT.json      its plots, beside it or in --out
+    python -m bench --compile-only        compile all kernels of the benchmark for an H100 or H200; needs no GPU
+    python -m bench conv --tune           convolutions only: check the tiles, find the fastest, time against torch
+    python -m bench report RESULT.json    print the table of an earlier run, or the summary of a `make gpu` folder
+    python -m bench plot RESULT.json      plot an earlier run, into a folder beside it or into --out
 
-What is timed was first compared with float64 on the same numbers; what is WRONG is not timed. The rival is torch in the better
-of its two memory formats, with cuDNN's benchmark on and the same flags for float32; torch.compile too for fused layers and
-networks. Our networks are torch's after `trinn.convert(network, fuse=...)`, or by torch.compile with trinn's backend. The JSON
-goes to bench/results/, as it comes, and plots beside it where there is matplotlib; `--resume` goes on with one.
+Every result is compared with float64 on the same inputs before it is timed; WRONG results are not timed. torch runs in both
+memory formats with cudnn.benchmark on and the same float32 flags, and the faster format counts. Fused layers and networks are
+also compared with torch.compile. trinn's networks are torch's networks after `trinn.convert(network, fuse=...)`, or
+torch.compile with trinn's backend. An arithmetic is a dtype with a precision: bf16, fp16, tf32 or fp32. Results are written as
+JSON to bench/results/ during the run, with plots if matplotlib is installed; `--resume` continues an interrupted run.
 """
 
 import sys
@@ -36,7 +37,7 @@ MINUTES = {True: 7.5, False: 28.0}  # whether quick
 
 
 def items_of(names: Sequence[str], quick: bool, arithmetics: Sequence[str]) -> list[Item]:
-    """What is to be measured, the most telling first; torch.compile comes last, since it takes the longest to compile."""
+    """Return the items to measure, the most informative first. torch.compile is last because it compiles the longest."""
     cases = registry.QUICK if quick else {name: case.arithmetics for name, case in registry.CASES.items()}
     networks = models.QUICK if quick else {name: model.arithmetics for name, model in models.MODELS.items()}
 
@@ -53,11 +54,11 @@ def items_of(names: Sequence[str], quick: bool, arithmetics: Sequence[str]) -> l
 
 
 def run(args: argparse.Namespace, command: Sequence[str], environment: dict[str, Any]) -> int:
-    """Compile, measure, write and print; `command` runs this module."""
+    """Compile, measure, write and print. `command` runs this module."""
     start = time.monotonic()
     items = items_of(args.names, args.quick, args.arithmetics)
     if not items:
-        print("Nothing has such a name and arithmetic.", file=sys.stderr)
+        print("No case or network matches these names and arithmetics.", file=sys.stderr)
         return 2
     result = runs.begun(environment, args.resume)
     stamp = re.sub(r"\W", "", environment["date"][:16])
@@ -75,11 +76,11 @@ def run(args: argparse.Namespace, command: Sequence[str], environment: dict[str,
 
 
 def read_again(kind: str, arguments: Sequence[str]) -> int:
-    """The table or the plots of an earlier run."""
+    """Print the table of an earlier run, or draw its plots."""
     parser = argparse.ArgumentParser(prog=f"python -m bench {kind}")
     parser.add_argument("result", type=Path)
     if kind == "plot":
-        parser.add_argument("--out", type=Path, help="a folder; else one beside the result, of its name")
+        parser.add_argument("--out", type=Path, help="folder; default: beside the result, with its name")
     args = parser.parse_args(arguments)
     try:
         if args.result.is_dir():
@@ -104,21 +105,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions: what has one in its name")
-    parser.add_argument("--quick", action="store_true", help="the most telling in less than 8 minutes")
-    parser.add_argument("--compile-only", action="store_true", help="needs no GPU, and times nothing")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions; select matching names")
+    parser.add_argument("--quick", action="store_true", help="the most informative cases, in less than 8 minutes")
+    parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; time nothing")
     parser.add_argument("--arithmetics", nargs="+", choices=registry.PRODUCTS, default=registry.PRODUCTS, metavar="NAME")
-    parser.add_argument("--minutes", type=float, help="then stop, and report what there is: 7.5 for --quick, else 28")
-    parser.add_argument("--resume", type=Path, metavar="RESULT.json", help="measure what is missing there, and add it")
-    parser.add_argument("--out", type=Path, help="a folder for results, instead of bench/results")
+    parser.add_argument("--minutes", type=float, help="time limit; default: 7.5 for --quick, else 28")
+    parser.add_argument("--resume", type=Path, metavar="RESULT.json", help="continue this run: add the missing rows")
+    parser.add_argument("--out", type=Path, help="folder for results; default: bench/results")
     parser.add_argument("--architecture", default="sm_90", help="for --compile-only")
-    parser.add_argument("--gpu", default="", metavar="NAME", help="for --compile-only: with the tiles measured on that one")
+    parser.add_argument("--gpu", default="", metavar="NAME", help="for --compile-only: use the tiles tuned for this GPU")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.compile_only:
         return runs.compile_only(items_of(args.names, args.quick, args.arithmetics), args.architecture, args.gpu)
     if not torch.cuda.is_available():
-        print("There is no GPU here to time on; --compile-only needs none.", file=sys.stderr)
+        print("No GPU found. --compile-only works without one.", file=sys.stderr)
         return 1
     if args.measure:
         runs.measure(workers.given(), Machine.gpu(), args.quick)

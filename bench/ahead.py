@@ -1,7 +1,7 @@
-"""Compiles what the yardstick launches, ahead of time and side by side, into Triton's cache; no GPU is needed.
+"""Compile the kernels of the benchmark ahead of time, on all cores, into Triton's cache. Needs no GPU.
 
-The modules of both memory formats run on meta tensors, forward and backward, each operator of ours by its launcher: what that
-would launch is compiled. On the machine that measures, the launchers' own stubs are compiled as well.
+The modules run on meta tensors in both memory formats, forward and backward. Each operator calls its launcher, and the observed
+launches are compiled. On the measuring machine, Triton's C launchers are compiled too.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ from trinn.kernels import launchers
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
 
-Launch = tuple[Any, int, tuple[Any, ...], dict[str, Any]]  # the kernel, how many programs, arguments and constants
+Launch = tuple[Any, int, tuple[Any, ...], dict[str, Any]]  # kernel, number of programs, arguments, constants
 
 
 class _Launchers(TorchDispatchMode):
-    """Within, an operator of ours is its launcher on any device, the meta device too."""
+    """Call launchers in place of trinn's operators, on any device, including meta."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace == "trinn":
@@ -47,7 +47,7 @@ class _Launchers(TorchDispatchMode):
 def jobs_of(
     cases: Mapping[str, Sequence[str]], networks: Mapping[str, Sequence[str]], architecture: str, gpu: str = ""
 ) -> list[Job]:
-    """The launches of cases and of networks, by name, in their arithmetics; tiles are those for the GPU of that name."""
+    """Return the launches of cases and networks, given as name -> arithmetics, with the tiles tuned for `gpu`."""
     triton.runtime.driver.set_active(Driver(architecture))
     jobs: dict[Any, Job] = {}
     with settings.changed(gpu=gpu), _Launchers():
@@ -83,7 +83,7 @@ def _runs(
 
 
 def launches_of(name: str, arithmetic: str, layout: str, what: str, architecture: str = "sm_90") -> list[Launch]:
-    """What a pass of a case launches, without what it has to have launched before."""
+    """Return the launches of a pass of a case, without those of the passes it depends on."""
     found: list[Launch] = []
     with using(arithmetic) as dtype, settings.changed(gpu=""), _Launchers():
         with intercepted(lambda *_: None, architecture):
@@ -94,10 +94,10 @@ def launches_of(name: str, arithmetic: str, layout: str, what: str, architecture
 
 
 def instructions_of(name: str, arithmetic: str, layout: str, what: str) -> float:
-    """How many instructions the threads of a pass execute. Triton's cache keeps that number, as it does kernels.
+    """Count the thread instructions of a pass. Triton's cache stores the count.
 
     Raises:
-        ValueError, KeyError, OSError: that cannot be told.
+        ValueError, KeyError, OSError: the instructions cannot be counted.
     """
     target = triton.runtime.driver.active.get_current_target()
     if target.backend != "cuda":
@@ -115,7 +115,7 @@ def instructions_of(name: str, arithmetic: str, layout: str, what: str) -> float
 
 
 def counted(cases: Mapping[str, Sequence[str]]) -> int:
-    """Have the instructions of cases without products counted, and kept; of how many passes."""
+    """Count and store the instructions of the passes without products. Return the number of counted passes."""
     passes = []
     for name, arithmetics in cases.items():
         works = [what for what, work in registry.CASES[name].works.items() if not work.flops]
@@ -130,14 +130,14 @@ def _is_counted(of: tuple[str, str, str, str]) -> bool:
     return False
 
 
-_jobs: list[Job] = []  # what the processes that compile have in common
+_jobs: list[Job] = []  # shared with the forked compile processes
 
 
 def _compiled(number: int) -> str | None:
     job = _jobs[number]
     try:
         code = code_of(job)
-    except KeyError:  # there is no PTX of it: it is from gpu_cache.py's file, and was judged when that was made
+    except KeyError:  # no PTX: the kernel is from gpu-cache.tar.xz, and was checked when that file was made
         return None
     if isinstance(code, Code):
         compile_launcher(job.kernel.warmup(*job.args, grid=(1,), **job.constants))
@@ -145,7 +145,7 @@ def _compiled(number: int) -> str | None:
 
 
 def compiled(jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
-    """Each job, and what is wrong with it, if something is."""
+    """Compile the jobs in parallel. Yield (job, fault or None)."""
     _jobs[:] = jobs
     with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
         yield from zip(jobs, pool.imap(_compiled, range(len(jobs)), chunksize=2), strict=True)

@@ -1,14 +1,14 @@
-"""Compiles every kernel ahead of time, without a GPU, and prints what came of it: `make compile-report`.
+"""Compile every kernel ahead of time, without a GPU, and print its resource usage: `make compile-report`.
 
-The real launchers run on meta tensors of the shapes below, and what they launch is compiled with the tile it has on each
-architecture; a row is a launch that compiles like no other. Fails on spilled registers, on more shared memory than there
-is, and on a kernel or a tile that no shape reaches. Fails as well where Hopper's matrix units would have to wait for more than
-what its copy engine brings: machine_code.py says how that shows.
+The real launchers run on meta tensors of the shapes in shapes.py. The report compiles each launched kernel with its tile on
+each architecture, and prints one row per distinct compilation. It fails on spilled registers, on too much shared memory, and on
+a kernel or a tile without a shape. It also fails when Hopper's matrix units would wait for anything other than TMA (Hopper's
+copy engine); machine_code.py has the criteria.
 
-On sm_90 the launches of what networks compute are held to the row that bench/compiled/ has of them: registers, spills, shared
-memory, how many of the instructions that read and write global memory move 16 bytes, and how many instructions it executes for
-each element of its largest tensor, or has for each of its tile where the copy engine feeds it. Fails when one gets worse;
-`--record` writes the rows anew, for a change that is meant. Memory-bound operators are held to bench/limits.py as well.
+On sm_90 the report compares the launches of typical networks with their rows in bench/compiled/. A row has registers, spills,
+shared memory, the number of global loads and stores, the number of 16-byte ones among them, and the number of instructions:
+executed per element of the largest tensor, or, in TMA kernels, present per element of the tile. The report fails when a number
+gets worse; `--record` rewrites the rows after an intended change. bench/limits.py adds limits for memory-bound operators.
 """
 
 from bench import compiled_only  # noqa: F401  # before triton  # isort: skip
@@ -37,9 +37,9 @@ from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
 
-# To run one more program side by side, ptxas leaves registers unused and puts one or two values aside. That is its choice.
-# Where it had no register left, or puts more aside, the tile is too large.
-PUT_ASIDE = 32  # bytes a thread
+# ptxas may spill one or two values although registers are left, to fit one more program on a multiprocessor. The report accepts
+# this. If the registers are used up, or the spill is larger, the tile is too large.
+PUT_ASIDE = 32  # bytes per thread
 
 SIZES = [2**i for i in range(13)]
 
@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
     @property
     def elements(self) -> float:
-        """The elements of its largest tensor, for each thread; of a convolution in boxes, those of its tile."""
+        """Elements per thread: of the largest tensor or, in TMA kernels, of the tile."""
         warps = self.constants["num_warps"]
         if not self.uses_tma:
             return max(arg.numel() for arg in self.args if isinstance(arg, Tensor)) / (32 * warps * self.programs)
@@ -67,12 +67,12 @@ class Job(NamedTuple):
 
     @property
     def uses_tma(self) -> bool:
-        """Whether the copy engine brings what it multiplies."""
+        """Whether TMA loads the operands of its products."""
         return bool(tma_traits(self.args, self.constants))
 
     @property
     def words(self) -> tuple[str, str, str]:
-        """The kernel, the case, and blocks, warps and stages."""
+        """The kernel, the case, and its blocks, warps and stages."""
         blocks = [value for name, value in self.constants.items() if name.startswith("BLOCK")]
         blocks += [size for size in self.constants.get("TILE", ()) if type(size) is int]
         warps, stages = self.constants["num_warps"], self.constants["num_stages"]
@@ -82,9 +82,9 @@ class Job(NamedTuple):
 
 
 def jobs_of(architecture: str, pattern: str) -> list[Job]:
-    """The launches of the cases whose label the pattern fits; of those that compile to the same, the first.
+    """The launches of all cases with a label that matches the pattern, without repeated compilations.
 
-    On sm_90 also the convolutions in boxes that have a tile, or a way to feed it, that none before has.
+    On sm_90 also the TMA convolutions with a new tile, or with a new way of loading its operands.
     """
     triton.runtime.driver.set_active(Driver(architecture))
     jobs: dict[Any, Job] = {}
@@ -116,7 +116,7 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
 
 
 def tma_traits(args: Sequence[Any], constants: dict[str, Any]) -> list[str]:
-    """What may decide how a convolution in boxes compiles: its tile, and how that is fed; of other launches, nothing."""
+    """What determines the code of a TMA convolution: the tile and the loads of its operands. Empty for other kernels."""
     if not any(isinstance(arg, TensorDescriptor) for arg in args):
         return []
     if "BOX" in constants:
@@ -126,13 +126,13 @@ def tma_traits(args: Sequence[Any], constants: dict[str, Any]) -> list[str]:
         long = " ".join(axis for axis, size in constants["BOX"]._asdict().items() if size > 1)
         name = "dgrad" if constants["ADJOINT"] else "fprop"
         return [_box_tile(constants) + planar + stored, f"{name}{planar}{relu} of {long}, every {constants['SPAN']}"]
-    lines = "images inward" if constants["IMAGES_LAST"] else "images" if constants["OF_IMAGES"] else "columns"
+    runs = "images innermost" if constants["IMAGES_LAST"] else "images" if constants["ALONG_IMAGES"] else "columns"
     channels = "few" if constants["PITCH"] else "all"
-    return [_box_tile(constants), f"wgrad of {constants['BLOCK_K']} {lines}, every {constants['SPAN']}, {channels} channels"]
+    return [_box_tile(constants), f"wgrad of {constants['BLOCK_K']} {runs}, every {constants['SPAN']}, {channels} channels"]
 
 
 def _box_tile(constants: dict[str, Any]) -> str:
-    """What decides how many registers a convolution in boxes needs, and how much shared memory."""
+    """The tile of a TMA convolution, as text: it determines registers and shared memory."""
     m, warps, stages = constants["BLOCK_M"], constants["num_warps"], constants["num_stages"]
     if "BOX" in constants:
         name, sizes = "dgrad" if constants["ADJOINT"] else "fprop", f"{m}x{math.prod(constants['BOX'])}x{constants['BLOCK_K']}"
@@ -145,7 +145,7 @@ def launched(
     passes: Passes, arithmetic: str, channels_last: bool, architecture: str, observe: Callable[[Any, int, Any, Any], None],
     tile: tuning.GemmTile | None = None,
 ) -> None:  # fmt: skip
-    """Show each launch of some passes, with this tile or those that tuning.py gives."""
+    """Call `observe` with each launch of `passes`, with `tile` or the tiles of tuning.py."""
     dtype, precision = ARITHMETIC[arithmetic]
     torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = precision
 
@@ -158,7 +158,7 @@ def launched(
 
 
 def measured_cases() -> list[tuple[Case, tuning.GemmTile]]:
-    """Convolutions in boxes, with the tiles that were measured on GPUs."""
+    """TMA convolutions with the tiles measured on GPUs."""
     arithmetics = {"bfloat16 ieee": "bf16", "float16 ieee": "fp16", "float32 tf32": "tf32", "float32 bf16x6": "fp32"}
     found: list[tuple[Case, tuning.GemmTile]] = []
     for path in sorted(tuning.TILES.glob("*.json")):
@@ -174,12 +174,12 @@ def measured_cases() -> list[tuple[Case, tuning.GemmTile]]:
 def remembering(
     jobs: dict[Any, Job], architecture: str, case: str, dtype: torch.dtype, held: bool
 ) -> Callable[[Any, int, Any, Any], None]:
-    """Takes note of a launch that compiles like none before it: what `intercepted` is to call."""
+    """The callback for `intercepted`: adds a Job for each launch with a new compilation key."""
 
     def observe(kernel: Any, programs: int, args: Any, constants: Any) -> None:
         def remember(*, key: str, **_: Any) -> bool:
             jobs.setdefault((kernel, key), Job(architecture, case, dtype, kernel, programs, args, constants, held))
-            return True  # which keeps Triton from compiling now
+            return True  # stops Triton from compiling now
 
         triton.knobs.runtime.jit_cache_hook = remember
         kernel.device_caches.clear()
@@ -190,12 +190,12 @@ def remembering(
 
 
 def code_of(job: Job) -> Code | str:
-    """What came of a launch, or why nothing did."""
+    """The compiled code of a launch, or the reason why there is none."""
     triton.runtime.driver.set_active(Driver(job.architecture))
     job.kernel.device_caches.clear()
     try:
         binary = job.kernel.warmup(*job.args, grid=(1,), **job.constants)
-    except Exception as error:  # whatever a compiler may raise
+    except Exception as error:  # a compiler may raise anything
         return f"does not compile: {error}"
     read = read_amdgcn(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else read_cubin(binary.asm["cubin"], binary.asm["ptx"])
     read = read._replace(shared=binary.metadata.shared)
@@ -206,7 +206,7 @@ def code_of(job: Job) -> Code | str:
             try:
                 done = executed(binary, job.programs, job.args, instructions)
             except ValueError as error:
-                return f"what it executes is not known: {error}"
+                return f"the executed instructions are unknown: {error}"
             program = program._replace(instructions=done.instructions)
         read = read._replace(program=program)
     if job.uses_tma:
@@ -215,26 +215,26 @@ def code_of(job: Job) -> Code | str:
 
 
 def fault_of(job: Job, code: Code | str) -> str | None:
-    """What must not be."""
+    """The first fault of a compiled launch, if any."""
     if isinstance(code, str):
         return code
     most_registers = min(255, 65536 // (32 * job.constants["num_warps"]))
     if code.spilled > PUT_ASIDE or (code.spilled and (job.uses_tma or code.registers >= most_registers)):
-        return f"spills {code.spilled} bytes a thread"
+        return f"spills {code.spilled} bytes per thread"
     if code.shared > SHARED_MEMORY[job.architecture]:
         return f"needs {code.shared} bytes of shared memory, of {SHARED_MEMORY[job.architecture]}"
     return "; ".join(code.waits) or None
 
 
 def row_of(job: Job, code: Code) -> Row:
-    """What is held of a launch."""
+    """The row of a launch in bench/compiled/."""
     program = code.program or Program(0, 0, 0, 0, 0)
     loads, stores = (program.wide_loads, program.loads), (program.wide_stores, program.stores)
     return Row(code.registers, code.spilled, code.shared, *loads, *stores, round(program.instructions / job.elements, 1))
 
 
 def named(rows: Iterator[tuple[Job, Row]]) -> dict[str, Row]:
-    """Rows by kernel and case; where one launches a kernel in several ways, these are numbered."""
+    """Rows by kernel and case, numbered if a case launches a kernel in several ways."""
     found: dict[str, Row] = {}
     for job, row in rows:
         kernel, case, _ = job.words
@@ -244,16 +244,16 @@ def named(rows: Iterator[tuple[Job, Row]]) -> dict[str, Row]:
 
 
 def unreached(jobs: Sequence[Job]) -> Iterator[str]:
-    """Kernels that no job launches, and tiles of tuning.py that none has."""
+    """Faults for kernels, and for tiles of tuning.py, without a job."""
     architectures = list(dict.fromkeys(job.architecture for job in jobs))
-    if "sm_90" in architectures:  # which has all of them
+    if "sm_90" in architectures:  # sm_90 uses every kernel
         modules = [module for name, module in sys.modules.items() if name.startswith("trinn.kernels.")]
         there = {id(value): value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")}
         for kernel in set(there) - {id(job.kernel) for job in jobs}:
             yield f"{there[kernel].__module__}.{there[kernel].__name__} is launched by no case"
     for architecture in architectures:
         ours = [job for job in jobs if job.architecture == architecture]
-        for dtype in (torch.float16, torch.float32, torch.float64):  # bfloat16 has float16's
+        for dtype in (torch.float16, torch.float32, torch.float64):  # bfloat16 has the tiles of float16
             names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
             reached = {tuple(job.constants.get(name) for name in names) for job in ours if job.dtype == dtype}
             for m, n, k in itertools.product(SIZES, repeat=3):
@@ -267,16 +267,17 @@ def unreached(jobs: Sequence[Job]) -> Iterator[str]:
     if "sm_90" in architectures:
         ours = [job for job in jobs if job.architecture == "sm_90" and job.uses_tma]
         for arithmetic in ("fp16", "tf32", "fp32"):
-            yield from (f"{tile} of {arithmetic} in boxes is launched by no case" for tile in boxes_unreached(ours, arithmetic))
+            unused = tma_tiles_unreached(ours, arithmetic)
+            yield from (f"{tile} of {arithmetic} through TMA is launched by no case" for tile in unused)
 
 
-def boxes_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
-    """Tiles of convolutions in boxes that no job has: what tuning.py gives to any product, and what wgrad makes of it."""
-    (dtype, precision), of_planes = ARITHMETIC[arithmetic], arithmetic == "fp32"
-    ours = [job.constants for job in jobs if job.dtype == dtype and bool(job.constants["CROSS"]) == of_planes]
+def tma_tiles_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
+    """Tiles of TMA convolutions without a job: those of tuning.py for any product, and the ones wgrad derives from them."""
+    (dtype, precision), in_terms = ARITHMETIC[arithmetic], arithmetic == "fp32"
+    ours = [job.constants for job in jobs if job.dtype == dtype and bool(job.constants["CROSS"]) == in_terms]
     wanted: set[str] = set()
     for m, n, k in itertools.product(SIZES, repeat=3):
-        product = tuning.Gemm("tma conv2d", m, n, k, dtype, "bf16x6" if of_planes else precision)
+        product = tuning.Gemm("tma conv2d", m, n, k, dtype, "bf16x6" if in_terms else precision)
         tile = tuning.guessed_tile(product, "sm_90")
         sizes = {"BLOCK_M": tile.m, "BOX": (tile.n,), "BLOCK_K": tile.k, "num_warps": tile.warps, "num_stages": tile.stages}
         wanted |= {_box_tile(sizes | {"ADJOINT": adjoint}) for adjoint in (False, True)}
@@ -291,7 +292,7 @@ def boxes_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
     yield from sorted(wanted - set(map(_box_tile, ours)))
 
 
-_jobs: list[Job] = []  # what the processes that compile have in common
+_jobs: list[Job] = []  # forked worker processes inherit it
 
 
 def _code_of_number(number: int) -> Code | str:
@@ -299,7 +300,7 @@ def _code_of_number(number: int) -> Code | str:
 
 
 def line_printer(words: Sequence[Sequence[str]]) -> Callable[[Sequence[str], Sequence[object]], None]:
-    """Prints a line of a table that has such words on the left and numbers on the right."""
+    """A function that prints a table row: words on the left, padded to the widest of `words`, and numbers on the right."""
     widths = [max(map(len, column)) for column in zip(*words, strict=True)]
 
     def print_line(left: Sequence[str], right: Sequence[object]) -> None:
@@ -312,10 +313,10 @@ def line_printer(words: Sequence[Sequence[str]]) -> Callable[[Sequence[str], Seq
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="NAME")
-    parser.add_argument("--cases", default="", metavar="REGEX", help="these alone; kernels and tiles may then be missing")
-    parser.add_argument("--record", action="store_true", help="hold the launches of all cases to these rows from now on")
-    parser.add_argument("--limits", action="store_true", help="compile only what bench/limits.py holds to limits")
-    parser.add_argument("--registers", type=int, metavar="N", help="all a thread may have, on NVIDIA: what would spill?")
+    parser.add_argument("--cases", default="", metavar="REGEX", help="compile these cases only; do not require all kernels")
+    parser.add_argument("--record", action="store_true", help="rewrite the rows in bench/compiled/")
+    parser.add_argument("--limits", action="store_true", help="compile only the launches in bench/limits.py")
+    parser.add_argument("--registers", type=int, metavar="N", help="limit registers per thread on NVIDIA GPUs, to find spills")
     args = parser.parse_args()
 
     start = time.monotonic()
@@ -327,7 +328,7 @@ def main() -> int:
         if args.registers and job.architecture.startswith("sm_"):
             job.constants["maxnreg"] = args.registers
     if not _jobs:
-        parser.error("no case fits")
+        parser.error("no case matches")
     faults = [] if args.cases else list(unreached(_jobs))
 
     rows: list[tuple[Job, Row]] = []
@@ -345,7 +346,7 @@ def main() -> int:
                     faults.append(f"{architecture}  {'  '.join(job.words)}  {fault}")
             print()
 
-    if rows and not (args.cases or args.registers):  # cases left out may change which is the first to compile like that
+    if rows and not (args.cases or args.registers):  # rows are complete only with all cases
         faults += held(named(iter(rows)), args.record)
     count = len(_jobs)
     if "sm_90" in args.architectures and not (args.cases or args.registers):
@@ -355,7 +356,7 @@ def main() -> int:
 
 
 def _limits(pattern: str = "") -> tuple[int, list[str]]:
-    from bench import limits  # which imports this
+    from bench import limits  # limits imports this module
 
     return limits.check(pattern)
 

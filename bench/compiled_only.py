@@ -1,4 +1,4 @@
-"""Kernels are compiled, and none runs, without a GPU: to be imported before Triton and trinn."""
+"""Settings to compile kernels without running them, and without a GPU. Import this module before Triton and trinn."""
 
 import os
 import warnings

@@ -1,11 +1,11 @@
-"""The blocks of a program and its loops, of PTX or of machine code, and what they have in common of both."""
+"""Basic blocks and loops of PTX or of machine code."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-Events = Counter[str]  # how many there are of each of these kinds, which ptxas neither makes nor removes
+Events = Counter[str]  # instructions of each kind in EVENTS; ptxas neither adds nor removes them
 EVENTS = {
     "load": r"ld\.(?:\w+\.)*global\b|cp\.async\.c[ag]\b|LDG",
     "store": r"st\.(?:\w+\.)*global\b|STG",
@@ -16,29 +16,29 @@ EVENTS = {
 
 
 class Part:
-    """A loop, or all of a program, as blocks of which the header comes first in each turn."""
+    """A loop, or the whole program. Each iteration begins with the block `header`."""
 
     def __init__(self, header: int, last: Sequence[int], blocks: set[int], dominators: Sequence[set[int]]) -> None:
         self.header, self.last, self.blocks, self.inner = header, set(last), blocks, list[Part]()
-        self.trips: list[int] = []  # how many turns it makes, each time it begins, where that is known
-        self.certain = {b for b in blocks if all(b in dominators[end] for end in last)}  # those that each turn comes by
+        self.trips: list[int] = []  # iterations of each run of the loop, if known
+        self.certain = {b for b in blocks if all(b in dominators[end] for end in last)}  # executed in every iteration
 
     @property
     def own(self) -> set[int]:
-        """The blocks in none of its loops."""
+        """The blocks outside its inner loops."""
         return self.blocks.difference(*(part.blocks for part in self.inner))
 
     @property
-    def turns(self) -> int:
+    def iterations(self) -> int:
         return max(1, sum(self.trips))
 
 
 class Graph:
-    """The blocks of a program and its loops.
+    """The control-flow graph of a program, with its loops.
 
     Args:
-        names: of the instructions.
-        jumps: for each, the number of the one it may jump to, or None, and whether the next may follow it.
+        names: the names of the instructions.
+        jumps: for each instruction, the number of its jump target or None, and whether execution may fall through.
     """
 
     def __init__(self, names: Sequence[str], jumps: Sequence[tuple[int | None, bool]]) -> None:
@@ -63,7 +63,7 @@ class Graph:
         return sum((self.events[b] for b in blocks), Counter())
 
     def skipped(self, part: Part) -> dict[str, list[int]]:
-        """The blocks that a branch may skip. A group has the same events, and skipping any of it skips the same events."""
+        """Groups of conditional blocks of a part. Blocks of a group have the same events, and dominate the same events."""
         found: dict[str, list[int]] = {}
         for b in sorted(part.own - part.certain):
             events = self.events_of(other for other in part.blocks if b in self.dominators[other])
@@ -72,7 +72,7 @@ class Graph:
         return found
 
     def _dominators(self) -> list[set[int]]:
-        """The blocks on every way to each; none for what is not reached."""
+        """The dominators of each block; empty for an unreachable block."""
         found: list[set[int]] = [set() for _ in self.blocks]
         found[0], changed = {0}, True
         while changed:
@@ -85,7 +85,7 @@ class Graph:
         return found
 
     def _parts(self, reached: set[int]) -> list[Part]:
-        """The program and its loops, each after what it is in and before what follows it."""
+        """The program and its loops: outer before inner, in program order."""
         before: dict[int, list[int]] = {b: [] for b in reached}
         for b in reached:
             for after in self.next(b):

@@ -1,16 +1,16 @@
-"""Convolutions on this GPU: every tile checked, the fastest of each product found, and all timed against torch.
+"""Check, tune and benchmark the tiles of all convolutions on this GPU.
 
-    python -m bench conv                      times those of the registry, with the tiles there are
-    python -m bench conv --tune               checks and tunes before, all of it in less than 25 minutes
-    python -m bench conv --tune --step check  one step alone: check, tune or sweep, in less than 9 minutes
+    python -m bench conv                      time the registry's convolutions with the current tiles
+    python -m bench conv --tune               check and tune first; less than 25 minutes in total
+    python -m bench conv --tune --step check  one step only: check, tune or sweep; less than 9 minutes
     python -m bench conv --tune --compile-only 'AlexNet conv3'
 
-    check   every tile that tuning may hand out, on small images against float64; what is wrong, crashes or hangs is struck off
-    tune    the tiles that are left, on the products of the registry's convolutions; the winners go to kernels/runtime/tiles/
-    sweep   the registry's convolutions, as `python -m bench` measures them, and which of its targets are reached
+    check   compare every candidate tile with float64 on small images; reject tiles that are wrong, crash or hang
+    tune    time the tiles that passed on the registry's convolutions; write the fastest to kernels/runtime/tiles/
+    sweep   benchmark the registry's convolutions like `python -m bench`, and print its targets
 
-Each step compiles ahead of time, side by side, and goes on where it was when its time was up, as long as the kernels are the
-same. What is known is in conv.json in bench/results/, of which `python -m bench report` prints the table.
+Each step compiles ahead of time on all cores. A step that reached its time limit resumes in the next run, if the kernels have
+not changed. Results are in conv.json in bench/results/; `python -m bench report` prints its table.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.tuning import Gemm, GemmTile
 
 STEPS = ("check", "tune", "sweep")
-MINUTES = 8.0  # for a step
-SWEPT = ("bf16", "fp32", "tf32", "fp16")  # what matters most first: there are targets for two of them
-KEPT = 10.0  # seconds between two writings of the file
+MINUTES = 8.0  # per step
+SWEPT = ("bf16", "fp32", "tf32", "fp16")  # the two arithmetics with targets first
+KEPT = 10.0  # seconds between two saves of the file
 
 
 class Steps:
-    """The three steps, each True when all is done and nothing wrong; and what they have in common."""
+    """The three steps and their common state. A step returns True if it finished and found no fault."""
 
     def __init__(self, args: argparse.Namespace, commands: Mapping[str, Sequence[str]], result: Result, path: Path) -> None:
         self.args, self.commands, self.result, self.path = args, commands, result, path
@@ -55,13 +55,13 @@ class Steps:
         return tune.candidates(product, self.args.candidates, self.architecture)
 
     def configs(self) -> list[Item]:
-        """What `check` is about: the tiles of all products, guesses first."""
+        """Return the items of `check`: the tiles of all products, default tiles first."""
         several = [(place.arithmetic, kind(p), tile) for place, p in self.wanted.items() for tile in self.candidates(p)]
-        guesses = [(place.arithmetic, kind(p), self.candidates(p)[0]) for place, p in self.wanted.items()]
-        return [[arithmetic, of, list(tile)] for arithmetic, of, tile in dict.fromkeys([*guesses, *several])]
+        defaults = [(place.arithmetic, kind(p), self.candidates(p)[0]) for place, p in self.wanted.items()]
+        return [[arithmetic, of, list(tile)] for arithmetic, of, tile in dict.fromkeys([*defaults, *several])]
 
     def cases(self) -> list[runs.Item]:
-        """What `sweep` is about."""
+        """Return the items of `sweep`."""
         arithmetics, names = self.args.arithmetics or SWEPT, self.args.names
         fitting = [n for n, case in registry.CASES.items() if case.op in CONVS and registry.fits(n, names)]
         return [["case", name, arithmetic, "eager"] for arithmetic, name in itertools.product(arithmetics, fitting)]
@@ -71,17 +71,17 @@ class Steps:
         verdicts: dict[str, dict[str, str | None]] = self.result["verdicts"]
         items = self.configs()
         left = [[a, of, tile] for a, of, tile in items if named(GemmTile(*tile)) not in verdicts.get(of, {})]
-        print(f"check: {len(items)} tiles, {len(left)} of them to be checked", flush=True)
+        print(f"check: {len(items)} tiles, {len(left)} unchecked", flush=True)
         for item, fault in self._kept(tune.settled(list(left), self.commands["check"], until)):
             _, of, tile = item
             verdicts.setdefault(of, {})[named(GemmTile(*tile))] = fault
             left.remove(item)
             if fault:
                 print(*item, fault, flush=True)
-        guesses = {(kind(product), named(self.candidates(product)[0])) for product in self.wanted.values()}
-        bad = [(of, tile) for of, tile in sorted(guesses) if verdicts.get(of, {}).get(tile)]
-        for guess in bad:
-            print("A guess is struck off:", *guess)
+        defaults = {(kind(product), named(self.candidates(product)[0])) for product in self.wanted.values()}
+        bad = [(of, tile) for of, tile in sorted(defaults) if verdicts.get(of, {}).get(tile)]
+        for default in bad:
+            print("A default tile was rejected:", *default)
         print(f"check: {len(left)} left")
         return not left and not bad
 
@@ -100,11 +100,11 @@ class Steps:
         for line in tune.lines_of(self.wanted.values(), times, self.architecture):
             print(line)
         without = sum(not self.right(product) for product in self.wanted.values())
-        print(f"tune: {left} left, and {without} products without a tile that was checked and is right")
+        print(f"tune: {left} left; {without} products have no tile that passed the check")
         return not left and not without
 
     def right(self, product: Gemm) -> list[GemmTile]:
-        """The candidates that `check` let pass."""
+        """Return the candidates that passed `check`."""
         verdicts = self.result["verdicts"].get(kind(product), {})
         return [tile for tile in self.candidates(product) if verdicts.get(named(tile), "not checked") is None]
 
@@ -129,13 +129,13 @@ class Steps:
         return runs.compile_only(self.cases(), self.architecture, self.gpu) if "sweep" in steps else 0
 
     def _begin(self, step: str, state: str, **nothing: Any) -> None:
-        """Go on with what is known, unless it is of other kernels."""
+        """Keep the known results of a step, or reset them to `nothing` if the kernels have changed."""
         if self.result["of"].get(step) != state:
             self.result |= nothing
             self.result["of"][step] = state
 
     def _kept(self, found: Iterator[tuple[Item, Any]]) -> Iterator[tuple[Item, Any]]:
-        """The same, while the file is written and their number printed now and then."""
+        """Yield the items of `found`. Save the file and print their number every KEPT seconds."""
         due = time.monotonic() + KEPT
         try:
             for number, one in enumerate(found, 1):
@@ -149,7 +149,7 @@ class Steps:
 
 
 def sources(gpu: str = "") -> str:
-    """What tells the kernels, Triton and torch of one time from those of another; with a GPU's name, its tiles too."""
+    """Return a hash of the kernels and the versions of Triton and torch; with a GPU's name, also of its tiles."""
     files = [*Path(tuning.__file__).parents[1].rglob("*.py"), *([tune.path_of(gpu)] if gpu else [])]
     texts = [file.read_bytes() for file in sorted(files) if file.exists()]
     return hashlib.sha256(b"".join([*texts, triton.__version__.encode(), torch.__version__.encode()])).hexdigest()[:12]
@@ -158,7 +158,7 @@ def sources(gpu: str = "") -> str:
 def run(
     args: argparse.Namespace, steps: Sequence[str], commands: Mapping[str, Sequence[str]], environment: dict[str, Any]
 ) -> int:
-    """The steps that are asked for, each by a command that does what it is given in a process of its own."""
+    """Run the steps. Their work runs in processes of `commands`."""
     path = runs.folder_of(environment, args.out) / "conv.json"
     result: Result = {"of": {}, "verdicts": {}, "times": {}}
     result |= runs.begun(environment, path if path.exists() else None)
@@ -172,7 +172,7 @@ def run(
 
 
 def commands(architecture: str) -> dict[str, list[str]]:
-    """The modules whose processes do the work of a step."""
+    """Return the command of each step's worker processes."""
     python = [sys.executable, "-m"]
     workers = {step: [*python, f"bench.{name}", "--items", "--architecture", architecture]
                for step, name in (("check", "every_tile"), ("tune", "tune"))}  # fmt: skip
@@ -183,23 +183,23 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench conv", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions: of what has one in its name")
-    parser.add_argument("--tune", action="store_true", help="check and tune too")
-    parser.add_argument("--step", choices=STEPS, help="this one alone")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="then a step stops, and the next begins")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions; select matching names")
+    parser.add_argument("--tune", action="store_true", help="check and tune first")
+    parser.add_argument("--step", choices=STEPS, help="run only this step")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit per step")
     parser.add_argument("--arithmetics", nargs="+", choices=tune.ARITHMETICS, metavar="NAME")
-    parser.add_argument("--candidates", type=int, default=tune.CANDIDATES, metavar="N", help="tiles for each product")
-    parser.add_argument("--out", type=Path, help="a folder for results, instead of bench/results")
-    parser.add_argument("--compile-only", action="store_true", help="needs no GPU, and runs nothing")
+    parser.add_argument("--candidates", type=int, default=tune.CANDIDATES, metavar="N", help="tiles per product")
+    parser.add_argument("--out", type=Path, help="folder for results; default: bench/results")
+    parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; run nothing")
     parser.add_argument("--architecture", default="sm_90", help="for --compile-only")
-    parser.add_argument("--gpu", default="", metavar="NAME", help="for --compile-only: with the tiles measured on that one")
+    parser.add_argument("--gpu", default="", metavar="NAME", help="for --compile-only: use the tiles tuned for this GPU")
     args = parser.parse_args(arguments)
     steps = [args.step] if args.step else STEPS if args.tune else STEPS[-1:]
     if args.compile_only:
         environment = {"gpu": args.gpu, "architecture": args.architecture}
         return Steps(args, commands(args.architecture), {"environment": environment}, Path()).compile_only(steps)
     if not torch.cuda.is_available():
-        print("There is no GPU here to time on; --compile-only needs none.", file=sys.stderr)
+        print("No GPU found. --compile-only works without one.", file=sys.stderr)
         return 1
     environment = runs.environment()
     return run(args, steps, commands(environment["architecture"]), environment)

@@ -1,4 +1,4 @@
-"""Figures of docs/convolution.md, drawn from what is stored. Each says in its description of which figures it is drawn."""
+"""Figures of docs/convolution.md. The metadata of each picture contains a digest of its data."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def save(figure: Any, path: Path, data: Any) -> None:
 
 
 def box(drawn: Stored) -> Any:
-    """A box over several images, and what boxes of fewer or more of them would multiply."""
+    """A TMA box over several images, and the products of boxes with fewer or more images."""
     from matplotlib.patches import Rectangle
 
     figure, (sheets, shares) = _figure(8.6, 3.4, 2, width_ratios=(1.15, 1))
@@ -53,19 +53,19 @@ def box(drawn: Stored) -> Any:
     sheets.annotate("image 1", (0, rows + 1.4), annotation_clip=False)
     sheets.set(xlim=(-0.5, last + columns + 7), ylim=(rows + 2, -last - 1), aspect="equal")
     sheets.axis("off")
-    sheets.set_title(f"a program's box: {high} x {wide} pixels of {images} images")
+    sheets.set_title(f"the box of a program: {high} x {wide} pixels of {images} images")
     counts, values = list(drawn["shares"]), [100 * value for value in drawn["shares"].values()]
     chosen = counts.index(str(images))
     shares.bar(counts, values, color=["#bbbbbb" if i != chosen else PASSES["forward"] for i in range(len(counts))])
-    shares.axhline(100 * drawn["useful"], color="black", linewidth=1, label="taps that see a pixel")
+    shares.axhline(100 * drawn["useful"], color="black", linewidth=1, label="taps inside the image")
     shares.legend(loc="upper left", frameon=False)
-    shares.set(xlabel=f"images in a box of {images * high * wide} pixels", ylabel="products, % of all taps'")
-    shares.set_title("what the best such box multiplies")
+    shares.set(xlabel=f"images in a box of {images * high * wide} pixels", ylabel="products, % of those of all taps")
+    shares.set_title("products of the best box")
     return figure
 
 
 def taps(drawn: Stored) -> Any:
-    """How many taps are left in each box of a dilated convolution."""
+    """The number of taps in each box of a dilated convolution, without the skipped ones."""
     figure, (axes,) = _figure(5.4, 4.0)
     (rows, columns), (_, high, wide) = drawn["size"], drawn["box"]
     of_rows, of_columns = drawn["seen"]
@@ -78,13 +78,13 @@ def taps(drawn: Stored) -> Any:
             axes.text(*at, count, ha="center", va="center", fontsize=8, color="white" if count > 5 else "black")
     axes.set(aspect="equal", xticks=[0, columns], yticks=[0, rows])
     axes.invert_yaxis()
-    axes.set_title(f"{drawn['name']}: taps of {drawn['taps'] ** 2} that a box multiplies")
+    axes.set_title(f"{drawn['name']}: taps of each box, of {drawn['taps'] ** 2}")
     figure.colorbar(drawn_grid, ax=axes, shrink=0.8)
     return figure
 
 
 def loop(way: Row, stages: int) -> Any:
-    """Which step's operands each part of shared memory holds, and what the matrix units do meanwhile."""
+    """The contents of each buffer in shared memory, and the products of the matrix units, over time."""
     from matplotlib.patches import Rectangle
 
     figure, (axes,) = _figure(8.6, 2.0)
@@ -106,7 +106,7 @@ def loop(way: Row, stages: int) -> Any:
 
 
 def predictions(rows: Sequence[Row], measured: Sequence[Row], arithmetics: Sequence[str]) -> Any:
-    """A line for each convolution, a bar for each pass; measured times are dots."""
+    """A row for each convolution, a bar for each pass; measured times are dots."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     figure, panels = _figure(11, 1.2 + 0.24 * len(names), len(arithmetics), sharey=True)
     for axes, arithmetic in zip(panels, arithmetics, strict=True):
@@ -137,20 +137,20 @@ def _offset(row: Row) -> float:
     return 0.27 * (list(PASSES).index(row["pass"]) - 1)
 
 
-# How the ways of emulated.py are drawn.
+# Colours and styles for the ways of emulated.py.
 LINES = {
     ("6 products of bfloat16", "truncates"): ("#b23a48", "-"),
     ("6 products of bfloat16", "rounds"): ("#b23a48", ":"),
-    ("6 products of bfloat16, the largest apart for 256", "truncates"): ("#1b6ca8", "-"),
-    ("6 products of bfloat16, the largest apart for 1024", "truncates"): ("#1b6ca8", "--"),
-    ("3 products of TF32, apart for 32", "truncates"): ("#3f8f4f", "-"),
+    ("6 products of bfloat16, largest in sums of 256", "truncates"): ("#1b6ca8", "-"),
+    ("6 products of bfloat16, largest in sums of 1024", "truncates"): ("#1b6ca8", "--"),
+    ("3 products of TF32, in sums of 32", "truncates"): ("#3f8f4f", "-"),
     ("3 products of bfloat16", "truncates"): ("#d1692b", "-"),
     ("1 product of TF32", "truncates"): ("#888888", "-"),
 }
 
 
 def errors(rows: Sequence[Row]) -> Any:
-    """A panel for each kind of numbers: the largest error by depth, in units of float32's own."""
+    """A panel for each distribution: the largest error by depth, relative to float32's."""
     kinds = list(dict.fromkeys(row["numbers"] for row in rows))
     figure, panels = _figure(11, 3.8, len(kinds), sharey=True)
     for axes, kind in zip(panels, kinds, strict=True):

@@ -1,8 +1,8 @@
-"""Writes docs/convolution.md and its figures from what is stored: `python -m bench.convolution_page`.
+"""Write docs/convolution.md and its figures from the stored data: `python -m bench.convolution_page`.
 
-The text is docs/convolution/text.md. No figure is typed by hand into the page, and a test fails when it is not what the stored
-figures render to. They come from bench/tried.py, bench/predicted.py and bench/emulated.py, which need no GPU, and times from
-`python -m bench conv` on one.
+The text is docs/convolution/text.md. All numbers come from stored data, and a test fails when the page is out of date. The data
+come from bench/tried.py, bench/predicted.py and bench/emulated.py, without a GPU, and the times from `python -m bench conv` on
+a GPU.
 """
 
 import json
@@ -24,10 +24,10 @@ RESULTS = Path(__file__).with_name("results")
 Row = dict[str, Any]
 
 NAMES = {"bf16": "bfloat16", "fp32": "float32 without TF32"}
-SIX, TRUNCATES = "6 products of bfloat16", "truncates"  # how float32 is multiplied, and what matrix units are said to do
+SIX, TRUNCATES = "6 products of bfloat16", "truncates"  # the kernels' way to multiply float32, and the published rounding
 UNTIMED = """\
-**These kernels have not run on a GPU yet.** This page says what they do, what compiles show, what an emulation computes and
-what a model predicts. Nothing on it was timed."""
+**These kernels have not run on a GPU yet.** This page describes the kernels, with results from compiling them, from an
+emulation and from a model of their speed. Nothing on it was timed."""
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -35,12 +35,12 @@ def stored(name: str) -> dict[str, Any]:
 
 
 def measured(results: Path) -> list[Row]:
-    """A row for each pass that was timed, of the newest result of each GPU: ours in channels_last, and torch's better one."""
+    """The newest row of each timed pass on each GPU: our time in channels_last, and torch's time in its better format."""
     read = []
     for path in sorted(results.glob("*/*.json")):
         try:
             read.append(report.read(path))
-        except ValueError:  # another file
+        except ValueError:  # not a result
             continue
     found: dict[tuple[str, str, str, str], Row] = {}
     for result in sorted(read, key=lambda result: result["environment"]["date"]):
@@ -76,14 +76,14 @@ def tma_rows(rows: Sequence[Row], layout: str = "channels_last") -> list[Row]:
 
 
 def of_one_batch(rows: Sequence[Row]) -> list[Row]:
-    """Without AlexNet's larger one, which says nothing new."""
+    """Rows without AlexNet's larger batch, which adds no information."""
     return [row for row in rows if not row["name"].endswith(" b256")]
 
 
 def by_pointers(rows: Sequence[Row], arithmetic: str) -> list[str]:
-    """Convolutions of which a pass in channels_last is left to conv2d.py."""
+    """Convolutions with a pass in channels_last outside the TMA kernels."""
     those = [row for row in rows if (row["arithmetic"], row["layout"], row["seconds"]) == (arithmetic, "channels_last", None)]
-    return list(dict.fromkeys(row["name"] for row in those if any(name.startswith("conv2d.") for name in row["by"])))
+    return list(dict.fromkeys(row["name"] for row in those if any(name.startswith("_conv2d_") for name in row["by"])))
 
 
 def stages(way: Row) -> int:
@@ -96,7 +96,7 @@ def tried_table(rows: Sequence[Row]) -> str:
             return f"does not compile: `{row['fault']}`"
         if row["besides"]:
             return "**through registers**: " + ", ".join(f"`{name}` {count}" for name, count in row["besides"].items())
-        return "the same machine code as the first" if row["as the first"] else "from shared memory"
+        return "the machine code of the first row" if row["as the first"] else "from shared memory"
 
     def runs_on(row: Row) -> str:
         return "" if row["fault"] else "yes" if row["pending"] else "but in the `if`" if row["if"] else "**no**"
@@ -114,7 +114,7 @@ def tried_table(rows: Sequence[Row]) -> str:
 
 
 def details(rows: Sequence[Row], timed: Sequence[Row], arithmetic: str) -> str:
-    """All predictions in an arithmetic, with what was measured, folded away."""
+    """A collapsed table of all predictions in one dtype and precision, with the measured times."""
     rows = [row for row in rows if row["arithmetic"] == arithmetic]
     of = {(row["name"], row["pass"]): row for row in rows}
     several = len({row["gpu"] for row in timed}) > 1
@@ -130,8 +130,8 @@ def details(rows: Sequence[Row], timed: Sequence[Row], arithmetic: str) -> str:
     floors = {row["name"]: max(other["floor"] for other in rows if other["name"] == row["name"]) for row in rows}
     header = ["", "floor", *(cell for what in figures.PASSES for cell in (what, "measured"))]
     return f"""\
-<details><summary>All predictions in {NAMES[arithmetic]}, in microseconds: from operands in time to the assumed L2, and what
-limits. Measured are ours in channels_last, and torch in its better format.</summary>
+<details><summary>All predictions in {NAMES[arithmetic]}, in microseconds: with operands in time, to the assumed L2 rate, and
+the limit. Measured times are of trinn in channels_last, and of torch in its better format.</summary>
 
 {table(header, [[name, us(floor), *cells(name)] for name, floor in floors.items()])}
 
@@ -140,7 +140,7 @@ limits. Measured are ours in channels_last, and torch in its better format.</sum
 
 
 def worst(rows: Sequence[Row], key: str, count: int) -> str:
-    """The passes that are the furthest above their floors."""
+    """A table of the passes furthest above their floors."""
     cells = [
         [
             f"{row['name']}, {row['pass']}", us(row["floor"]), us(row["fed"]), us(row["seconds"]), row["limit"],
@@ -152,7 +152,7 @@ def worst(rows: Sequence[Row], key: str, count: int) -> str:
 
 
 def comparison(rows: Sequence[Row], timed: Sequence[Row]) -> str:
-    """What measured times are of predicted ones."""
+    """A table of measured times divided by predicted ones."""
     predicted = {(row["name"], row["pass"], row["arithmetic"]): row["seconds"] for row in rows}
     ratios: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in timed:
@@ -161,7 +161,7 @@ def comparison(rows: Sequence[Row], timed: Sequence[Row]) -> str:
             of = ratios.setdefault((row["gpu"], NAMES[row["arithmetic"]]), {what: [] for what in figures.PASSES})
             of[row["pass"]].append(row["ours"] / seconds)
     if not ratios:
-        return "Not measured yet. Times will stand in the tables below, and here what they are of predicted ones."
+        return "Not measured yet. Measured times will appear in the tables below, and their ratios to the predictions here."
     cells = [[*where, *(f"{geomean(v)} of {len(v)}" if v else "" for v in of.values())] for where, of in ratios.items()]
     return "Measured by predicted time, geometric mean:\n\n" + table(["GPU", "", *figures.PASSES], cells)
 
@@ -187,7 +187,11 @@ def errors_table(rows: Sequence[Row]) -> str:
 
 
 def verdict(errors: Sequence[Row], rows: Sequence[Row], apart: int) -> str:
-    """Whether float32 as it is multiplied keeps the rule, as far as the emulation says: its largest products may be `apart`."""
+    """Text: whether the kernels' float32 products keep the error rule in the emulation.
+
+    Args:
+        apart: numbers in a separate sum of the largest products, at most, in the kernels.
+    """
     single = of_way(errors, SIX, TRUNCATES)
     first = {row["numbers"]: row["depth"] for row in reversed(single) if not row["right"]}
     broken = ", ".join(f"{depth} ({numbers})" for numbers, depth in sorted(first.items(), key=lambda pair: pair[1]))
@@ -198,25 +202,23 @@ def verdict(errors: Sequence[Row], rows: Sequence[Row], apart: int) -> str:
     keep: list[str] = []
     others: list[str] = []
     for length in APART:
-        wrong = [
-            row["numbers"] for row in of_way(errors, f"{SIX}, the largest apart for {length}", TRUNCATES) if not row["right"]
-        ]
+        wrong = [row["numbers"] for row in of_way(errors, f"{SIX}, largest in sums of {length}", TRUNCATES) if not row["right"]]
         (others if wrong else keep).append(f"{length} ({', '.join(dict.fromkeys(wrong))})" if wrong else str(length))
     broken_apart = f"It breaks with {', '.join(others)}." if others else ""
     return f"""\
-**If Hopper's matrix units truncate like this, six products in one accumulator break the rule in long sums**, for one draw
-or more from this many numbers on: {broken}. What is cut off always points towards zero, so it grows with the number of
-instructions, while errors of rounding partly cancel; for {most} numbers the mean error is up to {mean:.0f} times float32's.
+**If Hopper's matrix units truncate like this, six products in one accumulator break the rule in long sums**, for at least one
+draw, from this many numbers on: {broken}. Truncation always rounds towards zero, so its error grows with the number of
+instructions, while errors of rounding partly cancel. For {most} numbers the mean error is up to {mean:.0f} times float32's.
 {len(deep)} passes of the registry sum at least {min(first.values())} numbers, {len(deeper)} at least {most}.
 
-The rule is kept at all of these depths if the largest of the six products is summed apart for
-{" or ".join(keep) or "no such"} numbers at a time, in a loop of its own, and those sums are added by additions that round.
-{broken_apart} The kernels sum {apart} at most. Triton's own three products of TF32, as the pointer kernel has them, are added
-so for each block."""
+The rule holds at all of these depths if the largest of the six products is summed
+{" or ".join(keep) or "no such"} numbers at a time, in an inner loop, and rounding additions add these sums.
+{broken_apart} The kernels sum {apart} at most. Triton's own three products of TF32, in the pointer kernel, are added in the
+same way, block by block."""
 
 
 def values(results: Path) -> dict[str, str]:
-    """What text.md leaves open."""
+    """The values of the placeholders in text.md."""
     tried, predicted, emulated = stored("tried"), stored("predicted"), stored("emulated")
     rates, channels, reported = predicted["rates"], predicted["channels"], predicted["reported"]
     m, n = reported["tile"]
@@ -236,9 +238,9 @@ def values(results: Path) -> dict[str, str]:
         "dilated": f"{dilated['name']} on {dilated['size'][0]} x {dilated['size'][1]} pixels",
         "left": f"{100 * left:.0f}%",
         "useful": f"{100 * dilated['useful']:.0f}%",
-        "wide": str(channels["WIDE"]),
-        "at_once": str(channels["MOST_AT_ONCE"]),
-        "fewest": str(channels["FEWEST"]),
+        "wide": str(channels["MIN_GROUP_CHANNELS"]),
+        "at_once": str(channels["MAX_MERGED_GROUPS"]),
+        "fewest": str(channels["MIN_CHANNELS"]),
         "apart": str(predicted["apart"]),
         "pointers_bf16": ", ".join(pointers["bf16"]) or "nothing",
         "pointers_fp32": ", ".join(name for name in pointers["fp32"] if name not in pointers["bf16"]) or "nothing",
@@ -248,7 +250,7 @@ def values(results: Path) -> dict[str, str]:
         "products": f"{rates['bf16'] / 1e12:.0f}",
         "l2": f"{rates['L2'] / 1e12:.1f}",
         "multiprocessors": str(predicted["multiprocessors"]),
-        "tiles": f"those measured on an {predicted['tiles']}" if predicted["tiles"] else "guesses by rule, before any tuning",
+        "tiles": f"those measured on an {predicted['tiles']}" if predicted["tiles"] else "the default tiles, before any tuning",
         "by_l2": f"{sum(row['limit'] == 'L2' for row in bf16)} of {len(bf16)}",
         "reported": str(reported["tflops"]),
         "reported_tile": f"{m} x {n}",
@@ -280,7 +282,7 @@ def _wrapped(paragraph: str) -> str:
 
 
 def drawn_from(results: Path = RESULTS) -> dict[str, Sequence[Any]]:
-    """What each figure is drawn from: the arguments of the function of its name."""
+    """The data of each figure: the arguments of the function with its name."""
     first, predicted = stored("tried")["rows"][0], stored("predicted")
     small, dilated = predicted["drawn"]
     return {

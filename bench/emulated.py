@@ -1,10 +1,10 @@
 """Errors of float32 products on Hopper's matrix units, emulated on a CPU: `python -m bench.emulated`, a few minutes.
 
-Writes docs/convolution/emulated.json. The model of an instruction is a published one, found on an H100 and compared with it
-bit by bit (F. A. Khattak and M. Mikaitis, Accurate Models of NVIDIA Tensor Cores, arXiv:2512.07004, and its
-H100TC.m): the exact products of 16 bfloat16, or of 8 TF32, and the accumulator are aligned to the largest of them, with two
-bits more than float32 has; what lies lower is cut off, and so is what the sum has beyond float32. Beside it stands an
-instruction that rounds its exact sum to the nearest.
+Writes docs/convolution/emulated.json. The model of an instruction was published with bit-by-bit comparisons on an H100
+(F. A. Khattak and M. Mikaitis, Accurate Models of NVIDIA Tensor Cores, arXiv:2512.07004, and its H100TC.m). An instruction
+aligns the exact products of 16 bfloat16 or 8 TF32 numbers, and the accumulator, to the largest of them. It keeps two bits more
+than float32 has, truncates lower bits, and truncates the sum to float32. For comparison, another model rounds the exact sum to
+the nearest float32.
 """
 
 import json
@@ -20,18 +20,18 @@ from trinn.kernels.device.precision import CROSS_PAIRS, term_pair
 
 STORED = Path(__file__).resolve().parent.parent / "docs" / "convolution" / "emulated.json"
 
-Array = NDArray[Any]  # float32, or float64 for what is summed
+Array = NDArray[Any]  # float32 for operands, float64 for sums
 
 DEPTHS = (64, 256, 1024, 4096, 16384)
 APART = (64, 128, 256, 1024)
-DRAWS, SUMS = 4, 512  # of each: so many sets of numbers, and sums of each of them
+DRAWS, SUMS = 4, 512  # draws of each distribution, and sums of each draw
 OUTPUTS = DRAWS * SUMS
-BITS, MORE = 24, 2  # of float32, and of the sum within an instruction
+BITS, MORE = 24, 2  # bits of float32, and extra bits within an instruction
 AT_ONCE = {"bf16": 16, "tf32": 8}  # products in one instruction
 
 
 def drawn(name: str, depth: int, random: np.random.Generator) -> tuple[Array, Array]:
-    """Operands of OUTPUTS sums, in float32."""
+    """The operands of OUTPUTS sums, in float32."""
     shape = OUTPUTS, depth
     if name == "uniform, from 0 to 1":
         x, w = random.random(shape), random.random(shape)
@@ -39,16 +39,16 @@ def drawn(name: str, depth: int, random: np.random.Generator) -> tuple[Array, Ar
         x, w = random.standard_normal(shape), random.standard_normal(shape)
         if name == "after a ReLU":
             x = np.maximum(x, 0)
-        elif name == "of all sizes":
+        elif name == "mixed magnitudes":
             x *= 10 ** random.standard_normal(shape)
     return x.astype(np.float32), w.astype(np.float32)
 
 
-DISTRIBUTIONS = ("normal", "after a ReLU", "uniform, from 0 to 1", "of all sizes")
+DISTRIBUTIONS = ("normal", "after a ReLU", "uniform, from 0 to 1", "mixed magnitudes")
 
 
 def nearest(x: Array, bits: int) -> Array:
-    """float32 without its last bits, rounded to the nearest, on its bits."""
+    """float32 rounded to the nearest with the last `bits` bits zero; ties go to even."""
     raw = x.astype(np.float32).view(np.uint32).astype(np.uint64)
     raw += (1 << bits - 1) - 1 + (raw >> np.uint64(bits) & np.uint64(1))
     return (raw >> np.uint64(bits) << np.uint64(bits)).astype(np.uint32).view(np.float32)
@@ -67,70 +67,71 @@ def float32(x: Array) -> Array:
 
 
 def cut(x: Array, unit: Array) -> Array:
-    """Towards zero, to a multiple of these powers of two."""
+    """x truncated towards zero to a multiple of 2 ** unit."""
     return np.ldexp(np.trunc(np.ldexp(x, -unit)), unit)
 
 
 def multiplied(acc: Array, a: Array, b: Array, kind: str, truncates: bool) -> Array:
-    """acc and the sum of a * b along their depth, by instructions one after the other."""
+    """acc plus the sum of a * b along axis 1, by a sequence of instructions."""
     for k in range(0, a.shape[1], AT_ONCE[kind]):
         products = a[:, k : k + AT_ONCE[kind]].astype(np.float64) * b[:, k : k + AT_ONCE[kind]]
-        terms = np.concatenate([acc[:, None], products], axis=1)
+        addends = np.concatenate([acc[:, None], products], axis=1)
         if truncates:
-            unit = np.frexp(np.abs(terms).max(axis=1))[1] - BITS - MORE
-            acc = cut(terms, unit[:, None]).sum(axis=1)
+            unit = np.frexp(np.abs(addends).max(axis=1))[1] - BITS - MORE
+            acc = cut(addends, unit[:, None]).sum(axis=1)
             acc = cut(acc, np.frexp(acc)[1] - BITS)
         else:
-            acc = float32(terms.sum(axis=1))
+            acc = float32(addends.sum(axis=1))
     return acc
 
 
-class Parts(NamedTuple):
-    """Addends of an operand, the largest first, and what multiplies them."""
+class Terms(NamedTuple):
+    """An operand as a sum of terms, the largest first, and their dtype: a key of AT_ONCE."""
 
-    parts: tuple[Array, ...]
+    terms: tuple[Array, ...]
     kind: str
 
 
-def in_parts(x: Array, rounded: Callable[[Array], Array], count: int, kind: str) -> Parts:
-    parts = []
+def in_terms(x: Array, rounded: Callable[[Array], Array], count: int, kind: str) -> Terms:
+    terms = []
     for _ in range(count):
-        parts.append(rounded(x))
-        x = x - parts[-1]
-    return Parts(tuple(parts), kind)
+        terms.append(rounded(x))
+        x = x - terms[-1]
+    return Terms(tuple(terms), kind)
 
 
-Operands = tuple[Parts, Parts]
+Operands = tuple[Terms, Terms]
 
 
 def summed(operands: Operands, pairs: Sequence[tuple[int, int]], truncates: bool, apart: int = 0) -> Array:
-    """The products of these pairs, each along the whole depth, in one accumulator.
+    """The products of these pairs of terms, one pair after the other, in one accumulator.
 
-    Those of the last pair, the largest, may be summed for `apart` numbers at a time; float32 adds these sums, rounding.
+    With `apart`, the products of the last pair, the largest, are summed `apart` numbers at a time in a separate accumulator.
+    float32 additions, with rounding, add these sums.
     """
     x, w = operands
     acc: Array = np.zeros(OUTPUTS)
     for i, j in pairs[:-1] if apart else pairs:
-        acc = multiplied(acc, x.parts[i], w.parts[j], x.kind, truncates)
+        acc = multiplied(acc, x.terms[i], w.terms[j], x.kind, truncates)
     if apart:
         i, j = pairs[-1]
-        for k in range(0, x.parts[i].shape[1], apart):
-            a, b = x.parts[i][:, k : k + apart], w.parts[j][:, k : k + apart]
+        for k in range(0, x.terms[i].shape[1], apart):
+            a, b = x.terms[i][:, k : k + apart], w.terms[j][:, k : k + apart]
             acc = float32(acc + multiplied(np.zeros(OUTPUTS), a, b, x.kind, truncates))
     return acc
 
 
 def summed_in_blocks(operands: Operands, pairs: Sequence[tuple[int, int]], truncates: bool, block: int) -> Array:
-    """All pairs of a block of the depth, whose sum float32 takes up, rounded: as Triton does for tf32x3."""
+    """The products of all pairs, block by block; float32 additions, with rounding, add the blocks, as in Triton's tf32x3."""
     acc: Array = np.zeros(OUTPUTS)
-    for k in range(0, operands[0].parts[0].shape[1], block):
-        x, w = (Parts(tuple(part[:, k : k + block] for part in of.parts), of.kind) for of in operands)
+    for k in range(0, operands[0].terms[0].shape[1], block):
+        x, w = (Terms(tuple(term[:, k : k + block] for term in of.terms), of.kind) for of in operands)
         acc = float32(acc + summed((x, w), pairs, truncates))
     return acc
 
 
 def in_float32(x: Array, w: Array) -> Array:
-    """One multiplication and addition after the other, each pair rounded once: the yardstick."""
+    """Sequential fused multiply-adds in float32: the unit of all errors."""
     acc: Array = np.zeros(OUTPUTS)
     for k in range(x.shape[1]):
         acc = float32(acc + x[:, k].astype(np.float64) * w[:, k])
@@ -138,24 +139,24 @@ def in_float32(x: Array, w: Array) -> Array:
 
 
 def ways(x: Array, w: Array) -> Iterator[tuple[str, str, Array]]:
-    """(the way, how its instructions round, the sums)."""
+    """(name, rounding of the instructions, sums) for each way to multiply float32."""
     yield "float32, as torch sums on this CPU", "rounds", torch.linalg.vecdot(torch.tensor(x), torch.tensor(w)).double().numpy()
-    planes = in_parts(x, bfloat16, 3, "bf16"), in_parts(w, bfloat16, 3, "bf16")
-    large = in_parts(x, tf32, 2, "tf32"), in_parts(w, tf32, 2, "tf32")
+    bf16_terms = in_terms(x, bfloat16, 3, "bf16"), in_terms(w, bfloat16, 3, "bf16")
+    tf32_terms = in_terms(x, tf32, 2, "tf32"), in_terms(w, tf32, 2, "tf32")
     six = [*(term_pair(number, CROSS_PAIRS) for number in range(CROSS_PAIRS)), (0, 0)]
     for rounding in ("rounds", "truncates"):
         truncates = rounding == "truncates"
-        yield "6 products of bfloat16", rounding, summed(planes, six, truncates)
+        yield "6 products of bfloat16", rounding, summed(bf16_terms, six, truncates)
         for apart in APART if truncates else ():
-            yield f"6 products of bfloat16, the largest apart for {apart}", rounding, summed(planes, six, truncates, apart)
-        yield "3 products of bfloat16", rounding, summed(planes, [(0, 1), (1, 0), (0, 0)], truncates)
-        yield "1 product of TF32", rounding, summed(large, [(0, 0)], truncates)
-        three = summed_in_blocks(large, [(1, 0), (0, 1), (0, 0)], truncates, block=32)
-        yield "3 products of TF32, apart for 32", rounding, three
+            yield f"6 products of bfloat16, largest in sums of {apart}", rounding, summed(bf16_terms, six, truncates, apart)
+        yield "3 products of bfloat16", rounding, summed(bf16_terms, [(0, 1), (1, 0), (0, 0)], truncates)
+        yield "1 product of TF32", rounding, summed(tf32_terms, [(0, 0)], truncates)
+        three = summed_in_blocks(tf32_terms, [(1, 0), (0, 1), (0, 0)], truncates, block=32)
+        yield "3 products of TF32, in sums of 32", rounding, three
 
 
 def rows() -> Iterator[dict[str, object]]:
-    """Errors in units of float32's own, of the draw where they are the worst."""
+    """Errors relative to those of `in_float32`, for the worst draw."""
     for kind, distribution in enumerate(DISTRIBUTIONS):
         for depth in DEPTHS:
             x, w = drawn(distribution, depth, np.random.default_rng([kind, depth]))

@@ -1,9 +1,9 @@
-"""Every tile that tuning may hand out to a convolution, compared with float64 on small images: what is wrong is never timed.
+"""Check every candidate tile of a convolution against float64 on small images, so that no wrong tile is ever timed.
 
-What Triton makes of a kernel depends on the tile: a pipeline of so many stages, an accumulator shared by so many warps. So
-that one tile computes the right numbers says little of the next. Each runs on all shapes below that its kernel takes: with
-edges inside tiles, several images, strides, dilation, groups, transposed; every result and gradient by the rule of
-bench/rows.py, and twice, with the same bits. `python -m bench conv --tune` starts this, in processes that may crash.
+Triton's code depends on the tile: on the number of pipeline stages, and on the warps that share an accumulator. So one right
+tile proves little about the next. Each tile runs on all shapes below that its kernel supports: with edges inside tiles, several
+images, strides, dilation, groups, transposed. Every result and gradient must satisfy the rule of bench/rows.py, and a second
+run must give the same bits. `python -m bench conv --tune` runs this module in worker processes, which may crash.
 """
 
 import sys
@@ -28,7 +28,7 @@ from bench.workers import do_in_turn, do_side_by_side
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.tuning import Gemm, GemmTile
 
-# More channels, filters, pixels and taps than a tile has; few of them multiples of it.
+# Channels, filters, pixels and taps exceed a tile; few of them are multiples of the tile.
 _TABLE = (
     conv("3x3 dilation 2", (3, 72, 11, 33), 200, 3, padding=2, dilation=2, bias=True),
     conv("3x3, 2 groups, 33 images", (33, 128, 5, 7), 160, 3, padding=1, groups=2),
@@ -39,14 +39,14 @@ _TABLE = (
     conv("11x11 stride 4, 3 channels", (8, 3, 123, 127), 72, 11, 4, 2, bias=True, first=True),
     conv("3x3, 32 groups", (2, 128, 9, 33), 128, 3, padding=1, groups=32),
 )
-# What contiguous images are read by is another way through a kernel here alone; elsewhere they are copied first.
+# Only these kernels have a separate code path for contiguous images; other cases copy them to channels_last first.
 _CONTIGUOUS = ("1x1", "7x7 stride 2, 3 channels")
 SMALL = {case.name: (case, "channels_last") for case in _TABLE}
 SMALL |= {f"{case.name}, contiguous": (case, "contiguous") for case in _TABLE if case.name in _CONTIGUOUS}
 
 
 class Config(NamedTuple):
-    """A kernel with an arithmetic, as `kind` names them, and a tile."""
+    """A tile, and the kind of product (see tune.kind) that uses it."""
 
     arithmetic: str
     kind: str
@@ -60,34 +60,34 @@ def _kinds_of(name: str, arithmetic: str, architecture: str) -> set[str]:
 
 
 def cases_of(config: Config, architecture: str) -> list[str]:
-    """The names of those with a product of that kind."""
+    """Return the names of the small cases with a product of this kind."""
     return [name for name in SMALL if config.kind in _kinds_of(name, config.arithmetic, architecture)]
 
 
 def results_of(config: Config, cases: Sequence[str], device: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Those of the cases, with the tile wherever that kernel runs.
+    """Run the cases with the tile on the kernel of `config`, and default tiles on other kernels. Yield name and results.
 
     Raises:
-        LookupError: it runs in none.
+        LookupError: no case runs this kernel.
     """
-    guess, ran = tuning.guessed_tile, False
+    default_tile, ran = tuning.guessed_tile, False
 
     def rule(product: Gemm, architecture: str) -> GemmTile:
-        return config.tile if kind(product) == config.kind else guess(product, architecture)
+        return config.tile if kind(product) == config.kind else default_tile(product, architecture)
 
     for name in cases:
         case, layout = SMALL[name]
         with using(config.arithmetic) as dtype, recorded(rule) as calls:
             found = Instance(case, "ours", dtype, layout, device).results()
-        if config.kind in {kind(call.product) for call in calls}:  # with another tile it may be left to another kernel
+        if config.kind in {kind(call.product) for call in calls}:  # with this tile the launcher may choose another kernel
             ran = True
             yield name, found
     if not ran:
-        raise LookupError("runs in no small case")
+        raise LookupError("no small case runs this kernel")
 
 
 def compiled(item: Item, architecture: str) -> str | None:
-    """Compile what a configuration launches; what is wrong with it, if something is."""
+    """Compile the launches of a configuration. Return the first fault, or None."""
     config = _config(item)
     cases = cases_of(config, architecture)
     with compiling(architecture) as faults:
@@ -97,7 +97,7 @@ def compiled(item: Item, architecture: str) -> str | None:
 
 
 class Judge:
-    """Says what is wrong with a configuration, if something is. What it judges by is not on the GPU, where it could be hit."""
+    """Check configurations. Expected results are kept on the CPU, where a wrong kernel cannot overwrite them."""
 
     def __init__(self, machine: Machine, architecture: str) -> None:
         self.machine, self.architecture = machine, architecture
@@ -117,7 +117,7 @@ class Judge:
         return {name: _on_cpu(results) for name, results in found}
 
     def _right(self, name: str, arithmetic: str) -> list[dict[str, Tensor]]:
-        """The results of torch, the exact ones and, where TF32 is allowed, those of numbers cut to it."""
+        """Return torch's results, the exact results and, where TF32 is allowed, the results for inputs truncated to TF32."""
         if (name, arithmetic) not in self.known:
             case, layout = SMALL[name]
             with using(arithmetic) as dtype, cudnn_benchmark(False):
@@ -129,7 +129,7 @@ class Judge:
 
 @contextlib.contextmanager
 def _poisoned() -> Iterator[None]:
-    """Within, fresh memory is NaN: what is not written must not be what another tile left there."""
+    """Fill fresh memory with NaN within the context: unwritten outputs must not contain another tile's results."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -148,7 +148,7 @@ def _config(item: Item) -> Config:
 
 
 def work(args: argparse.Namespace, machine: Callable[[], Machine] = Machine.gpu) -> None:
-    """What a process does that gets items."""
+    """Process the items of the input, in a worker process."""
     if args.compile_only:
         do_side_by_side(functools.partial(compiled, architecture=args.architecture))
     else:
@@ -158,7 +158,7 @@ def work(args: argparse.Namespace, machine: Callable[[], Machine] = Machine.gpu)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", action="store_true", required=True, help="which are read from the input, as JSON")
+    parser.add_argument("--items", action="store_true", required=True, help="read items from stdin, as JSON")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--architecture", required=True)
     work(parser.parse_args())

@@ -1,20 +1,20 @@
-"""What this GPU makes of trinn: whether it computes right and how fast, in nine minutes. `make gpu`.
+"""Check correctness and speed of trinn on this GPU in nine minutes: `make gpu`.
 
     python -m bench.gpu [--out FOLDER] [--minutes 9]
-    python -m bench report FOLDER             the summary again
+    python -m bench report FOLDER             print the summary again
 
-Each part is a process with a limit of its own, and the next one begins whatever became of it:
+Each part is a process with its own time limit. A part runs even if an earlier part failed:
 
-    environment   versions, the GPU, and whether one kernel runs
-    descriptors   a kernel with tensor descriptors, started by Triton and from the launch cache
+    environment   versions, the GPU, and a first kernel
+    descriptors   a kernel with tensor descriptors, launched by Triton and from the launch cache
     calls         every operator, forward and backward, in each dtype and memory format, against float64
-    rates         of copies and products, and those that the tile rules assume
-    tests         the tests of TESTS, in that order, as far as time allows
-    bench         python -m bench --quick, the most telling rows first, for the time that is left
+    rates         measured rates of copies and products, and the rates assumed by the tile rules
+    tests         the tests of TESTS, in order, within the time limit
+    bench         python -m bench --quick, the most informative rows first, in the remaining time
 
-Kernels that `make gpu-cache` compiled beforehand for this very source are used where there are any (gpu-cache.tar.xz). The
-folder, else bench/results/<gpu>/<time>, gets all that is found as it comes: parts.json, log.txt, tests.jsonl, rates.json, the
-bench's JSON in a folder of its own, and summary.txt.
+The run uses the kernels of gpu-cache.tar.xz if `make gpu-cache` compiled them from the same sources. Results are written
+during the run to FOLDER, by default bench/results/<gpu>/<time>: parts.json, log.txt, tests.jsonl, rates.json, summary.txt, and
+the benchmark's JSON in a subfolder.
 """
 
 import argparse
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results")
 
 CALLS = ("tests/test_every.py",)
-# What says most a minute comes first; what needs no GPU is not here. tests/rehearsal.py runs these on a GPU that stands still.
+# The most informative tests per minute first, without tests that need no GPU. tests/rehearsal.py runs them on the stub GPU.
 TESTS = tuple(
     f"tests/test_{name}.py"
     for name in (
@@ -46,19 +46,19 @@ TESTS = tuple(
         "function", "alexnet", "convert", "fuse", "hard_inputs",
     )
 )  # fmt: skip
-# They ask for a tensor's device, where CPU tensors do not stand for a GPU's.
+# These tests check a tensor's device, so CPU tensors cannot replace CUDA tensors (tests/rehearsal.py skips them).
 ON_A_GPU_ALONE = ("tests/test_backend.py",)
-# A test that hangs is stopped; a process that ends is replaced, however often; tests are begun in their order.
+# Stop hanging tests, replace every process that ends, and start tests in order.
 CONTAINED = (
     "--timeout", "40", "--timeout-method", "thread", "--max-worker-restart", "10000", "--dist", "load", "--maxschedchunk", "1",
 )  # fmt: skip
 
 SUMMARY_LINES = 60
-GRACE = 5.0  # seconds to end in, for a part that was interrupted
+GRACE = 5.0  # seconds for an interrupted part to end
 
 
 class Part(NamedTuple):
-    """A command with the most seconds that it may take; None for all that are left."""
+    """A command and its time limit in seconds; None for the remaining time."""
 
     name: str
     command: list[str]
@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
 
 def pytest_command(out: Path, *arguments: str) -> list[str]:
-    """pytest with a process for each core but two, as far as its plugins are there."""
+    """Return the pytest command. With pytest-xdist and pytest-timeout it uses all cores but two."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.contained", "--tb=short"]
     command += ["--results", str(out / "tests.jsonl")]
     if find_spec("xdist") and find_spec("pytest_timeout"):
@@ -88,7 +88,7 @@ def parts(out: Path) -> list[Part]:
 
 
 def run(part: Part, seconds: float, out: Path) -> dict[str, Any]:
-    """Run a part for so many seconds at most, print what it prints, and say how it ended."""
+    """Run a part for at most `seconds`, log its output, and return how it ended."""
     command = part.command if part.seconds is not None else [*part.command, f"{max(seconds - 15, 5) / 60:.2f}"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -102,14 +102,14 @@ def run(part: Part, seconds: float, out: Path) -> dict[str, Any]:
         try:
             ended = f"exit status {process.wait(seconds)}"
         except subprocess.TimeoutExpired:
-            ended = "time was up"
+            ended = "timed out"
         finally:
             stop(process)
     return {"part": part.name, "seconds": round(time.monotonic() - began, 1), "limit": round(seconds), "ended": ended}
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started."""
+    """End a process and its child processes."""
     for how in (signal.SIGINT, signal.SIGKILL):
         try:
             os.killpg(process.pid, how)
@@ -121,12 +121,12 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def run_all(of: Sequence[Part], out: Path, seconds: float) -> bool:
-    """Run the parts in so many seconds at most; whether all of them ended well."""
+    """Run the parts within `seconds`. Return whether all succeeded."""
     until, ended = time.monotonic() + seconds, []
     for part in of:
         left = until - time.monotonic() - GRACE
         most = left if part.seconds is None else min(part.seconds, left)
-        none = {"part": part.name, "seconds": 0.0, "limit": 0, "ended": "time was up"}
+        none = {"part": part.name, "seconds": 0.0, "limit": 0, "ended": "not started: no time left"}
         row = run(part, most, out) if most > GRACE else none
         ended.append(row)
         print(f"{row['part']:12} {row['seconds']:6.1f} s of {row['limit']:4}  {row['ended']}", flush=True)
@@ -135,7 +135,7 @@ def run_all(of: Sequence[Part], out: Path, seconds: float) -> bool:
 
 
 def summary(out: Path) -> list[str]:
-    """What is wrong and what is slow, in no more than SUMMARY_LINES lines."""
+    """Summarise failures and slow operators in at most SUMMARY_LINES lines."""
     lines = [*_of_parts(out), "", *_of_tests(out, 12), "", *_of_rates(out), "", *_of_bench(out)]
     return lines[:SUMMARY_LINES]
 
@@ -150,9 +150,9 @@ def _of_parts(out: Path) -> Iterator[str]:
 
 
 def _of_tests(out: Path, most: int) -> Iterator[str]:
-    """How many tests passed, and the errors by how many tests have them."""
+    """Yield the number of passed tests, and the failures grouped by test, the most frequent first."""
     text = (out / "tests.jsonl").read_text() if (out / "tests.jsonl").exists() else ""
-    rows = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]  # whole lines: the last may have been cut off
+    rows = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]  # skip an incomplete last line
     last = {row["test"]: row for row in rows}
     last |= {row["test"]: row for row in rows if row["outcome"] == "failed"}
     counts = Counter(row["outcome"] for row in last.values())
@@ -171,7 +171,7 @@ def _of_tests(out: Path, most: int) -> Iterator[str]:
         words = " ".join(members[0]["error"].split())
         yield f"  {len(members):4} x {test}: {words}"[:180]
     if len(failed) > most:
-        yield f"  and {len(failed) - most} other tests: tests.jsonl"
+        yield f"  and {len(failed) - most} other tests: see tests.jsonl"
 
 
 def _of_rates(out: Path) -> Iterator[str]:
@@ -182,7 +182,7 @@ def _of_rates(out: Path) -> Iterator[str]:
 
 
 def _of_bench(out: Path) -> Iterator[str]:
-    """What is wrong, what is the slowest against torch, and against what no one can avoid."""
+    """Yield wrong rows, the rows slowest relative to torch, and the rows furthest from the floor."""
     paths = sorted(out.glob("*/*-quick.json"))
     if not paths:
         yield "bench: not measured"
@@ -192,18 +192,18 @@ def _of_bench(out: Path) -> Iterator[str]:
     wrong = [c for c in found if any(checked["wrong"] for checked in c.row["checked"].values())]
     timed = [c for c in found if c.ours and c.torchs]
     yield (
-        f"bench: {len(timed)} comparisons, {len(wrong)} of something wrong, {len(result['failed'])} failed, "
-        f"{len(result['left'])} not made; {report.geomean([c.ratio for c in timed]):.2f} times as fast as torch, in the mean"
+        f"bench: {len(timed)} comparisons, {len(wrong)} wrong, {len(result['failed'])} failed, {len(result['left'])} missing; "
+        f"geometric mean speedup over torch: {report.geomean([c.ratio for c in timed]):.2f}"
     )
     for c in wrong[:5]:
         yield f"  {' '.join(c.words)}: {next(report.remarks(c.row))}"[:180]
     for failure in result["failed"][:2]:
         yield f"  {' '.join(failure['item'])}: {failure['why']}"[:180]
-    yield "slowest against torch:"
+    yield "slowest relative to torch:"
     for c in sorted(timed, key=lambda c: c.ratio)[:5]:
         yield f"  {c.ratio:5.2f} x torch  {' '.join(c.words)}"
     floors = [(c.ours["median"] / c.floor, c) for c in timed if c.floor and c.ours]
-    yield "furthest from what no one can avoid:"
+    yield "furthest from the floor, the minimum time for the bytes and operations:"
     for times, c in sorted(floors, key=lambda pair: -pair[0])[:5]:
         yield f"  {times:5.1f} x the floor  {' '.join(c.words)}"
 
@@ -213,22 +213,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of all parts together; default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=9.0, help="total time limit; default: %(default)s")
     args = parser.parse_args(arguments)
     until = time.monotonic() + 60 * args.minutes
 
     import torch
 
     if not torch.cuda.is_available():
-        print("There is no GPU here: PYTHON=... names a Python whose torch sees one.", file=sys.stderr)
+        print("No GPU found. Set PYTHON=... to a Python whose torch supports this GPU.", file=sys.stderr)
         return 1
     gpu = torch.cuda.get_device_name().lower().replace(" ", "-")
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M")
     out = (args.out or RESULTS / gpu / stamp).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for file in ("tests.jsonl", "rates.json", "log.txt"):  # of an earlier run, to which this one would add
+    for file in ("tests.jsonl", "rates.json", "log.txt"):  # these files are opened in append mode
         (out / file).unlink(missing_ok=True)
-    print(f"into {out}", flush=True)
+    print(f"results: {out}", flush=True)
     print(gpu_cache.unpacked(), flush=True)
     well = run_all(parts(out), out, until - time.monotonic())
     lines = summary(out)

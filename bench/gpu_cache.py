@@ -1,12 +1,11 @@
-"""Kernels for `make gpu`, compiled beforehand, so that minutes on a GPU are not spent on compiling. `make gpu-cache`.
+"""Precompile the kernels of `make gpu`, so that time on the GPU is not spent on compilation: `make gpu-cache`.
 
-    python -m bench.gpu_cache           compiles what `python -m bench.gpu` launches on an H200, without a GPU, and packs it
-    python -m bench.gpu_cache unpack    puts it where Triton looks; bench.gpu does so itself
+    python -m bench.gpu_cache           compile the kernels of `python -m bench.gpu` for an H200, without a GPU, and pack them
+    python -m bench.gpu_cache unpack    unpack them into Triton's cache; bench.gpu also does this
 
-Run it with the Python, torch and Triton of the GPU's machine: a kernel's key in Triton's cache covers the compiler and the
-kernel's source with its line numbers. gpu-cache.tar.xz holds the machine code and metadata of each kernel, and the C functions
-that start them, built against bench/stub_libcuda.c. It is good for the kernels that it was compiled from, and refused with
-others in kernels/.
+Use the same Python, torch and Triton as on the GPU machine: a key in Triton's cache covers the compiler and the kernel's source
+with its line numbers. gpu-cache.tar.xz contains the machine code and metadata of each kernel, and Triton's C launchers, built
+against bench/stub_libcuda.c. It is refused if the files in kernels/ have changed.
 """
 
 import argparse
@@ -24,13 +23,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKED = ROOT / "gpu-cache.tar.xz"
-KEPT = (".cubin", ".json", ".so")  # of what Triton writes: the rest is for people
+KEPT = (".cubin", ".json", ".so")  # the files that Triton reads; its other files are for debugging
 ABOUT = "about.json"
 GPU = "NVIDIA H200"
 
 
 def sources() -> str:
-    """A hash of kernels/: what is launched follows from more, but a kernel that is not packed is compiled as it is launched."""
+    """Return a hash of kernels/. Other files affect launches too, but a missing kernel is simply compiled at its launch."""
     found = hashlib.sha256()
     for path in sorted((ROOT / "kernels").rglob("*.py")):
         found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
@@ -38,7 +37,7 @@ def sources() -> str:
 
 
 def about() -> dict[str, str]:
-    """What a packed cache is good for."""
+    """Return the properties that a packed cache and this machine must share."""
     import triton
 
     return {
@@ -49,15 +48,17 @@ def about() -> dict[str, str]:
 
 
 def pack(cache: Path, packed: Path) -> dict[str, int]:
-    """Put a folder of Triton's cache into a file; how many files of which kind."""
+    """Pack a Triton cache folder into a file. Return the number of files by suffix."""
     kept = [path for path in cache.rglob("*") if path.suffix in KEPT and path.is_file()]
-    kept.sort(key=lambda path: (path.suffix, path.name, path.stat().st_size))  # alike beside alike: it packs better
+    kept.sort(
+        key=lambda path: (path.suffix, path.name, path.stat().st_size)
+    )  # similar files next to each other: better compression
     packed.unlink(missing_ok=True)
     with tarfile.open(packed, "w:xz", preset=6) as file:
         _add(file, ABOUT, json.dumps(about()).encode())
         for path in kept:
             content = path.read_bytes()
-            if path.name.startswith("__grp__"):  # it names the files of a kernel by where they are; unpack says so anew
+            if path.name.startswith("__grp__"):  # has absolute paths, which unpack restores
                 content = json.dumps({"child_paths": dict.fromkeys(json.loads(content)["child_paths"], "")}).encode()
             _add(file, str(path.relative_to(cache)), content)
     return {suffix[1:]: sum(path.suffix == suffix for path in kept) for suffix in KEPT}
@@ -70,17 +71,17 @@ def _add(file: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def unpack(packed: Path, cache: Path) -> int:
-    """Put what `pack` packed into a folder of Triton's cache; how many kernels that are.
+    """Unpack a file of `pack` into a Triton cache folder. Return the number of kernels.
 
     Raises:
-        ValueError: it was compiled from other sources, by another Triton or for another Python.
+        ValueError: the file was compiled from other sources, by another Triton or for another Python.
     """
     with tarfile.open(packed, "r:xz") as file:
         first = file.next()
         of = json.load(file.extractfile(first)) if first is not None and first.name == ABOUT else {}  # type: ignore[arg-type]
         differing = [f"{key} {of.get(key)}, here {value}" for key, value in about().items() if of.get(key) != value]
         if differing:
-            raise ValueError("it is of " + "; ".join(differing))
+            raise ValueError("compiled with other " + "; ".join(differing))
         kernels = 0
         while (member := file.next()) is not None:
             path = cache / member.name
@@ -95,11 +96,11 @@ def unpack(packed: Path, cache: Path) -> int:
 
 
 def unpacked(packed: Path = PACKED) -> str:
-    """Unpack the file for this machine's Triton, if it is there and good for it; what came of it, in words."""
+    """Unpack the file into Triton's cache if it exists and matches this machine. Return a message."""
     import triton
 
     if not packed.exists():
-        return f"no {packed.name}: kernels are compiled as they are launched"
+        return f"no {packed.name}: kernels are compiled at their first launch"
     began = time.monotonic()
     try:
         kernels = unpack(packed, Path(triton.knobs.cache.dir))
@@ -109,9 +110,9 @@ def unpacked(packed: Path = PACKED) -> str:
 
 
 def commands(stub: Path) -> list[tuple[list[str], dict[str, str]]]:
-    """Commands that compile the launches of bench.gpu, each with its additional environment variables.
+    """Return the commands that compile the launches of bench.gpu, each with additional environment variables.
 
-    The first two install the stub of the driver, in that folder, themselves.
+    The first two link with the stub driver library in the folder `stub`; the others install a stub themselves.
     """
     from bench import gpu
 
@@ -127,7 +128,7 @@ def commands(stub: Path) -> list[tuple[list[str], dict[str, str]]]:
 
 
 def build(packed: Path) -> int:
-    """Compile and pack; 0 if all commands did what they are for."""
+    """Compile and pack. Return 0 if all commands succeeded."""
     from bench import stub_driver
 
     began, failed = time.monotonic(), []

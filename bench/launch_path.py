@@ -1,9 +1,10 @@
-"""What a call costs before the GPU has anything to do: `python -m bench.launch_path`, in microseconds of Python, without a GPU;
-with `--count` in calls of functions, Python's and C's, of which there are as many on every run and every machine.
+"""Measure the host cost of a call, without a GPU: `python -m bench.launch_path`, in microseconds of Python.
 
-Kernels are compiled for an H100 or H200 and started by a driver that does nothing. Printed are: an operator by its launcher
-and Triton, and from the launch cache, each with what it takes to start the kernels alone; a functional without
-gradients, over its operator; and forward and backward of a convolution of one pixel, whose operators do nothing.
+`--count` counts calls of Python and C functions instead of microseconds. The counts are the same on every run and machine.
+
+Kernels are compiled for an H100 or H200 and launched by a stub driver. The output has three tables: operators, through the
+launcher and through the launch cache, each with the cost per kernel launch; functionals without gradients, compared with their
+operator; and forward and backward of a one-pixel convolution with empty operators.
 """
 
 import gc
@@ -28,22 +29,22 @@ Cost = Callable[[Callable[[], Any]], float]
 
 
 class Operator(NamedTuple):
-    """The cost of an operator; the launches are for one kernel."""
+    """Cost of an operator through its launcher and through the launch cache; launches are per kernel."""
 
     by_launcher: float
     triton_launch: float
-    from_notes: float
-    noted_launch: float
+    cached_call: float
+    cached_launch: float
 
 
 def microseconds(call: Callable[[], Any]) -> float:
-    """The least of some repetitions: what else runs on the machine only ever adds."""
+    """Return the minimum over repetitions, because other load on the machine can only add time."""
     call()
     return min(timeit.repeat(call, number=100, repeat=60)) * 1e4
 
 
 def calls(call: Callable[[], Any]) -> float:
-    """The number of functions called, Python's and C's, by a call that is not the first."""
+    """Return the number of Python and C functions called by a warm call."""
     found = 0
 
     def count(frame: Any, event: str, arg: Any) -> None:
@@ -52,7 +53,7 @@ def calls(call: Callable[[], Any]) -> float:
 
     for _ in range(3):
         call()
-    gc.disable()  # which may call functions at any time
+    gc.disable()  # a collection could call functions
     sys.setprofile(count)
     try:
         call()
@@ -65,7 +66,7 @@ def calls(call: Callable[[], Any]) -> float:
 X, Y, W = torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8), torch.randn(64, 64, 3, 3)
 B, MEAN, VAR, SCALE = (torch.randn(64) for _ in range(4))
 FLAT, DENSE = torch.randn(4, 64), torch.randn(64, 64)
-FUNCTION = "torch's Function"
+FUNCTION = "empty torch Function"
 PAIRS = (4, 4), (2, 2), (2, 2), (0, 0), (1, 1)
 OPERATORS: dict[str, tuple[Any, ...]] = {
     "relu_forward": (X,),
@@ -85,15 +86,15 @@ FUNCTIONALS: dict[str, Callable[[], Any]] = {
 
 
 def operator(name: str, cost: Cost) -> Operator:
-    args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]  # as the dispatcher hands them on
+    args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]  # the dispatcher passes lists
     launcher = getattr(launchers, name)
-    noted = launch_cache.cached(launcher)
+    cached = launch_cache.cached(launcher)
     for _ in range(2):
-        noted(*args)
+        cached(*args)
     with recorded() as launches:
         launcher(*args)
-    _, notes = launch_cache.record_call(launcher, tuple(args), [arg for arg in args if isinstance(arg, Tensor)])
-    assert isinstance(notes, launch_cache.CachedCall)
+    _, recorded_call = launch_cache.record_call(launcher, tuple(args), [arg for arg in args if isinstance(arg, Tensor)])
+    assert isinstance(recorded_call, launch_cache.CachedCall)
     addresses = [0] * 9
 
     def triton() -> None:
@@ -103,27 +104,27 @@ def operator(name: str, cost: Cost) -> Operator:
     return Operator(
         cost(lambda: launcher(*args)),
         cost(triton) / len(launches),
-        cost(lambda: noted(*args)),
-        cost(lambda: launch_cache.start(notes.starts, addresses, 0)) / len(launches),
+        cost(lambda: cached(*args)),
+        cost(lambda: launch_cache.start(recorded_call.starts, addresses, 0)) / len(launches),
     )
 
 
 def functionals(cost: Cost) -> dict[str, tuple[float, float]]:
-    """Without gradients: the operator from notes, and the functional that leads to it."""
+    """Return the costs of the operator through the launch cache, and of its functional, both without gradients."""
     found = {}
     with torch.no_grad():
         for name, call in FUNCTIONALS.items():
             args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]
-            noted = launch_cache.cached(getattr(launchers, name))
+            cached = launch_cache.cached(getattr(launchers, name))
             for _ in range(3):
-                noted(*args)
+                cached(*args)
                 call()
-            found[name] = cost(lambda noted=noted, args=args: noted(*args)), cost(call)  # type: ignore[misc]
+            found[name] = cost(lambda cached=cached, args=args: cached(*args)), cost(call)  # type: ignore[misc]
     return found
 
 
 class Bare(torch.autograd.Function):
-    """What a Function costs in torch that takes what a convolution takes, and does nothing."""
+    """An empty torch Function with the arguments of a convolution: the minimum cost of a Function."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, *geometry: Any) -> Tensor:
@@ -140,7 +141,7 @@ ONE = torch.ones(1, 1, 1, 1)
 
 
 def autograd(cost: Cost) -> dict[str, float]:
-    """Forward and backward of a convolution of one pixel: torch's own, a Function that does nothing, ours on such operators."""
+    """Return the cost of forward and backward of a one-pixel convolution: torch, an empty Function, ours with empty ops."""
     x, w, b = ONE.clone().requires_grad_(), ONE.clone().requires_grad_(), torch.ones(1, requires_grad=True)
     geometry = (1, 1), (1, 1), (0, 0), (1, 1), 1
 
@@ -151,7 +152,7 @@ def autograd(cost: Cost) -> dict[str, float]:
 
         return cost(call)
 
-    still = SimpleNamespace(
+    empty = SimpleNamespace(
         conv2d_fprop=lambda *_: ONE.detach(),
         conv2d_dgrad=lambda *_: ONE,
         conv2d_wgrad=lambda *_: ONE,
@@ -165,7 +166,7 @@ def autograd(cost: Cost) -> dict[str, float]:
     before = [module.ops for module in modules]
     try:
         for module in modules:
-            module.ops = still
+            module.ops = empty
         return found | {"ours": both(lambda: tnn.conv2d(x, w, b))}
     finally:
         for module, ops in zip(modules, before, strict=True):
@@ -180,13 +181,13 @@ def main() -> int:
     if "--json" in sys.argv:
         print(json.dumps({"operators": operators, "functionals": over, "autograd": both}))
         return 0
-    print(f"{'operator':24}{'launcher':>12}{'its launches':>15}{'from notes':>12}{'its launches':>15}")
-    for name, (launcher, triton, notes, start) in operators.items():
-        print(f"{name:24}{launcher:12.1f}{triton:15.1f}{notes:12.1f}{start:15.1f}")
-    print(f"\n{'functional, no gradients':24}{'operator':>12}{'whole':>15}{'over it':>12}")
+    print(f"{'operator':24}{'launcher':>12}{'per launch':>15}{'cached call':>12}{'per launch':>15}")
+    for name, (launcher, triton, cached, start) in operators.items():
+        print(f"{name:24}{launcher:12.1f}{triton:15.1f}{cached:12.1f}{start:15.1f}")
+    print(f"\n{'functional, no gradients':24}{'operator':>12}{'functional':>15}{'difference':>12}")
     for name, (body, whole) in over.items():
         print(f"{name:24}{body:12.1f}{whole:15.1f}{whole - body:12.1f}")
-    print(f"\n{'forward and backward':24}{'':12}{'whole':>15}{'of the Function':>18}")
+    print(f"\n{'forward and backward':24}{'':12}{'total':>15}{'/ empty Function':>18}")
     for name, whole in both.items():
         print(f"{name:24}{'':12}{whole:15.1f}{whole / both[FUNCTION]:18.2f}")
     return 0

@@ -1,10 +1,10 @@
-"""The most instructions that memory-bound operators may execute for an element, and how wide they read and write.
+"""Limits for memory-bound operators: maximum instructions per element, and minimum width of loads and stores.
 
-    python -m bench.compile_report --limits      holds the launches of the registry's cases to them, compiled for Hopper
+    python -m bench.compile_report --limits      check the launches of the registry's cases, compiled for Hopper
 
-An element is an output of a forward pass and of statistics, and a pixel of the input of a backward pass. Times are those of an
-H200: of the launch's instructions, at the rate at which it issues them at full issue and at 65 % of that, which is realistic,
-over that of its tensors' bytes, each read or written once. Above 1 instructions limit the launch, and not memory.
+An element is an output of a forward pass or of the statistics, or an input pixel of a backward pass. The printed times are for
+an H200: the time to issue the launch's instructions, divided by the time to read or write each byte of its tensors once. It is
+given for the full issue rate and for a realistic 65 % of it. Above 1, instructions limit the launch instead of memory.
 """
 
 import itertools
@@ -28,16 +28,16 @@ from bench.rows import LAYOUTS
 from bench.timing import H200_CLOCK
 
 BYTES_A_SECOND = 4.3e12
-INSTRUCTIONS_A_SECOND = 132 * 4 * 32 * H200_CLOCK  # of threads: multiprocessors, warp instructions a clock, threads of a warp
+INSTRUCTIONS_A_SECOND = 132 * 4 * 32 * H200_CLOCK  # thread instructions: SMs * warp instructions per cycle * threads per warp
 REALISTIC = 0.65
 DOUBT = 0.1
 
 
 class Limit(NamedTuple):
-    """For the first cases of an operator that its pattern fits; each pair is for 16 bits and float32.
+    """The limits of a launch. The first limit with a matching pattern applies. Pairs are for 16-bit dtypes and float32.
 
-    In contiguous tensors most bytes are read and written by so many elements at once, or by 16 bytes; in channels_last by 16
-    bytes wherever channels are multiples of that.
+    With contiguous tensors, at least half of the bytes must be read (written) with `read` (`written`) elements per access, or
+    16 bytes. With channels_last tensors, 16 bytes per access are required where the channels of a pixel are a multiple of it.
     """
 
     op: str
@@ -54,7 +54,7 @@ LIMITS = (
     Limit("max_pool2d", "forward", "pool5", (46, 44), (67, 70)),
     Limit("max_pool2d", "forward", "", (46, 44), (60, 60)),
     Limit("max_pool2d", "backward", "LeNet", (16.5, 16.5), (24, 22)),
-    Limit("max_pool2d", "backward", "AlexNet", (13.5, 17), (20, 21)),  # planes of odd width
+    Limit("max_pool2d", "backward", "AlexNet", (13.5, 17), (20, 21)),  # images of odd width
     Limit("max_pool2d", "backward", "", (13.5, 17), (17, 18), written=2),
     Limit("bilinear", "forward", "", (9.5, 8.7), (15, 14), written=8),
     Limit("bilinear", "backward", "", (47, 53), (80, 72), written=4),
@@ -74,39 +74,39 @@ LIMITS = (
 )
 CASES = r"^(LeNet pool1 b1024|AlexNet pool. b128|ResNet stem pool|bilinear .*|nearest .*|ResNet batch norm \d+x\d+)$"
 
-# Which launches may miss theirs, by a pattern for their words, and why. One that none of these needs is a fault too.
+# Pattern of launches that may miss their limit, and the reason. An unused entry is a fault too.
 EXCUSED = {
-    r"^ResNet batch norm (64x56|128x28|256x14|1024x14|512x7|2048x7), ": "few steps, and much before and after them",
-    "^AlexNet pool5 .*16, contiguous, backward": "of the cells that cover a plane of 13 x 13, 14 % of the pixels do not exist",
+    r"^ResNet batch norm (64x56|128x28|256x14|1024x14|512x7|2048x7), ": "few loop iterations, so setup and epilogue dominate",
+    "^AlexNet pool5 .*16, contiguous, backward": "the cells that cover a 13 x 13 image have 14 % of their pixels outside it",
 }
 
 
 class Held(NamedTuple):
-    """A launch, and what it is held to."""
+    """A launch and its limits."""
 
-    words: str  # the case, the arithmetic, the memory format and what it computes
+    words: str  # case, arithmetic, memory format and pass
     kernel: Any
     programs: int
     args: tuple[Any, ...]
     constants: dict[str, Any]
     elements: int
-    most: float  # instructions for an element
-    read: int  # bytes at once, at least
-    written: int
+    most: float  # maximum instructions per element
+    read: int  # minimum bytes per load
+    written: int  # minimum bytes per store
 
 
 class Found(NamedTuple):
-    """What came of it."""
+    """Measurements of a compiled launch."""
 
     code: Code
     executed: Executed
-    instructions: float  # for an element
-    over_floor: float  # the time of instructions at full issue over that of bytes
-    wide: float  # the share of bytes that instructions of 16 bytes move
+    instructions: float  # per element
+    over_floor: float  # time of the instructions at the full issue rate / time of the bytes
+    wide: float  # share of bytes moved by 16-byte accesses
 
 
 def held_launches(pattern: str) -> Iterator[Held]:
-    """The launches of the cases, those without a tensor of the case's size left out."""
+    """Yield the launches of the cases. Skip launches without a tensor of the case's size."""
     names = [name for name in registry.CASES if re.search(CASES, name) and re.search(pattern, name)]
     for name, layout, what in itertools.product(names, LAYOUTS, ("forward", "backward")):
         case = registry.CASES[name]
@@ -119,7 +119,7 @@ def held_launches(pattern: str) -> Iterator[Held]:
                 if not largest:
                     continue
                 launch, size = what, largest[0].dtype.itemsize
-                if case.op == "batch_norm" and len(largest) == {"forward": 1, "backward": 2}[what]:  # and writes none
+                if case.op == "batch_norm" and len(largest) == {"forward": 1, "backward": 2}[what]:  # no such output
                     launch = {"forward": "statistics", "backward": "sums"}[what]
                 limits = (x for x in LIMITS if (x.op, x.launch) == (case.op, launch) and re.search(x.pattern, name))
                 if (limit := next(limits, None)) is None:
@@ -134,14 +134,14 @@ def held_launches(pattern: str) -> Iterator[Held]:
 
 
 def found_of(held: Held) -> Found | str:
-    """What a launch compiles to and executes, or why that cannot be told."""
+    """Compile a launch and count its instructions. Return the measurements, or an error message."""
     triton.runtime.driver.set_active(Driver("sm_90"))
     held.kernel.device_caches.clear()
     try:
         binary = held.kernel.warmup(*held.args, grid=(1,), **held.constants)
         code = read_cubin(binary.asm["cubin"], binary.asm["ptx"])
         done = executed(binary, held.programs, held.args, read_sass(binary.asm["cubin"]))
-    except Exception as error:  # whatever a compiler may raise
+    except Exception as error:  # a compiler may raise anything
         return str(error)
     instructions = done.instructions * held.programs * 32 * held.constants["num_warps"]
     seconds = instructions / INSTRUCTIONS_A_SECOND
@@ -151,7 +151,7 @@ def found_of(held: Held) -> Found | str:
 
 
 def faults_of(held: Held, found: Found | str) -> Iterator[str]:
-    """What misses its limits."""
+    """Yield the violated limits."""
     if isinstance(found, str):
         yield found
         return
@@ -168,7 +168,7 @@ def faults_of(held: Held, found: Found | str) -> Iterator[str]:
         yield "what it executes is not known well"
 
 
-_launches: list[Held] = []  # what the processes that compile have in common
+_launches: list[Held] = []  # shared with the forked compile processes
 
 
 def _found_of_number(number: int) -> Found | str:
@@ -176,7 +176,7 @@ def _found_of_number(number: int) -> Found | str:
 
 
 def check(pattern: str = "") -> tuple[int, list[str]]:
-    """Print what the launches of the cases execute; how many they are, and the faults that nothing excuses."""
+    """Print a line per launch. Return the number of launches, and the faults not covered by EXCUSED."""
     triton.runtime.driver.set_active(Driver("sm_90"))
     _launches[:] = held_launches(pattern)
     print_line = line_printer([held.words.split(", ") for held in _launches])

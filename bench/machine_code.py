@@ -1,4 +1,4 @@
-"""What compiled programs say of themselves, and whether it is worse than what bench/compiled/ holds them to."""
+"""Properties of compiled kernels, and their comparison with the rows in bench/compiled/."""
 
 import json
 import re
@@ -12,12 +12,12 @@ from typing import NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 
-SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes for a program
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes per program
 ROWS = Path(__file__).with_name("compiled") / f"triton-{triton.__version__}.json"
 
 
 class Program(NamedTuple):
-    """How many instructions a program has, or a thread executes, and how many in its text access global memory.
+    """The number of instructions, in the code or executed by a thread, and the number of global loads and stores in the code.
 
     A wide access moves 16 bytes.
     """
@@ -30,7 +30,7 @@ class Program(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """Of machine code: its name with what it is qualified by, and its operands as they are written."""
+    """A machine instruction: its address, its name with modifiers, and the text of its operands."""
 
     address: int
     name: str
@@ -39,34 +39,34 @@ class Instruction(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """A loop that multiplies matrices, in the last form of a program that still has layouts: Triton's TTGIR."""
+    """A loop with matrix products, in Triton's TTGIR: the last intermediate form with layouts."""
 
-    operations: Counter[str]  # how many of each name
-    in_registers: int  # products of which an operand is there
-    ahead: int  # copies of the copy engine (TMA) that begin on the way to it
-    pending: int  # products that may still run when it goes on, at least
-    inner: bool  # whether another loop begins it again and again
+    operations: Counter[str]  # the number of operations by name
+    in_registers: int  # products with an operand in registers
+    ahead: int  # TMA copies issued before the loop
+    pending: int  # least number of products in flight at a wait
+    inner: bool  # whether it is inside another loop
 
     @property
     def adds_up(self) -> bool:
-        """Whether it adds each product to a sum itself, for which it has to wait for it."""
+        """Whether the loop adds each product to its sum with arith.addf, so that it must wait for each product."""
         return self.operations["arith.addf"] == self.operations["ttng.warp_group_dot"] > 0
 
 
 class Code(NamedTuple):
-    """What a launch compiled to."""
+    """Resource usage of a compiled launch."""
 
     registers: int
-    spilled: int  # bytes of local memory a thread has
+    spilled: int  # bytes of local memory per thread
     shared: int  # bytes
     tensor_core: int  # instructions in the program text
     load: int  # bits of the widest load from global memory
     program: Program | None = None
-    waits: tuple[str, ...] = ()  # what Hopper's matrix units wait for, that should not
+    waits: tuple[str, ...] = ()  # faults: why Hopper's matrix units would wait
 
 
 class Row(NamedTuple):
-    """What bench/compiled/ holds a launch to; instructions are those for each element of a thread."""
+    """A launch's row in bench/compiled/; `instructions` is per element of a thread."""
 
     registers: int
     spilled: int
@@ -79,7 +79,7 @@ class Row(NamedTuple):
 
 
 class Driver:
-    """A GPU that is not there, for Triton to compile for."""
+    """A Triton driver for an absent GPU: kernels can be compiled for it."""
 
     def __init__(self, architecture: str) -> None:
         amd = architecture.startswith("gfx")
@@ -96,7 +96,7 @@ class Driver:
 
 
 def read_cubin(cubin: bytes, ptx: str) -> Code:
-    """An NVIDIA binary and its assembly, but for shared memory."""
+    """The usage of an NVIDIA binary with its PTX, without shared memory."""
     usage = _dumped(cubin, "-res-usage")
     number = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     loads = [int(lanes or 1) * int(bits) for lanes, bits in re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx)]
@@ -106,14 +106,14 @@ def read_cubin(cubin: bytes, ptx: str) -> Code:
 
 
 def read_sass(cubin: bytes) -> list[Instruction]:
-    """The machine code of an NVIDIA binary. Instructions that only fill the end of a program are left out."""
+    """The machine code of an NVIDIA binary, without NOPs: they pad the end of a program."""
     line = r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*) *([^;]*);"
     found = re.findall(line, _dumped(cubin, "-sass"), re.MULTILINE)
     return [Instruction(int(at, 16), name, words.strip(), if_.strip()) for at, if_, name, words in found if name != "NOP"]
 
 
 def count(instructions: Sequence[Instruction]) -> Program:
-    """How many there are of each kind."""
+    """The numbers of instructions, and of global loads and stores, in the code."""
     counts = Counter(instruction.name for instruction in instructions)
     loads = {name: count for name, count in counts.items() if re.match(r"LDG(STS)?\b", name)}
     stores = {name: count for name, count in counts.items() if re.match(r"STG\b", name)}
@@ -122,7 +122,7 @@ def count(instructions: Sequence[Instruction]) -> Program:
 
 
 def read_loops(ttgir: str) -> list[Loop]:
-    """The innermost loops that multiply."""
+    """The innermost loops with matrix products."""
     loops, passed, outer = [], 0, 0
     lines = ttgir.splitlines()
     for first, line in enumerate(lines):
@@ -147,7 +147,7 @@ def _operations(lines: Sequence[str]) -> Counter[str]:
     return Counter(found[1] for line in lines if (found := re.match(r"\s*(?:%.*? = )?(\w+\.\w+)", line)))
 
 
-# What a loop fed by the copy engine does besides arithmetic of addresses.
+# The operations of a loop with operands from TMA, besides integer arithmetic.
 FED = {
     *(f"ttg.memdesc_{view}" for view in ("index", "trans", "reshape")),
     *(f"ttng.{name}" for name in ("async_tma_copy_global_to_local", "barrier_expect", "wait_barrier")),
@@ -156,39 +156,40 @@ FED = {
 
 
 def waits(ttgir: str, stages: int, instructions: Sequence[Instruction]) -> tuple[str, ...]:
-    """What Hopper's matrix units wait for, besides the copy engine, in a program that has both."""
+    """Faults: why Hopper's matrix units would wait for anything other than TMA, in a kernel with both."""
     loops = read_loops(ttgir)
     awaited = max((loop.operations["ttng.warp_group_dot"] for loop in loops if loop.adds_up), default=0)
     return tuple(dict.fromkeys([*unfed(loops, stages), *stalled(instructions, awaited)]))
 
 
 def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
-    """Where loops do not multiply what the copy engine put into shared memory, as it lies there, several turns ahead.
+    """Faults of loops, unless they multiply operands straight from the shared memory that TMA filled iterations ahead.
 
-    A copy is ahead by as many turns as there are stages but one, and a product still runs while the next begins, but where the
-    loop itself adds products up.
+    Copies must be `stages - 1` iterations ahead. One product must still run while the next begins, except in a loop that adds
+    the products itself.
     """
     if not loops:
-        yield "no loop multiplies"
+        yield "no loop has a product"
     for loop in loops:
         copies = loop.operations["ttng.async_tma_copy_global_to_local"]
         strange = [name for name in loop.operations if name.startswith(("tt.", "ttg.", "ttng.")) and name not in FED]
         if strange:
-            yield f"a loop that multiplies has {', '.join(sorted(strange))}"
+            yield f"a loop with products has {', '.join(sorted(strange))}"
         if loop.in_registers:
             yield "an operand of a product passes through registers"
         if copies == 0 or loop.ahead != copies * (stages - 1):
-            yield f"{loop.ahead} copies are ahead of a loop of {copies}, in {stages} stages"
+            yield f"{loop.ahead} copies precede a loop of {copies} copies, with {stages} stages"
         if loop.pending == 0 and not loop.adds_up:
             yield "a loop waits for each of its products"
         if loop.inner:
-            yield "the copies of a loop run dry whenever it begins again, in another"
+            yield "an outer loop restarts the loop, and its copies, in each iteration"
 
 
 def stalled(instructions: Sequence[Instruction], awaited: int = 0) -> Iterator[str]:
-    """What ptxas put between products: it may move operands, or have each wgmma end before the next begins.
+    """Faults in ptxas's code between products: moved operands, or a wait after each wgmma.
 
-    A loop that adds up may wait for so many products, each of several wgmma, as are `awaited`.
+    Args:
+        awaited: products that a loop with its own additions may wait for; a product is several wgmma.
     """
     branches = [(int(i.operands.split()[-1], 16), i.address) for i in instructions if i.name == "BRA"]
     products = [i.address for i in instructions if i.name.startswith("HGMMA.")]
@@ -198,7 +199,7 @@ def stalled(instructions: Sequence[Instruction], awaited: int = 0) -> Iterator[s
         yield "no loop has wgmma"
     for _, first, last in sorted(loops):
         body = [i for i in instructions if first <= i.address <= last]
-        # MUFU begins a division.
+        # MUFU is the first instruction of a division.
         strange = {i.name for i in body if re.match(r"(?:LD|LDG|LDGSTS|LDL|LDS|LDSM|ST|STG|STL|STS|STSM|HMMA|MUFU)\b", i.name)}
         if strange:
             yield f"a loop with wgmma has {', '.join(sorted(strange))}"
@@ -209,11 +210,11 @@ def stalled(instructions: Sequence[Instruction], awaited: int = 0) -> Iterator[s
         waits = [i.operands.split()[-1] for i in body if i.name == "WARPGROUP.DEPBAR.LE"]
         adds_up = any(i.name == "FADD" for i in body) and waits.count("0x0") <= awaited
         if not adds_up and waits.count("0x0") >= sum(i.name.startswith("HGMMA.") for i in body):
-            yield "ptxas has wgmma wait for one another"
+            yield "ptxas serialises wgmma"
 
 
 def read_amdgcn(text: str) -> Code:
-    """An AMD program, but for shared memory."""
+    """The usage of an AMD program, without shared memory."""
     number = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+): +(\d+)$", text, re.MULTILINE)}
     spilled = max(number["private_segment_fixed_size"], 4 * number["vgpr_spill_count"])
     bits = {"ubyte": 8, "sbyte": 8, "ushort": 16, "sshort": 16, "dword": 32}
@@ -222,16 +223,16 @@ def read_amdgcn(text: str) -> Code:
     return Code(number["vgpr_count"], spilled, 0, len(re.findall(r"\bv_mfma_", text)), max(loads, default=0))
 
 
-def _dumped(cubin: bytes, what: str) -> str:
+def _dumped(cubin: bytes, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, what, file.name]
+        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def held(rows: dict[str, Row], record: bool) -> list[str]:
-    """How the rows fall behind those on record, or nothing once they are on record themselves."""
+    """Faults of the rows against the recorded ones. With `record`, write the rows and return no faults."""
     if record:
         lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items()))
         ROWS.parent.mkdir(exist_ok=True)
@@ -240,7 +241,7 @@ def held(rows: dict[str, Row], record: bool) -> list[str]:
     known = recorded()
     faults = [f"{name}: {way}" for name, row in rows.items() if name in known for way in worse(row, known[name])]
     faults += [f"{name}: has no row in {ROWS.name}; --record writes it" for name in rows if name not in known]
-    return faults + [f"{name}: has a row in {ROWS.name}, but is not there" for name in known if name not in rows]
+    return faults + [f"{name}: has a row in {ROWS.name}, but is not launched" for name in known if name not in rows]
 
 
 def recorded() -> dict[str, Row]:
@@ -248,7 +249,7 @@ def recorded() -> dict[str, Row]:
 
 
 def worse(row: Row, than: Row) -> Iterator[str]:
-    """In which ways. ptxas may move a register or two, and an instruction in twenty, for no reason."""
+    """The numbers that got worse. Registers and instructions have some slack, because ptxas varies them without cause."""
     names = {"spilled": 0, "shared": 0, "registers": 4 + than.registers // 10, "instructions": than.instructions / 20}
     for name, slack in names.items():
         if getattr(row, name) > getattr(than, name) + slack:

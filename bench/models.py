@@ -1,4 +1,4 @@
-"""Whole networks as the yardstick runs them: steps of training and of inference, eager, as CUDA graphs, by torch.compile."""
+"""Networks of the benchmark: training and inference steps, in eager mode, as CUDA graphs, and with torch.compile."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +19,10 @@ from trinn.models import AlexNet, LeNet
 
 
 class ResNet(nn.Module):
-    """The residual network of He et al., arXiv:1512.03385, of bottlenecks with the stride in their 3x3 convolution.
+    """ResNet of He et al., arXiv:1512.03385, with bottleneck blocks whose 3x3 convolution has the stride.
 
     Args:
-        blocks: in each of the stages; (3, 4, 6, 3) makes ResNet-50.
+        blocks: bottleneck blocks per stage; (3, 4, 6, 3) is ResNet-50.
     """
 
     def __init__(self, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, num_classes: int = 1000) -> None:
@@ -43,7 +43,7 @@ class ResNet(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """relu(x + three convolutions of x), with a convolution on the way of x where its shape changes."""
+    """relu(shortcut(x) + three convolutions of x). The shortcut is a 1x1 convolution if the shape changes, else x."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ class _Bottleneck(nn.Module):
 
 @dataclass(frozen=True)
 class Model:
-    """A network of torch.nn's layers, and its batch."""
+    """A network of torch.nn layers, and its batch."""
 
     make: Callable[[], nn.Module]
     batch: int
     image: tuple[int, int, int]
     classes: int = 1000
-    runs: Sequence[tuple[str, ...]] = ()  # of layers in a row, for `trinn.convert(network, fuse=runs)`
+    runs: Sequence[tuple[str, ...]] = ()  # consecutive layers to fuse, for `trinn.convert(network, fuse=runs)`
     arithmetics: tuple[str, ...] = PRODUCTS
 
 
@@ -90,7 +90,7 @@ PASSES = ("training", "inference")
 
 
 class Run:
-    """One side of a network with a batch: torch's, or ours, which is converted and fused; compiled, both are torch's own."""
+    """A network with a batch on one side: torch's, or ours (converted and fused). In compiled mode neither is converted."""
 
     def __init__(self, model: Model, side: str, dtype: torch.dtype, layout: str, device: str, exact: bool = False) -> None:
         torch.manual_seed(0)
@@ -109,7 +109,7 @@ class Run:
         return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), self.labels)
 
     def step(self, what: str, mode: str, machine: Machine) -> Call:
-        """A step of training with SGD, or of inference."""
+        """Return a training step with SGD, or an inference step."""
         if self.side == "ours" and mode != "compiled":
             self.convert()
         self.network.train(what == "training")
@@ -137,10 +137,10 @@ class Run:
         trinn.convert(self.network, fuse=self.runs)
 
     def graph(self, what: str) -> Call:
-        """A step as trinn's backend rewrites it, forward and backward, with nothing compiled: for meta tensors."""
-        from trinn.layers.backend import rewrite  # which imports torch's compiler
+        """Return a forward (and backward) step rewritten by trinn's backend but not compiled, for meta tensors."""
+        from trinn.layers.backend import rewrite  # imports torch's compiler, which is slow
 
-        torch._dynamo.reset()  # it counts how often one function was compiled, and gives up
+        torch._dynamo.reset()  # otherwise Dynamo reaches its recompilation limit for this function
         found: list[Any] = []
 
         def rewritten(graph: Any, inputs: Any) -> Any:
@@ -163,7 +163,7 @@ class Run:
         return call
 
     def results(self) -> dict[str, Tensor]:
-        """The logits and all gradients, without dropout, whose draws are each side's own."""
+        """Return the logits and all gradients. Disable dropout: the two sides draw different masks."""
         if self.side == "ours":
             self.convert()
         for module in self.network.modules():
@@ -175,10 +175,11 @@ class Run:
 
 
 def check(model: Model, dtype: torch.dtype, layout: str, device: str) -> dict[str, Any]:
-    """Logits and gradients against float64, by norms, since single elements go other ways at a ReLU or a maximum.
+    """Compare logits and gradients with float64.
 
-    Of the gradients it is the root mean square, over the parameters, of the relative error: the shortest have a few elements.
-    A gradient that is 0 but for rounding has none.
+    Compare norms, because rounding can flip single elements at a ReLU or a maximum. The error of the gradients is the root mean
+    square of the relative errors of all parameters, because the smallest parameters have only a few elements. Skip gradients
+    that are zero up to rounding: they have no relative error.
     """
 
     def results(side: str, exact: bool = False) -> dict[str, Tensor]:
@@ -201,7 +202,10 @@ def _norm(tensor: Tensor) -> float:
 def rows_of(
     name: str, model: Model, arithmetic: str, machine: Machine, against: str = "eager", rounds: int = 9, least: float = 20e-3
 ) -> Iterator[dict[str, Any]]:
-    """A row for training and one for inference: ours against torch's, both eager and both graphed, or both by torch.compile."""
+    """Yield a row for training and a row for inference.
+
+    `against` "eager" compares both sides in eager mode and as CUDA graphs, "compiled" compares both with torch.compile.
+    """
     modes = {"eager": ("eager", "graphed"), "compiled": ("compiled",)}[against]
     layouts = list(LAYOUTS) if against == "eager" else ["channels_last"]
     with using(arithmetic) as dtype:

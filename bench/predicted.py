@@ -1,15 +1,16 @@
-"""What convolutions in boxes should take on an H200, by a simple model: `python -m bench.predicted`, a minute, no GPU.
+"""Predicted times of the TMA convolutions on an H200, by a simple model: `python -m bench.predicted`, a minute, no GPU.
 
-Writes docs/convolution/predicted.json. The launchers run on meta tensors, so that boxes, tiles, grids and copies are those that
-would run. The model takes the largest of three times, each as if nothing else took any:
+Writes docs/convolution/predicted.json. The launchers run on meta tensors, so the TMA boxes, tiles, grids and copies are the
+real ones. A TMA box is the block of a tensor moved by one TMA copy. The model takes the largest of three times, each computed
+as if the other two were zero:
 
     memory        each operand read once and each result written once, at the rate of a copy
-    matrix units  what the tiles multiply, with what they waste and without the taps they skip, at the rate of a large product
-    L2            what is copied to shared memory for that, at an assumed rate
+    matrix units  the products of all tiles, with padding and without skipped taps, at the rate of a large product
+    L2            the copies of operands to shared memory, at an assumed rate
 
-The last two are those of the busiest of all multiprocessors, as programs go to whichever is free first. Copies in another order
-and the sums of parts come on top, at the rate of a copy. How long a program takes to begin and to store, and a kernel to start,
-is left out: short sums will be slower than this says.
+The last two are times of the busiest multiprocessor: the next program runs on the first free one. Relayout copies and the sums
+of splits are added, at the rate of a copy. The model ignores the start-up and the stores of a program, and the launch of a
+kernel, so short sums will be slower than predicted.
 """
 
 from bench import compiled_only  # noqa: F401  # before triton  # isort: skip
@@ -44,17 +45,18 @@ STORED = Path(__file__).resolve().parent.parent / "docs" / "convolution" / "pred
 PASSES = ("forward", "dgrad", "wgrad")
 ARITHMETICS = ("bf16", "fp32")
 SMS = 132
-RATES = {"memory": 4.3e12, "bf16": 790e12, "tf32": 395e12, "L2": 5.5e12}  # a second, of an H200; L2 is an assumption
-REPORTED = {"tflops": 572, "tile": [128, 256], "of": "NVIDIA/tilus#154"}  # its v3 on an H200 NVL; the tile is a guess
+# Of an H200, in bytes or floating-point operations per second. The L2 rate is an assumption.
+RATES = {"memory": 4.3e12, "bf16": 790e12, "tf32": 395e12, "L2": 5.5e12}
+REPORTED = {"tflops": 572, "tile": [128, 256], "of": "NVIDIA/tilus#154"}  # its v3 on an H200 NVL; the tile is assumed
 DRAWN = ("ResNet stage 3 3x3 256-256", "DeepLab 3x3 dilation 24")
 COPIES = (
     "_relayout", "_merge_groups", "_few_channels_copy", "_sum_partials", "_channel_sum", "_plane_mean", "_small_plane_mean",
 )  # fmt: skip
-PRODUCTS = {"bf16": 1, "fp32": 6}  # of bfloat16, for each of the arithmetic
+PRODUCTS = {"bf16": 1, "fp32": 6}  # bfloat16 products per multiplication
 
 
 class Started(NamedTuple):
-    """A launch that was not made."""
+    """An intercepted launch."""
 
     kernel: str
     programs: int
@@ -62,19 +64,19 @@ class Started(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a launch takes, in seconds, and of what; and what it would take if L2 held nothing up."""
+    """The predicted cost of a launch."""
 
     seconds: float
-    limit: str
-    fed: float
+    limit: str  # the resource that determines `seconds`
+    fed: float  # seconds with infinite L2 bandwidth
     flops: float = 0.0
-    idle: float = 1.0  # how much longer the busiest multiprocessor works than all do on average
-    depth: int = 0  # of the longest sum in one accumulator
+    idle: float = 1.0  # work of the busiest multiprocessor over the average
+    depth: int = 0  # length of the longest sum in one accumulator
 
 
 @contextlib.contextmanager
 def launches(gpu: str) -> Iterator[list[Started]]:
-    """The launches within, with tiles as measured on the GPU of that name, or else guessed."""
+    """The launches within, with the tiles measured on that GPU, or else the default tiles."""
     found: list[Started] = []
 
     def note(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
@@ -84,29 +86,29 @@ def launches(gpu: str) -> Iterator[list[Started]]:
         yield found
 
 
-def taps_seen(axis: Axis, adjoint: bool, size: int, source: int, block: int) -> list[list[int]]:
-    """For each phase, and each tile of `block` pixels along an axis, how many taps see the source at all."""
-    seen = []
+def taps_inside(axis: Axis, adjoint: bool, size: int, source: int, block: int) -> list[list[int]]:
+    """For each phase, and each tile of `block` pixels along an axis: the number of taps inside the source for some pixel."""
+    counts = []
     for phase in range(min(axis.stride, size) if adjoint else 1):
         tiles = []
         for first in range(0, triton.cdiv(size, axis.stride if adjoint else 1), block):
             if adjoint:
                 at = [phase + (first + i) * axis.stride + axis.padding for i in range(block)]
                 small = [[divmod(h - tap * axis.dilation, axis.stride) for h in at] for tap in range(axis.taps)]
-                hits = [any(rest == 0 and 0 <= pixel < source for pixel, rest in line) for line in small]
+                hits = [any(rest == 0 and 0 <= pixel < source for pixel, rest in tap) for tap in small]
             else:
                 at = [(first + i) * axis.stride - axis.padding for i in (0, block - 1)]
                 hits = [at[1] + tap * axis.dilation >= 0 and at[0] + tap * axis.dilation < source for tap in range(axis.taps)]
             tiles.append(sum(hits))
-        seen.append(tiles)
-    return seen
+        counts.append(tiles)
+    return counts
 
 
 def steps_of_gather(programs: int, of: dict[str, Any]) -> np.ndarray:
-    """How many blocks each program multiplies, in the order of the programs."""
+    """The number of blocks each program multiplies, in the order of the programs."""
     box, adjoint = of["BOX"], of["ADJOINT"]
-    rows = np.array(taps_seen(of["H"], adjoint, of["result_height"], of["source_height"], box.rows))
-    columns = np.array(taps_seen(of["W"], adjoint, of["result_width"], of["source_width"], box.columns))
+    rows = np.array(taps_inside(of["H"], adjoint, of["result_height"], of["source_height"], box.rows))
+    columns = np.array(taps_inside(of["W"], adjoint, of["result_width"], of["source_width"], box.columns))
     taps = rows[:, None, None, :, None] * columns[None, :, None, None, :]  # phases, images, rows, columns
     taps = np.broadcast_to(taps, (*taps.shape[:2], of["image_tiles"], *taps.shape[3:])).reshape(-1)
     channel_tiles = triton.cdiv(of["channels_out"], of["BLOCK_M"])
@@ -115,29 +117,29 @@ def steps_of_gather(programs: int, of: dict[str, Any]) -> np.ndarray:
 
 
 def steps_of_wgrad(programs: int, of: dict[str, Any]) -> np.ndarray:
-    """How many lines each program multiplies, in the order of the programs."""
-    h, w, parts = of["H"], of["W"], of["parts"]
+    """The number of runs of pixels or images each program multiplies, in the order of the programs."""
+    h, w, splits = of["H"], of["W"], of["splits"]
 
     def count(axis: Axis, taps: range, small: int, big: int) -> int:
         hit = [p for p in range(small) if any(0 <= p * axis.stride - axis.padding + t * axis.dilation < big for t in taps)]
         return hit[-1] - hit[0] + 1 if hit else 0
 
     tiles = triton.cdiv(of["filters"], of["BLOCK_M"]) * triton.cdiv(of["channels"], of["BLOCK_N"])
-    at_once = (of["TAPS"], 1) if w.taps == 1 else (1, of["TAPS"])  # of a column, or of a row
-    lines = []
+    at_once = (of["TAPS"], 1) if w.taps == 1 else (1, of["TAPS"])  # taps of a column, or of a row
+    runs = []
     for r in range(0, h.taps, at_once[0]):
         rows = count(h, range(r, r + at_once[0]), of["out_height"], of["height"])
         for s in range(0, w.taps, at_once[1]):
             columns = count(w, range(s, s + at_once[1]), of["out_width"], of["width"])
-            lines.append(of["line_tiles"] * rows * (columns if of["OF_IMAGES"] else triton.cdiv(columns, of["BLOCK_K"])))
-    of_taps = np.repeat(np.array(lines), tiles)
-    of_parts = [(part + 1) * of_taps // parts - part * of_taps // parts for part in range(parts)]
-    steps = np.concatenate(of_parts)
+            runs.append(of["run_tiles"] * rows * (columns if of["ALONG_IMAGES"] else triton.cdiv(columns, of["BLOCK_K"])))
+    of_taps = np.repeat(np.array(runs), tiles)
+    of_splits = [(split + 1) * of_taps // splits - split * of_taps // splits for split in range(splits)]
+    steps = np.concatenate(of_splits)
     return np.tile(steps, programs // len(steps))
 
 
 def busiest(steps: np.ndarray) -> int:
-    """The steps of the multiprocessor that has the most, as programs go in their order to whichever is free first."""
+    """The steps of the busiest multiprocessor, if programs run in order on the first free one."""
     if steps.min() == steps.max():
         return triton.cdiv(len(steps), SMS) * int(steps[0])
     free = [0] * SMS
@@ -147,7 +149,7 @@ def busiest(steps: np.ndarray) -> int:
 
 
 def size_of(tensor: Any) -> int:
-    """Bytes that a launch reads or writes of an argument."""
+    """The bytes of an argument."""
     if isinstance(tensor, TensorDescriptor):
         whole = tensor.base.untyped_storage().nbytes()  # windows may overlap
         return min(math.prod(tensor.shape) * tensor.base.dtype.itemsize, whole)
@@ -155,7 +157,7 @@ def size_of(tensor: Any) -> int:
 
 
 def cost(started: Started) -> Cost | None:
-    """What a launch takes, or None for one that the model is not about."""
+    """The cost of a launch, or None for a kernel outside the model."""
     kernel, programs, of = started
     moved = sum(map(size_of, of.values()))
     if kernel.startswith(COPIES):
@@ -184,7 +186,7 @@ def cost(started: Started) -> Cost | None:
 
 
 def rows(gpu: str) -> Iterator[dict[str, Any]]:
-    """Of each convolution of the registry, each of its passes, in both memory formats."""
+    """A row for each pass of each convolution of the registry, in both memory formats."""
     cases = [case for case in registry.CASES.values() if case.op in ("conv2d", "conv_transpose2d")]
     with ahead._Launchers():
         for case in cases:
@@ -199,7 +201,7 @@ def rows(gpu: str) -> Iterator[dict[str, Any]]:
 
 
 def call_of(case: registry.Case, what: str, dtype: torch.dtype, layout: str) -> Call:
-    """A pass that has no other gradients than its own: a Function's backward computes those of all that require them."""
+    """A call of one pass alone. Only its own tensors require gradients, since backward computes every required gradient."""
     instance = Instance(case, "ours", dtype, layout, "meta")
     for parameter in instance.module.parameters() if what == "dgrad" else instance.inputs:
         parameter.requires_grad_(what == "forward" and parameter.requires_grad)
@@ -232,9 +234,10 @@ def row_of(
 
 
 def drawn(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """What the page draws of a convolution's forward pass: its box, and how many taps each tile of rows and columns sees.
+    """The figures' data for a convolution's forward pass: its TMA box, and the number of taps inside the image for each tile.
 
-    Shares are of the products of all taps: of those that see a pixel, and what boxes of so many images multiply at least.
+    "useful" and "shares" are fractions of the products of all taps. "useful" counts the taps inside the image. "shares" has the
+    products of the best TMA box, by its number of images.
     """
     case = registry.CASES[name]
     box = next(row["box"] for row in rows if (row["name"], row["pass"]) == (name, "forward"))
@@ -243,7 +246,7 @@ def drawn(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
         conv: Any = case.make(torch.nn)
     axis = Axis(conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.dilation[0])
     blocks = zip((*size, *size), (*box[1:], 1, 1), strict=True)
-    seen = [taps_seen(axis, False, n, n, block)[0] for n, block in blocks]
+    counts = [taps_inside(axis, False, n, n, block)[0] for n, block in blocks]
     along = [GatherAxis(n, n, axis, False) for n in size]
     powers = [1 << i for i in range(math.prod(box).bit_length())]
     every = images * math.prod(size) * axis.taps**2
@@ -253,18 +256,18 @@ def drawn(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
         shares[several] = round(triton.cdiv(images, several) * min(works) * math.prod(box) / every, 4)
     return {
         "name": name, "images": images, "size": size, "box": box, "taps": axis.taps, "dilation": axis.dilation,
-        "seen": seen[:2], "useful": round(sum(seen[2]) * sum(seen[3]) * images / every, 4), "shares": shares,
+        "seen": counts[:2], "useful": round(sum(counts[2]) * sum(counts[3]) * images / every, 4), "shares": shares,
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", default="", metavar="NAME", help="with the tiles measured on that one")
+    parser.add_argument("--gpu", default="", metavar="NAME", help="use the tiles measured on this GPU")
     args = parser.parse_args()
     triton.runtime.driver.set_active(Driver("sm_90"))
     found = [shortened(row) for row in rows(args.gpu)]
     lines = ",\n".join(map(json.dumps, found))
-    least = {name: getattr(tma, name) for name in ("FEWEST", "WIDE", "MOST_AT_ONCE")}
+    least = {name: getattr(tma, name) for name in ("MIN_CHANNELS", "MIN_GROUP_CHANNELS", "MAX_MERGED_GROUPS")}
     head = {
         "rates": RATES,
         "channels": least,

@@ -1,7 +1,7 @@
-"""Runs PTX as far as its branches need it: how often a program of a launch comes by each block.
+"""A PTX interpreter that follows control flow only: it counts how often a program of a launch executes each block.
 
-Integers and floats are computed from the launch's arguments and the number of the program. What is loaded is not known. Where a
-branch depends on that, a loop ends and nothing is skipped.
+It computes integers and floats from the launch's arguments and the program's number. Loaded values are unknown. If a branch
+depends on one, loops end and nothing is skipped.
 """
 
 import math
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bench.control_flow import Events, Graph, Part
 
-SAMPLES = 97  # programs that are run
-MOST_STEPS = 10**6  # blocks in all
+SAMPLES = 97  # interpreted programs
+MOST_STEPS = 10**6  # executed blocks, over all programs
 
 
 class Operation(NamedTuple):
@@ -29,7 +29,7 @@ class Operation(NamedTuple):
 
 
 def read_ptx(ptx: str) -> tuple[list[Operation], list[tuple[int | None, bool]]]:
-    """The instructions of a kernel, and how each goes on, as Graph takes it."""
+    """The instructions of a kernel and their `jumps` for Graph."""
     operations: list[Operation] = []
     labels: dict[str, int] = {}
     body = ptx[ptx.index("\n{") + 2 : ptx.index("\n}")]
@@ -50,22 +50,22 @@ def read_ptx(ptx: str) -> tuple[list[Operation], list[tuple[int | None, bool]]]:
 
 
 def _names(operations: Sequence[Operation], jumps: Sequence[tuple[int | None, bool]]) -> list[str]:
-    """The names of operations. A load that its block already has gets an empty name: ptxas drops it."""
-    targets, names, seen = {to for to, _ in jumps}, list[str](), set[tuple[str, ...]]()
+    """The names of operations. A repeated load in a block gets an empty name, because ptxas removes it."""
+    targets, names, loaded = {to for to, _ in jumps}, list[str](), set[tuple[str, ...]]()
     for i, (predicate, name, operands) in enumerate(operations):
         load = predicate, name, operands[-1]
-        names.append("" if name.startswith("ld.global") and load in seen and i not in targets else name)
+        names.append("" if name.startswith("ld.global") and load in loaded and i not in targets else name)
         if i in targets or name.startswith("bra"):
-            seen.clear()
-        seen.add(load)
+            loaded.clear()
+        loaded.add(load)
     return names
 
 
 class Runs:
-    """How often the blocks of PTX are executed by some programs of a launch.
+    """Executions of each block of PTX, over some programs of a launch.
 
     Raises:
-        ValueError: its arguments are not those of the kernel, or it does not end.
+        ValueError: the values do not match the kernel's parameters, or the kernel does not end.
     """
 
     def __init__(self, ptx: str, programs: int, values: Sequence[Any]) -> None:
@@ -73,30 +73,30 @@ class Runs:
         self.graph = Graph(_names(self.operations, jumps), jumps)
         self.values = values
         head = ptx[ptx.index(".entry ") : ptx.index("\n{")]
-        if not 0 <= head.count(".param ") - len(values) <= 2:  # Triton may add two
-            raise ValueError("its parameters are others")
+        if not 0 <= head.count(".param ") - len(values) <= 2:  # Triton may add two parameters
+            raise ValueError("the kernel has other parameters")
         self.executed: Counter[int] = Counter()
         self.of_data, self._steps = False, 0
         needed = self._needed()
         self._needed_of = [[i for i in block if needed & set(self._results(i))] for block in self.graph.blocks]
         count = min(programs, SAMPLES)
-        for i in range(count):  # steps by the golden ratio meet each remainder of the number about equally often
+        for i in range(count):  # golden-ratio steps sample each remainder of the program's number about equally often
             self._run(i if count == programs else int(i * (math.sqrt(5) - 1) / 2 % 1 * programs))
         self.graph.all.trips = [1] * count
 
     def events(self, part: Part) -> Events:
-        """What a turn of it executes."""
+        """The events of one iteration of a part."""
         found: Events = Counter()
         for b in part.blocks:
             for kind, count in self.graph.events[b].items():
-                found[kind] += count * (self.executed[b] / part.turns if part.trips else 1)  # type: ignore[assignment]
+                found[kind] += count * (self.executed[b] / part.iterations if part.trips else 1)  # type: ignore[assignment]
         return found
 
     def _results(self, i: int) -> list[str]:
         return re.findall(r"%[\w.]+", self.operations[i].operands[0])
 
     def _needed(self) -> set[str]:
-        """The registers that branches depend on."""
+        """The registers on which branches depend."""
         needed = {o.predicate.lstrip("!") for o in self.operations if o.name.startswith("bra")}
         while True:
             more = set(needed)
@@ -114,7 +114,7 @@ class Runs:
         while True:
             self._steps += 1
             if self._steps > MOST_STEPS:
-                raise ValueError("it does not end")
+                raise ValueError("the kernel does not end")
             self.executed[at] += 1
             for loop in loops:
                 if at == loop.header and before not in loop.blocks:
@@ -132,7 +132,7 @@ class Runs:
             before, at = at, following[0] if len(following) == 1 else self._taken(at, following, registers)
 
     def _taken(self, at: int, following: Sequence[int], registers: dict[str, int | None]) -> int:
-        """The one of two blocks that follows: the next, or where a branch goes."""
+        """The block after a conditional branch: the next block or the branch target."""
         predicate = self.operations[self.graph.blocks[at][-1]].predicate
         value = registers.get(predicate.lstrip("!"))
         if value is not None:
@@ -142,7 +142,7 @@ class Runs:
         return next((block for block in following if block not in inside), following[0])
 
     def _value(self, name: str, operands: tuple[str, ...], registers: dict[str, int | None]) -> int | None:
-        """The bits of a result, where those that it depends on are known."""
+        """The bits of a result, or None if an operand is unknown."""
         if re.fullmatch(r"ld\.param\.[bsuf]\d+", name):
             number = int(operands[1].strip("[]").rpartition("_")[2])
             value = self.values[number] if number < len(self.values) else None
@@ -158,7 +158,7 @@ def _constant(word: str) -> int:
 
 
 def _bits(value: Any, kind: str) -> int:
-    """Of a number of a PTX type, as "s32"."""
+    """The bits of a number in a PTX type such as "s32"."""
     if kind == "pred":
         return int(bool(value))
     if kind[0] == "f":
@@ -169,7 +169,7 @@ def _bits(value: Any, kind: str) -> int:
 
 
 def _number(bits: int, kind: str) -> Any:
-    """What such bits stand for."""
+    """The number with these bits in a PTX type; the inverse of `_bits`."""
     if kind == "pred":
         return bool(bits)
     size = int(kind[1:])
@@ -190,7 +190,7 @@ _ROUNDED: dict[str, Callable[[float], int]] = {"rmi": math.floor, "rpi": math.ce
 
 
 def _computed(name: str, sources: Sequence[int | None]) -> int | None:
-    """What an instruction of PTX makes of these bits; None if it is none of integers or floats, or they are not known."""
+    """The result of a PTX instruction, as bits; None if an operand is unknown, or is neither an integer nor a float."""
     what, *how, kind = name.split(".") if "." in name else (name, "")
     if not re.fullmatch(r"pred|[subf](?:8|16|32|64)", kind) or kind == "f16":
         return None
@@ -202,7 +202,7 @@ def _computed(name: str, sources: Sequence[int | None]) -> int | None:
     if what in ("shl", "shr", "bfe"):
         numbers[1:] = [_number(source, "u32") for source in sources[1:] if source is not None]
     if what == "setp":
-        compare = _COMPARES.get(how[0].removesuffix("u"))  # which lets NaN pass
+        compare = _COMPARES.get(how[0].removesuffix("u"))  # "u" only accepts NaN
         return int(compare(*numbers)) if compare and len(numbers) == 2 else None
     if what == "cvt" and re.fullmatch(r"[suf](?:8|16|32|64)", how[-1]) and how[-1] != "f16":
         rounded = next((_ROUNDED[mode] for mode in how[:-1] if mode in _ROUNDED), None)
@@ -210,7 +210,7 @@ def _computed(name: str, sources: Sequence[int | None]) -> int | None:
         if how[-1][0] != "f" and not math.isfinite(number):
             return None
         bits = _bits(number, how[-1])
-        return _bits(_number(bits, how[-1]), "s64") if how[-1][0] == "s" else bits  # the sign fills the register
+        return _bits(_number(bits, how[-1]), "s64") if how[-1][0] == "s" else bits  # sign-extend to the register
     if what in ("div", "rem"):
         if not numbers[1]:
             return None

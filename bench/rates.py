@@ -1,13 +1,13 @@
-"""Rates of this GPU that decide how long a tile takes: `python -m bench.rates [--out FILE.json]`, half a minute.
+"""Measure the rates of this GPU that determine the time of a tile: `python -m bench.rates [--out FILE.json]`, half a minute.
 
-Two small kernels measure rates that torch has no call for:
+Two small kernels measure rates that torch cannot measure:
 
-    copy_boxes      bytes a second that the copy engine (TMA) moves from L2 to shared memory
-    compare_select  comparisons and selections a second in registers, as max pooling makes them
+    copy_boxes      bytes per second copied by TMA (Hopper's copy engine) from L2 to shared memory
+    compare_select  comparisons and selections per second in registers, as in max pooling
 
-Beside them stand the rates of a large copy in memory and of large matrix products, and what the tile rules of
-kernels/runtime/tuning.py assume. `--compile-only` needs no GPU: it compiles both kernels for an H100 or H200 and prints their
-registers and the instructions of their loops.
+A TMA box (CUDA's boxDim) is the block of a tensor that one TMA copy moves. The report also has the rates of a large memory copy
+and of large matrix products, and the rates that the tile rules of kernels/runtime/tuning.py assume. `--compile-only` needs no
+GPU: it compiles both kernels for an H100 or H200 and prints their registers and the instructions of their loops.
 """
 
 import sys
@@ -37,26 +37,27 @@ from trinn.kernels.device.precision import beats
 from trinn.kernels.runtime import launch, tuning
 from trinn.kernels.runtime.observe import intercepted, recorded
 
-SOURCE = (128, 24, 48, 64)  # images, rows, columns and channels, float16: 18 MiB, which fits into L2
+SOURCE = (128, 24, 48, 64)  # images, rows, columns and channels, float16: 18 MiB fit into L2
 BOXES = {
     "a matrix of filters": (128, 64),
     "8 x 16 pixels of an image": (1, 8, 16, 64),
     "a pixel of 128 images": (128, 1, 1, 64),
-}  # each of 16 KiB
-COPIES = 1152  # boxes that a program copies: as many as SOURCE has
-COPY_PROGRAMS, STAGES = 2, 6  # programs on a multiprocessor and boxes of each, which fill its shared memory
-COMPARE_PROGRAMS, LANES, STEPS = 8, 1024, 4096  # programs on a multiprocessor, elements of each, values of an element
-ROWS = 64  # of the product that reads a box: the fewest that wgmma has
-COMPARES = ("FSETP", "ISETP", "FSEL", "SEL", "FMNMX", "IMNMX", "VIMNMX")  # machine instructions that compare or select
+}  # 16 KiB each
+COPIES = 1152  # boxes copied by each program: the number of boxes in SOURCE
+COPY_PROGRAMS, STAGES = 2, 6  # programs per SM, and boxes in flight per program; together they fill its shared memory
+COMPARE_PROGRAMS, LANES, STEPS = 8, 1024, 4096  # programs per SM, elements per program, values per element
+ROWS = 64  # rows of the product that reads a box: the minimum of wgmma
+COMPARES = ("FSETP", "ISETP", "FSEL", "SEL", "FMNMX", "IMNMX", "VIMNMX")  # machine instructions for compare and select
 
 
 @triton.jit
 def _copy_boxes_kernel(source, ones, sums, steps, BOX: tl.constexpr, COUNTS: tl.constexpr, ROWS: tl.constexpr):
-    """The sums over channels of `steps` boxes, added up: one float32 for each pixel of a box.
+    """Sum `steps` boxes over boxes and channels: one float32 per pixel of a box.
 
-    Programs take boxes in turn, so that no two copy the same box at once; COUNTS says how many lie along each axis. As in a
-    convolution, wgmma reads the box from shared memory, and multiplies ROWS rows of ones by it. So the compiler must keep the
-    copy, and no box passes through registers. At the assumed rates the product takes about half as long as the copy.
+    Consecutive programs copy consecutive boxes, so that no two copy the same box at once. COUNTS is the number of boxes along
+    each axis. As in a convolution, wgmma reads the box from shared memory: it multiplies ROWS rows of ones by the box. So the
+    compiler cannot remove the copy, and no box passes through registers. At the assumed rates the product takes about half as
+    long as the copy.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     DEPTH: tl.constexpr = BOX[len(BOX) - 1]
@@ -76,10 +77,10 @@ def _copy_boxes_kernel(source, ones, sums, steps, BOX: tl.constexpr, COUNTS: tl.
 
 @triton.jit
 def _compare_select_kernel(start, slope, best_values, best_steps, steps, LANES: tl.constexpr):
-    """The maxima of LANES sequences of `steps` values, and the steps at which they are reached, by the rule of max pooling.
+    """Compute the maximum and its step for LANES sequences of `steps` values, with the tie and NaN rules of max pooling.
 
-    A sequence begins with `start` and grows by `slope`, in registers. One addition makes the next value; two comparisons and
-    two selections use it.
+    A sequence starts at `start` and grows by `slope`, in registers. Each step takes one addition for the next value, two
+    comparisons and two selections.
     """
     at = tl.program_id(0) * LANES + tl.arange(0, LANES)
     value, growth = tl.load(start + at), tl.load(slope + at)
@@ -94,13 +95,13 @@ def _compare_select_kernel(start, slope, best_values, best_steps, steps, LANES: 
 
 
 def copy_boxes(source: Tensor, ones: Tensor, sums: Tensor, box: Sequence[int], steps: int) -> None:
-    """Fill `sums`, of float32, by one program a row, each of which copies and adds up `steps` boxes.
+    """Fill `sums` with one program per row. Each program copies and sums `steps` boxes.
 
     Args:
-        source: (N, H, W, C), contiguous; for a box of two axes, a matrix (N * H * W, C).
+        source: (N, H, W, C), contiguous; viewed as a matrix (N * H * W, C) if the box has two axes.
         ones: (ROWS, C), the dtype of `source`.
-        sums: (programs, pixels of a box).
-        box: (images, rows, columns, C) or (pixels, C), which divide the sizes of the source.
+        sums: (programs, pixels of a box), float32.
+        box: (images, rows, columns, C) or (pixels, C); must divide the sizes of the source.
     """
     source = source.flatten(0, 2) if len(box) == 2 else source
     counts = tuple(size // block for size, block in zip(source.shape, box, strict=True))
@@ -113,7 +114,7 @@ def copy_boxes(source: Tensor, ones: Tensor, sums: Tensor, box: Sequence[int], s
 
 
 def compare_select(start: Tensor, slope: Tensor, values: Tensor, codes: Tensor, steps: int) -> None:
-    """Fill `values` (float32) with the maxima of start + slope * step, step < steps, and `codes` (int32) with their steps.
+    """Fill `values` (float32) with the maxima of start + slope * step for step < steps, and `codes` (int32) with their steps.
 
     All four tensors have the same number of elements, a multiple of LANES.
     """
@@ -122,9 +123,9 @@ def compare_select(start: Tensor, slope: Tensor, values: Tensor, codes: Tensor, 
 
 
 class Work(NamedTuple):
-    """A launch to time, and a result of it whose sum is to be `wanted`.
+    """A launch to time. The elements of `result` must sum to `wanted`.
 
-    The amount is in bytes for a unit of "bytes/s" and in elements times steps for "instructions/s".
+    `amount` is in bytes for the unit "bytes/s", and elements times steps for "instructions/s".
     """
 
     call: Call
@@ -135,12 +136,12 @@ class Work(NamedTuple):
 
 
 def works(device: str, multiprocessors: int) -> Iterator[tuple[str, Work]]:
-    """The launches by name. All their numbers are small integers, so that every sum is exact."""
+    """Yield the launches by name. All values are small integers, so that every sum is exact."""
     source = torch.randint(0, 4, SOURCE, device=device).half()
     ones = torch.ones(ROWS, SOURCE[-1], dtype=torch.half, device=device)
     for name, box in BOXES.items():
         sums = torch.empty(COPY_PROGRAMS * multiprocessors, math.prod(box[:-1]), device=device)
-        visits = len(sums) * COPIES * math.prod(box) // source.numel()  # of every element
+        visits = len(sums) * COPIES * math.prod(box) // source.numel()  # per element
         call = functools.partial(copy_boxes, source, ones, sums, box, COPIES)
         yield (
             f"L2 to shared memory, {name}",
@@ -155,16 +156,16 @@ def works(device: str, multiprocessors: int) -> Iterator[tuple[str, Work]]:
 
 
 def rates(machine: Machine) -> dict[str, Any]:
-    """The rates of a GPU. The results of both kernels are checked before they are timed.
+    """Measure the rates of a GPU. Check the results of both kernels before timing them.
 
     Returns:
         "multiprocessors": their number.
-        "compares": the comparisons and selections of compare_select for each element and step, counted in its machine code; 4,
-            as its source has, where it is interpreted.
-        "rates": a list of dicts. "value" is a median for the whole GPU, in "unit", and "low" and "high" are its quartiles, None
-            for memory and products. "per_multiprocessor" is the value for one multiprocessor and nanosecond. In the same unit,
-            "assumed" is what the tile rules assume, and "at_most" how fast the products in copy_boxes let it copy; each None
-            where there is none. An instruction of a warp counts as 32.
+        "compares": comparisons and selections of compare_select per element and step, counted in its machine code; in the
+            interpreter 4, as in the source.
+        "rates": a list of dicts. "value" is the median for the whole GPU, in "unit"; "low" and "high" are the quartiles, None
+            for memory and products. "per_multiprocessor" is the value per multiprocessor and nanosecond. In the same unit,
+            "assumed" is the assumption of the tile rules, and "at_most" the limit that the products in copy_boxes put on its
+            copies; None where there is none. A warp instruction counts as 32.
 
     Raises:
         RuntimeError: a kernel's result is wrong.
@@ -195,17 +196,17 @@ def rates(machine: Machine) -> dict[str, Any]:
         found.append({
             "name": name, "unit": unit, "value": value, "low": low, "high": high, "per_multiprocessor": value / each,
             "assumed": assumed["L2"] if is_l2 else assumed.get(name),
-            # An element of a box has 2 bytes, and 2 * ROWS operations.
+            # Each element of a box has 2 bytes and takes 2 * ROWS operations.
             "at_most": products["fp16"] / ROWS / each if is_l2 else None,
         })  # fmt: skip
     return {"multiprocessors": multiprocessors, "compares": compares, "rates": found}
 
 
 def assumed_rates() -> dict[str, float]:
-    """What the tile rules assume of one multiprocessor, per nanosecond: bytes from L2, and operations of matrix products.
+    """Return the assumptions of the tile rules, per multiprocessor and nanosecond: bytes from L2, and product operations.
 
-    tuning.py has the numbers inline, in `_turns`. A small tile takes as long there as its copies, a large one as its products.
-    No rule assumes a rate of memory, of float32 products without TF32, or of comparisons.
+    Derive them from `_turns` of tuning.py: its time for a small tile is limited by copies, for a large tile by products. No
+    rule assumes a rate for memory, for float32 products without TF32, or for comparisons.
     """
     small, large = (64, 64), (4096, 4096)
     found = {"L2": sum(small) * 2 / tuning._turns(*small, small, itemsize=2)}
@@ -215,7 +216,7 @@ def assumed_rates() -> dict[str, float]:
 
 
 def loop_of(instructions: Sequence[Instruction], name: str) -> Counter[str]:
-    """The instructions of the innermost loop that has one of that name."""
+    """Return the instructions of the innermost loop that contains an instruction `name`."""
     branches = [(int(i.operands.split()[-1], 16), i.address) for i in instructions if i.name == "BRA"]
     wanted = [i.address for i in instructions if i.name.split(".")[0] == name]
     _, first, last = min((last - first, first, last) for first, last in branches for at in wanted if first <= at < last)
@@ -223,17 +224,17 @@ def loop_of(instructions: Sequence[Instruction], name: str) -> Counter[str]:
 
 
 def compares_of(binary: Any) -> float:
-    """The comparisons and selections of compare_select for each element and step, for which there is one addition."""
+    """Return the comparisons and selections of compare_select per element and step, that is, per addition."""
     loop = loop_of(read_sass(binary.asm["cubin"]), "FADD")
     return sum(count for name, count in loop.items() if name.split(".")[0] in COMPARES) / loop["FADD"]
 
 
 def compiled(architecture: str = "sm_90") -> dict[str, dict[str, Any]]:
-    """What the launches compile to, by name, without a GPU.
+    """Compile the launches without a GPU.
 
     Returns:
-        "registers" and "spilled" bytes of a thread, "shared" bytes of a program, "loop", the machine instructions of one
-        iteration, and "products", the loops of Triton's TTGIR that multiply, as machine_code.py reads them.
+        By name: "registers" and "spilled" bytes per thread, "shared" bytes per program, "loop", the machine instructions of one
+        iteration, and "products", the TTGIR loops with a product, as read by machine_code.py.
     """
     triton.runtime.driver.set_active(Driver(architecture))
     binaries: list[Any] = []
@@ -251,9 +252,9 @@ def compiled(architecture: str = "sm_90") -> dict[str, dict[str, Any]]:
 
 
 def lines_of(result: dict[str, Any]) -> Iterator[str]:
-    """A table of the rates, or of what the kernels compile to."""
+    """Yield a table of the rates, or of the compiled kernels."""
     if "rates" in result:
-        yield f"{'':46}{'a second':>24}{'a ns and multiprocessor':>25}{'assumed':>9}{'at most':>9}"
+        yield f"{'':46}{'per second':>24}{'per ns, multiprocessor':>25}{'assumed':>9}{'at most':>9}"
         for of in result["rates"]:
             whole = f"{of['value'] / 1e12:.2f} T {of['unit'].removesuffix('/s')}"
             assumed, at_most = (f"{of[key]:.1f}" if of[key] else "-" for key in ("assumed", "at_most"))
@@ -269,10 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bench.rates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json")
-    parser.add_argument("--compile-only", action="store_true", help="needs no GPU, and times nothing")
+    parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; time nothing")
     args = parser.parse_args(arguments)
     if not (args.compile_only or torch.cuda.is_available()):
-        print("There is no GPU here to time on; --compile-only needs none.", file=sys.stderr)
+        print("No GPU found. --compile-only works without one.", file=sys.stderr)
         return 1
     result = compiled() if args.compile_only else {"environment": runs.environment(), **rates(Machine.gpu())}
     print(*lines_of(result), sep="\n")

@@ -1,17 +1,17 @@
-"""What the yardstick measures: shapes of well-known networks, as a user writes them, with the work that each pass cannot avoid.
+"""The benchmark's cases: layer shapes of well-known networks, and the minimum work of each pass.
 
-A case builds a module from a namespace, so that `trinn.layers` and `torch.nn` run the same lines. Its passes:
+A case builds its module from a namespace, so `trinn.layers` and `torch.nn` run the same code. The passes are:
 
-    forward      of a step of training
-    backward     all gradients that a step of training needs; a network's first layer needs none of its input
-    dgrad        the input's gradient alone
-    wgrad        the parameters' gradients alone
+    forward      forward pass of a training step
+    backward     all gradients of a training step; the first layer of a network has no input gradient
+    dgrad        input gradient only
+    wgrad        parameter gradients only
     training     forward and backward
-    inference    in evaluation mode, without gradients
+    inference    evaluation mode, no gradients
 
-The work of a pass is what any implementation must do: each operand read once and each result written once, where the chip
-cannot hold what is needed twice, and the multiplications of all taps, padding included. A batch norm in training reads its
-input twice, since the statistics of all of it come before the first result; one that fits into the chip may beat that.
+The work of a pass is a lower bound for any implementation: each operand is read once, each result is written once, and all taps
+are multiplied, padding included. Data needed twice is read twice if the chip cannot hold it. So a batch norm in training reads
+its input twice, because the statistics must be complete before the first output; a small tensor in cache can beat this bound.
 """
 
 import re
@@ -26,18 +26,18 @@ import trinn.layers
 
 Shape = tuple[int, ...]
 
-PRODUCTS = ("bf16", "fp16", "tf32", "fp32")  # arithmetic of bench/shapes.py
-ELEMENTWISE = ("bf16", "fp16", "fp32")  # no products, which is all that TF32 changes
+PRODUCTS = ("bf16", "fp16", "tf32", "fp32")  # an arithmetic is a dtype with a precision: ARITHMETIC in bench/shapes.py
+ELEMENTWISE = ("bf16", "fp16", "fp32")  # TF32 changes only matrix products
 CONVS = ("conv2d", "depthwise conv2d", "conv_transpose2d")
-SPLIT = ("dgrad", "wgrad")  # parts of a backward pass: left out by --quick
+SPLIT = ("dgrad", "wgrad")  # halves of the backward pass; --quick skips them
 
 
 class Work(NamedTuple):
-    """What a pass cannot avoid."""
+    """Minimum work of a pass."""
 
-    elements: int  # read and written, of the case's dtype
+    elements: int  # elements of the case's dtype read and written
     flops: int = 0
-    codes: int = 0  # bytes read and written besides
+    codes: int = 0  # additional bytes: argmax positions of max pooling
 
     def bytes(self, itemsize: int) -> int:
         return self.elements * itemsize + self.codes
@@ -45,10 +45,10 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One measured shape.
+    """One benchmarked shape.
 
-    `make` takes a namespace with torch.nn's classes and the fused layers' (SIDES); `small` is the same case shrunk to what
-    the interpreter runs in no time.
+    `make` takes a namespace with the classes of torch.nn and the fused layers (see SIDES). `small` returns a shrunk version of
+    the case for the interpreter.
     """
 
     name: str
@@ -57,21 +57,21 @@ class Case:
     inputs: tuple[Shape, ...]
     works: Mapping[str, Work]
     small: Callable[[], "Case"]
-    first: bool = False  # the input needs no gradient
-    fused: bool = False  # torch.compile is a rival too
+    first: bool = False  # first layer of a network: the input needs no gradient
+    fused: bool = False  # also compare with torch.compile
     arithmetics: tuple[str, ...] = PRODUCTS
-    largest: int = 0  # elements of its largest tensor
+    largest: int = 0  # elements of the largest tensor
 
 
 class _BNAddReLU2d(nn.Sequential):
-    """What trinn.layers.BNAddReLU2d fuses, one by one."""
+    """The unfused layers of trinn.layers.BNAddReLU2d."""
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
         return self[1](self[0](input) + residual)
 
 
 class Unfused:
-    """torch.nn, with the fused layers' names for the same layers one by one."""
+    """torch.nn, plus the names of the fused layers, which run the same layers unfused."""
 
     BNAddReLU2d = _BNAddReLU2d
     ConvReLU2d = ConvReLUMaxPool2d = ConvBNReLU2d = BNReLU2d = LinearReLU = nn.Sequential
@@ -84,7 +84,7 @@ SIDES: dict[str, Any] = {"ours": trinn.layers, "torch": Unfused()}
 
 
 def _product(x: int, w: int, b: int, y: int, macs: int, first: bool) -> dict[str, Work]:
-    """The passes of y = x * w + b, by the sizes of the four and the multiplications."""
+    """Return the work of the passes of y = x * w + b, from the element counts of x, w, b, y and the multiply-adds."""
     forward, dgrad = Work(x + w + b + y, 2 * macs), Work(y + w + x, 2 * macs)
     wgrad = Work(x + y + w + b, 2 * macs)
     if first:
@@ -150,7 +150,7 @@ def linear(name: str, rows: int, inputs: int, outputs: int) -> Case:
 def max_pool(name: str, x: Shape, taps: int, stride: int, padding: int = 0) -> Case:
     size = [_windows(n, taps, stride, padding) for n in x[2:]]
     y = prod(x[:2]) * prod(size)
-    work = Work(prod(x) + y, codes=y)  # which tap won fits a byte
+    work = Work(prod(x) + y, codes=y)  # the argmax tap fits in a byte
     return Case(
         name,
         "max_pool2d",
@@ -178,7 +178,7 @@ def global_average(name: str, x: Shape) -> Case:
 
 
 def upsample(name: str, x: Shape) -> Case:
-    """To twice the size, in the mode that the name begins with."""
+    """Upsample to twice the size. The first word of `name` is the mode."""
     work, mode = Work(prod(x) + 4 * prod(x)), name.split()[0]
     return Case(
         name,
@@ -235,7 +235,10 @@ def bn_relu(name: str, x: Shape) -> Case:
 
 
 def bn_add_relu(name: str, x: Shape) -> Case:
-    """Backward reads x, y and dy and writes the residual's gradient; from that and x it makes the input's."""
+    """Batch norm, residual addition and ReLU.
+
+    Backward reads x, y and dy and writes the residual gradient, then computes the input gradient from that and x.
+    """
     size = prod(x)
     return Case(
         name,
@@ -250,13 +253,13 @@ def bn_add_relu(name: str, x: Shape) -> Case:
     )
 
 
-def joined_conv(
+def fused_conv(
     name: str, op: str, x: Shape, filters: int, taps: int, stride: int = 1, padding: int = 0, bias: bool = True,
     first: bool = False, window: int = 2,
 ) -> Case:  # fmt: skip
-    """A convolution and what follows: `op` is conv_relu, conv_relu_max_pool or conv_bn_relu.
+    """A convolution and the layers after it. `op` is conv_relu, conv_relu_max_pool or conv_bn_relu.
 
-    Only what goes in and comes out of all of it counts, and what a batch norm must read again.
+    The work counts the inputs and outputs of the whole chain, and the second read of a batch norm.
     """
     n, c, h, w = x
     size = [_windows(s, taps, stride, padding) for s in (h, w)]
@@ -274,7 +277,7 @@ def joined_conv(
 
     def small() -> Case:
         size = max(taps + stride * window - 2 * padding, 2)
-        return joined_conv(
+        return fused_conv(
             name, op, (2, min(c, 3), size, size + 1), min(filters, 4), taps, stride, padding, bias, first, window
         )  # fmt: skip
 
@@ -325,7 +328,7 @@ def _lenet(n: int) -> Sequence[Case]:
         max_pool(f"LeNet pool1 b{n}", (n, 6, 28, 28), 2, 2),
         conv(f"LeNet conv2 b{n}", (n, 6, 14, 14), 16, 5, bias=True),
         linear(f"LeNet linear1 b{n}", n, 400, 120),
-        joined_conv(f"LeNet conv2, ReLU, pool b{n}", "conv_relu_max_pool", (n, 6, 14, 14), 16, 5),
+        fused_conv(f"LeNet conv2, ReLU, pool b{n}", "conv_relu_max_pool", (n, 6, 14, 14), 16, 5),
     )
 
 
@@ -341,8 +344,8 @@ def _alexnet(n: int) -> Sequence[Case]:
         max_pool(f"AlexNet pool5 b{n}", (n, 256, 13, 13), 3, 2),
         linear(f"AlexNet linear1 b{n}", n, 9216, 4096),
         linear(f"AlexNet linear2 b{n}", n, 4096, 4096),
-        joined_conv(f"AlexNet conv3, ReLU b{n}", "conv_relu", (n, 192, 13, 13), 384, 3, padding=1),
-        joined_conv(
+        fused_conv(f"AlexNet conv3, ReLU b{n}", "conv_relu", (n, 192, 13, 13), 384, 3, padding=1),
+        fused_conv(
             f"AlexNet conv1, ReLU, pool b{n}", "conv_relu_max_pool", (n, 3, 224, 224), 64, 11, 4, 2, first=True, window=3
         ),
         linear_relu(f"AlexNet linear2, ReLU b{n}", n, 4096, 4096),
@@ -374,8 +377,8 @@ def _resnet(n: int) -> Sequence[Case]:
         bn_relu("ResNet batch norm, ReLU 128x28", (n, 128, 28, 28)),
         bn_add_relu("ResNet batch norm, add, ReLU 256x56", (n, 256, 56, 56)),
         bn_add_relu("ResNet batch norm, add, ReLU 1024x14", (n, 1024, 14, 14)),
-        joined_conv("ResNet conv, batch norm, ReLU 128x28", "conv_bn_relu", (n, 128, 28, 28), 128, 3, padding=1, bias=False),
-        joined_conv("ResNet conv, batch norm, ReLU 256x14", "conv_bn_relu", (n, 256, 14, 14), 256, 3, padding=1, bias=False),
+        fused_conv("ResNet conv, batch norm, ReLU 128x28", "conv_bn_relu", (n, 128, 28, 28), 128, 3, padding=1, bias=False),
+        fused_conv("ResNet conv, batch norm, ReLU 256x14", "conv_bn_relu", (n, 256, 14, 14), 256, 3, padding=1, bias=False),
     )  # fmt: skip
 
 
@@ -407,11 +410,11 @@ CASES: dict[str, Case] = {case.name: case for case in _TABLE}
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of these regular expressions is in a name, or there is none."""
+    """Return whether the name matches one of the regular expressions, or there are none."""
     return not patterns or any(re.search(pattern, name) for pattern in patterns)
 
 
-# What --quick measures, the most telling first: in all arithmetics, or in bf16 and float32, or in bf16 alone.
+# Cases of --quick, the most informative first: in all arithmetics, in bf16 and float32, or in bf16 only.
 _EVERY = ("AlexNet conv2 b128", "ResNet stage 2 3x3 128-128", "ResNet stage 1 1x1 64-256")
 _BOTH = (
     "ResNet batch norm 256x56", "ResNet stem pool", "bilinear 64x128", "ResNet ReLU 256x56", "LeNet conv2 b128",

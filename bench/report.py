@@ -1,4 +1,4 @@
-"""What a result of the yardstick says: a table, geometric means and the worst, targets, and plots; all from its JSON."""
+"""Reports of a benchmark result, made from its JSON: table, geometric means, worst ratios, targets, and plots."""
 
 import json
 import math
@@ -12,25 +12,25 @@ from bench.registry import CONVS
 
 Result = dict[str, Any]
 
-LARGE = 64e6  # bytes of a tensor that no cache holds
+LARGE = 64e6  # bytes; larger tensors do not fit into the L2 cache
 LETTERS = {"contiguous": "n", "channels_last": "c"}
 FUSED = ("bn_relu", "bn_add_relu", "conv_relu", "conv_relu_max_pool", "conv_bn_relu", "linear_relu")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours and torch's times of a row, both in one mode; None where there is none."""
+    """Our time and torch's time of a row, in one mode. None where a side has no time."""
 
     row: dict[str, Any]
     mode: str  # torch's: "eager", "graphed" or "compiled"
-    ours: dict[str, Any] | None  # the better memory format's, as is the rival's
-    torchs: dict[str, Any] | None
+    ours: dict[str, Any] | None  # in the faster memory format
+    torchs: dict[str, Any] | None  # in the faster memory format
     floor: float | None  # seconds; None for networks
-    issue: float | None  # seconds that issuing ours takes at least; None where its instructions were not counted
+    issue: float | None  # minimum seconds to issue our instructions; None if they were not counted
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as torch; 0 where we have no time, NaN where torch has none."""
+        """Speedup over torch. 0 if we have no time, NaN if torch has none."""
         if self.torchs is None:
             return math.nan
         return self.torchs["median"] / self.ours["median"] if self.ours is not None else 0.0
@@ -41,14 +41,14 @@ class Comparison:
 
 
 def floor_of(row: dict[str, Any], ceilings: dict[str, Any]) -> float | None:
-    """The least seconds that a row's bytes and operations take, at the rates measured in the same run."""
+    """Return the minimum seconds for a row's bytes and operations, at the rates measured in the same run."""
     if not row["bytes"] or not ceilings:
         return None
     return max(row["bytes"] / ceilings["copy"], row["flops"] / ceilings["product"].get(row["arithmetic"], math.inf))
 
 
 def issue_of(row: dict[str, Any], ours: dict[str, Any] | None, ceilings: dict[str, Any]) -> float | None:
-    """The least seconds in which the GPU issues the instructions of ours, in the memory format of that time."""
+    """Return the minimum seconds to issue our instructions, in the memory format of `ours`."""
     count = row.get("instructions", {}).get(ours["layout"]) if ours else None
     return count / ceilings["issue"] if count and ceilings.get("issue") else None
 
@@ -71,7 +71,7 @@ def _best(row: dict[str, Any], side: str, mode: str) -> dict[str, Any] | None:
 
 
 def remarks(row: dict[str, Any]) -> Iterator[str]:
-    """What a reader of a row must know."""
+    """Yield the remarks below a row: wrong results, TF32 truncation, strides, failures."""
     for layout, checked in row["checked"].items():
         if checked["wrong"]:
             yield f"WRONG in {layout}: {checked['wrong']}"
@@ -84,7 +84,7 @@ def remarks(row: dict[str, Any]) -> Iterator[str]:
 
 
 class Target(NamedTuple):
-    """What is to be reached: `least` by all values of the comparisons that it is about, or by their geometric mean."""
+    """A performance target: every value of the selected comparisons, or their geometric mean, is at least `least`."""
 
     words: str
     least: float
@@ -96,7 +96,7 @@ class Target(NamedTuple):
 def _is(
     op: Sequence[str] | None = None, what: str | None = None, mode: str = "eager", **also: str
 ) -> Callable[[Comparison], bool]:
-    """Comparisons of these operators, or of all, in a pass and against a mode of torch."""
+    """Return a filter for comparisons: by operators (default: all but networks), pass, mode of torch, and row entries."""
 
     def about(c: Comparison) -> bool:
         return (
@@ -115,14 +115,14 @@ def _large(comparison: Comparison) -> bool:
 
 
 def _shares(comparison: Comparison) -> list[float]:
-    """Of the floor, in each memory format; 0 where ours has no time."""
+    """Return floor / time in each memory format; 0 where we have no time."""
     ours = {t["layout"]: t["median"] for t in comparison.row["times"] if t["side"] == "ours"}
     assert comparison.floor is not None
     return [comparison.floor / ours[layout] if layout in ours else 0.0 for layout in comparison.row["checked"]]
 
 
 def _contiguous(comparison: Comparison) -> list[float]:
-    """How many times as fast as torch where both have contiguous tensors, as users who know of no other format do."""
+    """Return the speedup over torch with contiguous tensors on both sides, torch's default format."""
     sides = {t["side"]: t["median"] for t in comparison.row["times"] if t["layout"] == "contiguous"}
     return [sides["torch"] / sides["ours"] if "ours" in sides else 0.0] if "torch" in sides else []
 
@@ -132,7 +132,7 @@ def _is_wide_3x3(comparison: Comparison) -> bool:
 
 
 def _share(comparison: Comparison) -> list[float]:
-    """Of the rate of a large matrix product, in the better format."""
+    """Return floor / time in the faster format: the share of the rate of a large matrix product."""
     if comparison.floor is None:
         return []
     return [comparison.floor / comparison.ours["median"] if comparison.ours else 0.0]
@@ -141,7 +141,9 @@ def _share(comparison: Comparison) -> list[float]:
 _BF16 = {"arithmetic": "bf16"}
 _ALEXNET = {"name": "AlexNet b128", "arithmetic": "bf16"}
 TARGETS = (
-    Target("of the copy bandwidth above 64 MB: ReLU, pools, bilinear, batch norm, both formats", 0.85, _large, _shares),
+    Target(
+        "of the copy bandwidth: ReLU, pools, bilinear, batch norm, tensors above 64 MB, both formats", 0.85, _large, _shares
+    ),
     Target("x torch: max-pool backward", 2.0, _is(("max_pool2d",), "backward")),
     Target("x torch: bilinear backward", 2.0, _is(("bilinear",), "backward")),
     Target("x torch: batch norm's training, forward and backward", 1.3, _is(("batch_norm",), "training")),
@@ -150,13 +152,13 @@ TARGETS = (
     Target("x torch: conv2d dgrad, bf16, geometric mean", 1.1, _is(("conv2d",), "dgrad", **_BF16), mean=True),
     Target("x torch: conv2d wgrad, bf16, geometric mean", 1.1, _is(("conv2d",), "wgrad", **_BF16), mean=True),
     Target("x torch: every convolution, bf16", 0.9, _is(CONVS, **_BF16)),
-    Target("x torch: DeepLab's dilation of 24, bf16", 2.0, _is(None, name="DeepLab 3x3 dilation 24", **_BF16)),
+    Target("x torch: DeepLab 3x3 dilation 24, bf16", 2.0, _is(None, name="DeepLab 3x3 dilation 24", **_BF16)),
     Target("x torch: transposed convolutions, bf16", 1.3, _is(("conv_transpose2d",), **_BF16)),
     Target("x torch: depthwise convolutions, bf16", 1.2, _is(("depthwise conv2d",), **_BF16)),
-    Target("of the matrix product's rate: ResNet's 3x3 from 128 channels on, bf16", 0.65, _is_wide_3x3, _share),
+    Target("of the matrix product's rate: ResNet 3x3 with 128 or more channels, bf16", 0.65, _is_wide_3x3, _share),
     Target("x torch, both contiguous: every convolution, bf16", 1.3, _is(CONVS, **_BF16), _contiguous),
     Target("x torch: every convolution, float32 without TF32", 1.0, _is(CONVS, arithmetic="fp32")),
-    Target("x torch, layer by layer: batch norm (and addition) and ReLU, fused", 1.4, _is(("bn_relu", "bn_add_relu"))),
+    Target("x torch, unfused: fused batch norm, (addition,) ReLU", 1.4, _is(("bn_relu", "bn_add_relu"))),
     Target("x torch.compile: fused layers", 1.0, _is(FUSED, mode="compiled")),
     Target("x torch: LeNet b128 training, both as CUDA graphs", 1.5, _is(("model",), "training", "graphed", name="LeNet b128")),
     Target("x torch: LeNet b128 training, eager", 1.0, _is(("model",), "training", name="LeNet b128")),
@@ -173,26 +175,27 @@ def geomean(values: Sequence[float]) -> float:
 
 
 def lines_of(result: Result) -> Iterator[str]:
-    """The table, with what it sums up to."""
+    """Yield the lines of the report: table, summary, targets, failures."""
     environment, ceilings = result["environment"], result["ceilings"]
     yield "  ".join(f"{key} {value}" for key, value in environment.items() if not isinstance(value, dict))
     if ceilings:
         products = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {name}" for name, rate in ceilings["product"].items())
         yield f"measured here: {ceilings['copy'] / 1e12:.2f} TB/s in a copy; {products} in a matrix product"
-    yield "us: of one call in the better memory format, n contiguous, c channels_last; floor%: what of that no one can avoid;"
-    yield "issue%: what of it the GPU takes to issue the instructions of our kernels, at full rate"
+    yield "us: time of one call in the faster memory format (n contiguous, c channels_last); +-%: half the quartile distance"
+    yield "floor%: the minimum time for the bytes and operations of the pass, as a share of our time"
+    yield "issue%: the minimum time to issue the instructions of our kernels, as a share of our time"
     found = comparisons(result)
     width = max((len(c.row["name"]) for c in found), default=4)
     yield ""
     yield line_of(("", "", "", "against"), width, "ours us", "+-%", "floor%", "issue%", "torch us", "+-%", "ratio")
-    noted: set[int] = set()
+    remarked: set[int] = set()
     for c in found:
         shares = [f"{100 * s / c.ours['median']:.0f}" if c.ours and s is not None else "" for s in (c.floor, c.issue)]
         ratio = "WRONG" if any(r["wrong"] for r in c.row["checked"].values()) else f"{c.ratio:.2f}" if c.torchs else ""
         yield line_of(c.words, width, *_cells(c.ours), *shares, *_cells(c.torchs), ratio)
-        if id(c.row) not in noted:
+        if id(c.row) not in remarked:
             yield from (f"    {remark}" for remark in remarks(c.row))
-        noted.add(id(c.row))
+        remarked.add(id(c.row))
     yield ""
     yield from summary(found)
     yield ""
@@ -200,7 +203,7 @@ def lines_of(result: Result) -> Iterator[str]:
     for failure in result["failed"]:
         yield f"FAILED {failure['item']}: {failure['why']}"
     if result["left"]:
-        yield f"{len(result['left'])} measurements were not made: time was up"
+        yield f"{len(result['left'])} measurements are missing: the time limit was reached"
 
 
 def line_of(words: Sequence[str], width: int, *cells: str) -> str:
@@ -210,7 +213,7 @@ def line_of(words: Sequence[str], width: int, *cells: str) -> str:
 
 
 def _cells(time: dict[str, Any] | None) -> tuple[str, str]:
-    """Microseconds with the memory format's letter, and half the distance of the quartiles in percent."""
+    """Return microseconds with the letter of the memory format, and half the interquartile range in percent."""
     if time is None:
         return "-", ""
     spread = 50 * (time["high"] - time["low"]) / time["median"]
@@ -218,7 +221,7 @@ def _cells(time: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def summary(found: Sequence[Comparison]) -> Iterator[str]:
-    """For each operator, pass and mode: how many, the geometric mean of the ratios, and the worst."""
+    """Yield one line per operator, pass and mode: number of timed rows, geometric mean of the ratios, worst ratio."""
     groups: dict[tuple[str, str, str], list[Comparison]] = {}
     for c in found:
         for key in ((c.row["op"], c.row["pass"], c.mode), ("all operators", "", c.mode)):
@@ -235,7 +238,7 @@ def summary(found: Sequence[Comparison]) -> Iterator[str]:
 
 
 def target_line(target: Target, found: Sequence[Comparison]) -> str:
-    """Whether a target is reached, by the worst of how many or by their geometric mean, and which is the worst."""
+    """Return the line of a target: verdict, deciding value (the worst, or the geometric mean), and the worst comparison."""
     values = [(value, c.words) for c in found if target.about(c) for value in target.values(c) if value == value]
     if not values:
         return f"not measured    >= {target.least:4.2f} {target.words}"
@@ -251,10 +254,10 @@ def target_line(target: Target, found: Sequence[Comparison]) -> str:
 
 
 def plots_of(result: Result, folder: Path) -> list[Path]:
-    """Draw ratios, shares of the floor and networks; the files that were written.
+    """Plot speedups, shares of the floor, and networks. Return the written files.
 
     Raises:
-        ImportError: there is no matplotlib.
+        ImportError: matplotlib is not installed.
     """
     import matplotlib
 
@@ -265,9 +268,9 @@ def plots_of(result: Result, folder: Path) -> list[Path]:
     networks = [c for c in found if c.row["op"] == "model" and c.ours and c.torchs]
     shares = [(c, 100 * c.floor / c.ours["median"]) for c in eager if c.floor is not None and c.ours]
     drawn = [
-        _dots([(c, c.ratio) for c in eager], f"How many times as fast as the better of torch's two formats, {gpu}", 1.0),
-        _dots(shares, f"Per cent of what {gpu} can do at best", 100.0),
-        _dots([(c, c.ratio) for c in networks], f"Networks: how many times as fast as torch, {gpu}", 1.0, modes=True),
+        _dots([(c, c.ratio) for c in eager], f"Speedup over torch in its faster memory format, {gpu}", 1.0),
+        _dots(shares, f"Per cent of the best possible speed, {gpu}", 100.0),
+        _dots([(c, c.ratio) for c in networks], f"Networks: speedup over torch, {gpu}", 1.0, modes=True),
     ]
     paths = []
     for name, figure in zip(("ratios", "floors", "networks"), drawn, strict=True):
@@ -278,7 +281,7 @@ def plots_of(result: Result, folder: Path) -> list[Path]:
 
 
 def _dots(values: Sequence[tuple[Comparison, float]], title: str, line: float, modes: bool = False) -> Any:
-    """A line for each case and pass, a dot for each arithmetic; None without values."""
+    """Draw one line per case and pass with one dot per arithmetic. Return None without values."""
     from matplotlib.figure import Figure
 
     if not values:
@@ -300,10 +303,11 @@ def _dots(values: Sequence[tuple[Comparison, float]], title: str, line: float, m
 
 
 def read(path: Path) -> Result:
-    """A result from its file.
+    """Read a result from its file.
 
     Raises:
-        OSError, ValueError: there is none, or it is none of the yardstick's.
+        OSError: the file cannot be read.
+        ValueError: the file is not a benchmark result.
     """
     result = json.loads(path.read_text())
     if not isinstance(result, dict) or not {"environment", "ceilings", "rows"} <= result.keys():

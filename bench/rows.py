@@ -1,4 +1,4 @@
-"""One case measured: both sides on the same numbers, checked against float64, then timed; a row for each of its passes."""
+"""Measure one case: run both sides on the same inputs, check against float64, time, and return one row per pass."""
 
 import contextlib
 import gc
@@ -20,7 +20,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 class Contender(NamedTuple):
-    """Who is timed: "ours" or "torch", "eager", "graphed" or "compiled", and the memory format."""
+    """One timed implementation: side ("ours" or "torch"), mode ("eager", "graphed" or "compiled"), memory format."""
 
     side: str
     mode: str
@@ -28,10 +28,10 @@ class Contender(NamedTuple):
 
 
 class Instance:
-    """One side of a case with random numbers: the same for both sides and all memory formats, rounded to `dtype`.
+    """One side of a case with random tensors, rounded to `dtype`: the same values for both sides and all memory formats.
 
-    Batch norms keep float32 parameters in 16-bit arithmetic, as is the custom. `exact` computes with the rounded numbers in
-    float64.
+    Batch norms keep float32 parameters when `dtype` has 16 bits, as is usual. `exact` computes in float64 with the rounded
+    values.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Instance:
         torch.manual_seed(seed)
         with torch.device(device):
             module = case.make(SIDES[side])
-            inputs = [torch.randn(shape) + 0.25 for shape in case.inputs]  # a mean of zero has no relative error
+            inputs = [torch.randn(shape) + 0.25 for shape in case.inputs]  # nonzero mean: its relative error is defined
         randomized(module)
         self.module = cast(module, dtype).to(memory_format=self.layout)  # type: ignore[call-overload]
         self.inputs = [self.placed(x.to(dtype)) for x in inputs]
@@ -57,17 +57,17 @@ class Instance:
         return tensor.contiguous(memory_format=self.layout) if tensor.dim() == 4 else tensor
 
     def upstream(self, y: Tensor) -> Tensor:
-        """A gradient for the output, in the memory order of the output."""
+        """Return a random output gradient with the strides of the output."""
         torch.manual_seed(self.seed + 1)
         return torch.empty_like(y).copy_(torch.randn(y.shape, device=y.device).to(self.dtype))
 
     def wanted(self, what: str) -> dict[str, Tensor]:
-        """The tensors by which a pass differentiates."""
+        """Return the tensors whose gradients a pass computes."""
         inputs = {f"input {i}": x for i, x in enumerate(self.inputs) if x.requires_grad and what != "wgrad"}
         return inputs | (dict(self.module.named_parameters()) if what != "dgrad" else {})
 
     def call(self, what: str, function: Callable[..., Tensor] | None = None) -> Call:
-        """A pass, to be called as often as one likes; `function` is what runs in place of the module."""
+        """Return a pass as a repeatable call. `function` replaces the module."""
         function = function or self.module
         self.module.train(what != "inference")
         if what == "inference":
@@ -79,7 +79,7 @@ class Instance:
             with torch.no_grad():
                 dy = self.upstream(self.module(*self.inputs))
             return lambda: torch.autograd.grad(function(*self.inputs), wanted, dy)
-        # A Function computes the gradients that a call of it was made to have, whichever of them torch is then asked for.
+        # A Function computes all gradients enabled at its forward call, even those that torch.autograd.grad does not request.
         others = [t for t in self.wanted("training").values() if all(t is not w for w in wanted)]
         for tensor in others:
             tensor.requires_grad_(False)
@@ -89,7 +89,7 @@ class Instance:
         return partial(torch.autograd.grad, y, wanted, self.upstream(y), retain_graph=True)
 
     def results(self) -> dict[str, Tensor]:
-        """The output and all gradients, statistics that moved, and the output of evaluation."""
+        """Return the output, all gradients, the updated running statistics and the inference output."""
         y = self.module(*self.inputs)
         wanted = self.wanted("training")
         found = {"output": y.detach()}
@@ -103,7 +103,7 @@ class Instance:
 
 
 def randomized(module: nn.Module) -> None:
-    """Give batch norms weights that are not all alike."""
+    """Randomise the weights and biases of batch norms; by default they are all equal."""
     with torch.no_grad():
         for norm in module.modules():
             if isinstance(norm, _BatchNorm):
@@ -112,7 +112,7 @@ def randomized(module: nn.Module) -> None:
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module in a dtype, but for batch norms, which stay in float32 if that is of 16 bits."""
+    """Convert the module to a dtype. Batch norms stay in float32 if the dtype has 16 bits."""
     for part in module.modules():
         parts = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
         for tensor in parts:
@@ -122,21 +122,21 @@ def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class Errors(NamedTuple):
-    """Distances from float64: ours, torch's, a unit in the last place, and that of products of numbers cut to TF32."""
+    """Distances from float64: ours, torch's, one ulp, and exact products of inputs truncated to TF32."""
 
     ours: float
     torch: float
     ulp: float
-    cut: float = 0.0  # where torch allows TF32
+    cut: float = 0.0  # nonzero only where torch allows TF32
 
     @property
     def strictly_right(self) -> bool:
-        """Whether ours is at most twice torch's, and a unit in the last place. NaN never is."""
+        """Whether our error is at most twice torch's plus one ulp. False for NaN."""
         return self.ours <= 2 * self.torch + self.ulp
 
     @property
     def right(self) -> bool:
-        """The same, or what tf32.py explains: the rule of tests/check.py."""
+        """The rule of tests/check.py: strictly right, or within the error of truncation to TF32 (bench/tf32.py)."""
         return self.strictly_right or self.ours <= self.cut + self.torch + self.ulp
 
 
@@ -147,7 +147,7 @@ def largest(tensor: Tensor) -> float:
 def errors_of(
     got: Tensor, expected: Tensor, exact: Tensor, cut: Tensor | None = None, size: Callable[[Tensor], float] = largest
 ) -> Errors:
-    """Those of one result, by its largest element or another size; ours is infinite in another dtype."""
+    """Return the errors of one result, measured by `size`. Our error is infinite if the dtypes differ."""
     ours, torchs = (size(t.double() - exact) for t in (got, expected))
     if got.dtype != expected.dtype:
         ours = math.inf
@@ -158,12 +158,12 @@ Results = dict[str, Tensor]
 
 
 def exact_results(case: Case, dtype: torch.dtype, device: str) -> tuple[Results, Results | None]:
-    """Those of torch in float64, and those of products of numbers cut to TF32, where torch allows that."""
+    """Return torch's float64 results, and the float64 results with inputs truncated to TF32 where torch allows TF32."""
     return exactly(Instance(case, "torch", dtype, "contiguous", device, exact=True).results, dtype)
 
 
 def exactly(results: Callable[[], Results], dtype: torch.dtype) -> tuple[Results, Results | None]:
-    """What computes in float64, as it is and with products of cut numbers."""
+    """Run a float64 computation as is, and with product inputs truncated to TF32 where torch allows TF32."""
     with cudnn_benchmark(False):
         exact = results()
         if dtype != torch.float32 or not tf32.is_allowed():
@@ -173,7 +173,7 @@ def exactly(results: Callable[[], Results], dtype: torch.dtype) -> tuple[Results
 
 
 def check(got: Results, expected: Results, exact: Results, cut: Results | None = None) -> dict[str, Any]:
-    """Our results and torch's against float64: errors, what is wrong with ours, and where its strides are not torch's."""
+    """Compare our results and torch's with float64. Return errors, faults, and strides of ours that differ from torch's."""
     errors = {name: errors_of(ours, expected[name], exact[name], cut[name] if cut else None) for name, ours in got.items()}
     ours, torchs = (results["output"].stride() for results in (got, expected))
     strides = f"output has strides {ours}, torch's {torchs}" if ours != torchs else None
@@ -181,26 +181,29 @@ def check(got: Results, expected: Results, exact: Results, cut: Results | None =
 
 
 def verdict(errors: Mapping[str, Errors]) -> dict[str, Any]:
-    """Errors, what is wrong in words, and what is right only since TF32 may be cut."""
+    """Return errors, faults in words, and the results that are right only under truncation to TF32."""
     cut = [name for name, e in errors.items() if e.right and not e.strictly_right]
     return {"errors": errors, "wrong": words_of(errors), "cut": cut}
 
 
 def other_bits(got: dict[str, Tensor], before: dict[str, Tensor]) -> str | None:
-    """Which results differ at all from what was checked: from the third call on, operators start their kernels another way."""
+    """Return the results that differ in any bit from the checked ones, or None.
+
+    The launch cache starts kernels from the third call on, so a timed call takes another path than the checked call.
+    """
     others = [name for name, tensor in got.items() if not torch.equal(tensor, before[name])]
-    return f"{', '.join(others)}: other bits when timed than when checked" if others else None
+    return f"{', '.join(others)}: bits differ from the checked run" if others else None
 
 
 def words_of(errors: Mapping[str, Errors]) -> str | None:
-    """What is wrong, if something is."""
+    """Return the faults in words, or None."""
     wrong = ("{} is off by {:.2e}, torch's by {:.2e}, an ulp is {:.2e}".format(n, *e) for n, e in errors.items() if not e.right)
     return "; ".join(wrong) or None
 
 
 @contextlib.contextmanager
 def cudnn_benchmark(on: bool) -> Iterator[None]:
-    """Within, cuDNN tries its algorithms on each new shape, or does not."""
+    """Set cudnn.benchmark within the context."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, on
     try:
         yield
@@ -211,9 +214,9 @@ def cudnn_benchmark(on: bool) -> Iterator[None]:
 def rows_of(
     case: Case, arithmetic: str, machine: Machine, passes: Sequence[str] = (), against: str = "eager", rounds: int = ROUNDS
 ) -> Iterator[dict[str, Any]]:
-    """A row for each pass, or for those named, of ours against torch's, "eager" or "compiled".
+    """Yield one row for each pass, or each of `passes`. `against` is torch's mode, "eager" or "compiled".
 
-    A contender that computes something wrong is not timed; one that did so when it was timed has no time.
+    A contender with wrong results is not timed. A contender whose results change while it is timed gets no time.
     """
     with using(arithmetic) as dtype:
         layouts = [name for name in LAYOUTS if name == "contiguous" or all(len(shape) == 4 for shape in case.inputs)]
@@ -250,18 +253,18 @@ def rows_of(
 
 
 def instruction_counts(case: Case, arithmetic: str, what: str) -> dict[str, float]:
-    """How many instructions the threads of a pass of ours execute in each memory format, where that can be told."""
+    """Return the thread instructions of our pass in each memory format, where they can be counted."""
     from bench import ahead
 
     found = {}
     for layout in LAYOUTS:
-        with contextlib.suppress(Exception):  # whatever the compiler's tools may raise, the pass is measured
+        with contextlib.suppress(Exception):  # the tools may raise anything; the pass is timed anyway
             found[layout] = ahead.instructions_of(case.name, arithmetic, layout, what)
     return found
 
 
 def instances_of(case: Case, contender: Contender, dtype: torch.dtype, device: str, sets: int) -> list[Instance]:
-    """Sets to rotate; what is compiled has one module for all of them, so that it is compiled once."""
+    """Return the input sets to rotate. In compiled mode they share one module, so that it is compiled once."""
     found = [Instance(case, contender.side, dtype, contender.layout, device, seed) for seed in range(sets)]
     if contender.mode == "compiled":
         for instance in found:
@@ -279,7 +282,7 @@ def calls_of(instances: Sequence[Instance], contender: Contender, what: str) -> 
 def timed(
     contenders: Mapping[Contender, Callable[[], Sequence[Call]]], machine: Machine, ahead: bool, rounds: int, least: float
 ) -> dict[str, Any]:
-    """The times of those that can be prepared and called once, and why the others cannot."""
+    """Time the contenders that can be prepared and called once. Return their times, and the errors of the others."""
     torch._dynamo.reset()
     ready: dict[Contender, Sequence[Call]] = {}
     failed = {}
@@ -288,7 +291,7 @@ def timed(
             calls = prepare()
             calls[0]()
             ready[contender] = calls
-        except Exception as error:  # whatever torch, Triton and their compilers may raise
+        except Exception as error:  # torch, Triton and their compilers may raise anything
             failed[" ".join(contender)] = words(error)
     times = interleaved(ready, machine.clock, ahead, rounds, least) if ready else {}
     return {"times": [c._asdict() | spread._asdict() for c, spread in times.items()], "failed": failed}

@@ -1,4 +1,4 @@
-"""A result as it comes: its items are compiled, measured in processes that may crash, and are in its file at any time."""
+"""Fill a result: compile its items, measure them in processes that may crash, and save the file after every row."""
 
 import datetime
 import json
@@ -18,17 +18,17 @@ from bench.workers import say, words, worked_off
 
 RESULTS = Path(__file__).with_name("results")
 
-Item = list[str]  # "case" or "model", its name, the arithmetic, and what it is measured against
+Item = list[str]  # "case" or "model", name, arithmetic, and torch's mode ("eager" or "compiled")
 CEILINGS: Item = ["ceilings", "", "", "eager"]
 
 
 def item_of(row: dict[str, Any]) -> Item:
-    """The item that a row is of."""
+    """Return the item of a row."""
     return ["model" if row["op"] == "model" else "case", row["name"], row["arithmetic"], row["against"]]
 
 
 def begun(environment: dict[str, Any], path: Path | None = None) -> report.Result:
-    """A result without anything in it, or what is done of an earlier one."""
+    """Return an empty result, or the finished items of an earlier one."""
     result: report.Result = {"environment": environment, "ceilings": {}, "rows": [], "done": [], "failed": [], "left": []}
     if path is not None:
         result |= report.read(path)
@@ -37,7 +37,7 @@ def begun(environment: dict[str, Any], path: Path | None = None) -> report.Resul
 
 
 def folder_of(environment: dict[str, Any], out: Path | None) -> Path:
-    """Where results of that GPU are, which is made."""
+    """Return the results folder of the GPU; create it if needed."""
     folder = (out or RESULTS) / environment["gpu"].lower().replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -47,16 +47,16 @@ def fill(
     result: report.Result, path: Path, items: Sequence[Item], compiling: Sequence[str], measuring: Sequence[str],
     quick: bool, until: float,
 ) -> None:  # fmt: skip
-    """Compile what these items launch, by a command; then have a process of another command `measure` them.
+    """Compile the kernels of the items with one command, then measure the items in processes of another command.
 
-    They are among what is "left" in the result, where those that get done are not any more.
+    `items` are a subset of result["left"]; finished items move to result["done"].
     """
     start, left = time.monotonic(), result["left"]
     try:
         subprocess.run(compiling, timeout=until - start)
     except subprocess.TimeoutExpired:
-        print("Compiling took all the time.", file=sys.stderr)
-    patience = {"eager": 90.0, "compiled": 150.0 if quick else 480.0}  # seconds for a row
+        print("Compilation used up the time limit.", file=sys.stderr)
+    patience = {"eager": 90.0, "compiled": 150.0 if quick else 480.0}  # seconds per row
     first: list[Item] = [] if result["ceilings"] else [CEILINGS]
     try:
         for item, found, why in worked_off([*first, *items], measuring, lambda item: patience[item[-1]], until):
@@ -80,21 +80,21 @@ def fill(
 
 
 def measure(items: Iterable[Item], machine: Machine, quick: bool) -> None:
-    """Measure one item after the other, in a process that an error on the GPU may end."""
+    """Measure the items in order. A GPU error may end this process."""
     for item in items:
         say(at=item)
         error = None
         try:
             for part in measured(item, machine, quick):
                 say(part=part)
-        except Exception as raised:  # whatever a case may raise is about that case
+        except Exception as raised:  # a case may raise anything; report it and go on
             error = words(raised)
         say(of=item, result=error)
         machine.wait()
 
 
 def measured(item: Item, machine: Machine, quick: bool) -> Iterator[dict[str, Any]]:
-    """The rows of an item, or the ceilings."""
+    """Yield the rows of an item, or the ceilings (peak rates of this GPU)."""
     kind, name, arithmetic, against = item
     if kind == "ceilings":
         products = {a: machine.product_rate(a) for a in registry.PRODUCTS}
@@ -107,7 +107,7 @@ def measured(item: Item, machine: Machine, quick: bool) -> Iterator[dict[str, An
 
 
 def environment() -> dict[str, Any]:
-    """What a reader must know of the machine."""
+    """Describe the machine: GPU, driver, versions, commit, date, flags."""
     return {
         "gpu": torch.cuda.get_device_name(),
         "architecture": "sm_{}{}".format(*torch.cuda.get_device_capability()),
@@ -119,7 +119,7 @@ def environment() -> dict[str, Any]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "commit": _said("git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "flags": {"cudnn.benchmark": True, "float32": "tf32: TF32 allowed to both sides; fp32: to none"},
+        "flags": {"cudnn.benchmark": True, "float32": "tf32: TF32 allowed on both sides; fp32: on neither"},
     }
 
 
@@ -131,14 +131,14 @@ def _said(*command: str) -> str:
 
 
 def written(result: report.Result, path: Path) -> None:
-    """Put a result into its file, whole at any time."""
+    """Write a result to its file, atomically."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1))
     part.replace(path)
 
 
 def is_whole(result: report.Result) -> bool:
-    """Whether all was measured, nothing of ours was wrong and nothing of ours failed."""
+    """Return whether all items were measured and none of ours was wrong or failed."""
     rows = result["rows"]
     wrong = any(checked["wrong"] for row in rows for checked in row["checked"].values())
     failed = any(contender.startswith("ours") for row in rows for contender in row["failed"])
@@ -146,7 +146,7 @@ def is_whole(result: report.Result) -> bool:
 
 
 def show(result: report.Result, path: Path | None = None) -> None:
-    """Print the table, and draw the plots of a result that was just written."""
+    """Print the table. With the path of a result just written, also draw its plots."""
     for line in report.lines_of(result):
         print(line)
     if path is not None:
@@ -154,11 +154,11 @@ def show(result: report.Result, path: Path | None = None) -> None:
         try:
             print(*report.plots_of(result, path.with_suffix("")), sep="\n")
         except ImportError as error:
-            print(f"{error}: `python -m bench plot` draws the plots elsewhere")
+            print(f"{error}: run `python -m bench plot` where matplotlib is installed")
 
 
 def compile_only(items: Sequence[Item], architecture: str, gpu: str) -> int:
-    """Compile what would be timed."""
+    """Compile the kernels of the items. Return 1 if a kernel has a fault or there are no kernels."""
     from bench import ahead
 
     start = time.monotonic()
@@ -174,6 +174,6 @@ def compile_only(items: Sequence[Item], architecture: str, gpu: str) -> int:
     counted = ahead.counted(cases)
     print(
         f"{len(jobs)} kernels of {len(cases)} cases and {len(networks)} networks compiled for {architecture} "
-        f"in {time.monotonic() - start:.0f} s, the instructions of {counted} passes counted, {len(faults)} faults"
+        f"in {time.monotonic() - start:.0f} s, instructions of {counted} passes counted, {len(faults)} faults"
     )
     return 1 if faults or not jobs else 0

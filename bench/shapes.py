@@ -1,4 +1,4 @@
-"""Shapes that stand for what networks compute, and the launches of every operator's passes on them."""
+"""Representative shapes of networks, and functions that launch every operator's passes on them."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from trinn.kernels import launchers
 from trinn.kernels.conv2d import relayout
 
-# name: the dtype, and what torch's flag for float32 says
+# name: the dtype, and torch's fp32_precision
 ARITHMETIC = {
     "fp16": (torch.float16, "ieee"),
     "bf16": (torch.bfloat16, "ieee"),
@@ -20,13 +20,13 @@ ARITHMETIC = {
 }
 
 Shape = Sequence[int]
-New = Callable[..., Tensor]  # an empty tensor of that shape, in the dtype and memory format to compile for
+New = Callable[..., Tensor]  # creates an empty tensor of a shape, in the dtype and memory format under test
 Passes = Callable[[New], object]  # launches the passes of an operator
-Case = tuple[str, str, bool, Passes]  # the name, the arithmetic, whether channels_last
+Case = tuple[str, str, bool, Passes]  # the name, the key of ARITHMETIC, whether channels_last
 
 
 def conv(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
-    """The passes of a convolution, which are also those of its transpose."""
+    """The passes of a convolution. Its transpose has the same ones."""
     size, geometry = _geometry(x, w, stride, padding, dilation, groups)
 
     def passes(new: New) -> None:
@@ -38,7 +38,7 @@ def conv(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 
 
 
 def gather(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
-    """Its forward pass and the gradient of its input."""
+    """The forward pass of a convolution and the gradient of its input."""
     size, geometry = _geometry(x, w, stride, padding, dilation, groups)
 
     def passes(new: New) -> None:
@@ -49,19 +49,19 @@ def gather(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int 
 
 
 def wgrad(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
-    """The gradient of its filters."""
+    """The gradient of a convolution's filters."""
     size, geometry = _geometry(x, w, stride, padding, dilation, groups)
     return lambda new: launchers.conv2d_wgrad(new(*x), new(x[0], w[0], *size), w[2:], *geometry)
 
 
 def _geometry(x: Shape, w: Shape, stride: int, padding: int, dilation: int, groups: int) -> tuple[list[int], Any]:
-    """The size of the result, and what launchers are told of the windows."""
+    """The size of the result, and the launchers' stride, padding, dilation and groups."""
     size = [(n + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 for n, taps in zip(x[2:], w[2:], strict=True)]
     return size, ((stride, stride), (padding, padding), (dilation, dilation), groups)
 
 
-def conv_and_more(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups: int = 1) -> Passes:
-    """A convolution that ends in what follows it."""
+def conv_fused(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups: int = 1) -> Passes:
+    """Convolutions fused with the operators after them."""
     size = [(n + 2 * padding - taps) // stride + 1 for n, taps in zip(x[2:], w[2:], strict=True)]
     geometry = size, (stride, stride), (padding, padding), (1, 1), groups
     window = [n // 2 for n in size], (2, 2), (2, 2), (0, 0), (1, 1)
@@ -87,12 +87,12 @@ def linear(rows: int, inputs: int, outputs: int) -> Passes:
 
 
 def product(m: int, n: int, k: int) -> Passes:
-    """(m, k) @ (k, n), of rows that lie side by side."""
+    """(m, k) @ (k, n), with contiguous rows of length k."""
     return lambda new: launchers.linear_fprop(new(m, k), new(n, k), None, False)
 
 
 def scattered_product(m: int, n: int, k: int) -> Passes:
-    """Nearly the same of single elements, so few or so many that no other kernel takes them."""
+    """About the same product with strided elements, in sizes for which only the pointer kernel is used."""
     return wgrad((1, n - 1, 4, k // 4), (m - 1, n - 1, 1, 1))
 
 
@@ -183,8 +183,8 @@ def pad(x: Shape, border: int) -> Passes:
     return passes
 
 
-def relaid(*shape: int, channels: int | None = None) -> Passes:
-    """Copies in another order, of a tensor in either."""
+def relayouts(*shape: int, channels: int | None = None) -> Passes:
+    """Every copy of relayout.py, from both memory formats."""
     n, c, *size = shape
 
     def passes(new: New) -> None:
@@ -196,24 +196,24 @@ def relaid(*shape: int, channels: int | None = None) -> Passes:
     return passes
 
 
-# In every arithmetic and memory format.
+# In every dtype, precision and memory format.
 EVERYWHERE: dict[str, Passes] = {
     "ResNet 3x3": conv((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
-    "ResNet 3x3 and more": conv_and_more((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
+    "ResNet 3x3 fused": conv_fused((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
     "depthwise 3x3": conv((32, 144, 28, 28), (144, 1, 3, 3), padding=1, groups=144),
     "ResNet batch norm": batchnorm(32, 128, 28, 28),
     "ResNet ReLU": relu(32, 128, 28, 28),
     "ResNet pool": pool((32, 64, 112, 112), 3, 2, 1),
-    "twice the size": resize((32, 64, 28, 28), (56, 56)),
+    "upsample by 2": resize((32, 64, 28, 28), (56, 56)),
     "AlexNet linear": linear(128, 9216, 4096),
-    "bins that overlap": adaptive_pool((32, 64, 13, 13), (6, 6)),
+    "overlapping bins": adaptive_pool((32, 64, 13, 13), (6, 6)),
     "SegNet unpooling": unpool((8, 64, 56, 56), (112, 112)),
 }
 # In fp16 channels_last and in TF32 contiguous.
 USUALLY: dict[str, Passes] = {
     "LeNet conv1": conv((64, 1, 32, 32), (6, 1, 5, 5)),
     "LeNet conv2": conv((64, 6, 14, 14), (16, 6, 5, 5)),
-    "LeNet conv2 and more": conv_and_more((64, 6, 14, 14), (16, 6, 5, 5)),
+    "LeNet conv2 fused": conv_fused((64, 6, 14, 14), (16, 6, 5, 5)),
     "LeNet linear3": linear(64, 84, 10),
     "LeNet pool": pool((64, 6, 28, 28), 2, 2),
     "AlexNet conv1": conv((128, 3, 224, 224), (64, 3, 11, 11), stride=4, padding=2),
@@ -223,43 +223,43 @@ USUALLY: dict[str, Passes] = {
     "ResNeXt 3x3": conv((32, 128, 56, 56), (128, 4, 3, 3), padding=1, groups=32),
     "dilated 3x3": conv((8, 256, 64, 64), (256, 256, 3, 3), padding=2, dilation=2),
     "U-Net up-convolution": conv((8, 64, 128, 128), (128, 64, 2, 2), stride=2),
-    "depthwise 3x3 and more": conv_and_more((32, 144, 28, 28), (144, 1, 3, 3), padding=1, groups=144),
+    "depthwise 3x3 fused": conv_fused((32, 144, 28, 28), (144, 1, 3, 3), padding=1, groups=144),
     "depthwise 7x7": conv((32, 96, 56, 56), (96, 1, 7, 7), padding=3, groups=96),
     "depthwise, two filters": conv((32, 64, 56, 56), (128, 1, 3, 3), stride=2, padding=1, groups=64),
-    "half the size": resize((32, 64, 56, 56), (28, 28)),
+    "downsample by 2": resize((32, 64, 56, 56), (28, 28)),
     "one bin": adaptive_pool((32, 512, 7, 7), (1, 1)),
-    "border of itself": pad((32, 64, 56, 56), 1),
-    "ResNet 3x3 relaid": relaid(32, 128, 28, 28),
-    "ResNet 7 x 7 relaid": relaid(64, 512, 7, 7),
-    "AlexNet conv1 relaid": relaid(128, 3, 224, 224, channels=8),
-    "filters relaid": relaid(512, 512, 3, 3),
+    "padding by 1": pad((32, 64, 56, 56), 1),
+    "ResNet 3x3 relayout": relayouts(32, 128, 28, 28),
+    "ResNet 7 x 7 relayout": relayouts(64, 512, 7, 7),
+    "AlexNet conv1 relayout": relayouts(128, 3, 224, 224, channels=8),
+    "filters relayout": relayouts(512, 512, 3, 3),
     "one image": conv((1, 512, 7, 7), (512, 512, 3, 3), padding=1),
-    # Triton makes a constant of a size of one.
+    # Triton specialises a kernel for a size of one.
     "one element, conv": conv((1, 1, 1, 1), (1, 1, 1, 1)),
     "one channel, many pixels": conv((64, 1, 512, 512), (1, 1, 1, 1)),
-    "one element, conv and more": conv_and_more((1, 1, 2, 2), (1, 1, 1, 1)),
+    "one element, conv fused": conv_fused((1, 1, 2, 2), (1, 1, 1, 1)),
     "one element, depthwise": conv((1, 2, 1, 1), (2, 1, 1, 1), groups=2),
     "one element, linear": linear(1, 1, 1),
     "one element, pool": pool((1, 1, 1, 1), 1, 1),
     "one channel, batch norm": batchnorm(64, 1, 56, 56),
-    "one column, resized": resize((1, 1, 2, 1), (3, 2)),
+    "one column, resize": resize((1, 1, 2, 1), (3, 2)),
     "one element, bins": adaptive_pool((1, 1, 1, 1), (1, 1)),
-    "one element, relaid": relaid(1, 1, 1, 1, channels=8),
-    "one element, unpooled": unpool((1, 1, 1, 1), (1, 1)),
-    "one column, bordered": pad((1, 1, 2, 2), 1),
+    "one element, relayout": relayouts(1, 1, 1, 1, channels=8),
+    "one element, unpooling": unpool((1, 1, 1, 1), (1, 1)),
+    "one column, padding": pad((1, 1, 2, 2), 1),
     "past int32, conv": conv((2**14, 64, 56, 56), (64, 64, 3, 3), padding=1),
-    "past int32, conv and more": conv_and_more((2**14, 64, 56, 56), (64, 64, 3, 3), padding=1),
+    "past int32, conv fused": conv_fused((2**14, 64, 56, 56), (64, 64, 3, 3), padding=1),
     "past int32, linear": linear(2**21, 1024, 1024),
     "past int32, batch norm": batchnorm(2**14, 64, 56, 56),
     "past int32, bins": adaptive_pool((2**14, 64, 56, 56), (7, 7)),
-    "past int32, resized": resize((2**14, 64, 28, 28), (56, 56)),
-    "past int32, unpooled": unpool((2**14, 64, 28, 28), (56, 56)),
-    "past int32, relaid": relaid(2**14, 64, 56, 56),
+    "past int32, resize": resize((2**14, 64, 28, 28), (56, 56)),
+    "past int32, unpooling": unpool((2**14, 64, 28, 28), (56, 56)),
+    "past int32, relayout": relayouts(2**14, 64, 56, 56),
     "past int32, ReLU": relu(2**31),
 }
-# What networks compute: whose compiled code is on record.
+# The cases with rows in bench/compiled/: the shapes of networks.
 HELD = {name for name in EVERYWHERE | USUALLY if not name.startswith(("one ", "past "))} | {"one bin", "one image"}
-# One for each tile that tuning.py has.
+# A case for each tile of tuning.py.
 POWERS = [2**i for i in range(4, 8)]
 TILES = {f"{m} x {n}, sum of {k}": product(m, n, k) for m, n, k in itertools.product(POWERS, POWERS, POWERS[:3])}
 TILES |= {
@@ -268,31 +268,31 @@ TILES |= {
 }
 BLOCKS = {f"ReLU of {2**i}": relu(2**i) for i in range(4, 11)}
 
-# What Hopper, which convolves others in boxes, leaves to the kernels for every convolution.
-NOT_BOXES = {
+# Convolutions that use the pointer kernels on Hopper too, not TMA.
+NOT_TMA = {
     "odd 3 x 3": conv((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
-    "odd 3 x 3 and more": conv_and_more((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
+    "odd 3 x 3 fused": conv_fused((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
     "dilated, few channels in": conv((32, 16, 28, 28), (128, 16, 3, 3), padding=2, dilation=2),
     "dilated, few channels out": conv((32, 128, 28, 28), (16, 128, 3, 3), padding=2, dilation=2),
     "past int32, odd": conv((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
-    "past int32, odd and more": conv_and_more((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
+    "past int32, odd fused": conv_fused((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
     "one odd image": conv((1, 511, 7, 7), (511, 511, 3, 3), padding=1),
 }
 
 
 def convolutions() -> Iterator[Case]:
-    """More than enough to have every tile that tuning.py gives a convolution in boxes, and every way to feed it.
+    """Convolutions with every tile of tuning.py for TMA, and every way of loading the operands.
 
-    They are many and most compile alike: compile_report.py takes those that have what none before has.
+    Most of them compile to the same code: compile_report.py keeps those with a new tile or a new way of loading.
     """
     for name, passes in _convolutions():
         yield name, "fp16", True, passes
         if " short" not in name:  # short sums have fewer stages
             yield name, "tf32", False, passes
             yield name, "fp32", True, passes
-        if "1 x 1" in name or "and more" in name:  # contiguous images are read as they lie
+        if "1 x 1" in name or "fused" in name:  # these read contiguous images without a copy
             yield name, "fp16", False, passes
-        if "and more" in name:  # statistics need more registers
+        if "fused" in name:  # statistics need more registers
             yield name, "bf16", False, passes
 
 
@@ -304,17 +304,17 @@ def _convolutions() -> Iterator[tuple[str, Passes]]:
         (6, 56),
         (2, 56),
         (1, 56),
-    )  # tiles of 256, 128 and 64 pixels, by turns
+    )  # tiles of 256, 128 and 64 pixels, in turn
     for c, taps, (n, size) in itertools.product((64, 128), (3, 1), images):
         x, w, name = (n, c, size, size), (c, c, taps, taps), f"{c} channels, {taps} x {taps}, {n} of {size} x {size}"
         yield name, gather(x, w, padding=taps // 2)
-        yield f"{name}, and more", conv_and_more(x, w, padding=taps // 2)
+        yield f"{name}, fused", conv_fused(x, w, padding=taps // 2)
     for c, stride, size in itertools.product((40, 48, 64, 80, 96), (1, 2, 3), (28, 33)):
         yield f"{c} channels, stride {stride}, {size} x {size}", conv((32, c, size, size), (c, c, 3, 3), stride, padding=1)
     for c, groups in ((64, 2), (128, 4), (8, 8)):
         x, w = (32, c * groups, 28, 28), (c * groups, c, 3, 3)
         yield f"{groups} groups of {c}", conv(x, w, padding=1, groups=groups)
-    # What wgrad sums at once: so many taps of a row, or of a column for few channels.
+    # Numbers of taps in one program of wgrad: of a row or, with few channels, of a column.
     channels = 32, 64, 128, 256, 512, 40, 48, 56, 80, 88, 160, 176, 264
     for pixels, m, c, taps in itertools.product((24, 8), (64, 128), channels, range(1, 12)):
         name = f"{c} channels to {m}, taps of a row of {taps}, {'long' if pixels == 24 else 'short'} sums"
@@ -326,7 +326,7 @@ def _convolutions() -> Iterator[tuple[str, Passes]]:
             f"{c} channels to {m}, {taps} x {taps}, stride {stride}, {n} of {size} x {size}",
             conv(x, w, stride, padding=taps // 2),
         )
-    # Lines along images and along rows, of each length.
+    # Runs of consecutive images and of consecutive columns, of each length.
     images = (64, 7), (32, 7), (16, 14), (1, 64), (1, 32), (1, 16)
     for m, (n, size), stride, taps in itertools.product((64, 128), images, (1, 2), (1, 3)):
         x, w = (n, 64, size, size), (m, 64, taps, taps)
@@ -337,9 +337,9 @@ def _convolutions() -> Iterator[tuple[str, Passes]]:
 
 
 def tma_shapes(kernel: str, m: int, n: int) -> dict[str, Passes]:
-    """What has boxes, or wgrad's accumulators, of a tile of m by n, where that is the only one there is."""
+    """Convolutions with TMA boxes, or accumulators of wgrad, of m by n, if `tuning.py` always returns this tile."""
     if kernel == "conv2d":
-        return {f"boxes by {m} x {n}": gather((11, 128, 56, 56), (128, 128, 3, 3), padding=1)}
+        return {f"tile of {m} x {n}": gather((11, 128, 56, 56), (128, 128, 3, 3), padding=1)}
     at_once = {c: n // c for c in (32, 64, 1 << n.bit_length() - 1) if n // c}
     return {
         f"{m} x {c} channels, 1 x {taps}, by {m} x {n}": wgrad((64, c, 1, 24), (m, c, 1, taps)) for c, taps in at_once.items()
@@ -358,7 +358,7 @@ def cases(architecture: str) -> Iterator[Case]:
             yield name, arithmetic, False, passes
     for name, passes in BLOCKS.items():
         yield name, "fp16", False, passes
-    for name, passes in NOT_BOXES.items() if architecture == "sm_90" else ():
+    for name, passes in NOT_TMA.items() if architecture == "sm_90" else ():
         yield name, "fp16", True, passes
         yield name, "tf32", False, passes
         yield name, "fp32", True, passes

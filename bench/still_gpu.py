@@ -1,4 +1,4 @@
-"""A GPU that stands still: launches get as far as its driver, on CPU tensors and without a GPU. To be imported before trinn."""
+"""A stub GPU: launches with CPU tensors reach a fake driver. No GPU is needed. Import this module before trinn."""
 
 from bench import compiled_only  # noqa: F401  # before triton  # isort: skip
 
@@ -13,11 +13,11 @@ from triton.backends.nvidia import driver
 from bench.machine_code import Driver
 from trinn.kernels.runtime import hardware, interpreter, launch_cache
 
-Seen = Callable[[int, Any, tuple[Any, ...]], None]  # programs, function, arguments
+Observer = Callable[[int, Any, tuple[Any, ...]], None]  # programs, function, arguments
 
 
 class TensorMap(NamedTuple):
-    """What a tensor descriptor is encoded from, in place of what it is encoded to."""
+    """The arguments of cuTensorMapEncodeTiled, in place of the encoded tensor map."""
 
     address: int
     swizzle: int
@@ -30,7 +30,7 @@ class TensorMap(NamedTuple):
 
 
 class StillDriver(Driver):
-    """Compiles for a GPU, loads and starts nothing. Launches are Triton's as far as its Python goes."""
+    """A driver that compiles kernels but loads and launches nothing. Triton's own Python code prepares the launches."""
 
     launcher_cls = driver.CudaLauncher
     utils = SimpleNamespace(
@@ -39,59 +39,61 @@ class StillDriver(Driver):
         launch=lambda *_: None,
         build_signature_metadata=tuple,
         fill_tma_descriptor=TensorMap,
-        fill_tma_descriptor_tiled=TensorMap,  # its name from 3.7 on
+        fill_tma_descriptor_tiled=TensorMap,  # the name since Triton 3.7
     )
 
 
 def stand_in(architecture: str = "sm_90") -> None:
-    """From now on, in this process, CPU tensors are that GPU's, and kernels are compiled for it."""
+    """Make CPU tensors count as tensors on this GPU, and compile kernels for it, from now on in this process."""
     triton.runtime.driver.set_active(StillDriver(architecture))
     driver.PyKernelArg = SimpleNamespace
-    driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StillDriver.utils  # a `launch` for each signature
+    driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StillDriver.utils  # it has `launch`
     hardware.GPU, hardware.current_device = "cpu", lambda: None  # type: ignore[assignment,return-value]
     interpreter.NOWHERE = ""
     launch_cache._current_stream, launch_cache.on_gpu = lambda device: 0, torch._C.TensorBase.is_cpu.__get__  # type: ignore[attr-defined]
     properties: Any = SimpleNamespace(major=int(architecture[3:-1]), minor=int(architecture[-1]))
     torch.cuda.get_device_properties = lambda _=None: properties  # type: ignore[assignment]
-    torch.cuda.get_device_name = lambda _=None: "a still GPU"  # type: ignore[assignment]
+    torch.cuda.get_device_name = lambda _=None: "a stub GPU"  # type: ignore[assignment]
 
 
-def watch(seen: Seen) -> None:
-    """From now on `seen` is told of each launch, in the form in which Triton's Python hands it on."""
-    one_by_one = hasattr(driver, "_BASE_ARGS_FORMAT_LEN")  # before 3.7: arguments, after scratch memory and metadata
+def watch(observer: Observer) -> None:
+    """Call `observer` for each launch from now on, with the arguments as Triton's Python code passes them to C."""
+    one_by_one = hasattr(driver, "_BASE_ARGS_FORMAT_LEN")  # before 3.7 the kernel's arguments are separate, and come last
 
     def started(g0: int, g1: int, g2: int, stream: int, function: Any, *rest: Any) -> None:
         scratch, metadata, args = (rest[2:4], rest[4], rest[8:]) if one_by_one else (rest[6:8], rest[2], rest[10])
-        assert (g1, g2, stream, scratch, type(metadata)) == (1, 1, 0, (None, None), tuple), "of another form than Triton's"
-        seen(g0, function, tuple(args))
+        assert (g1, g2, stream, scratch, type(metadata)) == (1, 1, 0, (None, None), tuple), (
+            "not the arguments of Triton's launcher"
+        )
+        observer(g0, function, tuple(args))
 
     StillDriver.utils.launch = started
 
 
-def compile_nothing(seen: Seen) -> None:
-    """From now on a kernel's function is what Triton would have compiled it by, and `seen` is told of each launch."""
+def compile_nothing(observer: Observer) -> None:
+    """Replace compiled kernels by their compilation keys from now on, and call `observer` for each launch."""
 
     def counted(programs: int, function: Any, args: tuple[Any, ...]) -> None:
         sizes_and_strides = sum(2 * len(arg.sizes) for arg in args if isinstance(arg, TensorMap))
         assert len(args) == len(function[1]) + sizes_and_strides
-        seen(programs, function, args)
+        observer(programs, function, args)
 
     watch(counted)
-    of_maps = ["swizzle", "elem_size", "elem_type", "fp4_padded"]
+    map_fields = ["swizzle", "elem_size", "elem_type", "fp4_padded"]
     replace_compiler(
         lambda kernel, key, options: ((kernel.__name__, tuple(kernel.arg_names), key), ()),
-        lambda kind: dict.fromkeys(of_maps, 0) | {"block_size": kind},
+        lambda kind: dict.fromkeys(map_fields, 0) | {"block_size": kind},
     )
 
 
 def replace_compiler(
     compiled: Callable[[Any, Any, Any], tuple[Any, Any]], map_metadata: Callable[[str], dict[str, Any]]
 ) -> None:
-    """From now on Triton compiles no kernel.
+    """Replace Triton's compiler from now on.
 
     Args:
-        compiled: of a kernel, its cache key and its options, the function and the packed metadata.
-        map_metadata: of the type of a tensor descriptor, what a compiler says of its tensor map.
+        compiled: returns the function and the packed metadata for a kernel, its cache key and its options.
+        map_metadata: returns the compiler's metadata of a tensor map for the type of a tensor descriptor.
     """
     scratch = [f"{kind}_scratch_{what}" for kind in ("global", "profile") for what in ("size", "align")]
     metadata = dict.fromkeys([*scratch, "launch_cooperative_grid", "launch_pdl"], 0)
@@ -101,8 +103,8 @@ def replace_compiler(
     ) -> Any:
         described = [kind for kind in signature.values() if isinstance(kind, str) and kind.startswith("tensordesc")]
         function, packed = compiled(self, key, options)
-        told = SimpleNamespace(tensordesc_meta=list(map(map_metadata, described)), num_ctas=options.num_ctas, **metadata)
-        run = driver.CudaLauncher(SimpleNamespace(fn=self, signature=signature), told)
+        launcher = SimpleNamespace(tensordesc_meta=list(map(map_metadata, described)), num_ctas=options.num_ctas, **metadata)
+        run = driver.CudaLauncher(SimpleNamespace(fn=self, signature=signature), launcher)
         kernel = SimpleNamespace(run=run, function=function, packed_metadata=packed, launch_metadata=lambda *_: None)
         self.device_caches[device][0][key] = kernel
         return kernel

@@ -1,7 +1,7 @@
-"""A CUDA driver that records launches: Triton 3.6 builds and calls its real C launchers, without a GPU.
+"""A stub CUDA driver that records launches: Triton 3.6 builds and calls its real C launchers, without a GPU.
 
 Call `install` after `still_gpu.stand_in`. It builds bench/stub_libcuda.c and loads it under the name of NVIDIA's driver, so
-that Triton's C code links to it and finds it. A callback gets what each launcher passes to cuLaunchKernelEx.
+Triton's C code links to it. A callback gets the arguments of each call of cuLaunchKernelEx.
 """
 
 import ctypes
@@ -22,13 +22,13 @@ from triton.runtime import build
 from trinn.kernels.runtime import launch_cache
 
 LIBRARY = "libcuda.so.1"
-STREAM = 0x5714EA40  # every launch must name it
-# By Triton's name of an element type: its number in a tensor map's metadata, and its size in bytes.
+STREAM = 0x5714EA40  # the stream of every launch
+# Triton's name of an element type: its number in a tensor map's metadata, and its size in bytes.
 ELEMENTS = {"i8": (0, 1), "u8": (0, 1), "fp16": (6, 2), "bf16": (10, 2), "fp32": (7, 4), "fp64": (9, 8)}
 
 
 class Reached(NamedTuple):
-    """What cuLaunchKernelEx was called with."""
+    """The arguments of a call of cuLaunchKernelEx."""
 
     grid: tuple[int, ...]
     block: tuple[int, ...]
@@ -36,11 +36,11 @@ class Reached(NamedTuple):
     stream: int
     function: int
     attributes: tuple[tuple[int, bytes], ...]
-    parameters: tuple[tuple[str, bytes], ...]  # the C type and the value of each; the last two are scratch memory
+    parameters: tuple[tuple[str, bytes], ...]  # C type and value of each; the last two are scratch memory
 
 
 class Record(ctypes.Structure):
-    """Record in stub_libcuda.c."""
+    """The struct Record of stub_libcuda.c."""
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("launches", "stream", "function")),
@@ -53,8 +53,8 @@ class Record(ctypes.Structure):
 
 
 SIZES = {"CUdeviceptr": 8, "CUtensorMap": 128} | {f"{u}int{8 * n}_t": n for u in ("", "u") for n in (1, 2, 4, 8)}  # bytes
-SOURCES: set[str] = set()  # of the C launchers that were built, or were in Triton's cache
-KERNELS: dict[tuple[str, Any], int] = {}  # a kernel's name and cache key to its function handle, if nothing is compiled
+SOURCES: set[str] = set()  # sources of the C launchers in use
+KERNELS: dict[tuple[str, Any], int] = {}  # kernel name and cache key: function handle, after compile_nothing
 
 
 def build_library(folder: str) -> str:
@@ -66,12 +66,12 @@ def build_library(folder: str) -> str:
 def parameter_types(launcher: str) -> list[str]:
     """The C types of a kernel's parameters, from the source of its launcher."""
     found = re.search(r"static void _launch\(.*?CUdeviceptr profile_scratch(.*?)\) \{", launcher)
-    assert found is not None, "the launcher is not like Triton 3.6's"
+    assert found is not None, "the launcher differs from Triton 3.6's"
     return [declared.split()[0] for declared in found[1].split(",")[1:]] + ["CUdeviceptr"] * 2
 
 
 def install(seen: Callable[[Reached], None]) -> None:
-    """From now on in this process, Triton's host code runs on the stub driver, and `seen` gets each launch."""
+    """Run Triton's host code on the stub driver from now on in this process, and call `seen` with each launch."""
     assert triton.__version__.startswith("3.6."), f"the stub driver is for Triton 3.6, and this is {triton.__version__}"
     assert "libcuda.so" not in Path("/proc/self/maps").read_text(), "this process has loaded a CUDA driver already"
     folder = tempfile.TemporaryDirectory()
@@ -95,7 +95,7 @@ def install(seen: Callable[[Reached], None]) -> None:
         return SimpleNamespace(launch=launch)
 
     driver.library_dirs, driver.compile_module_from_src = lambda: [folder.name], build.compile_module_from_src
-    still_gpu.StillDriver.utils = driver.CudaUtils()  # which builds Triton's driver.c
+    still_gpu.StillDriver.utils = driver.CudaUtils()  # builds Triton's driver.c
     driver.compile_module_from_src = build_launcher
     still_gpu.StillDriver.get_current_stream = lambda self, device: STREAM  # type: ignore[method-assign]
     launch_cache._current_stream = lambda device: STREAM
@@ -112,7 +112,7 @@ def read(record: Record, kinds: list[str]) -> Reached:
 
 
 def compile_nothing() -> None:
-    """From now on a kernel's function is a number that stands for what Triton would have compiled."""
+    """Replace compiled kernels by numbers from now on."""
 
     def compiled(kernel: Any, key: Any, options: Any) -> tuple[int, tuple[int, int, int]]:
         handle = KERNELS.setdefault((kernel.__name__, key), len(KERNELS) + 1)

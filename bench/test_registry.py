@@ -1,7 +1,7 @@
-"""The yardstick's registry for pytest-benchmark, to compare commits with its tools: `pytest bench --benchmark-only`.
+"""The benchmark registry for pytest-benchmark, to compare commits with its tools: `pytest bench --benchmark-only`.
 
-`-k quick` runs what `python -m bench --quick` does. The clock is the GPU's: events on it, and before each round the GPU sleeps
-until the call waits in its queue.
+`-k quick` selects the cases of `python -m bench --quick`. CUDA events measure the time. Before each round the GPU sleeps until
+the call is in its queue.
 """
 
 import itertools
@@ -17,11 +17,11 @@ from bench.timing import Call, Machine, using
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to time on")
 
-ASLEEP = 1 << 23  # cycles, some milliseconds: longer than it takes to put one call into the GPU's queue
+ASLEEP = 1 << 23  # cycles, some milliseconds: longer than the host needs to enqueue one call
 
 
 class Moment:
-    """When the GPU gets here; two differ by seconds."""
+    """A CUDA event; the difference of two is in seconds."""
 
     def __init__(self) -> None:
         self.event = torch.cuda.Event(enable_timing=True)

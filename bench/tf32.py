@@ -1,8 +1,8 @@
-"""The error of TF32 where a matrix unit cuts float32 to 10 bits instead of rounding it.
+"""The error of TF32 if a matrix unit truncates float32 to 10 bits of mantissa instead of rounding it.
 
-NVIDIA's units do not say which of the two they do to float32 in registers or shared memory: PTX leaves the last 13 bits
-undefined, and they are ignored. A library may round beforehand, with half the largest error. Triton rounds only what a tensor
-descriptor loads, from version 3.7 on. So where torch allows TF32, an error that cutting explains is no fault.
+PTX leaves the last 13 bits of a TF32 operand undefined, and NVIDIA's matrix units ignore them, so they truncate. A library may
+round beforehand, with half the largest error. Triton rounds only the loads of tensor descriptors, since version 3.7. So an
+error explained by truncation is no fault if torch allows TF32.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
-CUT = ~0x1FFF  # the bits of float32 that TF32 has
+CUT = ~0x1FFF  # mask of TF32's bits in float32
 
 
 def is_allowed() -> bool:
@@ -23,12 +23,12 @@ def is_allowed() -> bool:
 
 
 def cut(x: Tensor) -> Tensor:
-    """x with its last 13 bits of float32 zero, in the dtype of x."""
+    """x truncated to TF32, in the dtype of x."""
     return (x.float().view(torch.int32) & CUT).view(torch.float32).to(x.dtype)
 
 
 class _Cut(torch.autograd.Function):
-    """A tensor that is cut, and whose gradient is not."""
+    """Truncation of a tensor; its gradient is not truncated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class _Cut(torch.autograd.Function):
 
 
 class _CutGradient(torch.autograd.Function):
-    """A tensor as it is, whose gradient is cut."""
+    """The identity; its gradient is truncated."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:
@@ -52,9 +52,9 @@ class _CutGradient(torch.autograd.Function):
 
 
 class Cutting(TorchFunctionMode):
-    """Within, torch's convolutions and linear layers multiply cut numbers, forward and backward, where TF32 is allowed.
+    """A mode in which torch's convolutions and linear layers truncate their operands, forward and backward, if TF32 is allowed.
 
-    In float64 this is the result of a matrix unit that cuts, without the rounding of its sums. A bias is not cut.
+    In float64 this gives the result of a truncating matrix unit without the rounding of its sums. A bias is not truncated.
     """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:

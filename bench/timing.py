@@ -1,7 +1,7 @@
-"""How the GPU is timed: events on the GPU, contenders one after the other in every round, medians and quartiles.
+"""The timing protocol: GPU events, contenders interleaved in every round, medians and quartiles.
 
-No clock of the CPU is read here. A sample lies between two events in one stream. Where it is the GPU's work that is measured,
-the GPU first sleeps until all calls of the sample wait in its queue; a sample that it began before that does not count.
+No CPU clock is read here. A sample is the time between two events in one stream. To measure GPU work without launch overhead,
+the GPU first sleeps until all calls of the sample are queued. A sample is discarded if the GPU woke up before that.
 """
 
 import contextlib
@@ -18,23 +18,23 @@ from bench.shapes import ARITHMETIC
 Call = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)
 
-MOST_SETS = 64  # of inputs to rotate
+MOST_SETS = 64  # sets of inputs to rotate
 H200_CLOCK = 1.755e9
-LEAST = 0.5e-3  # seconds for a sample, as far as MOST_CALLS allow
-MOST_CALLS = 20  # in a sample: with their kernels they must fit into the GPU's queue
+LEAST = 0.5e-3  # seconds per sample; shorter if MOST_CALLS are too few
+MOST_CALLS = 20  # calls per sample: all of their kernels must fit into the GPU's launch queue
 ROUNDS = 15
 
 
 class Clock(Protocol):
     def seconds(self, calls: Sequence[Call], ahead: bool) -> float:
-        """The GPU's time from the first to the last of these calls; `ahead`, without waiting for the CPU between them."""
+        """Return the GPU time of these calls. With `ahead` all calls are queued before the first starts."""
 
 
 class EventClock:
     """Time between two events on the GPU."""
 
     def __init__(self) -> None:
-        self.cycles = 1 << 20  # for which the GPU sleeps while calls are put into its queue; about half a millisecond
+        self.cycles = 1 << 20  # the GPU sleeps this long while calls are queued; about half a millisecond
 
     def seconds(self, calls: Sequence[Call], ahead: bool) -> float:
         for _ in range(10):
@@ -56,7 +56,7 @@ class EventClock:
 
 
 class Spread(NamedTuple):
-    """Seconds of one call: the median of the samples and their quartiles."""
+    """Seconds per call: median and quartiles of the samples."""
 
     median: float
     low: float
@@ -71,10 +71,12 @@ class Spread(NamedTuple):
 def interleaved(
     contenders: Mapping[Name, Sequence[Call]], clock: Clock, ahead: bool = True, rounds: int = ROUNDS, least: float = LEAST
 ) -> dict[Name, Spread]:
-    """The time of each contender's calls, which it makes in turn, all of them in every round and each first in some.
+    """Time the calls of each contender, cycling through its calls.
+
+    Every round times all contenders. The starting contender changes from round to round.
 
     Raises:
-        RuntimeError: what a call raises.
+        RuntimeError: a call failed.
     """
     turns = {name: _in_turn(calls) for name, calls in contenders.items()}
     counts: dict[Name, int] = {}
@@ -98,13 +100,13 @@ def _in_turn(calls: Sequence[Call]) -> Iterator[Call]:
 
 
 def _replayed(graph: Any, step: Call) -> None:
-    """Replay a step's graph. The step is kept for it: it holds the memory that the graph reads and writes."""
+    """Replay the graph of a step. The `step` argument keeps alive the memory of the graph."""
     graph.replay()
 
 
 @dataclass
 class Machine:
-    """What measures: a GPU; a test has another."""
+    """The measuring device. Tests use a fake one."""
 
     device: str = "cuda"
     clock: Clock = field(default_factory=EventClock)
@@ -116,16 +118,16 @@ class Machine:
         return Machine(cache=torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
 
     def sets(self, bytes: int) -> int:
-        """How many sets of so many bytes to rotate, so that a call finds nothing of the last one in the cache."""
+        """Return how many input sets of `bytes` each to rotate, so that no call finds its inputs in the cache."""
         return max(2, min(MOST_SETS, -(-2 * self.cache // max(bytes, 1)) + 1))
 
     def wait(self) -> None:
-        """Wait for the GPU, or raise where nothing more can be done on it."""
+        """Wait for the GPU. Raise if its context is broken."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def graphed(self, step: Call) -> Call:
-        """A step as one launch, of the CUDA graph that it becomes."""
+        """Capture a step as a CUDA graph. Return the replay, a single launch."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -138,13 +140,13 @@ class Machine:
         return partial(_replayed, graph, step)
 
     def copy_rate(self, bytes: int = 1 << 30) -> float:
-        """Bytes a second that a large copy reads and writes."""
+        """Return the bytes read and written per second by a large copy."""
         sets = [torch.randn(2, bytes // 4, device=self.device) for _ in range(2)]
         found = interleaved({"copy": [lambda s=s: s[0].copy_(s[1]) for s in sets]}, self.clock)["copy"]  # type: ignore[misc]
         return 2 * bytes / found.median
 
     def issue_rate(self) -> float:
-        """Instructions of threads a second that a GPU issues at most: one of a warp in each quarter of a multiprocessor."""
+        """Return the peak thread instructions per second: one warp instruction per cycle in each quarter of an SM."""
         if self.device != "cuda":
             return 0.0
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -152,7 +154,7 @@ class Machine:
         return properties.multi_processor_count * 4 * 32 * clock
 
     def product_rate(self, arithmetic: str, size: int = 8192) -> float:
-        """Floating-point operations a second of torch's matrix product of random numbers."""
+        """Return the floating-point operations per second of torch's matrix product on random numbers."""
         with using(arithmetic) as dtype:
             sets = [[torch.randn(size, size, device=self.device).to(dtype) for _ in range(2)] for _ in range(2)]
             found = interleaved({"product": [lambda s=s: s[0] @ s[1] for s in sets]}, self.clock)["product"]  # type: ignore[misc]
@@ -161,9 +163,10 @@ class Machine:
 
 @contextlib.contextmanager
 def using(arithmetic: str) -> Iterator[torch.dtype]:
-    """Within, torch's flags for float32 are those of one of ARITHMETIC, whose dtype this is; behind it, torch's defaults.
+    """Set torch's float32 precision flags for a key of ARITHMETIC and yield its dtype. On exit, restore torch's defaults.
 
-    The flags' older form sets the newer as well; not the other way round, and torch.compile asks for the older.
+    Set the old flags (allow_tf32): they also set the new ones (fp32_precision), but not vice versa, and torch.compile reads
+    the old ones.
     """
     dtype, precision = ARITHMETIC[arithmetic]
     try:

@@ -1,7 +1,8 @@
-"""Ways to feed a convolution to Hopper's matrix units, each compiled, without a GPU: `python -m bench.tried`.
+"""Ways to write a TMA convolution for Hopper's matrix units, compiled without a GPU: `python -m bench.tried`.
 
-Writes docs/convolution/tried.json. The kernels below are as short as shows what Triton makes of a load and a product; those in
-use are in kernels/conv2d/tma.py. What counts is the loop: whether products find both operands where the copy engine put them.
+Writes docs/convolution/tried.json. The kernels below are minimal: one load and one product in a loop. The real kernels are in
+kernels/conv2d/tma.py. The loop is good if its products read both operands from the shared memory that TMA filled. A TMA
+box is the block of a tensor moved by one TMA copy.
 """
 
 from bench import compiled_only  # noqa: F401  # before triton  # isort: skip
@@ -22,7 +23,7 @@ from bench.machine_code import Driver, read_cubin, read_loops, read_sass
 
 STORED = Path(__file__).resolve().parent.parent / "docs" / "convolution" / "tried.json"
 
-N, H, W, C, K, TAPS = 64, 56, 56, 128, 128, 9  # of ResNet's second stage
+N, H, W, C, K, TAPS = 64, 56, 56, 128, 128, 9  # a layer of ResNet's second stage
 PITCH = tl.constexpr(C)
 
 
@@ -31,7 +32,7 @@ def _loaded(
     x, w, m, n, p, q, step, blocks,
     IMAGE: tl.constexpr, FILTERS: tl.constexpr, PIXELS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The box of a step, (PIXELS, BLOCK_K), and its filters, (BLOCK_M, BLOCK_K)."""
+    """The operands of a step: a TMA box of pixels, (PIXELS, BLOCK_K), and filters, (BLOCK_M, BLOCK_K)."""
     c, tap = step % blocks * BLOCK_K, step // blocks
     r, s = tap // 3, tap % 3
     if IMAGE == "pairs of rows and columns":
@@ -55,29 +56,29 @@ def _fprop_kernel(
     IMAGE: tl.constexpr, FILTERS: tl.constexpr, BOX_LEFT: tl.constexpr, SUMS: tl.constexpr, SPECIALIZE: tl.constexpr,
     PIXELS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Filters times a box for each tap and block of channels, in one program of many; SUMS says where they are added."""
+    """Filters times a TMA box, summed over taps and blocks of channels; SUMS selects where the products are added."""
     m = tl.program_id(0) * BLOCK_M
     n0, p0, q0 = tl.program_id(1), tl.program_id(2) * 8, tl.program_id(2) % 7 * 8
     if BOX_LEFT:
         acc = tl.full((PIXELS, BLOCK_M), 0.0, tl.float32)
     else:
         acc = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
-    if SUMS == "parts":
+    if SUMS == "inner loop":
         for first in range(0, steps, 4):
-            part = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
+            partial = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
             for step in range(first, tl.minimum(first + 4, steps)):
                 box, filters = _loaded(x, w, m, n0, p0, q0, step, blocks, IMAGE, FILTERS, PIXELS, BLOCK_M, BLOCK_K)
-                part = tl.dot(filters, box.T, part)
-            acc += part
-    elif SUMS == "now and then":
-        part = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
+                partial = tl.dot(filters, box.T, partial)
+            acc += partial
+    elif SUMS == "branch":
+        partial = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
         for step in range(steps):
             box, filters = _loaded(x, w, m, n0, p0, q0, step, blocks, IMAGE, FILTERS, PIXELS, BLOCK_M, BLOCK_K)
-            part = tl.dot(filters, box.T, part)
+            partial = tl.dot(filters, box.T, partial)
             if step % 4 == 3:
-                acc += part
-                part = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
-        acc += part
+                acc += partial
+                partial = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
+        acc += partial
     else:
         for step in tl.range(steps, warp_specialize=SPECIALIZE):
             box, filters = _loaded(x, w, m, n0, p0, q0, step, blocks, IMAGE, FILTERS, PIXELS, BLOCK_M, BLOCK_K)
@@ -85,7 +86,7 @@ def _fprop_kernel(
                 acc = tl.dot(box, filters.T, acc)
             elif SUMS == "each":
                 acc += tl.dot(filters, box.T)
-            elif SUMS == "each, not folded":
+            elif SUMS == "each, not fused":
                 acc += tl.dot(filters, box.T, max_num_imprecise_acc=1)
             else:
                 acc = tl.dot(filters, box.T, acc)
@@ -94,10 +95,10 @@ def _fprop_kernel(
 
 @triton.jit
 def _wgrad_kernel(
-    x, dy, dw, steps, IMAGES_LAST: tl.constexpr, OF_IMAGES: tl.constexpr,
+    x, dy, dw, steps, IMAGES_LAST: tl.constexpr, ALONG_IMAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dy^T times x for each box or line of pixels, in one program of many."""
+    """dy^T times x, summed over TMA boxes, or over runs of consecutive pixels or images."""
     m, c, r = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N, tl.program_id(2)
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     for step in range(steps):
@@ -105,7 +106,7 @@ def _wgrad_kernel(
         if IMAGES_LAST:
             a = tl.reshape(dy.load([p, q, m, n * BLOCK_K]), (BLOCK_M, BLOCK_K))
             b = tl.reshape(x.load([p + r, q, c, n * BLOCK_K]), (BLOCK_N, BLOCK_K)).T
-        elif OF_IMAGES:
+        elif ALONG_IMAGES:
             a = tl.reshape(dy.load([p, q, n * BLOCK_K, m]), (BLOCK_K, BLOCK_M)).T
             b = tl.reshape(x.load([p + r, q, n * BLOCK_K, c]), (BLOCK_K, BLOCK_N))
         else:
@@ -116,12 +117,12 @@ def _wgrad_kernel(
 
 
 class Way(NamedTuple):
-    """One way to write a pass."""
+    """One way to write a pass. The fields select the kernel's variant."""
 
-    what: str
+    name: str
     dtype: torch.dtype = torch.bfloat16
     box: tuple[int, int, int] = (2, 8, 8)
-    image: str = "as it lies"
+    image: str = "unchanged"
     filters: str = "matrix"
     box_left: bool = False
     sums: str = "in the matrix units"
@@ -133,14 +134,14 @@ class Way(NamedTuple):
         block_k, out = 128 // self.dtype.itemsize, torch.empty(1, dtype=torch.float32, device="meta")
         options = {"num_warps": self.warps, "num_stages": 3, "grid": (1,)}
         if self.wgrad:
-            images_last, of_images = self.wgrad == "images last", self.wgrad == "lines of images"
+            images_last, along_images = self.wgrad == "images last", self.wgrad == "images"
             if images_last:
                 x = self.described((H, W, C, N), (1, 1, 128, block_k))
-            elif of_images:
+            elif along_images:
                 x = self.described((H, W, N, C), (1, 1, block_k, 128))
             else:
                 x = self.described((N, H, W, C), (*self.box, 128))
-            return _wgrad_kernel.warmup(x, x, out, 99, images_last, of_images, 128, 128, block_k, **options)
+            return _wgrad_kernel.warmup(x, x, out, 99, images_last, along_images, 128, 128, block_k, **options)
         n, h, w = self.box
         if self.image == "pairs of rows and columns":
             x = self.described((N, H // 2, 2, W // 2, 2 * C), (n, h, 1, w, block_k))
@@ -158,7 +159,7 @@ class Way(NamedTuple):
         )  # fmt: skip
 
     def described(self, shape: Sequence[int], block: Sequence[int]) -> TensorDescriptor:
-        """Of a dense tensor."""
+        """A descriptor of a contiguous tensor."""
         tensor = torch.empty(tuple(shape), dtype=self.dtype, device="meta")
         return TensorDescriptor(tensor, list(shape), list(tensor.stride()), list(block))
 
@@ -168,39 +169,39 @@ WAYS = (
     PLAIN,
     Way("fprop: the box on the left, the filters on the right", box_left=True),
     Way("fprop: a box of one row on the left", box_left=True, box=(1, 1, 128)),
-    Way("fprop: filters as [filters, taps, channels], one tap in the middle", filters="rank 3"),
+    Way("fprop: filters as a rank-3 tensor, [filters, taps, channels]", filters="rank 3"),
     Way("fprop, stride 2: view [N, H/2, 2, W/2, 2 C]", image="pairs of rows and columns"),
     Way("fprop, stride 2: view [N, H, W/2, 2 C]", image="pairs of columns", box=(16, 1, 8)),
     Way("fprop: `tl.range(warp_specialize=True)`, 8 warps", specialize=True),
     Way("fprop: `tl.range(warp_specialize=True)`, 4 warps", specialize=True, warps=4, box=(1, 8, 8)),
     Way("fprop: `acc += tl.dot(...)`, to add outside of the matrix units", sums="each"),
-    Way("fprop: the same with `max_num_imprecise_acc=1`, which keeps the two apart", sums="each, not folded"),
-    Way("fprop: four blocks at a time, whose sum is added outside, in an `if` of the loop", sums="now and then"),
-    Way("fprop: four blocks at a time in a loop of their own", sums="parts"),
-    Way("fprop: the same, twice as many pixels", sums="parts", box=(4, 8, 8)),
+    Way("fprop: the same with `max_num_imprecise_acc=1`, against fusing the addition", sums="each, not fused"),
+    Way("fprop: sums of four blocks, added outside of the matrix units in an `if`", sums="branch"),
+    Way("fprop: sums of four blocks, each in an inner loop", sums="inner loop"),
+    Way("fprop: the same, twice as many pixels", sums="inner loop", box=(4, 8, 8)),
     Way("dgrad: the same filters, transposed", filters="transposed"),
     Way("dgrad, TF32: the same filters, transposed", filters="transposed", dtype=torch.float32, box=(2, 8, 4)),
-    Way("dgrad, TF32: filters copied in that order", dtype=torch.float32, box=(2, 8, 4)),
+    Way("dgrad, TF32: filters transposed by a copy beforehand", dtype=torch.float32, box=(2, 8, 4)),
     Way("wgrad: a box on either side", wgrad="boxes", box=(1, 8, 8)),
-    Way("wgrad: a line of columns on either side", wgrad="lines of columns", box=(1, 1, 64)),
-    Way("wgrad: a line of images on either side", wgrad="lines of images"),
-    Way("wgrad, TF32: lines of images, channels innermost", wgrad="lines of images", dtype=torch.float32),
-    Way("wgrad, TF32: lines of images, images innermost", wgrad="images last", dtype=torch.float32),
+    Way("wgrad: a run of columns on either side", wgrad="columns", box=(1, 1, 64)),
+    Way("wgrad: a run of images on either side", wgrad="images"),
+    Way("wgrad, TF32: runs of images, channels innermost", wgrad="images", dtype=torch.float32),
+    Way("wgrad, TF32: runs of images, images innermost", wgrad="images last", dtype=torch.float32),
 )
 
 
 def found(way: Way) -> dict[str, Any]:
-    """What a way compiles to."""
+    """The properties of a way's compiled loop."""
     triton.runtime.driver.set_active(Driver("sm_90"))
     try:
         binary = way.compiled()
-    except Exception as error:  # whatever a compiler may raise
-        return {"way": way.what, "fault": " ".join(str(error).split())[:200] or type(error).__name__}
+    except Exception as error:  # a compiler may raise anything
+        return {"way": way.name, "fault": " ".join(str(error).split())[:200] or type(error).__name__}
     code = read_cubin(binary.asm["cubin"], binary.asm["ptx"])
     loop = read_loops(binary.asm["ttgir"])[-1]
     names = ("ttg.local_load", "ttg.local_alloc", "ttg.local_store", "ttg.convert_layout")
     return {
-        "way": way.what,
+        "way": way.name,
         "fault": None,
         "products": loop.operations["ttng.warp_group_dot"] + loop.operations["tt.dot"],
         "in registers": loop.in_registers,
@@ -216,17 +217,17 @@ def found(way: Way) -> dict[str, Any]:
     }
 
 
-def found_by_another(way: Way) -> dict[str, Any]:
-    """The same by a process of its own, which a compiler may end."""
+def found_in_a_process(way: Way) -> dict[str, Any]:
+    """Like `found`, in another process, because the compiler may abort."""
     with ProcessPoolExecutor(1) as pool:
         try:
             return pool.submit(found, way).result()
         except BrokenProcessPool:
-            return {"way": way.what, "fault": "ends the process"}
+            return {"way": way.name, "fault": "aborts the process"}
 
 
 def main() -> None:
-    rows = [found_by_another(way) for way in WAYS]
+    rows = [found_in_a_process(way) for way in WAYS]
     plain = rows[0]["code"]
     for row in rows:
         row["as the first"] = row.pop("code", None) == plain and row is not rows[0]

@@ -1,12 +1,13 @@
-"""Finds the fastest tile of each kind of matrix product that networks compute on this GPU: `python -m bench.tune`.
+"""Find the fastest tile of each kind of matrix product on this GPU: `python -m bench.tune`.
 
-The products are those of bench/registry.py. Candidates lie around the tile that the rules of tuning.py guess, and are compiled
-side by side, ahead of time. Then a process of its own runs them one after another. It may crash: the candidate it was at is
-struck off, and a new process goes on behind it. All candidates of a product must compute the same. The winners go to
-kernels/runtime/tiles/, from where tuning.py takes them; a product that no candidate computes clearly faster keeps its guess.
+The products come from the cases of bench/registry.py. The candidates of a product are its default tile, chosen by the rules of
+kernels/runtime/tuning.py, and the tiles most similar to it. All cores compile candidates ahead of time; one process runs them
+one after another. If the process crashes, its current candidate is rejected and a new process continues with the next. All
+candidates of a product must compute the same result. The fastest tiles are written to kernels/runtime/tiles/, where tuning.py
+reads them. A product keeps its default tile unless a candidate is clearly faster.
 
-`--compile-only` needs no GPU: it compiles the candidates for an H100 or H200 and says which of them cannot be.
-`python -m bench conv --tune` compares the tiles of convolutions with float64 before it gets here.
+`--compile-only` needs no GPU: it compiles the candidates for an H100 or H200 and prints the ones that fail to compile.
+`python -m bench conv --tune` also compares the tiles of convolutions with float64 before timing them.
 """
 
 import sys
@@ -37,24 +38,24 @@ from bench.timing import Machine, interleaved, using
 from bench.workers import MANY, do_in_turn, do_side_by_side, words, worked_off
 from trinn.kernels import launchers, ops
 from trinn.kernels.runtime import tuning
-from trinn.kernels.runtime.hardware import architecture
+from trinn.kernels.runtime.hardware import architecture_of
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
 from trinn.kernels.runtime.tuning import Gemm, GemmTile
 
-CLEARLY = 0.97  # of the guess's time
+CLEARLY = 0.97  # of the default tile's time
 ROUNDS = 9
-CANDIDATES = 24  # for a product
-PATIENCE = 60.0  # seconds for a candidate, with the start of its process
-CLOSE = {torch.float16: 1e-2, torch.bfloat16: 2e-2, torch.float32: 2e-3}  # of the norm of the result; TF32 included
-ARITHMETICS = ("bf16", "tf32", "fp32", "fp16")  # what matters most first
+CANDIDATES = 24  # per product
+PATIENCE = 60.0  # seconds per candidate, including the start of its process
+CLOSE = {torch.float16: 1e-2, torch.bfloat16: 2e-2, torch.float32: 2e-3}  # relative to the norm of the result; TF32 included
+ARITHMETICS = ("bf16", "tf32", "fp32", "fp16")  # most important first
 
 Rule = Callable[[Gemm, str], GemmTile]
-Item = list[Any]  # what a process gets
+Item = list[Any]  # input of a worker process, as JSON
 
 
 class Place(NamedTuple):
-    """Where a product is computed: a case of the registry, and the number of the call."""
+    """The origin of a product: a case of the registry, and the number of the call in its passes."""
 
     arithmetic: str
     name: str
@@ -63,14 +64,14 @@ class Place(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A launcher with its arguments, which computes one product."""
+    """A launcher with its arguments, and the product it computes."""
 
     product: Gemm
     run: functools.partial[Any]
 
 
 def kind(product: Gemm) -> str:
-    """The kernel and the arithmetic: what decides, together with a tile, what is compiled, but for the geometry."""
+    """Return the kernel with its dtype and precision. With a tile and a geometry it determines the compiled code."""
     return product.key.rsplit(" ", 3)[0]
 
 
@@ -80,7 +81,7 @@ def named(tile: GemmTile) -> str:
 
 @contextlib.contextmanager
 def patched(module: Any, **names: Any) -> Iterator[None]:
-    """Within, these names of a module mean something else."""
+    """Replace these names of a module within the context."""
     before = {name: getattr(module, name) for name in names}
     vars(module).update(names)
     try:
@@ -91,7 +92,7 @@ def patched(module: Any, **names: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tiles_by(rule: Rule) -> Iterator[list[Gemm]]:
-    """Within, tiles follow this rule, and none is one that was measured; the products that one was asked for."""
+    """Choose tiles by `rule` within the context, not by measured tiles. Yield the list of products that requested one."""
     asked: list[Gemm] = []
 
     def tile_of(product: Gemm, architecture: str) -> GemmTile:
@@ -104,7 +105,7 @@ def tiles_by(rule: Rule) -> Iterator[list[Gemm]]:
 
 @contextlib.contextmanager
 def recorded(rule: Rule) -> Iterator[list[Call]]:
-    """Within, operators are their launchers, on any device; the calls of those that compute products."""
+    """Call launchers in place of operators within the context, on any device. Yield the list of calls with a product."""
     calls: list[Call] = []
     with tiles_by(rule) as asked:
 
@@ -112,7 +113,7 @@ def recorded(rule: Rule) -> Iterator[list[Call]]:
             def call(*args: Any) -> Any:
                 asked.clear()
                 result = launcher(*args)
-                if asked:  # of several kernels that it may start, a launcher asks for the tile of the one it starts last
+                if asked:  # a launcher may try several kernels; the last requested tile belongs to the launched kernel
                     detached = (arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
                     calls.append(Call(asked[-1], functools.partial(launcher, *detached)))
                 return result
@@ -124,7 +125,7 @@ def recorded(rule: Rule) -> Iterator[list[Call]]:
 
 
 def calls_of(case: registry.Case, arithmetic: str, layout: str, device: str, architecture: str, seed: int = 0) -> list[Call]:
-    """The calls of a forward and backward pass that compute products, with random tensors. Nothing runs."""
+    """Return the calls of a forward and backward pass that compute products, with random tensors. No kernel runs."""
     with using(arithmetic) as dtype, intercepted(lambda *_: None, architecture):
         with recorded(tuning.guessed_tile) as calls:
             Instance(case, "ours", dtype, layout, device, seed).call("backward")()
@@ -132,7 +133,7 @@ def calls_of(case: registry.Case, arithmetic: str, layout: str, device: str, arc
 
 
 def places(ops: Sequence[str], names: Sequence[str], arithmetics: Sequence[str]) -> Iterator[Place]:
-    """The cases of these operators whose names these patterns fit, or of all; what matters most first."""
+    """Yield the cases of these operators (default: all) with matching names, the most important first."""
     for arithmetic, layout in itertools.product(arithmetics, ("channels_last", "contiguous")):
         for name, case in registry.CASES.items():
             if registry.fits(name, names) and (not ops or case.op in ops) and arithmetic in case.arithmetics:
@@ -140,7 +141,7 @@ def places(ops: Sequence[str], names: Sequence[str], arithmetics: Sequence[str])
 
 
 def products(at: Iterable[Place], architecture: str) -> dict[Place, Gemm]:
-    """One of each kind of product."""
+    """Return one product per key, with the place of its first call."""
     found: dict[str, tuple[Place, Gemm]] = {}
     for place in at:
         calls = calls_of(registry.CASES[place.name], place.arithmetic, place.layout, "meta", architecture)
@@ -151,53 +152,53 @@ def products(at: Iterable[Place], architecture: str) -> dict[Place, Gemm]:
 
 @functools.cache
 def candidates(product: Gemm, most: int, architecture: str) -> list[GemmTile]:
-    """The guess, and the tiles next to it that a GPU has room for."""
-    guess = tuning.guessed_tile(product, architecture)
+    """Return the default tile, then the most similar tiles that fit into registers and shared memory."""
+    default = tuning.guessed_tile(product, architecture)
     sizes = (64, 128, 256) if _by_tma(product) else (16, 32, 64, 128, 256)
-    columns = (*sizes, 192, 320) if product.kernel == "tma wgrad" else sizes  # 3 or 5 taps of 64 channels
+    columns = (*sizes, 192, 320) if product.kernel == "tma wgrad" else sizes  # 3 or 5 taps with 64 channels each
     tiles = (GemmTile(*t) for t in itertools.product(sizes, columns, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)))
-    fitting = [tile for tile in tiles if tile != guess and _fits(tile, product, architecture)]
-    return [guess, *sorted(fitting, key=lambda tile: _steps(tile, guess))[: most - 1]]
+    fitting = [tile for tile in tiles if tile != default and _fits(tile, product, architecture)]
+    return [default, *sorted(fitting, key=lambda tile: _steps(tile, default))[: most - 1]]
 
 
 def _by_tma(product: Gemm) -> bool:
-    """Whether its kernel is one of conv2d_tma.py, whose wgmma multiplies 64 rows at a time, or as many for each of 8 warps."""
+    """Whether a TMA kernel computes the product. Its wgmma multiplies 64 rows per warpgroup (4 warps)."""
     return product.kernel.startswith("tma ")
 
 
 def _fits(tile: GemmTile, product: Gemm, architecture: str) -> bool:
-    in_planes = product.precision == "bf16x6"  # of bfloat16, whose sums are kept twice
-    itemsize = 2 if in_planes else product.dtype.itemsize
+    bf16_terms = product.precision == "bf16x6"  # bfloat16 operands, two accumulators
+    itemsize = 2 if bf16_terms else product.dtype.itemsize
     shared = tile.stages * tile.k * (tile.m + tile.n) * itemsize
     accumulators = tile.m * tile.n // (32 * tile.warps)
     sizes = zip((tile.m, tile.n, tile.k), (product.m, product.n, product.k), strict=True)
     least = 64 if _by_tma(product) else 16
     return (
-        shared <= _room(architecture) and 2 <= accumulators <= (64 if in_planes else 128)
+        shared <= _room(architecture) and 2 <= accumulators <= (64 if bf16_terms else 128)
         and all(block <= max(least, triton.next_power_of_2(size)) for block, size in sizes)
     )  # fmt: skip
 
 
 def _room(architecture: str) -> int:
-    """Bytes of shared memory for a program; of a GPU that is not known, what all have."""
+    """Return the bytes of shared memory per program; for an unknown GPU the minimum of all supported ones."""
     return SHARED_MEMORY.get(architecture, 99 << 10)
 
 
-def _steps(tile: GemmTile, guess: GemmTile) -> float:
-    """How far two tiles are apart, in doublings; a stage is as far as half of one."""
-    blocks = sum(abs(math.log2(a / b)) for a, b in zip(tile[:4], guess[:4], strict=True))
-    return blocks + abs(tile.stages - guess.stages) / 2
+def _steps(tile: GemmTile, default: GemmTile) -> float:
+    """Return the distance between two tiles, in doublings; one stage counts as half a doubling."""
+    blocks = sum(abs(math.log2(a / b)) for a, b in zip(tile[:4], default[:4], strict=True))
+    return blocks + abs(tile.stages - default.stages) / 2
 
 
 @contextlib.contextmanager
 def compiling(architecture: str) -> Iterator[list[str]]:
-    """Within, what is launched is compiled into Triton's cache and does not run; what is wrong with it."""
+    """Compile launched kernels into Triton's cache within the context, without running them. Yield the list of faults."""
     faults: list[str] = []
 
     def compile_it(kernel: Any, programs: int, args: Any, constants: Any) -> None:
         try:
             binary = kernel.warmup(*args, grid=(1,), **constants)
-        except Exception as error:  # whatever a compiler may raise
+        except Exception as error:  # a compiler may raise anything
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
@@ -213,21 +214,21 @@ def compiling(architecture: str) -> Iterator[list[str]]:
 
 
 def compile_launcher(binary: Any) -> None:
-    """Compile the function in C by which Triton 3.6 starts a kernel of that signature; newer ones have one for all."""
-    with contextlib.suppress(Exception):  # there is no libcuda to link it with, or it has no such function
+    """Compile Triton 3.6's C launcher for the signature of a kernel. Newer versions have one launcher for all signatures."""
+    with contextlib.suppress(Exception):  # no libcuda to link with, or a Triton version without CudaLauncher
         from triton.backends.nvidia.driver import CudaLauncher
 
         CudaLauncher(binary.src, binary.metadata)
 
 
 def compiled(item: Item, architecture: str) -> str | None:
-    """Compile a candidate; what is wrong with it, if something is."""
+    """Compile a candidate. Return its faults, or None."""
     *place, tile = item
     call = _call(*place, architecture)
     with using(Place(*place).arithmetic), compiling(architecture) as faults, tiles_by(lambda *_: GemmTile(*tile)) as asked:
         call.run()
     if asked[-1].key != call.product.key:
-        return "makes the launcher take another kernel"
+        return "the launcher selects another kernel for this tile"
     return "; ".join(faults) or None
 
 
@@ -237,7 +238,7 @@ def _call(arithmetic: str, name: str, layout: str, number: int, architecture: st
 
 
 class Timer:
-    """Times candidates in turn, in microseconds. It keeps what those of a product have in common."""
+    """Time candidates, in microseconds. The calls and the expected result are kept between candidates of one product."""
 
     def __init__(self, machine: Machine, architecture: str) -> None:
         self.machine, self.architecture = machine, architecture
@@ -249,16 +250,16 @@ class Timer:
             self.place, self.calls = None, self._calls(place)
         with using(place.arithmetic), tiles_by(lambda *_: tile):
             got = _outputs(self.calls[0])
-            if self.place is None:  # the first: the guess, unless something is wrong with it
+            if self.place is None:  # the first candidate: the default tile, unless it was rejected
                 self.place, self.expected = place, got
             close = CLOSE[self.calls[0].product.dtype]
             if any(not (g - e).norm() <= close * e.norm() for g, e in zip(got, self.expected, strict=True)):
-                return "computes something else"
+                return "result differs from the first candidate's"
             timed = interleaved({tile: [call.run for call in self.calls]}, self.machine.clock, rounds=ROUNDS)
         return 1e6 * timed[tile].median
 
     def _calls(self, place: Place) -> list[Call]:
-        """The call with several sets of tensors, to be made in turn."""
+        """Return the call with several sets of tensors, to rotate."""
 
         def call(seed: int) -> Call:
             case, device = registry.CASES[place.name], self.machine.device
@@ -274,11 +275,11 @@ def _outputs(call: Call) -> list[Tensor]:
     return [t.float() for t in (result if isinstance(result, tuple) else (result,)) if t.is_floating_point()]
 
 
-Times = dict[str, dict[str, Any]]  # by Product.key and the tile's name: microseconds, or what is wrong with it
+Times = dict[str, dict[str, Any]]  # by Gemm.key and the tile's name: microseconds, or a fault
 
 
 def items_of(wanted: Mapping[Place, Gemm], tiles_of: Callable[[Gemm], Sequence[GemmTile]], times: Times) -> list[Item]:
-    """The candidates of products that have no time yet."""
+    """Return the candidates without a time."""
     return [
         [*place, list(tile)]
         for place, product in wanted.items()
@@ -288,57 +289,57 @@ def items_of(wanted: Mapping[Place, Gemm], tiles_of: Callable[[Gemm], Sequence[G
 
 
 def settled(items: Iterable[Item], command: Sequence[str], until: float) -> Iterator[tuple[Item, Any]]:
-    """(item, what came of it): compiled by the command with --compile-only, side by side, while the command itself runs those
-    that are compiled.
+    """Compile and run items. Yield (item, result).
 
-    What cannot be compiled, crashes or hangs is said in words.
+    Processes of `command --compile-only` compile the items, while a process of `command` runs the compiled ones. The result of
+    an item that fails to compile, crashes or hangs is the error message.
     """
-    struck: list[tuple[Item, str]] = []
+    rejected: list[tuple[Item, str]] = []
 
-    def able() -> Iterator[Item]:
+    def compilable() -> Iterator[Item]:
         for item, fault in _compiled(items, command, until):
             if fault:
-                struck.append((item, fault))
+                rejected.append((item, fault))
             else:
                 yield item
 
-    for item, found, why in worked_off(able(), command, lambda _: PATIENCE, until):
+    for item, found, why in worked_off(compilable(), command, lambda _: PATIENCE, until):
         yield item, why or found
-        while struck:
-            yield struck.pop()
-    yield from struck
+        while rejected:
+            yield rejected.pop()
+    yield from rejected
 
 
 def compile_only(items: Sequence[Item], command: Sequence[str]) -> int:
-    """Compile items, without a GPU, and say which cannot be."""
+    """Compile items without a GPU. Print the ones that fail."""
     start = time.monotonic()
     faults = [(item, fault) for item, fault in _compiled(items, command) if fault]
     for item, fault in faults:
         print(*item, fault)
-    print(f"{len(items)} candidates compiled in {time.monotonic() - start:.0f} s, {len(faults)} cannot be")
+    print(f"{len(items)} candidates compiled in {time.monotonic() - start:.0f} s, {len(faults)} failed")
     return 0
 
 
 def _compiled(items: Iterable[Item], command: Sequence[str], until: float = math.inf) -> Iterator[tuple[Item, str | None]]:
-    """What is wrong with each, if something is."""
+    """Compile items in worker processes. Yield (item, fault or None)."""
     for item, fault, why in worked_off(items, [*command, "--compile-only"], lambda _: PATIENCE, until, MANY):
         yield item, why or fault
 
 
 def add(times: Times, wanted: Mapping[Place, Gemm], item: Item, found: Any) -> None:
-    """Keep what came of an item."""
+    """Store the result of an item."""
     *place, tile = item
     times.setdefault(wanted[Place(*place)].key, {})[named(GemmTile(*tile))] = found
 
 
 def winners(wanted: Iterable[Gemm], times: Times, architecture: str) -> dict[str, GemmTile | None]:
-    """The fastest tile of each product that was measured, or None for its guess."""
+    """Return the fastest tile of each measured product, or None if the default tile is about as fast."""
     found: dict[str, GemmTile | None] = {}
     for product in wanted:
         if measured := _measured(product, times):
-            guess = measured.get(tuning.guessed_tile(product, architecture), math.inf)
+            default = measured.get(tuning.guessed_tile(product, architecture), math.inf)
             best = min(measured, key=lambda tile: measured[tile])
-            found[product.key] = best if measured[best] < CLEARLY * guess else None
+            found[product.key] = best if measured[best] < CLEARLY * default else None
     return found
 
 
@@ -348,12 +349,12 @@ def _measured(product: Gemm, times: Times) -> dict[GemmTile, float]:
 
 
 def path_of(gpu: str) -> Path:
-    """Where tuning.py looks for the tiles of a GPU."""
+    """Return the path of the tile file of a GPU, from which tuning.py reads."""
     return tuning.TILES / f"{gpu.lower().replace(' ', '_')}.json"
 
 
 def record(name: str, found: Mapping[str, GemmTile | None]) -> None:
-    """Keep the winners, next to those of products that were not measured this time."""
+    """Write the fastest tiles of a GPU. Keep stored tiles of other products, unless another version of Triton measured them."""
     path = path_of(name)
     known = json.loads(path.read_text()) if path.exists() else {}
     tiles: dict[str, GemmTile | None] = {**(known["tiles"] if known.get("triton") == triton.__version__ else {}), **found}
@@ -363,16 +364,16 @@ def record(name: str, found: Mapping[str, GemmTile | None]) -> None:
 
 
 def lines_of(wanted: Iterable[Gemm], times: Times, architecture: str) -> Iterator[str]:
-    """What was measured of each product."""
+    """Yield one line per measured product: the times of its default tile and its best tile."""
     for product in wanted:
         if measured := _measured(product, times):
-            guess = measured.get(tuning.guessed_tile(product, architecture), math.nan)
+            default = measured.get(tuning.guessed_tile(product, architecture), math.nan)
             best = min(measured, key=lambda tile: measured[tile])
-            yield f"{product.key:48} guess {guess:9.1f} us   best {measured[best]:9.1f} us  {named(best)}"
+            yield f"{product.key:48} default {default:9.1f} us   best {measured[best]:9.1f} us  {named(best)}"
 
 
 def work(args: argparse.Namespace, machine: Callable[[], Machine] = Machine.gpu) -> None:
-    """What a process does that gets items."""
+    """Process the items of the input, in a worker process."""
     if args.compile_only:
         do_side_by_side(functools.partial(compiled, architecture=args.architecture))
     else:
@@ -382,11 +383,11 @@ def work(args: argparse.Namespace, machine: Callable[[], Machine] = Machine.gpu)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions: what has one in its name")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions; select matching names")
     parser.add_argument("--arithmetics", nargs="+", choices=ARITHMETICS, default=ARITHMETICS, metavar="NAME")
-    parser.add_argument("--candidates", type=int, default=CANDIDATES, metavar="N", help="for each product")
-    parser.add_argument("--minutes", type=float, default=8, help="then stop, and keep what was found")
-    parser.add_argument("--compile-only", action="store_true", help="needs no GPU")
+    parser.add_argument("--candidates", type=int, default=CANDIDATES, metavar="N", help="tiles per product")
+    parser.add_argument("--minutes", type=float, default=8, help="time limit")
+    parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; time nothing")
     parser.add_argument("--architecture", default="sm_90", help=argparse.SUPPRESS)
     parser.add_argument("--items", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -394,11 +395,11 @@ def main() -> int:
         work(args)
         return 0
     if not args.compile_only and not torch.cuda.is_available():
-        print("There is no GPU here to measure on; --compile-only needs none.")
+        print("No GPU found. --compile-only works without one.")
         return 1
 
     if not args.compile_only:
-        args.architecture = architecture(torch.device("cuda"))
+        args.architecture = architecture_of(torch.device("cuda"))
     command = [sys.executable, "-m", "bench.tune", "--items", "--architecture", args.architecture]
     until = time.monotonic() + 60 * args.minutes
     wanted = products(places((), args.names, args.arithmetics), args.architecture)

@@ -1,8 +1,8 @@
-"""Work that may crash or hang, done by processes of its own: one does all of it, and another goes on behind what killed it.
+"""Run items that may crash or hang in a worker process, and start a new worker if one dies.
 
-Such a process reads items from its input, a line of JSON each. Before each it prints {"at": item}, then {"part": ...} as often
-as it likes, and after it {"of": item, "result": ...}; whatever else it prints is ignored. Where it ends before the last item, a
-new one goes on: an error on a GPU leaves a process that cannot use it any more.
+A worker reads items from stdin, one JSON line each. Before an item it prints {"at": item}, then any number of {"part": ...}
+lines, and after it {"of": item, "result": ...}. Other output is ignored. If a worker ends early, a new one continues with the
+next item: after a GPU error a process cannot use the GPU any more.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-MANY = 256  # lines that a pipe has room for, and enough for all cores when one of them takes long
+MANY = 256  # items in flight: few enough for the buffer of a pipe, enough to keep all cores busy behind a slow item
 
 
 def worked_off(
@@ -31,16 +31,21 @@ def worked_off(
     until: float = float("inf"),
     at_once: int = 1,
 ) -> Iterator[tuple[Any, Any, str | None]]:
-    """(item, part or result, None), or (item, None, what happened) for one that crashed or kept silent for longer than its
-    patience, in seconds.
+    """Run items in worker processes of `command`.
 
-    A process is given `at_once` items ahead of its results. After `until`, of time.monotonic(), nothing more comes.
+    Args:
+        patience: seconds of silence after which an item counts as hung.
+        until: a time of time.monotonic(), at which the worker is killed and the iteration ends.
+        at_once: how many items the worker receives ahead of its results.
+
+    Yields:
+        (item, part or result, None), or (item, None, error message) if the item crashed or hung.
 
     Raises:
-        RuntimeError: a process ended before it began with an item.
+        RuntimeError: a worker ended before it started an item.
     """
     coming = iter(items)
-    left = list(itertools.islice(coming, at_once))  # what a process has, or gets first
+    left = list(itertools.islice(coming, at_once))  # the worker's items, or those for the next worker
     while left and time.monotonic() < until:
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
@@ -68,17 +73,17 @@ def worked_off(
                             return
                 if time.monotonic() >= until:
                     return
-                if line is not None:  # it closed its output, and so ends
+                if line is not None:  # stdout was closed: the worker is ending
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(timeout=5)
             finally:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # with what it started
+                    os.killpg(process.pid, signal.SIGKILL)  # and its child processes
                 status = process.wait()
             errors.seek(0)
             said = errors.read().strip()
         if not begun:
-            raise RuntimeError(f"the work was not even begun, exit status {status}:\n{said[-2000:]}")
+            raise RuntimeError(f"the worker ended before its first item, exit status {status}:\n{said[-2000:]}")
         if at:
             left.remove(at[0])
             hung, crashed = f"took more than {patience(at[0]):.0f} s", f"crashed, exit status {status}: {said[-300:]}"
@@ -88,13 +93,13 @@ def worked_off(
 
 def _give(process: "subprocess.Popen[str]", items: Sequence[Any]) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it has ended, which its output tells
+    with contextlib.suppress(BrokenPipeError):  # the worker has ended; the caller finds its stdout closed
         process.stdin.writelines(json.dumps(item) + "\n" for item in items)
         process.stdin.flush()
 
 
 def _printed(process: "subprocess.Popen[str]") -> "queue.Queue[str]":
-    """The lines that a process prints, as they come; the last is empty."""
+    """Return a queue of the lines that a process prints. An empty line marks the end."""
     lines: queue.Queue[str] = queue.Queue()
 
     def forward() -> None:
@@ -108,9 +113,9 @@ def _printed(process: "subprocess.Popen[str]") -> "queue.Queue[str]":
 
 
 def _next(lines: "queue.Queue[str]", patience: float) -> dict[str, Any] | None:
-    """The next of the lines that is JSON; empty after the last; None when none comes for so many seconds.
+    """Return the next JSON line: {} after the last line, None if no line arrives within `patience` seconds.
 
-    Without patience it is None even if a line is there: no time is left for it.
+    If `patience` is not positive, return None even if a line is waiting: the time limit has passed.
     """
     while patience > 0:
         try:
@@ -123,18 +128,19 @@ def _next(lines: "queue.Queue[str]", patience: float) -> dict[str, Any] | None:
 
 
 def given() -> Iterator[Any]:
-    """The items of such a process."""
+    """Yield the items of this worker process."""
     return map(json.loads, sys.stdin)
 
 
 def say(**what: Any) -> None:
-    """A line of such a process."""
+    """Print a line of this worker process."""
     print(json.dumps(what), flush=True)
 
 
 def do_in_turn(do: Callable[[Any], Any], after: Callable[[], object] = lambda: None) -> None:
-    """What such a process does: one item after the other. What `do` raises is its result, in words; `after` ends the process
-    by raising.
+    """Process the items of this worker one after another.
+
+    If `do` raises, the result is the error message. If `after` raises, the process ends.
     """
     for item in given():
         say(at=item)
@@ -143,7 +149,7 @@ def do_in_turn(do: Callable[[Any], Any], after: Callable[[], object] = lambda: N
 
 
 def do_side_by_side(do: Callable[[Any], Any]) -> None:
-    """The same by a process on each core but one, which is left to who measures. Results are in order."""
+    """Process the items of this worker in a pool. Results are in order. One core stays free for the measuring process."""
     taken: queue.Queue[Any] = queue.Queue()
 
     def items() -> Iterator[Any]:
@@ -162,10 +168,10 @@ def do_side_by_side(do: Callable[[Any], Any]) -> None:
 def _done(do: Callable[[Any], Any], item: Any) -> Any:
     try:
         return do(item)
-    except Exception as error:  # whatever torch, Triton and their compilers may raise
+    except Exception as error:  # torch, Triton and their compilers may raise anything
         return words(error)
 
 
 def words(error: BaseException) -> str:
-    """An error in a line."""
+    """Return an error as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

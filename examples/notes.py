@@ -1,13 +1,13 @@
 """From a first network to AlexNet and its initialisation, on trinn's kernels: python examples/notes.py
 
-A walk through sections 2.3 and 2.4 of a course on building and initialising models in PyTorch, in their order. What is called
-stands on the left, what it gives below it or on the right. Every layer is a Triton kernel: on a GPU if there is one, else in
-Triton's interpreter.
+The examples follow sections 2.3 and 2.4 of a course on building and initialising models in PyTorch. Each line prints a call on
+the left, and its result on the right or below. Every layer runs as a Triton kernel: on a GPU if there is one, else in Triton's
+interpreter.
 """
 
 import os
 
-# The interpreter's matrix products are small: threads would wait for each other most of the time.
+# The interpreter's matrix products are so small that several threads would be slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ WIDTH = 56
 
 
 def show(call: str, value: Any) -> None:
-    """A call and what it gives: on its line where that is one line, else below."""
+    """Print a call and its result: a result of one line on the right, else below."""
     lines = text(value).splitlines()
     if len(lines) == 1:
         print(f"    {call:{WIDTH}} {lines[0]}")
@@ -37,7 +37,7 @@ def show(call: str, value: Any) -> None:
 
 
 def text(value: Any) -> str:
-    """A tensor as rows of numbers, with decimals where it has any; a size as 8 x 8; anything else as it prints."""
+    """A tensor as rows of numbers, without decimals if all are integers; a size as 8 x 8; any other value as str."""
     if isinstance(value, (torch.Size, tuple)):
         return " x ".join(map(str, value))
     if not isinstance(value, Tensor):
@@ -53,12 +53,12 @@ def tensor(*rows: Any) -> Tensor:
 
 
 def image(*rows: Any) -> Tensor:
-    """Rows of pixels as a batch of one image of one channel, (1, 1, H, W)."""
+    """Rows of pixels as a batch of one image with one channel, (1, 1, H, W)."""
     return tensor(*rows)[None, None]
 
 
 def filled(layer: Any, weight: Any, bias: Any = None) -> Any:
-    """A layer whose parameters are these numbers."""
+    """`layer` with the given parameters."""
     with torch.no_grad():
         layer.weight.copy_(torch.as_tensor(weight).view_as(layer.weight))
         if bias is not None:
@@ -67,7 +67,7 @@ def filled(layer: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def comp_conv2d(conv2d: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
-    """A convolution of a plain (H, W) tensor: the axes of batch and channels are added and taken away again."""
+    """The convolution of a plain (H, W) tensor: adds the batch and channel axes, and removes them from the result."""
     Y = conv2d(X.view((1, 1) + X.shape))
     return Y.view(Y.shape[2:])
 
@@ -109,7 +109,7 @@ def convolution() -> None:
     show("conv2d(X) = 0 * 0 + 1 * 1 + 3 * 2 + 4 * 3, ...", conv2d(X))
     X = torch.rand(8, 8).to(DEVICE)
     conv2d = nn.Conv2d(in_channels=1, out_channels=1, kernel_size=3, padding=1).to(DEVICE)
-    show("Conv2d(1, 1, kernel_size=3, padding=1), of 8 x 8", comp_conv2d(conv2d, X).shape)
+    show("Conv2d(1, 1, kernel_size=3, padding=1) of 8 x 8", comp_conv2d(conv2d, X).shape)
     conv2d = nn.Conv2d(in_channels=1, out_channels=1, kernel_size=(5, 3), padding=(2, 1)).to(DEVICE)
     show("Conv2d(1, 1, kernel_size=(5, 3), padding=(2, 1))", comp_conv2d(conv2d, X).shape)
     conv2d = nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2).to(DEVICE)
@@ -139,7 +139,7 @@ def bilinear_upsampling() -> None:
     up = nn.interpolate(corners, size=(4, 4), mode="bilinear", align_corners=True)
 
     def f(x: float, y: float) -> float:
-        """Between the corners, which are at 0 and 1: along x at the top and at the bottom, then along y."""
+        """Interpolate between the corners, at 0 and 1: first along x, at the top and at the bottom, then along y."""
         top, bottom = (1 - x) * q11 + x * q21, (1 - x) * q12 + x * q22
         return (1 - y) * top + y * bottom
 
@@ -147,9 +147,9 @@ def bilinear_upsampling() -> None:
     show("corners Q11 Q21, Q12 Q22", corners)
     show("f(x, y) = (1 - y) f(x, y1) + y f(x, y2), by hand", by_hand)
     show("interpolate(corners, size=(4, 4), mode='bilinear', align_corners=True)", up)
-    show("the same up to rounding", bool((up[0, 0] - by_hand).abs().max() < 1e-6))
+    show("equal up to rounding", bool((up[0, 0] - by_hand).abs().max() < 1e-6))
     layer = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-    show("Upsample(scale_factor=2, mode='bilinear', align_corners=True) does it too", torch.equal(layer(corners), up))
+    show("Upsample(scale_factor=2, mode='bilinear', align_corners=True) is equal", torch.equal(layer(corners), up))
 
 
 def transposed_convolution() -> None:
@@ -159,7 +159,7 @@ def transposed_convolution() -> None:
     show("filter", layer.weight)
     show("ConvTranspose2d(1, 1, 2, stride=2)(X)", layer(X))
     show("conv_transpose_output_size(2, 2, stride=2)", nn.conv_transpose_output_size(2, 2, stride=2))
-    show("and back: conv_output_size(4, 2, stride=2)", nn.conv_output_size(4, 2, stride=2))
+    show("the inverse: conv_output_size(4, 2, stride=2)", nn.conv_output_size(4, 2, stride=2))
 
 
 def pooling() -> None:
@@ -172,11 +172,11 @@ def pooling() -> None:
 def normalisation() -> None:
     X = image([1, 2], [3, 6])
     layer = nn.BatchNorm2d(1).to(DEVICE)
-    show("X, of mean 3 and variance 3.5", X)
+    show("X, with mean 3 and variance 3.5", X)
     show("BatchNorm2d(1)(X) = (X - mean) / sqrt(variance + eps)", layer(X))
-    show("running_mean: a tenth of the way from 0 to the mean", layer.running_mean)
+    show("running_mean: momentum 0.1 from 0 to the mean", layer.running_mean)
     show("running_var: from 1 to the unbiased variance", layer.running_var)
-    show("in evaluation, by the running statistics", layer.eval()(X))
+    show("in evaluation: with the running statistics", layer.eval()(X))
 
 
 def activation() -> None:
@@ -196,7 +196,7 @@ def fully_connected() -> None:
 
 
 def model(network: torch.nn.Module, size: tuple[int, ...]) -> None:
-    """The layers of a network in the order in which an image passes them, and what each makes of it."""
+    """Print the layers of a network in the order of execution, with the output size and the parameters of each."""
     network = network.to(DEVICE).eval()
 
     def line(name: str, module: torch.nn.Module, output: Tensor) -> None:
@@ -208,19 +208,19 @@ def model(network: torch.nn.Module, size: tuple[int, ...]) -> None:
     print(f"    {'image':37} {text(size)}")
     with torch.no_grad():
         network(torch.rand(size).to(DEVICE))
-    print(f"    {'parameters in all':58} {count(network):>12}")
+    print(f"    {'all parameters':58} {count(network):>12}")
 
 
 def count(module: torch.nn.Module) -> str:
-    """The number of parameters; nothing where there are none."""
+    """The number of parameters; empty if there are none."""
     total = sum(parameter.numel() for parameter in module.parameters())
     return f"{total:,}" if total else ""
 
 
 def initialisers() -> None:
-    """What is in torch.nn.init, each used on a convolution's weight or, where it takes two axes only, a linear layer's."""
+    """Apply each function of torch.nn.init to the weight of a convolution, or of a linear layer if it requires two axes."""
     arguments: dict[str, dict[str, float]] = {"constant": {"val": 0.3}, "sparse": {"sparsity": 0.5}}
-    print(f"    {'torch.nn.init':30} {'of':16} {'mean':>8} {'std':>8} {'least':>8} {'most':>8}")
+    print(f"    {'torch.nn.init':30} {'shape':16} {'mean':>8} {'std':>8} {'min':>8} {'max':>8}")
     for name, scheme in SCHEMES.items():
         size = (64, 64) if name in ("eye", "sparse") else (32, 16, 3, 3)
         given = ", ".join(f", {key}={value}" for key, value in arguments.get(name, {}).items())
@@ -229,16 +229,16 @@ def initialisers() -> None:
         figures = " ".join(f"{float(figure):8.4f}" for figure in (w.mean(), w.std(correction=0), w.min(), w.max()))
         print(f"    {f'{name}_(weight{given})':30} {text(size):16} {figures}")
     print()
-    show("calculate_gain('relu'), by which kaiming_* widens", round(init.calculate_gain("relu"), 4))
+    show("calculate_gain('relu'), the factor in kaiming_*", round(init.calculate_gain("relu"), 4))
 
 
 def using_them() -> None:
     conv = nn.Conv2d(1, 3, 3)
     linear = nn.Linear(10, 1)
     init.kaiming_normal_(conv.weight)
-    show("init.kaiming_normal_(conv.weight), of 3 x 1 x 3 x 3", conv.weight[0, 0])
+    show("init.kaiming_normal_(conv.weight), 3 x 1 x 3 x 3", conv.weight[0, 0])
     init.constant_(linear.weight, 0.3)
-    show("init.constant_(linear.weight, 0.3), of 1 x 10", linear.weight[0, :4])
+    show("init.constant_(linear.weight, 0.3), 1 x 10", linear.weight[0, :4])
 
 
 def a_wrapper() -> None:
@@ -277,8 +277,8 @@ SECTIONS: list[tuple[str, str, Callable[[], None]]] = [
     ("2.3.2 8)", "Fully connected layer", fully_connected),
     ("2.3.3 1)", "LeNet", lambda: model(LeNet(), (1, 1, 32, 32))),
     ("2.3.3 2)", "AlexNet", lambda: model(AlexNet(), (1, 3, 224, 224))),
-    ("2.4.1", "What torch.nn.init holds", initialisers),
-    ("2.4.2", "How it is used", using_them),
+    ("2.4.1", "The functions of torch.nn.init", initialisers),
+    ("2.4.2", "Initialising single layers", using_them),
     ("2.4.3", "A wrapper for a whole model: init_weights", a_wrapper),
 ]
 

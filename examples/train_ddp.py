@@ -1,13 +1,13 @@
-"""LeNet learns to read handwriting in several processes: torchrun --nproc-per-node 2 examples/train_ddp.py
+"""Train LeNet on handwritten digits in several processes: torchrun --nproc-per-node 2 examples/train_ddp.py
 
-Each process has a GPU of its own, or without GPUs Triton's interpreter, and its share of every batch. torch's
-DistributedDataParallel averages the gradients, so that all processes have the same network, to the bit. The digits are those of
-examples/train_digits.py, and a fifth of them is never trained on.
+Each process uses its own GPU, or Triton's interpreter on a machine without GPUs, and computes its share of every batch. torch's
+DistributedDataParallel averages the gradients, so all processes have bitwise the same network. The digits are the same as in
+examples/train_digits.py; a fifth of them is held out from training.
 """
 
 import os
 
-# The interpreter's matrix products are small: threads would wait for each other most of the time.
+# The interpreter's matrix products are so small that several threads would be slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
@@ -27,7 +27,7 @@ from trinn.models import LeNet
 
 
 def digits(device: torch.device, limit: int | None) -> tuple[TensorDataset, TensorDataset]:
-    """Images (N, 1, 32, 32), from -1, paper, to 1, ink, with what they show: to learn from, and held out."""
+    """The training digits and the held-out digits: images (N, 1, 32, 32) from -1 (paper) to 1 (ink), and labels (N)."""
     data = load_digits()
     small = torch.tensor(data.images[:limit], dtype=torch.float32, device=device).unsqueeze(1)
     images = trinn.layers.interpolate(small, size=32, mode="bilinear") / 8 - 1
@@ -37,12 +37,12 @@ def digits(device: torch.device, limit: int | None) -> tuple[TensorDataset, Tens
 
 
 def train(network: DistributedDataParallel, learnt: TensorDataset, epochs: int, batch: int) -> None:
-    """Train with Adam, on batches of that many digits in all processes together."""
+    """Train with Adam. `batch` is the number of digits in a step, over all processes."""
     optimizer = torch.optim.Adam(network.parameters())
     sampler: DistributedSampler = DistributedSampler(learnt)
     shares = DataLoader(learnt, max(1, batch // distributed.get_world_size()), sampler=sampler)
     for epoch in range(1, epochs + 1):
-        sampler.set_epoch(epoch)  # which shuffles anew
+        sampler.set_epoch(epoch)  # a new random order
         losses = []
         for images, labels in shares:
             loss = F.cross_entropy(network(images), labels)
@@ -62,7 +62,7 @@ def accuracy(network: DistributedDataParallel, held_out: TensorDataset) -> float
 
 
 def same_everywhere(network: DistributedDataParallel) -> bool:
-    """Whether all processes have the same weights, to the bit."""
+    """Whether all processes have bitwise the same weights."""
     weights = torch.cat([w.detach().flatten() for w in network.parameters()])
     all_weights: list[Tensor] = [torch.empty_like(weights) for _ in range(distributed.get_world_size())]
     distributed.all_gather(all_weights, weights)
@@ -70,7 +70,7 @@ def same_everywhere(network: DistributedDataParallel) -> bool:
 
 
 def say(line: str) -> None:
-    """Print, in the first process alone."""
+    """Print a line, in the first process only."""
     if distributed.get_rank() == 0:
         print(line, flush=True)
 
@@ -78,18 +78,18 @@ def say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train LeNet on handwritten digits in several processes.")
     parser.add_argument("--epochs", type=int, default=4 if INTERPRETED else 20, help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=40, help="digits in a step of all processes; default: %(default)s")
+    parser.add_argument("--batch", type=int, default=40, help="digits per step, over all processes; default: %(default)s")
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if "LOCAL_RANK" not in os.environ:
-        parser.error("start it with torchrun --nproc-per-node 2 examples/train_ddp.py")
+        parser.error("start this script with torchrun --nproc-per-node 2 examples/train_ddp.py")
 
     device = torch.device("cpu") if INTERPRETED else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group("gloo" if INTERPRETED else "nccl")
     learnt, held_out = digits(device, options.limit)
-    say(f"{distributed.get_world_size()} processes, {len(learnt)} digits to learn from, {len(held_out)} held out")
+    say(f"{distributed.get_world_size()} processes, {len(learnt)} digits to train on, {len(held_out)} held out")
 
     torch.manual_seed(0)
     network = DistributedDataParallel(LeNet().to(device))
@@ -97,7 +97,7 @@ def main() -> None:
     say(f"{100 * accuracy(network, held_out):.1f} % of the held-out digits read right")
     say(f"the same weights in all processes: {'yes' if same_everywhere(network) else 'NO'}")
     if INTERPRETED:
-        time.sleep(0.2)  # gloo's threads need Python to let go of what they sent; where it ends first, they abort it
+        time.sleep(0.2)  # gloo's threads must release their buffers before Python exits; otherwise they abort the process
     distributed.destroy_process_group()
 
 

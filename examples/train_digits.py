@@ -1,20 +1,21 @@
-"""LeNet learns to read handwriting on trinn's kernels: python examples/train_digits.py
+"""Train LeNet on handwritten digits with trinn's kernels: python examples/train_digits.py
 
-The 1,797 handwritten digits that scikit-learn ships (E. Alpaydin and C. Kaynak, Optical recognition of handwritten digits,
-UCI, 1998) are brought from 8x8 to LeNet's 32x32 by bilinear upsampling. A fifth of them, stratified, is never trained on.
-Every layer, forward and backward, is a Triton kernel: on a GPU if there is one, else in Triton's interpreter. Loss and
-optimizer are torch's.
+The data are the 1,797 digits in scikit-learn (E. Alpaydin and C. Kaynak, Optical recognition of handwritten digits, UCI, 1998),
+enlarged from 8x8 to LeNet's 32x32 by bilinear upsampling. A stratified fifth of them is held out from training. Every layer
+runs as a Triton kernel, forward and backward: on a GPU if there is one, else in Triton's interpreter. Loss and optimizer are
+torch's.
 
-Writes digits.png, a picture of what was learnt, and lenet-digits.pt, the weights, which plain torch.nn loads as they are.
+The script writes digits.png, a figure of the training and its result, and lenet-digits.pt, weights for the same network in
+plain torch.nn.
 """
 
 import os
 import sys
 
-# The interpreter's matrix products are small: threads would wait for each other most of the time.
+# The interpreter's matrix products are so small that several threads would be slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if __name__ == "__main__":  # before the imports that take seconds, so that Ctrl-C is one line then too
+if __name__ == "__main__":  # before the imports, which take seconds: Ctrl-C prints one line there too
 
     def end_in_one_line(kind, error, traceback):
         if kind is not KeyboardInterrupt:
@@ -53,14 +54,14 @@ from trinn.models import LeNet
 DEVICE = "cpu" if INTERPRETED else "cuda"
 WHERE = "Triton's interpreter on the CPU" if INTERPRETED else f"Triton on {torch.cuda.get_device_name()}"
 
-SMOOTHING = 0.1  # asks for a probability of 0.91 for the right digit and 0.01 for each other
+SMOOTHING = 0.1  # the targets are 0.91 for the correct digit and 0.01 for each other digit
 LEAST_LOSS = -0.91 * math.log(0.91) - 9 * 0.01 * math.log(0.01)
 
 INK, GREY, LIGHT, BLUE, RED = "#1f2328", "#68707a", "#d5dae0", "#1f6fb5", "#d1352b"
 
 
 class Digits(NamedTuple):
-    """Images (N, 1, 32, 32), from -1, paper, to 1, ink; and what they show, (N)."""
+    """Images (N, 1, 32, 32) from -1 (paper) to 1 (ink), and labels (N)."""
 
     images: Tensor
     labels: Tensor
@@ -68,7 +69,7 @@ class Digits(NamedTuple):
 
 @dataclass
 class Course:
-    """How a training went: loss and accuracy at each step, accuracy on held-out digits after each epoch, and seconds."""
+    """The course of a training: loss and accuracy of each step, accuracy on held-out digits after each epoch, and seconds."""
 
     losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
@@ -77,7 +78,7 @@ class Course:
 
 
 def digits(seed: int, limit: int | None) -> tuple[Digits, Digits]:
-    """Those to learn from, and the fifth that is held out."""
+    """The training digits, and the held-out fifth."""
     data = load_digits()
     images = torch.tensor(data.images[:limit], dtype=torch.float32, device=DEVICE).unsqueeze(1)
     images = trinn.layers.Upsample(size=32, mode="bilinear")(images) / 8 - 1
@@ -88,7 +89,7 @@ def digits(seed: int, limit: int | None) -> tuple[Digits, Digits]:
 
 
 def train(network: LeNet, learnt: Digits, held_out: Digits, epochs: int, batch: int, console: Console) -> Course:
-    """Train with Adam, its rate rising and falling once, towards smoothed labels."""
+    """Train with Adam, a one-cycle learning rate and smoothed labels."""
     course, began = Course(), time.perf_counter()
     steps = math.ceil(len(learnt.labels) / batch)
     quarters = {math.ceil(steps * quarter / 4) for quarter in (1, 2, 3)} - {steps}
@@ -120,7 +121,7 @@ def train(network: LeNet, learnt: Digits, held_out: Digits, epochs: int, batch: 
                 state = f"loss {course.losses[-1]:.3f}   training {recent}"
                 progress.update(bar, advance=1, epoch=epoch, state=state)
                 course.seconds = time.perf_counter() - began
-                if not console.is_terminal and step in quarters:  # no bar can be drawn there
+                if not console.is_terminal and step in quarters:  # no progress bar in a pipe
                     console.print(f"{named(epoch)}   step {step:{len(str(steps))}}/{steps}   {state}   {course.seconds:4.0f} s")
             course.held_out.append(accuracy(predict(network, held_out.images), held_out.labels))
             course.seconds = time.perf_counter() - began
@@ -150,9 +151,9 @@ def percent(share: float) -> str:
 
 
 def picture(course: Course, images: Tensor, logits: Tensor, labels: Tensor, subtitle: str) -> Figure:
-    """The course of the training, the confusion matrix of the held-out digits, and the hardest of them."""
+    """A figure: training curves, confusion matrix of the held-out digits, and the hardest of these digits."""
     figure: Any = Figure(figsize=(10, 7.8), dpi=160)
-    figure.text(0.07, 0.943, "LeNet reads handwriting", fontsize=18, weight="bold", color=INK)
+    figure.text(0.07, 0.943, "LeNet reads handwritten digits", fontsize=18, weight="bold", color=INK)
     figure.text(0.07, 0.911, subtitle, fontsize=10, color=GREY)
     loss, accuracy = figure.add_gridspec(2, 1, left=0.07, right=0.46, top=0.83, bottom=0.36, hspace=0.36).subplots(sharex=True)
     confusion = figure.add_gridspec(1, 1, left=0.56, right=0.97, top=0.83, bottom=0.36).subplots()
@@ -170,7 +171,7 @@ def draw_course(loss: Axes, accuracy: Axes, course: Course) -> None:
     loss.plot(epoch, course.losses, color=LIGHT, linewidth=1)
     loss.plot(epoch, running_mean(course.losses), color=INK, linewidth=1.5)
     loss.axhline(LEAST_LOSS, color=GREY, linewidth=0.8, dashes=(4, 3))
-    loss.text(epochs, LEAST_LOSS - 0.08, "the least that smoothed labels allow", color=GREY, fontsize=8, ha="right", va="top")
+    loss.text(epochs, LEAST_LOSS - 0.08, "minimum for smoothed labels", color=GREY, fontsize=8, ha="right", va="top")
     loss.set(xlim=(0, epochs), ylim=(-0.03, max(2.5, *course.losses)), yticks=(0, 1, 2))
     caption(accuracy, "Accuracy")
     accuracy.plot(epoch, running_mean(course.accuracies), color=INK, linewidth=1.5)
@@ -198,17 +199,17 @@ def draw_confusion(axes: Axes, read: Tensor, truth: Tensor) -> None:
 
 
 def draw_hardest(strip: Any, images: Tensor, logits: Tensor, truth: Tensor) -> None:
-    """The mistakes, and then what was read with the least certainty."""
+    """Draw the misread digits, then the digits with the lowest confidence."""
     read, certainty = logits.argmax(1), logits.softmax(1).amax(1)
     wrong = read != truth
     order = (certainty + 2.0 * ~wrong).argsort().tolist()
     mistakes = int(wrong.sum())
     shown = min(mistakes, len(strip))
     heading = "No mistake" if mistakes == 0 else f"{shown} of {mistakes} mistakes" if shown < mistakes else "The mistakes"
-    caption(strip[0], heading + ("" if shown == len(strip) else ", and the digits it was least sure of"))
+    caption(strip[0], heading + ("" if shown == len(strip) else ", and the digits with the lowest confidence"))
     for axes in strip:
         axes.set_axis_off()
-    for axes, i in zip(strip, order, strict=False):  # of few digits, all
+    for axes, i in zip(strip, order, strict=False):  # there may be fewer digits than axes
         axes.imshow(images[i, 0], cmap="Greys", vmin=-1, vmax=1)
         label, color, frame = (f"{truth[i]} as {read[i]}", RED, RED) if wrong[i] else (str(int(read[i])), INK, LIGHT)
         axes.text(15.5, 34, label, color=color, fontsize=9, ha="center", va="top")
@@ -216,7 +217,7 @@ def draw_hardest(strip: Any, images: Tensor, logits: Tensor, truth: Tensor) -> N
 
 
 def caption(axes: Axes, heading: str) -> None:
-    """A heading on the left, and nothing drawn that need not be."""
+    """Set the heading, and remove the frame and the ticks."""
     axes.set_title(heading, loc="left", fontsize=11, weight="bold", color=INK, pad=9)
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axes.tick_params(length=0, labelsize=9, labelcolor=GREY)
@@ -225,13 +226,13 @@ def caption(axes: Axes, heading: str) -> None:
 
 
 def running_mean(values: list[float], width: int = 9) -> np.ndarray:
-    """The mean of the `width` values around each; of fewer at the ends."""
+    """The mean of the `width` values around each value; of fewer at the ends."""
     window = np.ones(min(width, len(values)))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` write a file under a name of its own, and give it this one when it is whole."""
+    """Let `save` write to a temporary file, and rename it to `path` when it is complete."""
     part = path.with_stem(path.stem + ".part")
     try:
         save(part)
@@ -243,10 +244,10 @@ def write(path: Path, save: Callable[[Path], Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train LeNet on handwritten digits with trinn's kernels.")
     parser.add_argument("--epochs", type=positive, default=4 if INTERPRETED else 20, help="default: %(default)s")
-    parser.add_argument("--batch", type=positive, default=40, help="digits in a step; default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="the folder to write to; default: %(default)s")
+    parser.add_argument("--batch", type=positive, default=40, help="digits per step; default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="the output folder; default: %(default)s")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, the first weights and the order; default: %(default)s"
+        "--seed", type=int, default=0, help="seed of the split, the initial weights and the order; default: %(default)s"
     )
     parser.add_argument("--limit", type=positive, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -254,9 +255,9 @@ def main() -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{WHERE}, trinn {trinn.__version__}, torch {torch.__version__}, triton {version('triton')}")
     torch.manual_seed(options.seed)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # no TF32, so that torch.nn's logits can be compared with ours
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # no TF32, so that the logits of torch.nn and trinn are comparable
     learnt, held_out = digits(options.seed, options.limit)
-    console.print(f"{len(learnt.labels)} digits to learn from, {len(held_out.labels)} held out")
+    console.print(f"{len(learnt.labels)} digits to train on, {len(held_out.labels)} held out")
 
     network = trinn.convert(LeNet().to(DEVICE), fuse=LeNet.RUNS)
     course = train(network, learnt, held_out, options.epochs, options.batch, console)
@@ -273,13 +274,13 @@ def main() -> None:
     torchs = predict(twin, held_out.images)
     same = int((torchs.argmax(1) == logits.argmax(1)).sum())
     console.print(
-        f"{weights}: plain torch.nn loads it and reads {same} of {len(logits)} alike; "
-        f"largest difference of a logit {(torchs - logits).abs().max():.1e}"
+        f"{weights}: plain torch.nn loads it and reads {same} of {len(logits)} digits the same; "
+        f"largest difference of a logit: {(torchs - logits).abs().max():.1e}"
     )
     subtitle = f"{result}, after {course.seconds:.0f} s of training; {WHERE}"
     figure = picture(course, held_out.images.cpu(), logits.cpu(), held_out.labels.cpu(), subtitle)
     write(drawing, figure.savefig)
-    console.print(f"{drawing}: how it went")
+    console.print(f"{drawing}: training curves and confusion matrix")
 
 
 def positive(text: str) -> int:

@@ -1,6 +1,7 @@
-"""The kernels and their launchers: what runs on the GPU, and how it is started. No autograd, no nn.Module.
+"""The Triton kernels and their launchers. No autograd, no nn.Module.
 
-`launchers` has the launchers by name. Each is also an opaque torch operator, `torch.ops.trinn.<name>`; `ops` calls these.
+`launchers` has the launchers by name. Each launcher is also an opaque torch operator, `torch.ops.trinn.<name>`, and `ops` has
+the operators.
 """
 
 import sys
@@ -8,7 +9,7 @@ import sys
 if __name__ == "trinn.kernels":
     from .runtime import interpreter  # noqa: F401, I001  # before Triton
 
-    # Each of these registers its operators.
+    # Each module registers its operators.
     from . import (  # noqa: F401
         antialias2d,
         batchnorm2d,
@@ -33,8 +34,8 @@ if __name__ == "trinn.kernels":
     register_flops()
     hash_device_functions([module for name, module in sorted(sys.modules.items()) if name.startswith("trinn.kernels.")])
 else:
-    # `import kernels`, with a checkout on sys.path: Hugging Face's package is meant, and takes our place if it is installed.
-    # If not, an empty module stays: transformers finds the name and imports it, to ask for a version.
+    # `import kernels` with a checkout on sys.path means Hugging Face's package, which replaces this module if it is installed.
+    # Otherwise this module stays, empty: transformers finds the name and imports it to read a version.
     import importlib.util
     from pathlib import Path
 

@@ -25,18 +25,20 @@ from .runtime.op import op
 @device_function
 def _span(position, size, out_size, scale):
     """(first, count) of the pixels that an output position reads, and its centre. An axis that keeps its size is copied."""
+    middle = position.to(scale.dtype) + 0.5
     support = tl.maximum(scale, 1.0)
-    center = (position.to(scale.dtype) + 0.5) * scale
+    center = middle * scale
     first = tl.maximum((center - support + 0.5).to(position.dtype), 0)
     end = tl.minimum((center + support + 0.5).to(position.dtype), size)
     same = size == out_size
-    return tl.where(same, position, first), tl.where(same, 1, end - first), tl.where(same, position + 0.5, center)
+    return tl.where(same, position, first), tl.where(same, 1, end - first), middle
 
 
 @device_function
-def _falloff(pixel, center, scale):
+def _falloff(pixel, middle, scale):
     """The weight of a pixel before all are made to add up to 1."""
-    distance = tl.abs(pixel.to(scale.dtype) + 0.5 - center)
+    # One rounding: a rounded centre would be wrong by more than all else, far from the corner.
+    distance = tl.abs(tl.fma(-middle, scale, pixel.to(scale.dtype) + 0.5))
     return tl.maximum(1 - divide(distance, tl.maximum(scale, 1.0)), 0.0)
 
 
@@ -44,8 +46,8 @@ def _falloff(pixel, center, scale):
 def _tap(i, position, axis, DTYPE: tl.constexpr):
     """The i-th pixel that an output reads, and its weight."""
     size, out_size, _taps, scale = axis
-    first, count, center = _span(position, size, out_size, scale.to(DTYPE))
-    return first + i, i < count, tl.where(i < count, _falloff(first + i, center, scale.to(DTYPE)), 0.0)
+    first, count, middle = _span(position, size, out_size, scale.to(DTYPE))
+    return first + i, i < count, tl.where(i < count, _falloff(first + i, middle, scale.to(DTYPE)), 0.0)
 
 
 @device_function
@@ -64,9 +66,9 @@ def _reader(i, position, axis, DTYPE: tl.constexpr):
     size, out_size, _taps, scale = axis
     scale = scale.to(DTYPE)
     reader = first_reader(position, out_size, scale, 0.5 - tl.maximum(scale, 1.0), 0.5) + i
-    first, count, center = _span(reader, size, out_size, scale)
+    first, count, middle = _span(reader, size, out_size, scale)
     reads = (reader < out_size) & (position >= first) & (position < first + count)
-    weight = divide(_falloff(position, center, scale), _total(reader, axis, DTYPE))
+    weight = divide(_falloff(position, middle, scale), _total(reader, axis, DTYPE))
     return reader, reads, tl.where(reads, weight, 0.0)
 
 

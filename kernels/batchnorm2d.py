@@ -1,14 +1,14 @@
-"""Batch normalisation: each channel brought to mean 0 and variance 1 over its m = N * H * W pixels, then scaled and shifted.
+"""Batch normalisation: normalise each channel to mean 0 and variance 1 over its m = N * H * W pixels, then scale and shift it.
 
     forward      y = relu(w * z + b + residual)             with z = (x - mean) * s, s = 1 / sqrt(var + eps)
-                                                            relu and the residual where they are asked for
+                                                            relu and the residual are optional
     sums         dw[c] = sum dy * z                         db[c] = sum dy
-    backward     dx = w * s * (dy - db / m - z * dw / m)    where mean and var are those of x
-                 dx = w * s * dy                            where they are given numbers
+    backward     dx = w * s * (dy - db / m - z * dw / m)    if mean and var are the statistics of x
+                 dx = w * s * dy                            if they are fixed
 
-The mean and the variance come from statistics2d.py; where several processes share a batch, m, dw and db are those of all.
-Behind a ReLU, `sums` sets dy to 0 where y is not positive and also returns that masked dy: `backward` and the gradient of the
-residual need it.
+statistics2d.py computes the mean and the variance. If several processes share a batch, m, dw and db are totals over all of
+them. If a ReLU follows, `sums` sets dy to 0 where y is not positive. It also returns the masked dy for `backward` and for the
+gradient of the residual.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ from .runtime.tuning import elementwise_block
 
 @device_function
 def _scale(var, w, c, exists, eps, ACCUMULATOR: tl.constexpr):
-    """w * s of some channels; without w, s."""
+    """w * s of some channels, or s if w is None."""
     scale = tl.rsqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))
     if w is not None:
         scale *= tl.load(w + c, mask=exists).to(ACCUMULATOR)
@@ -56,7 +56,7 @@ def _batchnorm2d_fold_kernel(
     channels, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK channels of scale and shift."""
+    """Scale and shift of BLOCK channels."""
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     factor = _scale(var, w, c, c < channels, eps, ACCUMULATOR)
     offset = -tl.load(mean + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
@@ -76,7 +76,7 @@ def _batchnorm2d_forward_kernel(
     grid, eps: tl.float64,
     RELU: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of y, down some rows."""
+    """y in one tile of columns and one split of the rows."""
     column, exists, c = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
     center = tl.load(mean + c).to(ACCUMULATOR)
@@ -110,7 +110,7 @@ def _batchnorm2d_sums_kernel(
     grid, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """dw and db of a tile's channels over some rows; with y, dz is what of dy a ReLU let through."""
+    """Partial dw and db of a tile's channels over one split of the rows. With y, dz is dy masked by the ReLU."""
     column, exists, c = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
     center = tl.load(mean + c).to(ACCUMULATOR)
@@ -147,7 +147,7 @@ def _batchnorm2d_backward_kernel(
     grid, share: tl.float64, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of dx, down some rows; without sums, for given statistics. m is 1 / `share`, or else `pixels`."""
+    """dx in one tile of columns and one split of the rows. Without sums, statistics are fixed. m is `pixels` or 1 / `share`."""
     column, exists, c = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
     scale = _scale(var, w, c, None, eps, ACCUMULATOR)
@@ -174,12 +174,13 @@ def _batchnorm2d_backward_kernel(
 
 
 def _is_sequence(x: Tensor) -> bool:
-    """Whether a last axis was added to three, of which torch has no channels_last."""
+    """Whether x is a 3-d tensor with an axis added at the end. torch has no channels_last for 3-d tensors."""
     return x.shape[3] == 1 and x.stride(3) == 1
 
 
 def _like(x: Tensor, *_: Any, relu: bool = False) -> Tensor:
-    # What is contiguous stays so, whatever the strides of axes of one element. torch's ReLU makes it so, where it follows.
+    # As in torch: a contiguous x gives a contiguous result, for any strides of axes of one element. So does a ReLU, if both
+    # orders are the same.
     dense = x.is_contiguous(memory_format=torch.channels_last) and not _is_sequence(x)
     channels_last = not x.is_contiguous() and (dense or is_channels_last(x))
     return empty(x, x.shape, channels_last and not (relu and has_one_order(x.shape)))
@@ -206,13 +207,13 @@ def _empty_sums(x: Tensor, *_: Any) -> Tensor:
 def batchnorm2d_fold(
     mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Batch normalisation by given statistics as a scale and a shift of what comes before it.
+    """Batch normalisation with fixed statistics, as a scale and a shift of the result of the preceding convolution.
 
         scale = w / sqrt(var + eps)        shift = (bias - mean) * scale + b
 
     Args:
-        mean, var, w, b: (C), any floating dtype; without `w` and `b`, 1 and 0.
-        bias: (C), of the convolution before it; None is 0.
+        mean, var, w, b: (C), any floating dtype. `w` None is 1, `b` None is 0.
+        bias: (C), of the preceding convolution; None is 0.
 
     Returns:
         (C) and (C), float32, or float64 for a float64 `mean`.
@@ -231,11 +232,11 @@ def batchnorm2d_fold(
 def batchnorm2d_forward(
     x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, relu: bool, eps: float
 ) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * w + b + residual, with `relu` relu of it.
+    """(x - mean) / sqrt(var + eps) * w + b + residual, followed by a ReLU if `relu`.
 
     Args:
         x: (N, C, H, W), any strides.
-        mean, var, w, b: (C), any floating dtype; without `w` and `b`, 1 and 0.
+        mean, var, w, b: (C), any floating dtype. `w` None is 1, `b` None is 0.
         residual: (N, C, H, W), any strides; None is 0.
 
     Returns:
@@ -244,17 +245,17 @@ def batchnorm2d_forward(
     y = _like(x, relu=relu)
     if x.numel() > 0:
         more = residual if residual is not None else x
-        path = plan_walk(x, y, more)
+        plan = plan_walk(x, y, more)
         launch(
-            _batchnorm2d_forward_kernel, path.programs, x, *_dense(mean, var, w, b), residual, y,
-            *path.strides, path.grid, eps, RELU=relu, **path.constants,
+            _batchnorm2d_forward_kernel, plan.programs, x, *_dense(mean, var, w, b), residual, y,
+            *plan.strides, plan.grid, eps, RELU=relu, **plan.constants,
         )  # fmt: skip
     return y
 
 
 @op(fake=_empty_sums)
 def batchnorm2d_sums(x: Tensor, dy: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """Gradients of batch normalisation with respect to its weight and its bias.
+    """Gradients of batch normalisation with respect to weight and bias.
 
     Args:
         x, dy: (N, C, H, W), any strides.
@@ -268,15 +269,15 @@ def batchnorm2d_sums(x: Tensor, dy: Tensor, mean: Tensor, var: Tensor, eps: floa
 
 @op(fake=_empty_relu_sums)
 def batchnorm2d_relu_sums(x: Tensor, dy: Tensor, y: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """batchnorm2d_sums behind a ReLU, in one pass.
+    """batchnorm2d_sums for a batch normalisation with ReLU, in one pass.
 
     Args:
         x, dy: (N, C, H, W), any strides.
-        y: what batchnorm2d_forward returned with `relu`.
+        y: the result of batchnorm2d_forward with `relu`.
         mean, var: (C).
 
     Returns:
-        (2, C): dw and db, float32, or float64 for a float64 `x`; and the gradient of the ReLU's input, like `y`.
+        (2, C): dw and db, float32, or float64 for a float64 `x`. And the gradient of the ReLU's input, like `y`.
     """
     dz = torch.empty_like(y)
     return _sums(x, dy, y, mean, var, dz, eps), dz
@@ -287,11 +288,11 @@ def _sums(x: Tensor, dy: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, dz
     if x.numel() == 0:
         return sums.zero_()
     masked = (y, dz) if y is not None and dz is not None else (dy, dy)
-    path = plan_walk(x, dy, *masked, sums=True, ahead=2 if dz is None else 1)
-    partials = partials_of(sums, path.partials)
+    plan = plan_walk(x, dy, *masked, sums=True, ahead=2 if dz is None else 1)
+    partials = partials_of(sums, plan.partials)
     launch(
-        _batchnorm2d_sums_kernel, path.programs, x, dy, y, *_dense(mean, var), partials, dz,
-        *path.strides, path.grid, eps, **path.constants,
+        _batchnorm2d_sums_kernel, plan.programs, x, dy, y, *_dense(mean, var), partials, dz,
+        *plan.strides, plan.grid, eps, **plan.constants,
     )  # fmt: skip
     return sum_partials(partials, sums)
 
@@ -305,19 +306,19 @@ def batchnorm2d_backward(
 
     Args:
         x, dy: (N, C, H, W), any strides.
-        mean, var, w: (C); without `w`, 1.
-        sums: what batchnorm2d_sums returned, if `mean` and `var` are those of `x`; None if they are given numbers.
-        pixels: (1), like `sums`: over how many pixels these are sums, if not over those of `x`.
+        mean, var, w: (C). `w` None is 1.
+        sums: the result of batchnorm2d_sums if `mean` and `var` are the statistics of `x`; None if they are fixed.
+        pixels: (1), like `sums`: the number of pixels in `sums`, if they cover more than `x`.
 
     Returns:
         (N, C, H, W), of the dtype of `x`, in its memory format.
     """
     dx = _like(x)
     if x.numel() > 0:
-        path = plan_walk(x, dy, dx)
+        plan = plan_walk(x, dy, dx)
         launch(
-            _batchnorm2d_backward_kernel, path.programs, x, dy, *_dense(mean, var, w), sums, pixels, dx,
-            *path.strides, path.grid, x.shape[1] / x.numel(), eps, **path.constants,
+            _batchnorm2d_backward_kernel, plan.programs, x, dy, *_dense(mean, var, w), sums, pixels, dx,
+            *plan.strides, plan.grid, x.shape[1] / x.numel(), eps, **plan.constants,
         )  # fmt: skip
     return dx
 

@@ -5,8 +5,8 @@
     input gradient      dgrad           fprop
     weight gradient     wgrad(x, dy)    wgrad(dy, x)
 
-torch's weight (C_in, C_out / groups, R, S) is that of the convolution whose adjoint this is, as it stands. Nothing is
-flipped or spread with zeros, and there is no kernel here.
+A transposed convolution is the adjoint of a convolution, and torch's weight (C_in, C_out / groups, R, S) is already the weight
+of this convolution. So nothing is flipped or stuffed with zeros, and this file has no kernel.
 """
 
 from torch import Tensor
@@ -26,7 +26,7 @@ def conv_transpose2d_fprop(
         x: (N, C, H, W), any strides.
         w: (C, K / groups, R, S), same dtype as `x`.
         b: (K), or None.
-        size: (P, Q); it settles what torch calls output_padding.
+        size: (P, Q); it includes torch's output_padding.
         stride, padding, dilation: in pixels, for height and width.
 
     Returns:

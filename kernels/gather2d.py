@@ -1,18 +1,18 @@
-"""Operators whose result gathers pixels of a source, of any window: one kernel for pooling, resizing and padding.
+"""Gather of source pixels for each pixel of a result: one kernel for pooling, resizing and padding.
 
     add    result[n, c, row, col] = sum_i a_i(row) * sum_j b_j(col) * source[n, c, h_i(row), w_j(col)]
-    max    result[n, c, row, col] = the largest of these pixels; codes = i * J + j of the tap that won
-    won    result[n, c, row, col] = sum of these pixels whose codes say that (row, col) won
+    max    result[n, c, row, col] = the largest of these pixels; codes = i * J + j of its tap
+    won    result[n, c, row, col] = sum of the pixels (windows) of the source with their maximum, by their codes, at (row, col)
 
-Rows and columns are apart from one another. An operator describes one axis by a function
+Rows and columns are independent. An operator describes each axis by a function
 
     TAP(i, position, axis, DTYPE) -> (pixel, reads, weight)
 
-the i-th pixel of the source for a position of the result, whether the position reads it, and its weight; for `won`, the tap
-by which the pixel's window holds the position. With a function COUNT(position, axis, DTYPE) the sum is divided by the counts
-of its row and its column. A gradient is a gather too, over the outputs that read a pixel: there are no atomics, and every sum
-has a fixed order. The last NaN wins a max; without NaN, the first of the largest values wins. A position that reads no pixel
-gets the least value of the dtype, and code 0.
+It returns source pixel i of a result position, whether the position reads this pixel, and its weight. For `won`, the weight is
+the tap at which the pixel's window contains the position. With a function COUNT(position, axis, DTYPE), the sum is divided by
+the counts of its row and its column. A gradient is a gather too, over the outputs that read a pixel. So there are no atomics,
+and every sum has a fixed order. In a max the last NaN wins; without NaN, the first of the largest values. A position that reads
+no pixel gets the lowest value of the dtype, and code 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from .runtime.interpreter import INTERPRETED
 from .runtime.launch import launch
 from .runtime.layout import Ints
 
-MAX_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: a thread holds the place and the weight of each of them
+MAX_UNROLLED = 2**12 if INTERPRETED else 8  # taps along a row: each needs registers for its position and its weight
 
 
 @device_function
@@ -39,7 +39,7 @@ def _add_pixel(
     acc, code, source, codes, h, w, source_strides, codes_strides, reads, weight_h, weight, i, j, code_width,
     MODE: tl.constexpr,
 ):  # fmt: skip
-    """The result so far and its code, with one pixel more."""
+    """(accumulator, code) after one more pixel."""
     value = widen(tl.load(source + w * source_strides[3] + h * source_strides[2], mask=reads, other=0)).to(acc.dtype)
     if MODE == "max":
         wins = reads & ((code < 0) | beats(value, acc))
@@ -61,8 +61,10 @@ def _gather2d_kernel(
     TAP: tl.constexpr, COUNT: tl.constexpr, MODE: tl.constexpr, UNROLLED: tl.constexpr, START: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the result. WHAT is also "copy", or "add in order": pixel after pixel, where all weights are 1."""
+    """A tile of the result. MODE is also "copy", or "add in order": pixel after pixel, with all weights 1."""
+    # Arguments: the scales are separate, because Triton passes a Python float in a tuple as float32.
     axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64),), axis_w + (tl.full((), scale_w, tl.float64),)
+    # Indices: all column arithmetic is here, because the loop changes only the row.
     n, c, col, first, steps = program_columns(grid, out_height, out_width, INDEX, TILE)
     source, x_h, x_w = plane_at(source, source_strides, n, c)
     result, y_h, y_w = plane_at(result, result_strides, n, c)
@@ -77,6 +79,7 @@ def _gather2d_kernel(
         pixels, reads, weights = pixels + (w,), reads + (reads_w,), weights + (weight,)
     if COUNT is not None:
         columns = function_of(COUNT)(col, axis_w, ACCUMULATOR)
+    # Loop: a row of the result at a time. Row taps are scalars, so taps outside the source are skipped, not masked.
     for step in range(steps):
         row = first + step
         if MODE == "copy":
@@ -102,12 +105,14 @@ def _gather2d_kernel(
                                 reads_h & reads_w, weight_h, weight, i, j, code_width, MODE,
                             )  # fmt: skip
                     acc = acc + weight_h * row_acc if MODE == "add" else row_acc
+            # Epilogue: divide in the precision of the accumulator, before the only rounding.
             if COUNT is not None:
                 count = (function_of(COUNT)(row, axis_h, ACCUMULATOR) * columns).to(ACCUMULATOR)
-                acc = acc // count if ACCUMULATOR == tl.int64 else divide(acc, count)  # integers towards zero, as torch
+                acc = acc // count if ACCUMULATOR == tl.int64 else divide(acc, count)  # integers towards zero, as in torch
             value = round_to(acc, result.dtype.element_ty)
             if MODE == "max":
                 tl.store(codes + row * codes_strides[2], tl.maximum(code, 0).to(codes.dtype.element_ty))
+        # Store: no mask, because lanes past the end repeat the last column.
         tl.store(result + row * y_h, value)
 
 
@@ -119,9 +124,9 @@ def _pick2d_kernel(
     axis_h, axis_w, code_width,
     TAP: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the result: the pixels of the source that codes name or, without a source, their places h * width + w.
+    """A tile of the result: the source pixel of each code or, without a source, its index h * width + w.
 
-    If the position does not read the pixel that its code names, the value is 0, and the place is some place in the image.
+    If the position does not read this pixel, the value is 0, and the index is any index of the image.
     """
     n, c, col, first, steps = program_columns(grid, out_height, out_width, INDEX, TILE)
     codes, codes_h, codes_w = plane_at(codes, codes_strides, n, c)
@@ -132,7 +137,7 @@ def _pick2d_kernel(
     for step in range(steps):
         row = first + step
         code = tl.load(codes + row * codes_h)
-        if code.dtype == tl.int64:  # from a caller, who may be wrong
+        if code.dtype == tl.int64:  # indices from the caller, perhaps invalid
             exists = inside(code, tl.full((), height, tl.int64) * width)
             tl.device_assert(exists, "max_unpool2d: found an invalid max index")
             code = tl.where(exists, code, -1).to(INDEX)
@@ -156,14 +161,14 @@ def gather2d(
     """Fill a result (N, C, P, Q) from a source (N, C, H, W), any strides.
 
     Args:
-        axes, scales: what TAP is told of rows and of columns: numbers, and behind them a scale, as float64.
-        taps: the largest number of pixels that a position of the result reads along each axis.
-        tap, count: the functions above.
-        what: "add", "max" or "won", as above. "add in order" adds pixel after pixel and not row by row, all with weight 1, as
-            torch does for means. "copy" copies one pixel, of any dtype.
-        channels_last: the order of the result, where its strides do not tell.
-        codes: filled by "max", laid out as the result; read by "won", laid out as the source.
-        code_width: J, the taps along a row, with which codes count.
+        axes, scales: the argument `axis` of TAP for rows and for columns: a tuple of numbers, followed by a float64 scale.
+        taps: largest number of source pixels of a position, along each axis.
+        tap, count: TAP and COUNT.
+        what: "add", "max" or "won", as above. "add in order" adds pixel after pixel instead of row after row, with weights 1,
+            as torch does for means. "copy" copies one pixel, of any dtype.
+        channels_last: the order of the result; by default the order of its strides.
+        codes: output of "max", with the shape of the result; input of "won", with the shape of the source.
+        code_width: J, the number of taps along a row.
     """
     taps_h, taps_w = taps
     tensors = source, codes if codes is not None else source, result
@@ -185,11 +190,12 @@ def pick2d(
     source: Tensor | None, codes: Tensor, result: Tensor, axes: Sequence[tuple[Any, ...]], size: Ints,
     tap: Callable[..., Any], code_width: int, channels_last: bool | None = None,
 ) -> None:  # fmt: skip
-    """Fill a result, like codes (N, C, P, Q), with the pixels of a source (N, C, H, W) that they name, or with their places.
+    """Fill a result with the pixel of a source (N, C, H, W) for each of `codes` (N, C, P, Q), or with its index.
 
     Args:
-        axes, tap, code_width: as in gather2d; (H, W) is `size`.
-        codes: of type int64 they are places, which kernels check.
+        axes, tap, code_width, channels_last: as in gather2d.
+        codes: if int64, indices h * W + w, which the kernel checks.
+        size: (H, W).
     """
     given = source if source is not None else result
     programs, grid, tile, strides = plan_columns(result, (given, codes, result), channels_last)

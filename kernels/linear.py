@@ -4,8 +4,8 @@
     dgrad   dx[m, k] = sum_n dy[m, n] * w[n, k]
     wgrad   dw[n, k] = sum_m dy[m, n] * x[m, k]
 
-One kernel computes all three, since it takes its operands by their strides. A product with few output tiles and a long sum
-is cut along the sum into parts that fill the GPU; the parts are added in a fixed order.
+One kernel computes all three, since it takes its operands by their strides. If a product has few output tiles and a long sum,
+the sum is divided into *splits*, enough to fill the GPU. reduce.py adds the sums of the splits in a fixed order.
 """
 
 import triton
@@ -70,7 +70,7 @@ def _empty_wgrad(x: Tensor, dy: Tensor) -> Tensor:
 
 @op(fake=_empty_fprop)
 def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
-    """x @ w^T + b, with `relu` relu of it.
+    """x @ w^T + b, or relu(x @ w^T + b) if `relu`.
 
     Args:
         x: (M, K), any strides.
@@ -96,7 +96,7 @@ def linear_wgrad(x: Tensor, dy: Tensor) -> Tensor:
 
 
 def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor, relu: bool = False) -> Tensor:
-    """Fill a contiguous result with a @ b + bias, or relu of it."""
+    """Fill and return a contiguous result: a @ b + bias, or its relu."""
     bias = bias.contiguous() if bias is not None else None
     (m, k), n = a.shape, b.shape[1]
     precision = matmul_precision(a.dtype, a.device)

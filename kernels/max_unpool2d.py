@@ -1,11 +1,11 @@
 """2-D max unpooling, the partial inverse of max pooling.
 
-    forward    y[n, c, indices[n, c, p, q]]  = x[n, c, p, q], and 0 elsewhere, with y's rows and columns counted as one
+    forward    y[n, c, indices[n, c, p, q]]  = x[n, c, p, q], and 0 elsewhere; an index is h * W + w
     backward   dx[n, c, p, q] = dy[n, c, indices[n, c, p, q]]
 
-Windows that overlapped may send several values to one place. The last one stays there, on every run: a program takes a whole
-plane, a block of values after the other, and of those in a block that go to one place only the last is written. So there
-are no atomics and no races. The backward is a gather, whose own adjoint adds such values up in the same way.
+If the windows overlapped, several values may have the same index. The last one is the result in every run: a program computes a
+whole (H, W) plane of one channel, block after block, and writes only the last value of a block for each index. So there are no
+atomics and no races. The backward is a gather. Its own adjoint adds such values in the same order.
 """
 
 import torch
@@ -22,7 +22,7 @@ from .runtime.layout import Ints, index_type
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
 
-VALUES = 64  # that a program compares with one another at a time
+VALUES = 64  # of a block; a program compares all pairs of them
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _max_unpool2d_scatter_kernel(
     channels, height, width, out_height, out_width,
     ADD: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, FILL: tl.constexpr,
 ):  # fmt: skip
-    """A plane of y: zeros, and then the values of x, BLOCK at a time; those for one place replace each other, or ADD up."""
+    """A plane of y: zeros, then the values of x in blocks. With ADD, values with the same index add up; else the last stays."""
     x_n, x_c, x_h, x_w = x_strides
     indices_n, indices_c, indices_h, indices_w = indices_strides
     y_n, y_c, y_h, y_w = y_strides
@@ -40,6 +40,7 @@ def _max_unpool2d_scatter_kernel(
     n, c = plane // channels, plane % channels
     out_pixels = tl.full((), out_height, INDEX) * out_width
     y += n * y_n + c * y_c
+    # Zeros: the barrier after the loop orders them before the values of other threads.
     for start in range(0, out_pixels, FILL):
         place = start + tl.arange(0, FILL).to(INDEX)
         at = place // out_width * y_h + place % out_width * y_w
@@ -47,6 +48,7 @@ def _max_unpool2d_scatter_kernel(
     tl.debug_barrier()
     pixels = tl.full((), height, INDEX) * width
     lane = tl.arange(0, BLOCK).to(INDEX)
+    # Values: a barrier per block, so that later blocks overwrite earlier ones, or add to their stored sums.
     for start in range(0, pixels, BLOCK):
         pixel = start + lane
         h, w = pixel // width, pixel % width
@@ -65,7 +67,7 @@ def _max_unpool2d_scatter_kernel(
 
 @device_function
 def _place(i, position, axis, DTYPE: tl.constexpr):
-    """A TAP of gather2d.py: a row or a column, wherever the position."""
+    """A TAP of gather2d.py: row or column i of the image, for any position."""
     return i, inside(i, axis[0]), 1
 
 
@@ -79,18 +81,18 @@ def _empty_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:
 
 @op(fake=_empty_forward)
 def max_unpool2d_forward(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
-    """Each value at its place, zeros elsewhere; of several for one place the last.
+    """Each value at its index, zeros elsewhere. Of several values with the same index, the last.
 
     Args:
         x: (N, C, P, Q), any strides.
-        indices: (N, C, P, Q), int64, any strides: places h * W + w.
+        indices: (N, C, P, Q), int64, any strides: h * W + w.
         size: (H, W).
 
     Returns:
         (N, C, H, W), channels_last if `x` is.
 
     Raises:
-        RuntimeError: a place outside of H * W; on a GPU an assertion on the device, as torch's.
+        RuntimeError: an index is outside of H * W. On a GPU this is a device assertion, as in torch.
     """
     y = _empty_forward(x, indices, size)
     _scatter(x, indices, y, add=False)
@@ -99,7 +101,7 @@ def max_unpool2d_forward(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
 
 @op(fake=_empty_backward)
 def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:
-    """Gradient of max unpooling: what lies at each place of dy (N, C, H, W), like `indices`, in the order asked for."""
+    """Gradient of max unpooling: the values of dy (N, C, H, W) at `indices`, in contiguous or channels_last order."""
     _check(indices, dy.shape[2:])
     dx = _empty_backward(dy, indices, channels_last)
     size = dy.shape[2:]
@@ -109,7 +111,7 @@ def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> T
 
 @op(fake=_empty_forward)
 def max_unpool2d_add(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
-    """The adjoint of max_unpool2d_backward: as max_unpool2d_forward, but values for one place add up."""
+    """Adjoint of max_unpool2d_backward: max_unpool2d_forward, except for values with the same index, which add up."""
     y = _empty_forward(x, indices, size)
     total = y if y.dtype.itemsize > 2 else torch.empty_like(y, dtype=torch.float32)
     _scatter(x, indices, total, add=True)
@@ -128,7 +130,7 @@ def _scatter(x: Tensor, indices: Tensor, y: Tensor, add: bool) -> None:
 
 
 def _check(indices: Tensor, size: Ints) -> None:
-    """What the kernels assert on a GPU."""
+    """The check of the kernels' device assertions, for tensors on the CPU."""
     if indices.device.type == "cpu" and indices.numel() > 0:
         for index in (int(indices.min()), int(indices.max())):
             if not 0 <= index < size[0] * size[1]:

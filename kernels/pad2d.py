@@ -1,14 +1,14 @@
-"""Padding an image with itself: by reflection, by replicating its edge, or wrapped around (circular).
+"""Padding an image with its own pixels: by reflection, by replication of the edge, or circular.
 
     forward    y[n, c, p, q]  = x[n, c, h(p), w(q)]
-    backward   dx[n, c, h, w] = sum of dy[n, c, p, q] over the (p, q) with h(p) = h and w(q) = w
+    backward   dx[n, c, h, w] = sum of dy[n, c, p, q] over all (p, q) with h(p) = h and w(q) = w
 
                  h(p), with i = p - near          the p with h(p) = h
     reflect      i or -i or 2 (H - 1) - i         h and its mirror images in both edges
-    replicate    i, at least 0, at most H - 1     h; at an edge, all that lie beyond it too
-    circular     i modulo H                       h and its images one H to either side
+    replicate    i, at least 0, at most H - 1     h; at an edge, also all p beyond it
+    circular     i modulo H                       h and its images at h - H and h + H
 
-The backward is a gather over these. Zero padding needs no kernel: a convolution reads zeros past its edges.
+The backward is a gather over these p and q. Zero padding needs no kernel: a convolution reads zeros past its edges.
 """
 
 import triton.language as tl
@@ -45,7 +45,7 @@ def _wrapped(i, position, axis, DTYPE: tl.constexpr):
 
 @device_function
 def _image(i, position, before, after, axis):
-    """Where a pixel and its images `before` and `after` it lie in the result: the i-th of these, if it is another and there."""
+    """Output i of a pixel: the pixel itself, its image `before`, its image `after`. Skips duplicates and images outside y."""
     _size, out_size, near, _scale = axis
     image = tl.where(i == 0, position, tl.where(i == 1, before, after))
     return image + near, inside(image + near, out_size) & ((i == 0) | (image != position)), 1
@@ -53,13 +53,13 @@ def _image(i, position, before, after, axis):
 
 @device_function
 def _reflected_reader(i, position, axis, DTYPE: tl.constexpr):
-    """The i-th p with h(p) = position."""
+    """Output i among the p with h(p) = position."""
     return _image(i, position, -position, 2 * (axis[0] - 1) - position, axis)
 
 
 @device_function
 def _replicated_reader(i, position, axis, DTYPE: tl.constexpr):
-    """The i-th p with h(p) = position."""
+    """Output i among the p with h(p) = position."""
     size, out_size, near, _scale = axis
     reader = tl.where(position == 0, 0, position + near) + i
     last = tl.where(position == size - 1, out_size - 1, position + near)
@@ -68,7 +68,7 @@ def _replicated_reader(i, position, axis, DTYPE: tl.constexpr):
 
 @device_function
 def _wrapped_reader(i, position, axis, DTYPE: tl.constexpr):
-    """The i-th p with h(p) = position."""
+    """Output i among the p with h(p) = position."""
     return _image(i, position, position - axis[0], position + axis[0], axis)
 
 
@@ -78,7 +78,7 @@ READERS = {"reflect": _reflected_reader, "replicate": _replicated_reader, "circu
 
 def _empty_forward(x: Tensor, padding: Ints, mode: str) -> Tensor:
     left, right, top, bottom = padding
-    # torch wraps into contiguous memory, whatever the input's.
+    # torch's circular padding is always contiguous.
     channels_last = is_channels_last(x) and mode != "circular"
     return empty(x, (*x.shape[:2], x.shape[2] + top + bottom, x.shape[3] + left + right), channels_last)
 
@@ -90,16 +90,16 @@ def _empty_backward(dy: Tensor, padding: Ints, mode: str) -> Tensor:
 
 @op(fake=_empty_forward)
 def pad2d_forward(x: Tensor, padding: Ints, mode: str) -> Tensor:
-    """An image with a border made of itself.
+    """An image with a border of its own pixels.
 
     Args:
         x: (N, C, H, W), any strides.
-        padding: (left, right, top, bottom), in pixels; below the size for "reflect", at most it for "circular". Negative
-            padding crops; not for "circular".
+        padding: (left, right, top, bottom), in pixels: less than the size for "reflect", at most the size for "circular".
+            Negative padding crops, except for "circular".
         mode: "reflect", "replicate" or "circular".
 
     Returns:
-        (N, C, H + top + bottom, W + left + right), channels_last if `x` is, but for "circular".
+        (N, C, H + top + bottom, W + left + right), channels_last if `x` is, except for "circular".
     """
     y = _empty_forward(x, padding, mode)
     gather2d(x, y, _axes(x, y, padding), (1, 1), SOURCES[mode], what="copy")
@@ -121,7 +121,7 @@ def _axes(x: Tensor, y: Tensor, padding: Ints) -> list[tuple[int, int, int]]:
 
 
 def _most_readers(size: int, near: int, far: int, mode: str) -> int:
-    """The largest number of outputs of an axis that copy one pixel."""
+    """Largest number of outputs of an axis with a copy of the same pixel."""
     near, far = max(near, 0), max(far, 0)
     if mode != "replicate":
         return 3 if near or far else 1

@@ -1,15 +1,16 @@
-"""2-D max and average pooling, by windows or, adaptive, by bins.
+"""2-D max and average pooling, with windows or, in adaptive pooling, with bins.
 
-    max   y[n, c, p, q]  = max x[n, c, h, w]          dx[n, c, h, w] = sum of dy[n, c, p, q] whose winner is (h, w)
+    max   y[n, c, p, q]  = max x[n, c, h, w]          dx[n, c, h, w] = sum of dy[n, c, p, q] with its maximum at (h, w)
     avg   y[n, c, p, q]  = sum x[n, c, h, w] / d      dx[n, c, h, w] = sum dy[n, c, p, q] / d
 
-    over the pixels of a window (p, q), h = p * stride - padding + r * dilation, that lie inside the image; or of a bin,
-    floor(p * H / P) <= h < ceil((p + 1) * H / P); w from q likewise
+    over the pixels inside the image of window (p, q), h = p * stride - padding + r * dilation,
+    or of bin (p, q), floor(p * H / P) <= h < ceil((p + 1) * H / P); w follows from q in the same way
 
-A max remembers its winner as the number of the tap, one byte as a rule; torch's int64 places are made from it only for those
-who ask. NaN wins, the last one; of equal values the first. Dilated taps may all miss a small image: such a window has the
-least value of its dtype and no winner. Both gradients are gathers: a pixel looks at the few windows that may hold it, so there
-are no atomics. Windows of few taps have kernels of their own here, unrolled; gather2d.py does all others.
+Max pooling stores the position of each maximum as a code: the number r * S + s of its tap in the window, usually one byte.
+Codes are converted to torch's int64 indices only if the caller requests these. The last NaN wins; among equal values, the
+first. With dilation, all taps of a window may miss a small image; such a window has the lowest value of the dtype and no
+gradient. Both gradients are gathers, without atomics: each pixel reads the few windows that may contain it. Windows with few
+taps have unrolled kernels in this file; gather2d.py computes all others.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from .runtime.launch import launch
 from .runtime.layout import Ints, index_type, is_channels_last
 from .runtime.op import op
 
-MOST_TAPS = 25  # of a window, or pixels of a stride, for kernels that are unrolled over them
+MOST_TAPS = 25  # limit of the unrolled kernels, for the taps of a window and for the pixels of a stride
 
 
 @device_function
@@ -39,7 +40,7 @@ def _best_of_row(
     x, x_w, row_inside, taps_inside, first_tap,
     INSIDE: tl.constexpr, LEAST: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """The largest value of one row of windows, and its column of taps. `INSIDE` says which taps never leave the image."""
+    """(maximum, tap column) of one row of taps, for a tile of windows. Taps in `INSIDE` need no mask."""
     for s in tl.static_range(len(taps_inside)):
         if row_inside is None and INSIDE.low <= s and s < INSIDE.high:
             value = tl.load(x + s * x_w)
@@ -64,10 +65,11 @@ def _max_pool2d_kernel(
     H: tl.constexpr, W: tl.constexpr, ROWS_INSIDE: tl.constexpr, COLUMNS_INSIDE: tl.constexpr, LEAST: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y and the taps it came from. Rows of x that the next windows have too are kept, reduced along the columns."""
+    """A tile of y and its codes. Windows share rows of x with the windows below them, and reuse the row maxima."""
     R: tl.constexpr = H.taps
     S: tl.constexpr = W.taps
     KEPT: tl.constexpr = max(H.taps - H.stride, 0)
+    # Indices: all column arithmetic is here, because the loop changes only the row.
     n, c, q, first, steps = program_columns(grid, out_height, out_width, INDEX, TILE)
     left = big_from_small(q, 0, W)
     x_n, x_c, x_h, x_w = x_strides
@@ -78,16 +80,18 @@ def _max_pool2d_kernel(
     taps_inside = empty_tuple()
     for s in tl.static_range(S):
         taps_inside += (inside(left + s, width),)
-    # Of a window of equal values the first tap inside the image wins.
+    # In a window of equal values, the first tap inside the image wins.
     first_s = full_tile(0, TILE, tl.int32)
     if COLUMNS_INSIDE.low > 0:
         first_s += tl.maximum(-left, 0).to(tl.int32)
 
+    # Rows above the loop: each iteration expects the KEPT rows that its windows share with those above them.
     bests, taps = empty_tuple(), empty_tuple()
     for r in tl.static_range(KEPT):
         h = big_from_small(first, r, H)
         best, tap = _best_of_row(x + h * x_h, x_w, inside(h, height), taps_inside, first_s, COLUMNS_INSIDE, LEAST, ACCUMULATOR)
         bests, taps = bests + (best,), taps + (tap,)
+    # Loop: load only the new rows, because the others are in `bests`.
     for step in range(steps):
         p = first + step
         for r in tl.static_range(KEPT, R):
@@ -95,19 +99,21 @@ def _max_pool2d_kernel(
             row_inside = None if ROWS_INSIDE.low <= r and r < ROWS_INSIDE.high else inside(h, height)
             best, tap = _best_of_row(x + h * x_h, x_w, row_inside, taps_inside, first_s, COLUMNS_INSIDE, LEAST, ACCUMULATOR)
             bests, taps = bests + (best,), taps + (tap,)
+        # Maximum over the rows: the code must name the first tap inside the image, also if all values are equal.
         best, code = bests[0], taps[0]
         if ROWS_INSIDE.low > 0:
             code += tl.maximum(-big_from_small(p, 0, H), 0).to(tl.int32) * S
         for r in tl.static_range(1, R):
             wins = beats(bests[r], best)
             best, code = tl.where(wins, bests[r], best), tl.where(wins, taps[r] + r * S, code)
+        # Store: no mask, because lanes past the end repeat the last window. codes have the strides of y.
         tl.store(y + p * y_h, best.to(y.dtype.element_ty))
         tl.store(codes + p * y_h, code.to(codes.dtype.element_ty))
         bests, taps = bests[R - KEPT :], taps[R - KEPT :]
 
 
 class Reach(NamedTuple):
-    """Which windows of an axis hold pixels of a cell, counted from the window of the cell's number: low to high."""
+    """Windows of an axis that contain pixels of a cell: low to high, relative to the window with the cell's number."""
 
     low: int
     high: int
@@ -119,15 +125,15 @@ def _reach_of(axis: Axis, padding: int) -> Reach:
 
 @triton.constexpr_function
 def _tap_of(pixel: int, window: int, axis: Axis, padding: int) -> int:
-    """The tap by which a window holds a pixel of a cell, or -1. Windows are counted from that of the cell's number."""
-    taps, stride, *_ = axis  # Triton 3.6 hands over a plain tuple
+    """Tap at which a window contains a pixel of a cell, or -1. `window` is relative to the window with the cell's number."""
+    taps, stride, *_ = axis  # Triton 3.6 passes a plain tuple
     tap = pixel + padding - window * stride
     return tap if 0 <= tap < taps else -1
 
 
 @device_function
 def _with_row(cells, p, dys, codes, missing, dy_p, codes_p, out_height, LOW: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    """The sums of cells, with what row p of windows adds: to the pixels of its own cell first, then to those of cells below."""
+    """Add row p of windows to the sums of cells: first the cells with the same number, then the cells below them."""
     ROWS: tl.constexpr = H.stride
     COLUMNS: tl.constexpr = W.stride
     CELLS: tl.constexpr = len(cells)
@@ -138,7 +144,7 @@ def _with_row(cells, p, dys, codes, missing, dy_p, codes_p, out_height, LOW: tl.
     for d in tl.static_range(WINDOWS):
         loaded += (tl.load(dys[d] + p * dy_p),)
     for d in tl.static_range(WINDOWS):
-        winners += (tl.load(codes[d] + p * codes_p).to(tl.int32) | missing[d] | row_missing,)  # no tap is -1
+        winners += (tl.load(codes[d] + p * codes_p).to(tl.int32) | missing[d] | row_missing,)  # -1 matches no tap
         gradients += (widen(loaded[d]).to(cells[0].dtype),)
     sums = empty_tuple()
     for k in tl.static_range(CELLS):
@@ -159,11 +165,13 @@ def _max_pool2d_backward_kernel(
     H: tl.constexpr, W: tl.constexpr, BELOW: tl.constexpr, REACH: tl.constexpr, INSIDE: tl.constexpr, PAIRS: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dx in cells of stride by stride pixels, of which all have the same windows, by the same taps.
+    """A tile of dx, in cells of stride by stride pixels.
 
-    The columns of a cell begin at a multiple of the stride, its rows where a window begins. So a row of windows completes the
-    cells of its own number, and adds to `BELOW` cells below them, whose sums are kept.
+    A pixel has the same windows and taps in every cell, so its taps are compile-time constants. The columns of a cell begin at
+    a multiple of the stride, its rows at the first row of a window. So row p of the windows completes row p of the cells. It
+    also contributes to the `BELOW` rows of cells below, whose sums stay in registers.
     """
+    # Indices: all column arithmetic is here, because the loop changes only the row.
     n, c, k, first, steps = program_columns(grid, cells_h, cells_w, INDEX, TILE)
     LOW: tl.constexpr = REACH.low
     WINDOWS: tl.constexpr = REACH.high - REACH.low + 1
@@ -183,19 +191,22 @@ def _max_pool2d_backward_kernel(
             q = tl.minimum(tl.maximum(q, 0), out_width - 1)
         dys, all_codes = dys + (dy + q * dy_q,), all_codes + (codes + q * codes_q,)
     at = n * dx_n + c * dx_c + k * W.stride * dx_w
-    if PAIRS:  # two columns side by side, of a row that begins at an even place
+    if PAIRS:  # two adjacent columns in rows with even offsets: one vector store instead of two strided ones
         at = at[:, :, None] + (tl.arange(0, 2) * dx_w)[None, None, :]
         at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 2]), [1, 1, 2])
     dx += at
 
+    # Windows above the split: its first cells also need their contributions.
     cells = (full_tile(0, TILE, ACCUMULATOR),) * (BELOW * CELL)
     for a in tl.static_range(BELOW):
         more = (full_tile(0, TILE, ACCUMULATOR),) * CELL
         cells = _with_row(cells + more, first - BELOW + a, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)[CELL:]
+    # Loop: each row of windows is loaded once, because sums of later cells stay in registers.
     for step in range(steps):
         m = first + step
         more = (full_tile(0, TILE, ACCUMULATOR),) * CELL
         cells = _with_row(cells + more, m, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)
+        # Store: only the cells of row m are complete. Masks cut off pixels of cells across the edges of the image.
         for i in tl.static_range(ROWS):
             h = big_from_small(m, 0, H) + i
             if PAIRS:
@@ -209,7 +220,7 @@ def _max_pool2d_backward_kernel(
 
 
 def code_type(kernel: Ints) -> torch.dtype:
-    """The dtype of the numbers of a window's taps; for bins, whose taps follow from sizes, the same for all sizes."""
+    """dtype of codes: uint8 for up to 256 taps, otherwise int32. The taps of bins depend on sizes, but the dtype must not."""
     return torch.uint8 if kernel and kernel[0] * kernel[1] <= 256 else torch.int32
 
 
@@ -239,13 +250,13 @@ def max_pool2d_forward(
     Args:
         x: (N, C, H, W), any strides and real dtype.
         size: (P, Q).
-        kernel: (R, S), the taps of a window; () for bins, for which the other three are () too.
+        kernel: (R, S), the taps of a window; () for bins, and then the other three are () too.
         stride, padding, dilation: in pixels, for height and width.
 
     Returns:
-        y and codes, (N, C, P, Q), channels_last if `x` is. y has the values. codes has the number r * S + s of the winning
-        tap, or 0 if no tap won; for bins, S is the width of the widest bin. It is uint8 for kernels of at most 256 taps, else
-        int32.
+        y and codes, (N, C, P, Q), channels_last if `x` is. y has the values. codes has the number r * S + s of the tap with the
+        maximum, or 0 if all taps are outside the image; for bins, S is the width of the widest bin. It is uint8 for kernels of
+        at most 256 taps, else int32.
     """
     y, codes = _empty_max_forward(x, size, kernel, stride, padding, dilation)
     if not _is_small(kernel, stride, dilation):
@@ -269,7 +280,7 @@ def max_pool2d_forward(
 def max_pool2d_backward(
     dy: Tensor, codes: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
 ) -> Tensor:
-    """Gradient of max pooling: each input pixel gets the sum over the windows it won.
+    """Gradient of max pooling: each input pixel gets the sum over the windows with their maximum at this pixel.
 
     Args:
         dy: (N, C, P, Q), any strides.
@@ -300,7 +311,7 @@ def max_pool2d_backward(
 
 
 def _is_small(kernel: Ints, stride: Ints, dilation: Ints) -> bool:
-    """Whether kernels may be unrolled over a window's taps and a stride's pixels, and keep the rows that windows share."""
+    """Whether the kernels of this file fit: unrolled over taps and pixels of a stride, with shared rows kept in registers."""
     return len(kernel) > 0 and max(kernel[0] * kernel[1], stride[0] * stride[1]) <= MOST_TAPS and max(dilation) == 1
 
 
@@ -308,7 +319,7 @@ def _is_small(kernel: Ints, stride: Ints, dilation: Ints) -> bool:
 def max_pool2d_pick(
     x: Tensor | None, codes: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
 ) -> Tensor:
-    """The value of `x` at the winner of each window, the adjoint of max_pool2d_backward; or, without `x`, its place h * W + w.
+    """The value of `x` at each code, the adjoint of max_pool2d_backward; or, without `x`, the index h * W + w of each code.
 
     Args:
         x: (N, C, H, W), any strides.
@@ -316,7 +327,7 @@ def max_pool2d_pick(
         size: (H, W).
 
     Returns:
-        Like `codes`, of the dtype of `x` or int64; where nothing won, 0 or some place in the image.
+        Like `codes`, with the dtype of `x`, or int64. For windows outside the image: 0, or any index of the image.
     """
     y = _empty_max_pick(x, codes)
     windows = windows_of(size, y.shape[2:], kernel, stride, padding, dilation)
@@ -333,9 +344,9 @@ def avg_pool2d_forward(
     Args:
         x: (N, C, H, W), any strides; int64 is averaged towards zero.
         size: (P, Q).
-        kernel: (R, S), the taps of a window; () for bins, for which the next two are () too.
+        kernel: (R, S), the taps of a window; () for bins, and then the next two are () too.
         stride, padding: in pixels, for height and width.
-        count_include_pad: divide by the window's pixels in the image and its padding, not in the image alone.
+        count_include_pad: divide by the number of window pixels in the image and its padding, not only in the image.
         divisor_override: divide by this instead.
 
     Returns:
@@ -356,11 +367,11 @@ def avg_pool2d_backward(
 ) -> Tensor:  # fmt: skip
     """Gradient of average pooling: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
-    In the order that `channels_last` says, which is that of x: `dy` loses it where one pixel is left of each channel.
+    `channels_last` is the memory order of x and dx. `dy` with one pixel per channel no longer shows it.
     """
     dx = _empty_avg_backward(dy, size, channels_last)
     windows = windows_of(size, dy.shape[2:], kernel, stride, padding, (1, 1), count_include_pad, divisor_override)
-    if not kernel and list(dy.shape[2:]) == [1, 1]:  # all pixels of a plane get the same: it is divided once, and copied
+    if not kernel and list(dy.shape[2:]) == [1, 1]:  # one value for a whole (H, W) plane: divide once, then copy
         shares = empty(dy, dy.shape)
         gather2d(dy, shares, windows.axes, (1, 1), windows.pixel, windows.count, "add in order")
         gather2d(shares, dx, windows.axes, (1, 1), windows.holder, what="copy", channels_last=channels_last)

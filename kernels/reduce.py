@@ -1,9 +1,9 @@
-"""Sums in a fixed order: partial results of a split reduction, and the sum over all but the channels.
+"""Sums in a fixed order: partial sums of a split reduction, sums of channels, means of planes.
 
     channel_sum   db[c] = sum_{n, h, w} x[n, c, h, w]
 
-A long reduction is cut into parts that fill the GPU. Each part is summed by one program, in the accumulator's precision; a
-second pass adds the parts one after the other. There are no atomics, so the same inputs give the same bits.
+A long reduction is split so that its programs fill the GPU. Each program sums one split, in the accumulator's precision. A
+second kernel adds the partial sums in their order. There are no atomics, so the same inputs give the same bits.
 """
 
 import math
@@ -42,7 +42,7 @@ from .runtime.tuning import elementwise_block
 def _sum_partials_kernel(
     partials, total, elements, splits, count, RELU: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """BLOCK elements of the total: the sum over the parts, PARTS of them at a time; with a count, over that."""
+    """BLOCK elements of the total: the sum over the splits, SPLITS of them at a time; with a count, divided by it."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.full((SPLITS, BLOCK), 0.0, partials.dtype.element_ty)
     for start in range(0, splits, SPLITS):
@@ -61,7 +61,7 @@ def _sum_partials_kernel(
 def _channel_sum_kernel(
     x, partials, x_strides, grid, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    """Sums of a tile's channels over some rows."""
+    """Partial sums of a tile's channels over one split of the rows."""
     column, _, _ = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
     x = tile_start(x, column, grid, x_strides, TILE)
@@ -76,7 +76,7 @@ def _channel_sum_kernel(
 
 
 class PlaneTile(NamedTuple):
-    """What one program takes of images: some pixels of some planes."""
+    """Tile of one program: `pixels` pixels of `planes` planes. A plane is the (H, W) pixels of one channel of one image."""
 
     planes: int
     pixels: int
@@ -88,7 +88,7 @@ def _plane_mean_kernel(
     planes, channels, tiles, pixels, pixels_per_split, pixel_axes, count,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Sums of some planes over one part of their pixels; with a count, over that."""
+    """Partial sums of a tile's planes over one split of their pixels; with a count, divided by it."""
     split = (tl.program_id(0) // tiles).to(INDEX)
     plane = ((tl.program_id(0) % tiles).to(INDEX) * TILE.planes + tl.arange(0, TILE.planes))[:, None]
     x += plane // channels * x_strides[0] + plane % channels * x_strides[1]
@@ -106,7 +106,7 @@ def _plane_mean_kernel(
 
 @triton.jit
 def _small_plane_mean_kernel(x, y, planes, pixels, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """Means of some planes that lie end to end: they are read in a row, and sorted by their pixels afterwards."""
+    """Means of adjacent planes. They are loaded as one contiguous run, then gathered into a block of (pixels, planes)."""
     plane = tl.program_id(0).to(INDEX) * TILE.planes + tl.arange(0, TILE.planes)
     lane = tl.arange(0, TILE.planes * TILE.pixels)
     span = tl.full((), TILE.planes, INDEX) * pixels
@@ -121,7 +121,7 @@ def _small_plane_mean_kernel(x, y, planes, pixels, ACCUMULATOR: tl.constexpr, IN
 
 
 def partials_of(total: Tensor, splits: int) -> Tensor:
-    """Room for that many partial results, each laid out like the total; the total itself if there is only one."""
+    """Uninitialised partial sums, one row per split. With a single split, the total itself."""
     if splits == 1:
         return total
     dtype = torch.float64 if total.dtype == torch.float64 else torch.float32
@@ -129,9 +129,9 @@ def partials_of(total: Tensor, splits: int) -> Tensor:
 
 
 def sum_partials(partials: Tensor, total: Tensor, relu: bool = False, count: int | None = None) -> Tensor:
-    """Fill a dense `total` with the sum of its partial results, from `partials_of`, over `count`.
+    """Fill a dense `total` with the sum of its partial sums, from `partials_of`, divided by `count`.
 
-    `relu` and `count` are for more than one of them.
+    With a single split `partials` is the total, and `relu` and `count` have no effect.
     """
     if partials is not total:
         room = elementwise_block(partials.numel())
@@ -150,7 +150,7 @@ def _empty_channel_sum(x: Tensor) -> Tensor:
 
 @op(fake=_empty_channel_sum)
 def channel_sum(x: Tensor) -> Tensor:
-    """The sum of each channel, which is the gradient of a bias.
+    """The sum of each channel: the gradient of a bias.
 
     Args:
         x: (N, C, H, W), any strides.
@@ -161,11 +161,11 @@ def channel_sum(x: Tensor) -> Tensor:
     total = _empty_channel_sum(x)
     if x.numel() == 0:
         return total.zero_()
-    path = plan_walk(x, sums=True, ahead=4)
-    partials = partials_of(total, path.partials)
+    plan = plan_walk(x, sums=True, ahead=4)
+    partials = partials_of(total, plan.partials)
     launch(
-        _channel_sum_kernel, path.programs, x, partials,
-        *path.strides, path.grid, **path.constants,
+        _channel_sum_kernel, plan.programs, x, partials,
+        *plan.strides, plan.grid, **plan.constants,
     )  # fmt: skip
     return sum_partials(partials, total)
 
@@ -183,7 +183,7 @@ def plane_mean(x: Tensor) -> Tensor:
         launch(_small_plane_mean_kernel, triton.cdiv(planes, tile.planes), x, y, planes, pixels, TILE=tile, **constants)
         return y
     pixel_axes, (pixel_strides,) = memory_order(x[:1, :1])
-    if x.stride(1) < pixel_strides[0]:  # lanes along the channels
+    if x.stride(1) < pixel_strides[0]:  # lanes along the channels, to load contiguous memory
         at_once = min(triton.next_power_of_2(planes), room if INTERPRETED else 64)
         tile = PlaneTile(at_once, min(triton.next_power_of_2(pixels), max(1, room // at_once)))
     else:

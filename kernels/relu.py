@@ -3,7 +3,7 @@
     forward    y = x, but 0 where x < 0    (NaN stays NaN)
     backward   dx = dy, but 0 where y <= 0
 
-Both walk memory in the order of their first tensor, whatever its strides: a dense tensor is one long row.
+Both passes traverse memory in the order of their first tensor, for any strides. In this order a dense tensor has a single axis.
 """
 
 import torch
@@ -22,7 +22,7 @@ from .runtime.tuning import elementwise_block
 
 @triton.jit
 def _relu_kernel(x, dy, result, sizes, x_strides, dy_strides, strides, elements, INDEX: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK elements of the result: of y, or with dy of dx, where x is y."""
+    """BLOCK elements of the result: of y or, with dy, of dx. In the latter case x is y."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements)
     if dy is None:
@@ -34,7 +34,7 @@ def _relu_kernel(x, dy, result, sizes, x_strides, dy_strides, strides, elements,
 
 
 def _empty_relu(x: Tensor) -> Tensor:
-    # An axis of one element may have any stride; torch's elementwise operators set it.
+    # An axis of one element may have any stride. torch's elementwise operators normalise it.
     channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return empty(x, x.shape, channels_last) if x.is_contiguous() or channels_last else torch.empty_like(x)
 
@@ -64,7 +64,7 @@ def relu_forward(x: Tensor) -> Tensor:
 
 @op(fake=_nothing, mutates=("x",))
 def relu_(x: Tensor) -> None:
-    """max(x, 0), written over `x`, whose elements must not share memory."""
+    """max(x, 0) in place. The elements of `x` must not share memory."""
     _relu(x, None, x)
 
 
@@ -74,7 +74,7 @@ def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
 
     Args:
         dy: like `y`, any strides.
-        y: what relu returned.
+        y: the result of relu.
     """
     dx = _empty_relu_backward(dy, y)
     _relu(y, dy, dx)

@@ -1,10 +1,10 @@
-"""Mean and variance of each channel over its m = N * H * W pixels, and the running statistics that follow them.
+"""Mean and variance of each channel over its m = N * H * W pixels, and updates of the running statistics.
 
     mean[c] = sum x[n, c, h, w] / m        var[c] = sum (x[n, c, h, w] - mean[c])^2 / m
 
-A variance is never the difference of two large numbers. A program adds up, for each element of its tile, deviations from what
-it read there first. Over T of them the square of their mean is less than T times their variance, so that subtracting it costs
-little. The elements, and then the programs, of m_i pixels each, are merged by
+A variance is never the difference of two large numbers. Each element of a tile sums the deviations of its values from the first
+one, the origin. For T values, the squared mean of these deviations is less than T times their variance. So its subtraction from
+the mean square loses little precision. Then the elements of a tile, and then the programs, with m_i pixels each, are merged by
 
     mean = sum m_i * mean_i / m        var = sum m_i * (var_i + (mean_i - mean)^2) / m
 """
@@ -37,7 +37,7 @@ from .runtime.layout import index_type
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
 
-PartialStatistics = tuple[Tensor, Tensor, Tensor]  # means and variances, (parts, C), and how many pixels each part has
+PartialStatistics = tuple[Tensor, Tensor, Tensor]  # means and variances (partials, C), numbers of pixels (partials)
 
 
 @device_function
@@ -49,13 +49,16 @@ def _inverse(value):
 def _statistics2d_kernel(
     x, means, variances, counts, x_strides, grid, partials, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):
-    """Mean and variance of a tile's channels over some rows, and how many pixels those are, where anybody asks."""
+    """Partial mean and variance of a tile's channels over one split of the rows, and with counts, the number of pixels."""
+    # Indices: columns are fixed, so that each element of the tile keeps sums of its own.
     column, _, _ = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
     x = tile_start(x, column, grid, x_strides, TILE)
+    # Origin: deviations from a value of the data cannot cancel much.
     origin = tl.load(x + row_offset(first, grid, x_strides, INDEX, TILE), mask=rows_exist(first, last, TILE), other=0.0)
     origin = widen(origin).to(ACCUMULATOR)
     origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)  # the mean of an infinity is infinite, not inf - inf
+    # Loop: a single pass over x, because the memory sets the speed.
     total = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     squares = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for row in range(first, last, TILE.rows * TILE.ahead):
@@ -67,7 +70,7 @@ def _statistics2d_kernel(
             total += deviation
             squares += deviation * deviation
 
-    # Each element of the tile has a mean and a sum of squares. The means are measured from the channel's first origin.
+    # Epilogue: merge the elements of each channel. Means are relative to the channel's first origin, so that they stay small.
     c, exists, partial, pixels = program_channels(grid, INDEX, TILE)
     place = tl.arange(0, TILE.rows * TILE.pixels)[:, None]
     count_of_tile = cdiv(last - first - place // TILE.pixels, TILE.rows).to(ACCUMULATOR)
@@ -79,13 +82,13 @@ def _statistics2d_kernel(
     mean = origin - start[None, :] + total * share
     center = sum_rows(count_of_tile * mean) * _inverse(count)
     mean -= center[None, :]
-    left = sum_rows(count_of_tile * mean) * _inverse(
-        count
-    )  # what rounding took from the center, which may be far from the start
-    variance = sum_rows(squares + count_of_tile * (mean * mean)) * _inverse(count) - left * left
+    # The center may be far from the start: correct its rounding error.
+    residual = sum_rows(count_of_tile * mean) * _inverse(count)
+    variance = sum_rows(squares + count_of_tile * (mean * mean)) * _inverse(count) - residual * residual
     center += start
+    # Store: the partials of a channel are contiguous, for the merge kernel to read.
     at = c * partials + partial
-    tl.store(means + at, center + tl.where(tl.abs(center) < float("inf"), left, 0.0), mask=exists)
+    tl.store(means + at, center + tl.where(tl.abs(center) < float("inf"), residual, 0.0), mask=exists)
     tl.store(variances + at, tl.where(variance < 0, 0.0, variance), mask=exists)
     if counts is not None:
         tl.store(counts + at, count, mask=c == 0)
@@ -98,7 +101,7 @@ def _statistics2d_merge_kernel(
     channels, partials,
     INDEX: tl.constexpr, BLOCK_C: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
-    """Mean and variance of BLOCK_C channels over all parts, PARTS of them at a time."""
+    """Mean and variance of BLOCK_C channels over all partials, PARTIALS of them at a time."""
     c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)
     pixels = tl.full((PARTIALS,), 0.0, counts.dtype.element_ty)
     for start in range(0, partials, PARTIALS):
@@ -114,7 +117,7 @@ def _statistics2d_merge_kernel(
             partial = start + tl.arange(0, PARTIALS).to(INDEX)
             mask = (partial < partials)[:, None] & (c < channels)[None, :]
             share = divide(tl.load(counts + partial * counts_stride, mask=partial < partials, other=0.0), pixels)[:, None]
-            centers = tl.broadcast_to(center[None, :], (PARTIALS, BLOCK_C))  # a missing part deviates by 0
+            centers = tl.broadcast_to(center[None, :], (PARTIALS, BLOCK_C))  # masked partials deviate by 0
             at = (partial * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
             deviation = tl.load(means + at, mask=mask, other=centers) - centers
             at = (partial * variances_strides[0])[:, None] + (c * variances_strides[1])[None, :]
@@ -134,12 +137,12 @@ def _running_statistics_kernel(
     channels, momentum: tl.float64, correction: tl.float64,
     INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK channels of the running statistics; `correction`, or else `pixels`, makes the variance unbiased."""
+    """Running statistics of BLOCK channels. `pixels`, if given, otherwise `correction`, makes the variance unbiased."""
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     if pixels is not None:
         count = tl.load(pixels)
         correction = divide(count, count - 1)
-        channels = tl.where(count > 0, channels, 0)  # nothing moves them
+        channels = tl.where(count > 0, channels, 0)  # without pixels, all lanes are masked
     new_mean = tl.load(mean + c, mask=c < channels)
     new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)
     old_mean = tl.load(running_mean + c * mean_stride, mask=c < channels).to(new_mean.dtype)
@@ -177,28 +180,28 @@ def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = _empty_statistics(x)
     if x.numel() == 0:
         return mean.zero_(), var.zero_()
-    path = plan_walk(x, sums=True, ahead=4)
-    one = path.partials == 1
-    means, variances, counts = (mean[None], var[None], None) if one else empty_partial_statistics(mean, path.partials)
+    plan = plan_walk(x, sums=True, ahead=4)
+    one = plan.partials == 1
+    means, variances, counts = (mean[None], var[None], None) if one else empty_partial_statistics(mean, plan.partials)
     launch(
-        _statistics2d_kernel, path.programs, x, means, variances, counts,
-        *path.strides, path.grid, path.partials, **path.constants,
+        _statistics2d_kernel, plan.programs, x, means, variances, counts,
+        *plan.strides, plan.grid, plan.partials, **plan.constants,
     )  # fmt: skip
     return (mean, var) if counts is None else batchnorm2d_merge(means, variances, counts)
 
 
 def empty_partial_statistics(mean: Tensor, partials: int) -> PartialStatistics:
-    """Room for what batchnorm2d_merge takes, with the parts of a channel side by side."""
+    """Uninitialised arguments of batchnorm2d_merge. The partials of a channel are contiguous."""
     return empty(mean, (*mean.shape, partials)).T, empty(mean, (*mean.shape, partials)).T, empty(mean, (partials,))
 
 
 @op(fake=_empty_merged)
 def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over all pixels from those over parts of them.
+    """Merge the means and variances of P disjoint sets of pixels.
 
     Args:
         means, variances: (P, C), float32 or float64, any strides.
-        counts: (P), the same dtype; how many pixels each part has, 0 allowed.
+        counts: (P), the same dtype: the number of pixels of each set, 0 allowed.
 
     Returns:
         (C) and (C).
@@ -221,14 +224,14 @@ def batchnorm2d_update(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, count: int,
     pixels: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Move running statistics by `momentum` towards those of a batch, the variance towards its unbiased estimate.
+    """Update running statistics with those of a batch, by the weight `momentum`. The variance of the batch becomes unbiased.
 
     Args:
-        running_mean, running_var: (C), any floating dtype, written over.
-        mean, var: what batchnorm2d_statistics returned.
-        count: of how many pixels; more than one.
-        pixels: (1), float32 or float64: the same, where the host does not know it, in place of `count`. If there are none, the
-            running statistics stay as they are.
+        running_mean, running_var: (C), any floating dtype, overwritten.
+        mean, var: the result of batchnorm2d_statistics.
+        count: the number of pixels, more than one.
+        pixels: (1), float32 or float64: the number of pixels in place of `count`, if the host does not have it. If it is 0, the
+            running statistics stay unchanged.
     """
     block = elementwise_block(mean.numel())
     launch(

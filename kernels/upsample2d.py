@@ -113,7 +113,8 @@ def _bilinear2d_backward_kernel(
                     value = tl.load(dys[j] + p * dy_p, mask=reads[j], other=0.0)
                 line += weights[j] * widen(value).to(ACCUMULATOR)
             acc += (tl.where(bottom == top, down, 0.0) + (1 - down)) * line
-            below += tl.where(bottom == top, 0.0, down) * line
+            if bottom != top:  # also in the last row, a product of 0 and an infinity would be NaN
+                below += down * line
     while row < last:
         if row >= first:
             tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty))

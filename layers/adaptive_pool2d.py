@@ -1,6 +1,6 @@
 """2-D adaptive average and max pooling: `adaptive_avg_pool2d`, `adaptive_max_pool2d` and their modules.
 
-Adaptive pooling is pooling over bins instead of windows: pool2d.py has its autograd Functions.
+Adaptive pooling is pooling over bins instead of windows. Its autograd Functions are in pool2d.py.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,11 @@ from .pool2d import AvgPool2dForward, MaxPool2dForward
 from .public import functional, layer
 from .window import Pair, batched, integer
 
+__all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"]
+
 OutputSize = int | None | Sequence[int | None]
 
-# Kernel, stride and padding of pooling over bins.
+# The kernel size, stride and padding that make the Functions of pool2d.py pool over bins.
 BINS: tuple[Pair, Pair, Pair] = (), (), ()  # type: ignore[assignment]
 
 
@@ -36,7 +38,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
         (N, C, P, Q), in the memory format of `input`.
 
     Raises:
-        RuntimeError: a negative or wrong number of sizes, or an image without pixels.
+        RuntimeError: not two sizes, a negative size, or an image without pixels.
         NotImplementedError: another dtype.
     """
     x, size, unbatched = _checked(input, output_size, "adaptive_avg_pool2d")
@@ -50,18 +52,19 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
 def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """The largest value of each of (P, Q) bins, as `torch.nn.functional.adaptive_max_pool2d`.
 
-    Bins are those of `adaptive_avg_pool2d`. NaN wins; of equal values the first.
+    The bins are the same as in `adaptive_avg_pool2d`. If a bin contains NaN, its result is NaN. If its maximum occurs several
+    times, the first position is returned and gets the gradient.
 
     Args:
         input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
         output_size: (P, Q), or one number for both; None keeps the size of that axis.
-        return_indices: also return the places of the winners in their H * W plane, int64.
+        return_indices: also return the position of each maximum in its flattened (H, W) plane, int64.
 
     Returns:
         (N, C, P, Q), in the memory format of `input`.
 
     Raises:
-        RuntimeError: a negative or wrong number of sizes, no channels, or an image without pixels.
+        RuntimeError: not two sizes, a negative size, no channels, or an image without pixels.
         NotImplementedError: another dtype.
     """
     x, size, unbatched = _checked(input, output_size, "adaptive_max_pool2d")
@@ -76,7 +79,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: 
 
 
 def _checked(input: Tensor, output_size: OutputSize, operator: str) -> tuple[Tensor, Pair, bool]:
-    """`input` with a batch axis, the size of the result, and whether there was no such axis."""
+    """`input` with a batch axis, the output size (P, Q), and whether the batch axis was added."""
     one = isinstance(output_size, (int, torch.SymInt))
     given: Any = (output_size, output_size) if one else output_size
     if not one and input.dim() <= len(given):

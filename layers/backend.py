@@ -58,7 +58,7 @@ def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch
 
 
 # What calls in a graph become.
-_OURS: set[Any] = {getattr(layers, name) for name in layers.__all__ if name.islower() and hasattr(F, name)} | {pad2d}
+_OURS: set[Any] = {ours for name, ours in vars(layers).items() if inspect.isfunction(ours) and hasattr(F, name)} | {pad2d}
 _JOINED: set[Any] = set(FUSIONS.values())
 _TAKEN: dict[Any, Any] = (
     FUNCTIONS
@@ -259,20 +259,32 @@ class _Rewriting:
             device = self._value(args[0]).device
             if device.type not in ("cuda", "meta") and not (device.type == "cpu" and interpreter.INTERPRETED):
                 raise NotImplementedError(f"on {device.type}, where trinn's kernels do not run")
-            self.effects[node] = self._effects_of(ours, args, options)
+            self.effects[node], result = self._called(ours, args, options)
+            meta = self._with_strides_of(result, node.meta)
         except Exception as refusal:
             node.meta["trinn"] = str(refusal).partition("\n")[0] or type(refusal).__name__
             return
         node.op, node.target, node.args, node.kwargs = "call_function", ours, args, options
+        node.meta |= meta
 
-    def _effects_of(self, function: Operator, args: Any, options: Any) -> _Effects:
-        """What a call reads and writes, from a call on fake tensors."""
+    def _called(self, function: Operator, args: Any, options: Any) -> tuple[_Effects, Any]:
+        """What a call reads and writes, and its result, from a call on fake tensors."""
         args, options = map_arg((args, options), self._value)  # type: ignore[assignment]
         with self.fake_mode:
             args, options = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, (args, options))
             with _Effects() as effects:
-                function(*args, **options)
-        return effects
+                result = function(*args, **options)
+        return effects, result
+
+    def _with_strides_of(self, result: Any, meta: dict[str, Any]) -> dict[str, Any]:
+        """The fake value of a call, in its own storage, with the strides of trinn's result, if they differ."""
+        value = meta.get("example_value")
+        if not isinstance(value, Tensor):
+            return {}
+        if all(statically_known_true(n == m) for n, m in zip(value.stride(), result.stride(), strict=True)):
+            return {}
+        with self.fake_mode:
+            return {"example_value": value.as_strided(value.shape, result.stride())}
 
     def _value(self, node: Any) -> Any:
         """What stands for a node's value: tensors are fake."""
@@ -376,7 +388,7 @@ class _Rewriting:
         if not all(isinstance(leaf, (Tensor, int, torch.SymInt)) and not free_unbacked_symbols(leaf) for leaf in leaves):
             return None
         try:
-            return self._effects_of(function, node.args, node.kwargs)
+            return self._called(function, node.args, node.kwargs)[0]
         except Exception:
             return None
 

@@ -13,11 +13,13 @@ from .public import functional, layer
 from .relu import ReluBackward
 from .window import check_flag, real
 
+__all__ = ["BatchNorm1d", "BatchNorm2d", "LazyBatchNorm1d", "LazyBatchNorm2d", "batch_norm"]
+
 Module = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 class BatchNormForward(Function):
-    """y = w * z + b with z = (x - mean) / sqrt(var + eps); with `batch`, mean and var are those of x and move with it."""
+    """y = w * z + b with z = (x - mean) / sqrt(var + eps). If `batch`, mean and var are functions of x, else constants."""
 
     kept = "x", "mean", "var", "w"
 
@@ -33,7 +35,7 @@ class BatchNormForward(Function):
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        """In x the derivative is symmetric: what takes dy to dx takes a step of x to one of y."""
+        """The Jacobian of y with respect to x is symmetric, so the backward pass also computes its product with tx."""
         x, mean, var, w, b, eps, batch = inputs
         tx, _, _, tw, tb, *_ = tangents
         by_x = BatchNormBackward.call(tx, x, mean, var, w, eps, batch, True, False)[0] if tx is not None else None
@@ -42,7 +44,7 @@ class BatchNormForward(Function):
 
 
 class BatchNormAddRelu(Function):
-    """y = relu(w * z + b + residual), in one pass, as is its backward."""
+    """y = relu(w * z + b + residual), in one pass; the backward pass saves one pass too."""
 
     kept = "x", "mean", "var", "w", 0
 
@@ -70,7 +72,7 @@ class BatchNormAddRelu(Function):
 
 
 class BatchNormBackward(Function):
-    """The gradients dx, dw = sum dy * z and db = sum dy; None for dx, or for dw and db, where they are not wanted."""
+    """The gradients dx, dw = sum dy * z and db = sum dy. dx is None unless `want_x`; dw and db are None unless `want_w`."""
 
     kept = "dy", "x", "mean", "var", "w"
 
@@ -82,7 +84,7 @@ class BatchNormBackward(Function):
         dx = ops.batchnorm2d_backward(x, dy, mean, var, w, sums if batch else None, eps) if want_x else None
         if sums is None or not want_w:
             return dx, None, None
-        if differentiated_forward():  # parts of one tensor cannot have tangents of their own
+        if differentiated_forward():  # views of one tensor cannot have separate tangents
             return dx, sums[0].clone(), sums[1].clone()
         dw, db = sums
         return dx, dw, db
@@ -95,7 +97,7 @@ class BatchNormBackward(Function):
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        """The gradients are those of one number, sum dy * y, whose second derivative is symmetric."""
+        """The outputs are gradients of the scalar sum dy * y; its Hessian is symmetric, so `_second_derivative` applies."""
         dy, x, mean, var, w, eps, batch, want_x, want_w = inputs
         tdy, tx, _, _, tw, *_ = tangents
         found = cls.call(tdy, *inputs[1:]) if tdy is not None else (None, None, None)
@@ -110,11 +112,11 @@ def _second_derivative(
     dy: Tensor, x: Tensor, mean: Any, var: Any, w: Tensor | None, eps: float, batch: bool,
     ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """What gradients of dx, dw and db give to dy, x and w.
+    """Propagate the gradients ddx, ddw and ddb of dx, dw and db to dy, x and w.
 
-    Written in torch's arithmetic, from x on, so that it can itself be differentiated as often as one likes. With
-    s = 1 / sqrt(var + eps) and P(v) = v - avg(v) - z * avg(v * z), or P(v) = v for given statistics, dx = w * s * P(dy).
-    P is symmetric, and a step of x moves z by s * P(step) and s by -s^2 * avg(z * step).
+    It is written in torch operators, starting from x, so that autograd can differentiate it any number of times. Let
+    s = 1 / sqrt(var + eps), and P(v) = v - avg(v) - z * avg(v * z), or P(v) = v if the statistics are constants. Then
+    dx = w * s * P(dy). P is symmetric. A step of x changes z by s * P(step) and s by -s^2 * avg(z * step).
     """
     dy, x = dy.to(mean.dtype), x.to(mean.dtype)
     ddx = ddx.to(mean.dtype) if ddx is not None else torch.zeros_like(x)
@@ -142,7 +144,7 @@ def _second_derivative(
 
 
 def _average(v: Tensor) -> Tensor:
-    """Over the pixels, as (C, 1, 1)."""
+    """The average over images and pixels, (C, 1, 1)."""
     return v.mean((0, 2, 3))[:, None, None]
 
 
@@ -161,16 +163,17 @@ def batch_norm(
 
     Args:
         input: (N, C, *); float16, bfloat16, float32 or float64.
-        running_mean, running_var: (C). In training they move by `momentum` towards the mean and the unbiased variance of the
-            input; otherwise they are the mean and the variance. In training both may be None.
-        weight, bias: (C); without them, 1 and 0. All four have the dtype of the input, or for an input of 16 bits all float32.
+        running_mean, running_var: (C). In training they are updated in place: they move by the fraction `momentum` towards the
+            mean and the unbiased variance of the input; both may be None. In evaluation they are used as mean and variance.
+        weight, bias: (C); if None, 1 and 0. All four have the dtype of the input; for a 16-bit input, all may be float32.
 
     Returns:
-        Like `input`, in its memory format. An empty batch leaves the running statistics as they are.
+        The shape, dtype and memory format of `input`. An empty batch does not change the running statistics.
 
     Raises:
-        ValueError: training on one value per channel, with eps <= 0 or with one of the running statistics; a negative eps.
-        RuntimeError: sizes, dtypes or devices that do not belong together, statistics that are missing or require a gradient.
+        ValueError: training with one value per channel, with eps <= 0, or with only one of the running statistics; a negative
+            eps.
+        RuntimeError: incompatible sizes, dtypes or devices; running statistics that are missing or require a gradient.
     """
     return normalized(BatchNormForward, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
@@ -188,11 +191,16 @@ def normalized(
     *more: Any,
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`batch_norm` by a Function that takes what BatchNormForward takes, and `more`; `statistics` are those of the input."""
+    """`batch_norm` by the given Function.
+
+    Args:
+        function: BatchNormForward, or a Function with the same arguments and `more` before the last two.
+        statistics: the mean and variance of the input, if known; else they are computed.
+    """
     check_flag(training, "training", "batch_norm")
     momentum, eps = real(momentum, "batch_norm: momentum must be a float"), real(eps, "batch_norm: eps must be a float")
     _check_options(input, running_mean, running_var, training, eps)
-    if input.shape == (0,):  # which torch takes for a batch of nothing
+    if input.shape == (0,):  # torch accepts this as an empty batch
         return input.clone()
     if input.dim() < 2:
         raise RuntimeError(f"batch_norm: expected input of at least 2 axes, (N, C, *), but got size {list(input.shape)}")
@@ -209,7 +217,7 @@ def normalized(
         missing = "running_mean" if running_mean is None else "running_var"
         raise RuntimeError(f"{missing} must be defined in evaluation mode")
     elif torch.is_grad_enabled():
-        # A later step of training moves the running statistics, while a backward pass still needs them as they are.
+        # A later training step updates the running statistics in place, but the backward pass needs the present values.
         mean, var = running_mean.clone(), running_var.clone()
     else:
         mean, var = running_mean, running_var
@@ -237,10 +245,10 @@ def check_vectors(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> None:
-    """Raise what torch raises for statistics and parameters that do not go with so many channels or with the input's dtype."""
+    """Raise torch's exception for statistics or parameters of the wrong size, dtype or device."""
     if input.dtype not in FLOATS:
         raise NotImplementedError(f"batch_norm: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
-    dtype = input.dtype if input.dtype.itemsize > 2 else None  # of 16 bits, that of the first of them
+    dtype = input.dtype if input.dtype.itemsize > 2 else None  # for a 16-bit input, the dtype of the first vector
     named = ("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)
     for name, tensor in named:
         if tensor is None:
@@ -254,14 +262,18 @@ def check_vectors(
             raise RuntimeError(f"{name} should contain {channels} elements not {tensor.numel()}")
         if tensor.dtype != dtype or dtype not in (input.dtype, torch.float32):
             raise RuntimeError(
-                f"batch_norm: {name} is {tensor.dtype}, which does not go with the others and input of {input.dtype}"
+                f"batch_norm: {name} has dtype {tensor.dtype}, which does not match the other vectors and {input.dtype} input"
             )
         if name.startswith("running") and (tensor.dim() != 1 or tensor.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError(f"batch_norm: {name} must have one axis and not require a gradient")
 
 
 def norm_arguments(module: Module, uncounted: int = 0) -> tuple[Any, ...]:
-    """What a call of a module gives `batch_norm` behind the input; `uncounted` batches are yet to be counted."""
+    """The arguments of `batch_norm` after the input, for a call of `module`.
+
+    Args:
+        uncounted: 1 if `module.num_batches_tracked` does not include this batch yet, else 0.
+    """
     tracked = module.track_running_stats or not module.training
     mean, var = (module.running_mean, module.running_var) if tracked else (None, None)
     training = module.training or (module.running_mean is None and module.running_var is None)
@@ -272,7 +284,7 @@ def norm_arguments(module: Module, uncounted: int = 0) -> tuple[Any, ...]:
 
 
 def count_batch(module: Module) -> None:
-    """Count one more batch, if a module counts them now."""
+    """Add 1 to `num_batches_tracked`, if the module is training and tracks statistics."""
     if _counts(module):
         module.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
@@ -305,7 +317,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 @layer
 class LazyBatchNorm1d(nn.LazyBatchNorm1d):
-    """torch.nn.LazyBatchNorm1d, which becomes our BatchNorm1d when it is first called."""
+    """torch.nn.LazyBatchNorm1d; its first call turns it into trinn's BatchNorm1d."""
 
     cls_to_become = BatchNorm1d
     forward = BatchNorm1d.forward
@@ -313,7 +325,7 @@ class LazyBatchNorm1d(nn.LazyBatchNorm1d):
 
 @layer
 class LazyBatchNorm2d(nn.LazyBatchNorm2d):
-    """torch.nn.LazyBatchNorm2d, which becomes our BatchNorm2d when it is first called."""
+    """torch.nn.LazyBatchNorm2d; its first call turns it into trinn's BatchNorm2d."""
 
     cls_to_become = BatchNorm2d
     forward = BatchNorm2d.forward

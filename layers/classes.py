@@ -1,7 +1,7 @@
-"""Classes and forwards that modules get and give back: what `convert` and `revert` do to a module.
+"""How `convert` and `revert` exchange the class and the forward of a module.
 
-torch too makes classes on the fly and puts them over a module's: parametrizations, FSDP2's `fully_shard`, `replicate`. A change
-goes to the class below those.
+Some torch tools also replace a module's class at runtime, by a new subclass of it: parametrizations, FSDP2's
+`fully_shard`, `replicate`. Here such a class is called a wrapper class. `convert` and `revert` replace its base.
 """
 
 import sys
@@ -15,26 +15,26 @@ Layer = type[nn.Module]
 
 
 def forward_of(module: nn.Module) -> Any:
-    """What `convert` has put in the place of a module's forward, as an attribute; None where there is nothing.
+    """The forward that `convert` has set as an attribute of a module, or None.
 
-    It is a functools.partial of one of our functions and the module, which torch.export knows and which can be pickled.
+    It is a functools.partial of a function of trinn and the module, because torch.export and pickle support a partial.
     """
     forward = module.__dict__.get("forward")
     return forward if getattr(getattr(forward, "func", None), "__module__", "").startswith("trinn.layers.") else None
 
 
 def become(module: nn.Module, cls: Layer) -> None:
-    """Change a module's class, so that a model that torch.compile compiled is compiled anew at its next call."""
+    """Change the class of a module, and make torch.compile recompile a compiled model at its next call."""
     if type(module) is not cls:
         object.__setattr__(module, "__class__", cls)
-        # Up to torch 2.11 a guard on the class is skipped as long as the module's __dict__ was not written to.
+        # Up to torch 2.11, torch.compile checks its guard on the class only after a write to the module's __dict__.
         vars(module)["trinn's class"] = cls
         del vars(module)["trinn's class"]
 
 
 @contextmanager
 def all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Within, classes and forwards may change: an exception gives all modules back those that they had."""
+    """A context in which classes and forwards may change; an exception restores all of them."""
     before = [(module, type(module), {k: v for k, v in vars(module).items() if k == "forward"}) for module in model.modules()]
     try:
         yield
@@ -47,7 +47,7 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
 
 
 def wrapped_class(cls: Layer) -> Layer | None:
-    """The class that torch put another over on the fly; None where `cls` is no such class."""
+    """The base of a wrapper class; None if `cls` is no wrapper class."""
     if not cls.__module__.startswith("torch.") or getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls:
         return None
     modules = (base for base in cls.__bases__ if issubclass(base, nn.Module) and base is not nn.Module)
@@ -55,14 +55,18 @@ def wrapped_class(cls: Layer) -> Layer | None:
 
 
 def user_class(cls: Layer) -> Layer:
-    """A class without those that torch put over it."""
+    """The class below all wrapper classes."""
     while (base := wrapped_class(cls)) is not None:
         cls = base
     return cls
 
 
 def with_base_replaced(cls: Layer, others: dict[Layer, Layer]) -> Layer:
-    """A class with another in the place of the one that torch's are put over, if there is another for that."""
+    """`cls` with the class below its wrapper classes replaced, if `others` has a replacement.
+
+    Args:
+        others: the replacement of each class.
+    """
     old = wrapped_class(cls)
     if old is None:
         return others.get(cls, cls)
@@ -71,7 +75,7 @@ def with_base_replaced(cls: Layer, others: dict[Layer, Layer]) -> Layer:
         return cls
     bases = tuple(new if base is old else base for base in cls.__bases__)
     computed = _computed(cls)
-    # A parametrized module has a class of its own, and gets back its very one; others may share it.
+    # Each parametrized module has its own class and must get the same class object back; other wrapper classes are shared.
     for other in [vars(cls).get("_was")] if computed else type.__subclasses__(new):
         if other and other.__name__ == cls.__name__ and other.__bases__ == bases and _computed(other) == computed:
             return other
@@ -81,5 +85,5 @@ def with_base_replaced(cls: Layer, others: dict[Layer, Layer]) -> Layer:
 
 
 def _computed(cls: Layer) -> set[str]:
-    """What parametrizations compute."""
+    """The attributes computed by parametrizations."""
     return {name for name, member in vars(cls).items() if isinstance(member, property)}

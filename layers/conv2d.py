@@ -1,7 +1,7 @@
 """2-D convolution: the autograd Functions of its three passes, `conv2d` and `Conv2d`.
 
-The passes are linear in each of their two operands and closed under differentiation: a gradient of any of them is another
-of them. That is why each can be differentiated as often as one likes.
+Each pass is linear in its two operands, and each gradient of a pass is another of the three passes. So every pass can be
+differentiated any number of times.
 """
 
 from typing import Any
@@ -16,6 +16,8 @@ from .pad2d import pad2d
 from .public import functional, layer
 from .reduce import ChannelSum
 from .window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, integer, pair, remembered
+
+__all__ = ["Conv2d", "LazyConv2d", "conv2d"]
 
 
 class Conv2dFprop(Bilinear):
@@ -35,7 +37,7 @@ class Conv2dFprop(Bilinear):
 
 
 def conv2d_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dw and db of y = x * w + b, those that are wanted."""
+    """dx, dw and db of y = x * w + b, each None unless autograd needs it."""
     (need_x, need_w, need_b, *_), (_, *geometry) = ctx.needs_input_grad, ctx.constants[:5]
     dx = Conv2dDgrad.call(dy, w, None, x.shape[2:], *geometry) if need_x else None
     dw = Conv2dWgrad.call(x, dy, w.shape[2:], *geometry) if need_w else None
@@ -43,7 +45,7 @@ def conv2d_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor
 
 
 class Conv2dDgrad(Bilinear):
-    """The adjoint of Conv2dFprop in x, and with a bias the transposed convolution."""
+    """The gradient of Conv2dFprop with respect to x; with a bias, the transposed convolution."""
 
     kept = "dy", "w"
 
@@ -63,7 +65,7 @@ class Conv2dDgrad(Bilinear):
 
 
 class Conv2dWgrad(Bilinear):
-    """The gradient of Conv2dFprop in w."""
+    """The gradient of Conv2dFprop with respect to w."""
 
     kept = "x", "dy"
 
@@ -90,19 +92,19 @@ def conv2d(
     dilation: IntOrPair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """2-D convolution (cross-correlation); the arguments are those of `torch.nn.functional.conv2d`.
+    """2-D convolution (cross-correlation), as `torch.nn.functional.conv2d`.
 
     Args:
         input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
         weight: (K, C / groups, R, S), same dtype.
         bias: (K), same dtype.
-        padding: in pixels; or 'valid', none; or 'same', as much as keeps H and W, the odd pixel at the far edge.
+        padding: in pixels. 'valid' is no padding. 'same' keeps H and W; of an odd total, the far edge gets one more.
 
     Returns:
         (N, K, P, Q) with (P, Q) from `conv_output_size`.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not belong to one convolution.
+        RuntimeError: incompatible shapes, dtypes or devices.
     """
     x, unbatched = batched(input, "conv2d")
     y = Conv2dFprop.call(*conv2d_operands(x, weight, bias, stride, padding, dilation, groups))
@@ -118,7 +120,7 @@ def conv2d_operands(
     dilation: IntOrPair,
     groups: int,
 ) -> tuple[Any, ...]:
-    """What Conv2dFprop takes for a batch and the arguments of `conv2d`, which raises what this raises."""
+    """The arguments of Conv2dFprop for the arguments of `conv2d`, with its exceptions; x is a batch."""
     x, weight, bias = autocast(x, weight, bias)
     stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
     padding = padding if isinstance(padding, str) else pair(padding, "padding", "conv2d")
@@ -133,7 +135,7 @@ def conv2d_operands(
 def _sizes(
     x: torch.Size, weight: torch.Size, bias: torch.Size | None, stride: Pair, padding: str | Pair, dilation: Pair, groups: int
 ) -> tuple[Pair, Pair]:
-    """(P, Q) and the padding at the near edges, or torch's refusal."""
+    """(P, Q) and the padding at the near edges; raises torch's exceptions."""
     check_geometry(stride, dilation, groups, weight, "conv2d")
     near, far = conv_padding(padding, weight[2:], stride, dilation)
     if x[1] != weight[1] * groups:
@@ -152,7 +154,7 @@ def _sizes(
 
 
 def check_operands(x: Tensor, w: Tensor, b: Tensor | None, operator: str) -> None:
-    """Raise what torch raises for a wrong rank, or operands of several dtypes or devices."""
+    """Raise torch's exception for a wrong number of axes, or for operands of different dtypes or devices."""
     if w.dim() != 4:
         raise RuntimeError(
             f"{operator}: Expected {w.dim()}-dimensional input for {w.dim()}-dimensional weight {list(w.shape)}, but got "
@@ -170,7 +172,7 @@ def check_operands(x: Tensor, w: Tensor, b: Tensor | None, operator: str) -> Non
 
 
 def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: torch.Size, operator: str) -> None:
-    """Raise what torch raises for a stride, dilation or number of groups that no convolution by such filters has."""
+    """Raise torch's exception for a stride, dilation or number of groups impossible with this weight."""
     if groups <= 0:
         raise RuntimeError(f"{operator}: non-positive groups is not supported, but got {groups}")
     check_window(weight[2:], stride, dilation, operator)
@@ -189,7 +191,7 @@ def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: torch.Size
 
 
 def padded(module: nn.Conv2d, input: Tensor) -> tuple[Tensor, str | IntOrPair]:
-    """The input of a module's convolution, and how much of zeros is to be added to it."""
+    """The input of a module's convolution, padded unless the padding is zeros, and the zero padding left to the convolution."""
     if module.padding_mode == "zeros":
         return input, module.padding
     return pad2d(input, module._reversed_padding_repeated_twice, module.padding_mode), 0
@@ -206,7 +208,7 @@ class Conv2d(nn.Conv2d):
 
 @layer
 class LazyConv2d(nn.LazyConv2d):
-    """torch.nn.LazyConv2d, which becomes our Conv2d when it is first called."""
+    """torch.nn.LazyConv2d; its first call turns it into trinn's Conv2d."""
 
     cls_to_become = Conv2d
     forward = Conv2d.forward

@@ -1,7 +1,7 @@
 """2-D transposed convolution: `conv_transpose2d` and `ConvTranspose2d`.
 
-It is the input gradient of a convolution, so its Function is that pass's own, `Conv2dDgrad`: the gradient in the input is
-`Conv2dFprop`, in the weight `Conv2dWgrad` with the operands swapped.
+A transposed convolution is the input gradient of a convolution, so it uses the Function `Conv2dDgrad`. Its input gradient is
+`Conv2dFprop`; its weight gradient is `Conv2dWgrad` with the operands swapped.
 """
 
 from typing import Any
@@ -13,6 +13,8 @@ from .conv2d import Conv2dDgrad, check_geometry, check_operands
 from .function import autocast
 from .public import functional, layer
 from .window import IntOrPair, Pair, batched, integer, pair, remembered, transposed_windows
+
+__all__ = ["ConvTranspose2d", "LazyConvTranspose2d", "conv_transpose2d"]
 
 
 @functional
@@ -26,19 +28,19 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: IntOrPair = 1,
 ) -> Tensor:
-    """2-D transposed convolution; the arguments are those of `torch.nn.functional.conv_transpose2d`.
+    """2-D transposed convolution, as `torch.nn.functional.conv_transpose2d`.
 
     Args:
         input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
         weight: (C, K / groups, R, S), same dtype.
         bias: (K), same dtype.
-        output_padding: rows and columns added at the far edges of the output, fewer than stride or dilation.
+        output_padding: rows and columns added at the far edges of the output; less than the stride or less than the dilation.
 
     Returns:
         (N, K, P, Q) with (P, Q) from `conv_transpose_output_size`.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not belong to one transposed convolution.
+        RuntimeError: incompatible shapes, dtypes or devices.
     """
     input, weight, bias = autocast(input, weight, bias)
     x, unbatched = batched(input, "conv_transpose2d")
@@ -57,7 +59,7 @@ def _size(
     x: torch.Size, weight: torch.Size, bias: torch.Size | None, stride: Pair, padding: Pair, output_padding: Pair,
     dilation: Pair, groups: int,
 ) -> Pair:  # fmt: skip
-    """(P, Q), or torch's refusal."""
+    """(P, Q); raises torch's exceptions."""
     check_geometry(stride, dilation, groups, weight, "conv_transpose2d")
     if x[1] != weight[0]:
         raise RuntimeError(
@@ -79,7 +81,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     """torch.nn.ConvTranspose2d on `conv_transpose2d`."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        module: Any = self  # torch declares lists where it has tuples
+        module: Any = self  # torch annotates these tuples as lists
         stride, padding, dilation = module.stride, module.padding, module.dilation
         output_padding = module._output_padding(input, output_size, stride, padding, module.kernel_size, 2, dilation)
         return conv_transpose2d(input, self.weight, self.bias, stride, padding, output_padding, self.groups, dilation)
@@ -87,7 +89,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 @layer
 class LazyConvTranspose2d(nn.LazyConvTranspose2d):
-    """torch.nn.LazyConvTranspose2d, which becomes our ConvTranspose2d when it is first called."""
+    """torch.nn.LazyConvTranspose2d; its first call turns it into trinn's ConvTranspose2d."""
 
     cls_to_become = ConvTranspose2d
     forward = ConvTranspose2d.forward

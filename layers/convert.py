@@ -1,7 +1,7 @@
-"""A model of torch.nn's layers on trinn's kernels and back, by their classes alone: `convert` and `revert`.
+"""Move the layers of a torch.nn model to trinn's kernels and back: `convert` and `revert`.
 
-A layer of trinn is a subclass of torch's with the same name and another forward. So `module.__class__ = trinn.layers.Conv2d`
-is all there is to do: parameters, buffers, hooks, training flags, devices and what an optimizer refers to stay as they are.
+A layer of trinn is a subclass of torch's layer with the same name and another forward. So converting is only
+`module.__class__ = trinn.layers.Conv2d`: parameters, buffers, hooks, training flags, devices and optimizers are unaffected.
 """
 
 import functools
@@ -23,11 +23,9 @@ from .upsample2d import MODES
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Each class of torch.nn that trinn has too.
+# trinn's class for each class of torch.nn.
 OURS: dict[Layer, Layer] = {
-    getattr(nn, name): ours
-    for name, ours in vars(layers).items()
-    if isinstance(ours, type) and name in layers.__all__ and hasattr(nn, name)
+    getattr(nn, name): ours for name, ours in vars(layers).items() if isinstance(ours, type) and hasattr(nn, name)
 }
 TORCHS: dict[Layer, Layer] = {ours: torchs for torchs, ours in OURS.items()}
 
@@ -39,36 +37,38 @@ def convert(
     filter_fn: Callable[[str, nn.Module], bool] | None = None,
     fuse: bool | Sequence[Sequence[str]] = False,
 ) -> Model:
-    """Put the layers of a model on trinn's kernels, in place; `report` says which.
+    """Run the layers of a model on trinn's kernels, in place. `report` lists the result.
 
-    A layer is converted if its class is one of torch.nn's that trinn has too, also if it has parametrizations or is yet to get
-    its sizes. A layer of a user's subclass of one keeps its class and its forward, which runs with trinn's functions in the
-    place of torch's, as under `patched`. What stays torch's: layers whose `forward` was replaced; quantised, scripted, sharded
-    (DTensor) and complex ones, so convert before FSDP2's `fully_shard`; Upsample in a mode that trinn does not have.
+    `convert` handles every layer whose class exists in trinn, including lazy and parametrized layers. A layer of a user's
+    subclass keeps its class and its forward; the forward runs with trinn's functions in place of torch's, as under `patched`.
 
-    `isinstance(layer, nn.Conv2d)` stays true; `type(layer) is nn.Conv2d` does not.
+    These layers are not converted: quantised, scripted, complex and sharded (DTensor) layers, layers with a replaced `forward`,
+    and Upsample in a mode missing from trinn. So call `convert` before FSDP2's `fully_shard`.
 
-    Warns if the model is on the CPU and kernels can run nowhere: no GPU, and TRITON_INTERPRET=0.
+    After conversion `isinstance(layer, nn.Conv2d)` is still true, but `type(layer) is nn.Conv2d` is false.
+
+    `convert` warns if the model is on the CPU and kernels can run nowhere: no GPU, and TRITON_INTERPRET=0.
 
     Args:
-        include: classes of torch.nn to convert, or their names, such as `(nn.Conv2d, "Linear")`; all, if None.
-        filter_fn: of a layer's name in the model and the layer: whether to convert it.
-        fuse: True: also join layers in a row in each nn.Sequential, or subclass with its `forward` and `__iter__`, such as a
-            convolution, a batch norm and a ReLU. Or runs of layers by their names in the model, such as
-            `[("conv1", "bn1", "relu")]`: each layer is called with the result of the one before, which nothing else may use,
-            as for torch.ao.quantization.fuse_modules. Modules and names stay as they are. Layers with hooks,
-            parametrizations and the like run one by one. layers/fused_functional.py says what is fused.
+        model: a network, or a single layer. Layers already converted are left unchanged.
+        include: the classes of torch.nn to convert, or their names, such as `(nn.Conv2d, "Linear")`; None means all.
+        filter_fn: called with the name of a layer in the model and the layer; returns whether to convert it.
+        fuse: fuse consecutive layers, such as a convolution, a batch norm and a ReLU. layers/fused_functional.py has the list.
+            True: in each nn.Sequential, and in each subclass that inherits its `forward` and `__iter__`.
+            Or runs of layers by name, such as `[("conv1", "bn1", "relu")]`, as in torch.ao.quantization.fuse_modules. The
+            input of each layer in a run must be the output of the previous one, and nothing else may use that output.
+            Modules and names do not change. Layers with hooks, parametrizations and the like run one by one.
 
     Returns:
-        `model`, which may itself be a layer. A converted layer stays as it is.
+        `model`.
 
     Raises:
-        TypeError: a model that is no module, or a ScriptModule.
-        ValueError: a class or a name that trinn does not have; a layer that begins two runs, or is in one twice.
-        AttributeError: a run with a name that the model does not have.
-        NotImplementedError: a run of layers that trinn does not join.
+        TypeError: `model` is not a module, or is a ScriptModule.
+        ValueError: a class or a name unknown to trinn; two runs that begin with the same layer, or a layer twice in a run.
+        AttributeError: a run with a name missing from the model.
+        NotImplementedError: a run of layers that trinn cannot fuse.
 
-    With these exceptions, and with any that `filter_fn` or a user's class raises, the model is as it was.
+    After any exception, also one raised by `filter_fn` or a user's class, the model is unchanged.
     """
     _check(model)
     wanted = _included(include)
@@ -84,7 +84,7 @@ def convert(
         for module in plan:
             if user_class(type(module)) in OURS:
                 become(module, with_base_replaced(type(module), OURS))
-                if getattr(forward_of(module), "func", None) is patched_forward:  # a lazy subclass, which has got its sizes
+                if getattr(forward_of(module), "func", None) is patched_forward:  # a lazy subclass, now initialised
                     del module.forward
             elif forward_of(module) is None:
                 vars(module)["forward"] = functools.partial(patched_forward, module)
@@ -95,7 +95,7 @@ def convert(
 
 
 def _runs(model: nn.Module, fuse: bool | Sequence[Sequence[str]]) -> dict[tuple[str, ...], tuple[nn.Module, ...]]:
-    """Runs by the names of their layers."""
+    """The layers of each run, by their names."""
     if isinstance(fuse, bool):
         return {}
     if fuse and all(isinstance(name, str) for name in fuse):
@@ -104,7 +104,7 @@ def _runs(model: nn.Module, fuse: bool | Sequence[Sequence[str]]) -> dict[tuple[
 
 
 def _fuse_sequences(model: nn.Module) -> None:
-    """Join layers in a row in what is called as an nn.Sequential is."""
+    """Fuse consecutive layers in every module with the forward of nn.Sequential."""
     for module in model.modules():
         kind, children = cast(Any, type(module)), tuple(module._modules.values())
         if isinstance(module, nn.Sequential) and "forward" not in vars(module):
@@ -114,14 +114,14 @@ def _fuse_sequences(model: nn.Module) -> None:
 
 
 def _fuse_runs(runs: dict[tuple[str, ...], tuple[nn.Module, ...]]) -> None:
-    """Join the layers of each run."""
+    """Fuse the layers of each run."""
     begun: dict[nn.Module, tuple[nn.Module, ...]] = {}
     for names, run in runs.items():
         if fusion_of(run)[0] < max(len(run), 2):
             kinds = ", ".join(f"{type(layer).__module__}.{type(layer).__name__}" for layer in run)
-            raise NotImplementedError(f"fuse: cannot fuse {', '.join(names)}, which are {kinds}")
+            raise NotImplementedError(f"fuse: cannot fuse {', '.join(names)}, of the classes {kinds}")
         if len(set(run)) < len(run) or run[0] in begun:
-            raise ValueError(f"fuse: {', '.join(names)} has a layer twice, or begins with one that another run begins with")
+            raise ValueError(f"fuse: {', '.join(names)} contains a layer twice, or begins with the same layer as another run")
         begun[run[0]] = run
     for run in runs.values():
         for layer in run:
@@ -130,17 +130,17 @@ def _fuse_runs(runs: dict[tuple[str, ...], tuple[nn.Module, ...]]) -> None:
 
 
 def revert(model: Model) -> Model:
-    """Make every layer of trinn in a model torch's again, in place: the inverse of `convert`.
+    """Turn every layer of trinn in a model into torch's layer of the same name, in place: the inverse of `convert`.
 
-    A layer that was trinn's from the start becomes torch's layer of the same name. A layer that was sharded by FSDP2's
-    `fully_shard`, replicated or parametrized after `convert` becomes torch's too, and stays sharded and so on. If a `forward`
-    was wrapped after `convert`, as in `layer.forward = wrapper(layer.forward)`, the wrapper still calls what it wraps.
+    This includes layers created as trinn's layers, and layers sharded by FSDP2's `fully_shard`, replicated or parametrized
+    after `convert`; they stay sharded, replicated or parametrized. If a `forward` was wrapped after `convert`, as in
+    `layer.forward = wrapper(layer.forward)`, the wrapper still calls the forward that it wrapped.
 
     Returns:
-        `model`. It is as it was where an exception is raised.
+        `model`. After an exception it is unchanged.
 
     Raises:
-        TypeError: a model that is no module, or a ScriptModule.
+        TypeError: `model` is not a module, or is a ScriptModule.
     """
     _check(model)
     with all_or_nothing(model):
@@ -152,16 +152,16 @@ def revert(model: Model) -> Model:
 
 
 def layer_of(module: nn.Module) -> Layer | None:
-    """The class in OURS or TORCHS that a module is an instance of; None if there is none."""
+    """The class in OURS or TORCHS of a module or of its nearest base class; None if there is none."""
     return next((cls for cls in user_class(type(module)).__mro__ if cls in OURS or cls in TORCHS), None)
 
 
 def obstacle(module: nn.Module) -> str | None:
-    """Why a layer has to stay as it is, in a few words; None where `convert` can take it."""
+    """The reason why `convert` cannot convert a layer, in a few words; None if it can."""
     kind: Any = user_class(type(module))
     base: Any = layer_of(module)
     if isinstance(module, torch.jit.ScriptModule):
-        return "a ScriptModule, which is compiled"
+        return "a ScriptModule"
     if base not in OURS:
         return f"trinn has no {kind.__name__}" if kind.__module__.startswith("torch.") else "a forward of its own"
     if kind is not base and kind.__module__.startswith("torch."):
@@ -172,14 +172,14 @@ def obstacle(module: nn.Module) -> str | None:
 
 
 def replacement(module: nn.Module) -> str | None:
-    """What a user has put in place of a layer's method, in a few words."""
+    """The method of a layer that a user has replaced, in a few words; None if there is none."""
     names = {"forward", "_conv_forward"} & module.__dict__.keys()
     names -= {"forward"} if forward_of(module) is not None else set()
     return f"its {min(names)} was replaced" if names else None
 
 
 def unreadable(module: nn.Module) -> str | None:
-    """What of a layer trinn cannot compute with, in a few words."""
+    """The parameter or option of a layer that trinn does not support, in a few words; None if there is none."""
     for name, parameter in module.named_parameters():
         if what := _foreign(parameter):
             return f"{name} is {what}"
@@ -189,7 +189,7 @@ def unreadable(module: nn.Module) -> str | None:
 
 
 def _foreign(tensor: Tensor) -> str | None:
-    """What a parameter is that kernels cannot read."""
+    """The tensor class, dtype or layout that kernels cannot read; None if they can read the tensor."""
     if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not isinstance(tensor, FakeTensor):
         return f"a {type(tensor).__name__}"
     if tensor.dtype not in FLOATS:
@@ -201,11 +201,11 @@ def _check(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"a {type(model).__name__} is compiled: convert the module that it was made from")
+        raise TypeError(f"a {type(model).__name__} is compiled: convert the module before scripting or tracing it")
 
 
 def _included(include: Layer | str | Iterable[Layer | str] | None) -> set[Layer]:
-    """The classes of torch.nn that are meant."""
+    """The classes of torch.nn to convert."""
     if include is None:
         return set(OURS)
     names = {torchs.__name__: torchs for torchs in OURS}
@@ -213,6 +213,6 @@ def _included(include: Layer | str | Iterable[Layer | str] | None) -> set[Layer]
     for each in (include,) if isinstance(include, (str, type)) else include:
         torchs = names.get(each) if isinstance(each, str) else TORCHS.get(each, each)
         if torchs not in OURS:
-            raise ValueError(f"include: trinn has no {each!r}, but {', '.join(names)}")
+            raise ValueError(f"include: trinn has no {each!r}; it has {', '.join(names)}")
         wanted.add(torchs)
     return wanted

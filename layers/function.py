@@ -1,8 +1,10 @@
-"""The one place that knows eager calls, compiled calls and function transforms apart.
+"""The base class of the autograd Functions, and all code that distinguishes eager, compiled and transformed calls.
 
-An operator's autograd Function is written once. It gets the form that torch.compile and torch.func need: `forward` without a
-context, `setup_context`, `backward`. Two twins are derived from it here: one in the older form, since plain eager mode would
-pay 10 us a call for the newer; one that can also be differentiated forward, since torch.compile refuses a class with a `jvp`.
+Each Function is written once, in the form required by torch.compile and torch.func: `forward` without a context,
+`setup_context` and `backward`. This file derives two variants of it:
+
+- an eager variant in the older form, whose `forward` takes the context: in eager mode the newer form costs 10 us more a call;
+- a dual variant with a `jvp`, for forward-mode differentiation: torch.compile refuses a Function with a `jvp`.
 """
 
 import functools
@@ -21,21 +23,21 @@ _is_read_by_dynamo, _is_tracing, _grad_is_enabled = (
 )
 _is_transformed = torch._C._are_functorch_transforms_active
 
-# The floating dtypes that the kernels compute in.
+# The floating-point dtypes supported by the kernels.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Function(torch.autograd.Function):
-    """Base of every Function of this library: write `forward` and `backward`, and what is `kept` for that; then `call` it.
+    """Base class of every autograd Function of trinn. A subclass defines `forward`, `backward` and `kept`; callers use `call`.
 
-    `forward` names its inputs one by one, with their types, tensors first; torch.compile takes a `*inputs` for a context.
-    In `backward`, `ctx.saved_tensors` are the tensors that are kept, `ctx.constants` the inputs that are no tensors, and
-    `ctx.shape` is the shape of the first input. It returns the gradients of the inputs, up to the last that has one. Write
-    `tangent` for what is not linear in its first input alone.
+    `forward` must name each input and annotate its type, tensors first, since torch.compile mistakes `*inputs` for a context.
+    `backward` finds the kept tensors in `ctx.saved_tensors`, the non-tensor inputs in `ctx.constants`, and the shape of the
+    first input in `ctx.shape`. It returns the gradients of the inputs; trailing None values may be omitted.
+    A subclass must also override `tangent`, unless the output is linear in the first input and only this input has a tangent.
     """
 
-    kept: tuple[str | int, ...] = ()  # inputs by name, outputs by number
-    with_gradient: int | None = None  # how many of several outputs, from the first on, have gradients; None: all
+    kept: tuple[str | int, ...] = ()  # tensors to save for backward: inputs by name, outputs by index
+    with_gradient: int | None = None  # only the first `with_gradient` outputs have gradients; None: all have
     generate_vmap_rule = True
     _eager: type[torch.autograd.Function]
     _dual: type[torch.autograd.Function]
@@ -50,19 +52,19 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        """The tangent of the output, or of each of several, for those of the inputs; None where there is none.
+        """The tangent of each output, given the tangents of the inputs; None stands for zero.
 
-        Of the tensors in `inputs` and `output` there are those that the backward keeps; the others are None.
+        Tensors in `inputs` and `output` are None unless `kept` names them.
         """
         return cls.call(tangents[0], *inputs[1:]) if tangents[0] is not None else None
 
     @classmethod
     def call(cls, *inputs: Any) -> Any:
-        """`apply`, by the cheapest way that is right here; no Function at all when nobody asks for a gradient."""
+        """`apply` of the cheapest variant correct for this call, or plain `forward` if no gradient is required."""
         if _is_read_by_dynamo():
             return cls.apply(*inputs)
         if _is_tracing():
-            raise RuntimeError("torch.jit.trace cannot follow trinn's operators; torch.export and torch.compile can")
+            raise RuntimeError("torch.jit.trace cannot trace trinn's operators; torch.export and torch.compile can")
         if differentiated_forward():
             return cls._dual.apply(*map(_sealed, inputs))
         if _is_transformed():
@@ -75,7 +77,7 @@ class Function(torch.autograd.Function):
 
 
 def _setup_context_of(function: type[Function]) -> Callable[..., None]:
-    """The `setup_context` that keeps what a Function names, and lets go of all other tensors."""
+    """The `setup_context` that saves the tensors named in `kept`, and no reference to other tensors."""
     names, types = list(inspect.signature(function.forward).parameters), get_type_hints(function.forward)
     places = [names.index(k) if isinstance(k, str) else len(names) + k for k in function.kept]
     tensors = sum(types.get(name) in (Tensor, Tensor | None) for name in names)
@@ -94,9 +96,9 @@ def _setup_context_of(function: type[Function]) -> Callable[..., None]:
 
 
 def _padded(backward: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-    """A backward that is asked only with a gradient: autograd also has none, for an output that the rest did not depend on.
+    """A `backward` that returns a gradient or None for every input, and skips `backward` if every upstream gradient is None.
 
-    It returns a gradient, or None, for every input.
+    Autograd passes None for outputs on which the loss does not depend.
     """
 
     @functools.wraps(backward)
@@ -113,7 +115,7 @@ def _padded(backward: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
 
 
 def _eager_twin(function: type[Function]) -> type[torch.autograd.Function]:
-    """The same with one `forward` that takes the context."""
+    """The eager variant: its `forward` takes the context."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = function.forward(*inputs)
@@ -124,9 +126,9 @@ def _eager_twin(function: type[Function]) -> type[torch.autograd.Function]:
 
 
 def _dual_twin(function: type[Function]) -> type[torch.autograd.Function]:
-    """The same with a `jvp`, which is `tangent` of what went in and came out: of the tensors, those kept for the backward.
+    """The dual variant: its `jvp` calls `tangent` with the inputs and outputs, but only kept tensors are available.
 
-    It is to be applied to inputs that are `_sealed`.
+    Its inputs must be `_sealed`.
     """
 
     def forward(*inputs: Any) -> Any:
@@ -152,7 +154,7 @@ def _dual_twin(function: type[Function]) -> type[torch.autograd.Function]:
 
 
 class _BothWays:
-    """A context that keeps for a jvp what it keeps for a backward: torch.vmap remembers the mapped axes of one list alone."""
+    """A context that saves the same tensors for jvp and backward: torch.vmap records the mapped axes of one list only."""
 
     def __init__(self, ctx: Any) -> None:
         self.__dict__.update(ctx=ctx, kept=())
@@ -170,7 +172,7 @@ class _BothWays:
 
 
 class _Sealed:
-    """A tuple as one thing: torch.vmap counts the elements of one where it looks for tangents."""
+    """A tuple wrapped as one value: torch.vmap counts each element of a plain tuple as an input when it assigns tangents."""
 
     def __init__(self, value: tuple[Any, ...]) -> None:
         self.value = value
@@ -191,7 +193,7 @@ def _twin(function: type[Function], **members: Any) -> type[torch.autograd.Funct
 
 
 class Bilinear(Function):
-    """What is linear in each of its first two inputs. A third may be a bias, which each channel of the output gets on top."""
+    """A Function that is linear in each of its first two inputs. A third input may be a bias, added to each output channel."""
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
@@ -202,23 +204,23 @@ class Bilinear(Function):
 
 
 def added(*tangents: Tensor | None) -> Tensor | None:
-    """The sum of those that are there."""
+    """The sum of the tangents, ignoring None; None if all are None."""
     present = [t for t in tangents if t is not None]
     return sum(present[1:], present[0]) if present else None
 
 
 def in_shape(y: Tensor, shape: Sequence[int]) -> Tensor:
-    """A Function's result in another shape; no view, for hooks on a view are lost where an in-place ReLU writes over it."""
+    """A Function's result in another shape. It is no view, because an in-place ReLU would drop the hooks of a view."""
     return y if y.shape == shape else torch.ops.aten._unsafe_view(y, shape)
 
 
 def transformed() -> bool:
-    """Whether one of torch.func's transforms or forward-mode differentiation is at work."""
+    """Whether a transform of torch.func or forward-mode differentiation is active."""
     return _is_transformed() or forward_ad._current_level >= 0
 
 
 def differentiated_forward() -> bool:
-    """Whether forward-mode differentiation is at work, in a graph of torch.compile too, which enters it by other ways."""
+    """Whether forward-mode differentiation is active, also in a graph of torch.compile, which enters it differently."""
     if forward_ad._current_level >= 0 or not _is_transformed():
         return forward_ad._current_level >= 0
     levels = torch._C._functorch.get_interpreter_stack() or ()
@@ -226,20 +228,21 @@ def differentiated_forward() -> bool:
 
 
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    """The operands of a convolution or a linear layer, in autocast's dtype where it is on; float64 stays."""
+    """The operands of a convolution or a linear layer, cast to autocast's dtype if it is on; float64 is not cast."""
     tensors, device = (x, *others), x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # torch knows no autocast for the meta device
+    if device == "meta" or not torch.is_autocast_enabled(device):  # torch has no autocast for the meta device
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
-# What torch's autocast computes in float32, by the kind of device. What neither stands here nor calls `autocast` keeps dtypes.
+# The operators that torch's autocast computes in float32, by device type. Operators not listed here, and without a call of
+# `autocast`, keep their dtypes.
 _IN_FLOAT32 = {"cpu": ("max_unpool2d", "pad2d"), "cuda": ("interpolate",)}
 
 
 def autocast_up(x: Tensor, operator: str) -> Tensor:
-    """An operator's input, in float32 where autocast is on and has it computed so on this kind of device; float64 stays."""
+    """An operator's input, cast to float32 if autocast is on and requires it on this device; float64 is not cast."""
     device = x.device.type
     if operator not in _IN_FLOAT32.get(device, ()) or not torch.is_autocast_enabled(device):
         return x

@@ -1,10 +1,10 @@
-"""Layers that are called in a row, fused: `ConvReLU2d` and the like hold them.
+"""Fusion of consecutive layers: `ConvReLU2d` and similar modules, and the forwards set by `convert`.
 
-fused_functional.py has the table of operators that are fused. Layers are called one by one where
-fusing would skip something, such as a hook, a replaced forward or a parametrization.
+fused_functional.py has the table of fused operators. Layers run one by one if fusing would skip a hook, a replaced forward or a
+parametrization.
 
-`convert` replaces the forward of a layer of a user's class by `patched_forward`; with `fuse`, that of an nn.Sequential by
-`sequence_forward`, and that of each layer of a named run by `run_forward`.
+`convert` replaces the forward of a layer of a user's subclass by `patched_forward`. With `fuse`, it replaces the forward of an
+nn.Sequential by `sequence_forward`, and the forward of each layer of a named run by `run_forward`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,11 @@ from .pool2d import MaxPool2d, max_pool2d
 from .public import layer
 from .relu import ReLU, relu
 
+__all__ = ["BNAddReLU2d", "BNReLU2d", "ConvBNReLU2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LinearReLU"]
+
 Operator = Callable[..., Any]
 
-# Of each class of torch.nn whose layers are fused: trinn's, and the operator that a call is.
+# For each fusible class of torch.nn: trinn's class and its operator.
 KINDS: dict[Layer, tuple[Layer, Operator]] = {
     nn.Conv2d: (Conv2d, conv2d), nn.BatchNorm2d: (BatchNorm2d, batch_norm), nn.BatchNorm1d: (BatchNorm1d, batch_norm),
     nn.Linear: (Linear, linear), nn.ReLU: (ReLU, relu), nn.MaxPool2d: (MaxPool2d, max_pool2d),
@@ -41,9 +43,9 @@ _MARK = "_trinn_fused"
 
 
 def call_sequence(layers: Sequence[Any], input: Any) -> Any:
-    """Call the layers one after the other, and join those that can be fused; returns the result of the last."""
+    """Call the layers one after the other, fusing where possible; return the result of the last."""
     while layers:
-        count, function = fusion_of(layers) if isinstance(input, Tensor) else (1, None)  # torch.fx traces something else
+        count, function = fusion_of(layers) if isinstance(input, Tensor) else (1, None)  # torch.fx passes a Proxy
         if function is None or isinstance(layers[0], nn.Conv2d) and input.dim() != 4:
             input, count = layers[0](input), 1
         else:
@@ -53,7 +55,7 @@ def call_sequence(layers: Sequence[Any], input: Any) -> Any:
 
 
 def fusion_of(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]:
-    """How many of the layers are fused, from the first on, and by which function; None where it is called alone."""
+    """How many of the layers, from the first on, can be fused, and the function that fuses them; (1, None) if none."""
     found: list[Operator | None] = []
     for each in layers:
         found.append(operator_of(each))
@@ -65,18 +67,20 @@ def fusion_of(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]
     return 1, None
 
 
-def operator_of(layer: Any) -> Operator | None:
-    """The operator of trinn that a call of a layer is; None where it is another one, or more."""
+def operator_of(module: Any) -> Operator | None:
+    """The operator computed by a call of a layer; None if trinn lacks the operator, or the call does anything else."""
     for torchs, (ours, operator) in KINDS.items():
-        if isinstance(layer, torchs):
-            cls, forwards = (ours, (None, run_forward)) if isinstance(layer, ours) else (torchs, (patched_forward, run_forward))
-            alone = is_plain(layer, cls, forwards) and not getattr(layer, "return_indices", False)
+        if isinstance(module, torchs):
+            cls, forwards = (
+                (ours, (None, run_forward)) if isinstance(module, ours) else (torchs, (patched_forward, run_forward))
+            )
+            alone = is_plain(module, cls, forwards) and not getattr(module, "return_indices", False)
             return operator if alone else None
     return None
 
 
 def is_plain(module: nn.Module, cls: Layer, forwards: tuple[Any, ...]) -> bool:
-    """Whether a call of a module is what the class was written to do, by its own forward or one of these, and nothing else."""
+    """Whether a call of a module runs only the forward of `cls` or one of `forwards`: no hooks, no overrides."""
     kind, forward = type(module), module.__dict__.get("forward")
     return (
         _methods(kind) == _PLAIN_METHODS[cls] and kind.__call__ is nn.Module.__call__
@@ -89,7 +93,7 @@ def is_plain(module: nn.Module, cls: Layer, forwards: tuple[Any, ...]) -> bool:
 
 
 def _fused(function: Callable[..., Tensor], layers: Sequence[Any], input: Tensor) -> Tensor:
-    """A call of each of the layers, by the function that fuses them."""
+    """The result of calling the layers one after the other, computed by their fused function."""
     arguments: list[Arguments] = []
     for place, each in enumerate(layers):
         if isinstance(each, nn.Conv2d):
@@ -106,31 +110,31 @@ def _fused(function: Callable[..., Tensor], layers: Sequence[Any], input: Tensor
     y = function(input, *arguments)
     for each in layers:
         if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            count_batch(each)  # last, so that it is not counted where the shapes are refused
+            count_batch(each)  # last, so that a failing call is not counted
     return y
 
 
 def patched_forward(module: Any, *args: Any, **options: Any) -> Any:
-    """The forward of a user's subclass of a layer, with trinn's functions in the place of torch's."""
-    from .patched import patched  # which stands on all functions
+    """The forward of a user's subclass of a layer, run with trinn's functions in place of torch's."""
+    from .patched import patched  # here, since it imports all operators
 
     with patched():
         return type(module).forward(module, *args, **options)
 
 
 def sequence_forward(module: nn.Sequential, input: Any) -> Any:
-    """The forward of an nn.Sequential, its children being fused as they are when it is called."""
+    """The forward of an nn.Sequential with fusion. It fuses the children present at the time of the call."""
     return call_sequence(tuple(module._modules.values()), input)
 
 
 def run_forward(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
-    """The forward of a layer that a user says is called in runs, right after another layer or right before.
+    """The forward of a layer in a named run.
 
-    The first layer of a run does what all of it do, and marks its result; each of the others returns what it is given if it is
-    so marked, and else does what it always does. So a ReLU may be in several runs, and be called elsewhere too.
+    The first layer of a run computes the result of the whole run and marks it. Each later layer returns a marked input as it
+    is, and computes its own forward for any other input. So a ReLU may be in several runs, and may also be called outside them.
 
     Args:
-        run: the layers of the run that this one begins; none if it begins none.
+        run: the layers of the run that begins with this layer; empty if none does.
     """
     if isinstance(input, Tensor) and not torch.compiler.is_compiling():
         layers, place = getattr(input, _MARK, ((), 0))
@@ -148,7 +152,7 @@ def run_forward(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
 
 
 class _Fused(nn.Sequential):
-    """Layers of given classes that are called as one; as in nn.Sequential, their names are their numbers."""
+    """A fused sequence of layers of given classes; as in nn.Sequential, their names are their indices."""
 
     classes: tuple[type[nn.Module], ...]
 
@@ -165,46 +169,46 @@ class _Fused(nn.Sequential):
 
 @layer
 class ConvReLU2d(_Fused):
-    """relu(conv(x)) of a Conv2d and a ReLU."""
+    """relu(conv(x)): a Conv2d and a ReLU."""
 
     classes = Conv2d, ReLU
 
 
 @layer
 class ConvReLUMaxPool2d(_Fused):
-    """pool(relu(conv(x))) of a Conv2d, a ReLU and a MaxPool2d."""
+    """pool(relu(conv(x))): a Conv2d, a ReLU and a MaxPool2d."""
 
     classes = Conv2d, ReLU, MaxPool2d
 
 
 @layer
 class ConvBNReLU2d(_Fused):
-    """relu(bn(conv(x))) of a Conv2d, a BatchNorm2d and a ReLU."""
+    """relu(bn(conv(x))): a Conv2d, a BatchNorm2d and a ReLU."""
 
     classes = Conv2d, BatchNorm2d, ReLU
 
 
 @layer
 class BNReLU2d(_Fused):
-    """relu(bn(x)) of a BatchNorm2d and a ReLU."""
+    """relu(bn(x)): a BatchNorm2d and a ReLU."""
 
     classes = BatchNorm2d, ReLU
 
 
 @layer
 class BNAddReLU2d(_Fused):
-    """relu(bn(x) + residual) of a BatchNorm2d and a ReLU: the tail of a ResNet's block."""
+    """relu(bn(x) + residual): a BatchNorm2d and a ReLU, as at the end of a ResNet block."""
 
     classes = BatchNorm2d, ReLU
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
-        if not isinstance(input, Tensor) or None in map(operator_of, self):  # torch.fx traces something else
+        if not isinstance(input, Tensor) or None in map(operator_of, self):  # torch.fx passes a Proxy
             return self[1](self[0](input) + residual)
         return _fused(lambda x, norm: batch_norm_relu(x, norm, residual), (self[0],), input)
 
 
 @layer
 class LinearReLU(_Fused):
-    """relu(linear(x)) of a Linear and a ReLU."""
+    """relu(linear(x)): a Linear and a ReLU."""
 
     classes = Linear, ReLU

@@ -1,18 +1,19 @@
-"""Operators fused to what follows them, as functions of tensors, and the table of what is fused.
+"""Fused operators as functions of tensors, and the table of fusions.
 
     conv2d_relu               relu(conv2d(x))                          one kernel
-    conv2d_relu_max_pool2d    max_pool2d(relu(conv2d(x)))              one kernel where windows lie side by side, else two
+    conv2d_relu_max_pool2d    max_pool2d(relu(conv2d(x)))              one kernel if windows are adjacent, else two
     conv2d_batch_norm         batch_norm(conv2d(x))                    training: the convolution's kernel begins the statistics;
                                                                        evaluation without gradients: one kernel
     conv2d_batch_norm_relu    relu(batch_norm(conv2d(x)) + residual)   the same; with a residual, in evaluation, two kernels
     batch_norm_relu           relu(batch_norm(x) + residual)           one pass forward, and one less backward
     linear_relu               relu(linear(x))                          one kernel
 
-The residual may be None. Each takes its input, and then for each operator a tuple of its other arguments, if it has others:
-`conv2d_relu(x, (weight, bias, stride, padding, dilation, groups))`. Under forward-mode differentiation, and for a convolution's
-image without a batch, the operators run one by one.
+The arguments are the input, then a tuple of the other arguments of each operator except ReLU:
+`conv2d_relu(x, (weight, bias, stride, padding, dilation, groups))`. The residual may be None.
 
-The backend of torch.compile (backend.py) puts these in the place of calls in a row; fused.py calls them for layers in a row.
+The operators run one by one under forward-mode differentiation, and for a convolution of an image without a batch axis.
+
+backend.py (torch.compile) calls these functions for consecutive operators, fused.py for consecutive layers.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from .public import functional
 from .relu import ReluBackward, relu
 from .window import Pair
 
-Arguments = tuple[Any, ...]  # of an operator, behind its input
+Arguments = tuple[Any, ...]  # the arguments of an operator after its input
 
 
 class Conv2dRelu(Function):
@@ -53,7 +54,7 @@ class Conv2dRelu(Function):
 
 
 class Conv2dReluMaxPool2d(Function):
-    """The largest values of relu(x * w + b) in windows, and the codes of the winners."""
+    """The maxima of relu(x * w + b) in windows, and their codes: the position of each maximum within its window."""
 
     kept = "x", "w", 0, 1
     with_gradient = 1
@@ -77,7 +78,7 @@ class Conv2dReluMaxPool2d(Function):
 
 
 class Conv2dStatistics(Function):
-    """y = x * w + b, and the mean and the variance of its channels, which move no gradient."""
+    """y = x * w + b, and the mean and the variance of its channels. Only y has a gradient."""
 
     kept = "x", "w"
     with_gradient = 1
@@ -118,7 +119,7 @@ def conv2d_relu(input: Tensor, conv: Arguments) -> Tensor:
 
 @functional
 def conv2d_relu_max_pool2d(input: Tensor, conv: Arguments, pool: Arguments) -> Tensor:
-    """max_pool2d(relu(conv2d(input, *conv)), *pool), the values alone."""
+    """max_pool2d(relu(conv2d(input, *conv)), *pool), without indices."""
     if input.dim() != 4 or differentiated_forward():
         return max_pool2d(relu(conv2d(input, *conv)), *pool)  # type: ignore[return-value]
     x, w, b, size, *geometry = conv2d_operands(input, *conv)
@@ -158,14 +159,18 @@ def _conv2d_batch_norm(input: Tensor, conv: Arguments, norm: Arguments, rectifie
 
 @functional
 def batch_norm_relu(input: Tensor, norm: Arguments, residual: Tensor | None = None) -> Tensor:
-    """relu(batch_norm(input, *norm) + residual); in one pass where the residual, if any, has the input's shape and dtype."""
+    """relu(batch_norm(input, *norm) + residual), in one pass if the residual is None or has the input's shape and dtype."""
     return _normalized(input, norm, True, residual)
 
 
 def _normalized(
     x: Tensor, norm: Arguments, rectified: bool, residual: Tensor | None, statistics: Any = None
 ) -> Tensor:  # fmt: skip
-    """x normalised; if `rectified`, the residual is added and ReLU taken. The statistics, if known, are those of x."""
+    """batch_norm(x) + residual, and ReLU of it if `rectified`.
+
+    Args:
+        statistics: the mean and variance of x, if known; else they are computed.
+    """
     one_pass = residual is None or (
         x.dim() == 4 and residual.shape == x.shape and (residual.dtype, residual.device) == (x.dtype, x.device)
     )
@@ -184,7 +189,7 @@ def linear_relu(input: Tensor, arguments: Arguments) -> Tensor:
     return product(LinearRelu, input, *arguments)
 
 
-# Operators in a row, and the function that fuses them; the first that fits. torch.add's argument is the residual.
+# Consecutive operators, and the function that fuses them. The first match is used. torch.add adds the residual.
 FUSIONS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
     (conv2d, batch_norm, torch.add, relu): conv2d_batch_norm_relu,
     (conv2d, batch_norm, relu): conv2d_batch_norm_relu,

@@ -1,6 +1,6 @@
 """Linear layer: the autograd Functions of its three passes, `linear` and `Linear`.
 
-As in a convolution, a gradient of any of the passes is another of them.
+As in a convolution, each gradient of a pass is another of the three passes.
 """
 
 import math
@@ -13,6 +13,8 @@ from trinn.kernels import ops
 from .function import FLOATS, Bilinear, Function, autocast, in_shape
 from .public import functional, layer
 from .reduce import ChannelSum
+
+__all__ = ["LazyLinear", "Linear", "linear"]
 
 
 class LinearFprop(Bilinear):
@@ -30,7 +32,7 @@ class LinearFprop(Bilinear):
 
 
 def linear_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dw and db of y = x @ w^T + b, those that are wanted."""
+    """dx, dw and db of y = x @ w^T + b, each None unless autograd needs it."""
     need_x, need_w, need_b = ctx.needs_input_grad
     dx = LinearDgrad.call(dy, w) if need_x else None
     dw = LinearWgrad.call(x, dy) if need_w else None
@@ -79,20 +81,21 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Args:
         input: (*, K), any number of leading axes; float16, bfloat16, float32 or float64.
-        weight: (N, K), or (K) for a single output without an axis; same dtype.
-        bias: (N), or no axis for a single output or one value for all; same dtype.
+        weight: (N, K), or (K) for a single output feature without an axis; same dtype.
+        bias: (N), or a single value for all outputs; same dtype.
 
     Returns:
-        (*, N), or (*) for a weight of one axis.
+        (*, N), or (*) if `weight` is (K).
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not belong together.
+        RuntimeError: incompatible shapes, dtypes or devices.
+        NotImplementedError: another dtype.
     """
     return product(LinearFprop, input, weight, bias)
 
 
 def product(function: type[Function], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear` by a Function that takes what LinearFprop takes."""
+    """`linear` by a Function with the arguments of LinearFprop."""
     input, weight, bias = autocast(input, weight, bias)
     if input.dim() == 0 or weight.dim() not in (1, 2):
         raise RuntimeError(f"linear: both arguments need to be at least 1D, but they are {input.dim()}D and {weight.dim()}D")
@@ -131,7 +134,7 @@ class Linear(nn.Linear):
 
 @layer
 class LazyLinear(nn.LazyLinear):
-    """torch.nn.LazyLinear, which becomes our Linear when it is first called."""
+    """torch.nn.LazyLinear; its first call turns it into trinn's Linear."""
 
     cls_to_become = Linear
     forward = Linear.forward

@@ -13,9 +13,11 @@ from .function import FLOATS, Function, autocast_up
 from .public import functional, layer
 from .window import IntOrPair, Pair, batched, pair, reach
 
+__all__ = ["MaxUnpool2d", "max_unpool2d"]
+
 
 class MaxUnpool2dForward(Function):
-    """The values at their places."""
+    """y of a max unpooling: each value of x at its index, zeros elsewhere."""
 
     @staticmethod
     def forward(x: Tensor, indices: Tensor, size: Pair) -> Tensor:
@@ -34,7 +36,7 @@ class MaxUnpool2dForward(Function):
 
 
 class MaxUnpool2dBackward(Function):
-    """dx of a max unpooling: what lies at the places, also for values that others replaced, as in torch."""
+    """dx of a max unpooling: dy at the indices. As in torch, overwritten values get this gradient too."""
 
     kept = ("indices",)
 
@@ -49,7 +51,7 @@ class MaxUnpool2dBackward(Function):
 
 
 class MaxUnpool2dAdd(Function):
-    """The adjoint of MaxUnpool2dBackward: values for one place add up."""
+    """The adjoint of MaxUnpool2dBackward: values with the same index are added."""
 
     @staticmethod
     def forward(x: Tensor, indices: Tensor, size: Pair) -> Tensor:
@@ -76,23 +78,25 @@ def max_unpool2d(
     padding: IntOrPair = 0,
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
-    """A max pooling undone as far as possible, as `torch.nn.functional.max_unpool2d`: zeros where no maximum was.
+    """A partial inverse of max pooling, as `torch.nn.functional.max_unpool2d`: the maxima at their positions, zeros elsewhere.
 
-    Where windows overlapped, the last of the values for one place stays, on every run; torch's choice is not fixed.
+    If the windows overlapped, several values may have the same index. The last one is used, on every run; torch's choice is
+    not deterministic.
 
     Args:
-        input: (N, C, P, Q) or (C, P, Q), what the pooling returned.
-        indices: the same shape, int64, its indices.
-        kernel_size, stride, padding: those of the pooling.
-        output_size: (H, W) or (N, C, H, W), of the pooling's input; within one stride of the smallest.
+        input: (N, C, P, Q) or (C, P, Q), the output of a max pooling.
+        indices: the indices returned by the pooling; the shape of `input`, int64.
+        kernel_size, stride, padding: the same as in the pooling.
+        output_size: (H, W) or (N, C, H, W), the size of the pooling's input. It must differ from the default by less than one
+            stride.
 
     Returns:
-        (N, C, H, W) with H = (P - 1) * stride - 2 * padding + kernel_size, W likewise, or `output_size`.
+        (N, C, H, W) with `output_size`, by default H = (P - 1) * stride - 2 * padding + kernel_size, W likewise.
 
     Raises:
         ValueError: an impossible output_size.
-        RuntimeError: indices that do not fit the input, or lie outside of the result.
-        NotImplementedError: an input that is not of floating point.
+        RuntimeError: indices of another shape, dtype or device, or outside the output.
+        NotImplementedError: an input that is not floating-point.
     """
     kernel, padding = pair(kernel_size, "kernel_size", "max_unpool2d"), pair(padding, "padding", "max_unpool2d")
     stride = kernel if stride is None else pair(stride, "stride", "max_unpool2d")
@@ -114,13 +118,14 @@ def max_unpool2d(
         raise RuntimeError(
             f"max_unpool2d: expected input to have non-zero size for non-batch dimensions, but got {list(input.shape)}"
         )
-    (x, unbatched), (places, _) = batched(autocast_up(input, "max_unpool2d"), "max_unpool2d"), batched(indices, "max_unpool2d")
-    y = MaxUnpool2dForward.call(x, places, size)
+    x, unbatched = batched(autocast_up(input, "max_unpool2d"), "max_unpool2d")
+    indices, _ = batched(indices, "max_unpool2d")
+    y = MaxUnpool2dForward.call(x, indices, size)
     return y.squeeze(0) if unbatched else y
 
 
 def _output_size(input: Tensor, kernel: Pair, stride: Pair, padding: Pair, asked: Sequence[int] | None) -> Pair:
-    """(H, W), or torch's refusal."""
+    """(H, W); raises torch's exceptions."""
     if input.dim() not in (3, 4):
         raise RuntimeError(
             f"Input to max_unpooling2d should be a 3d or 4d Tensor, but got a tensor with {input.dim()} dimensions."

@@ -1,4 +1,4 @@
-"""Padding an image with itself, for a convolution's `padding_mode`."""
+"""Padding of an image with its own pixels, for the `padding_mode` of a convolution."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Padding = tuple[int, int, int, int]  # left, right, top, bottom
 
 
 class PadForward(Function):
-    """y with its border; linear in x."""
+    """y, the padded image; linear in x."""
 
     @staticmethod
     def forward(x: Tensor, padding: Padding, mode: str) -> Tensor:
@@ -41,7 +41,7 @@ class PadBackward(Function):
 
 @functional
 def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
-    """A border made of the image itself, as `torch.nn.functional.pad` on its last two axes.
+    """Pad the last two axes of an image with its own pixels, as `torch.nn.functional.pad`.
 
     Args:
         input: (N, C, H, W) or (C, H, W); integers too.
@@ -52,9 +52,9 @@ def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
         (N, C, H + top + bottom, W + left + right), in the memory format of `input`; contiguous if circular.
 
     Raises:
-        RuntimeError: padding that the image is too small for.
-        NotImplementedError: another mode, number of axes to pad, or bool or complex input.
-        TypeError: padding that is not of integers.
+        RuntimeError: padding too large for the image.
+        NotImplementedError: another mode or number of axes, or bool or complex input.
+        TypeError: padding other than integers.
     """
     if len(pad) % 2:
         raise RuntimeError(f"Padding length must be divisible by 2, but got {len(pad)}")
@@ -69,9 +69,9 @@ def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
     x, unbatched = batched(input, "pad2d")
     left, right, top, bottom = pad
     if x.shape[2] + top + bottom < 0 or x.shape[3] + left + right < 0:
-        raise RuntimeError(f"Padding {tuple(pad)} crops more than there is of input {list(x.shape)}")
+        raise RuntimeError(f"Padding {tuple(pad)} crops more pixels than the input {list(x.shape)} has")
     if mode == "circular":
-        # What wraps around is the cropped image; a reflection sees all of it.
+        # The cropped image wraps around, whereas a reflection uses the whole image.
         x = x[:, :, max(-top, 0) : max(x.shape[2] + min(bottom, 0), 0), max(-left, 0) : max(x.shape[3] + min(right, 0), 0)]
         left, right, top, bottom = (max(width, 0) for width in pad)
     elif 0 in x.shape[1:]:

@@ -1,4 +1,4 @@
-"""Calls of torch's functions on trinn's kernels: `patched`."""
+"""Run calls of torch's functions on trinn's kernels: `patched`."""
 
 import contextlib
 import inspect
@@ -21,9 +21,9 @@ def _with_indices(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: function(*args, **kwargs | {"return_indices": True})
 
 
-# Each function of torch.nn.functional that trinn has too, and the other names under which torch has the same.
+# trinn's function for each function of torch.nn.functional, and for torch's other names of the same function.
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    getattr(F, name): getattr(layers, name) for name in layers.__all__ if name.islower() and hasattr(F, name)
+    getattr(F, name): ours for name, ours in vars(layers).items() if inspect.isfunction(ours) and hasattr(F, name)
 } | {
     torch.relu: layers.relu,
     torch.relu_: layers.relu_,
@@ -36,12 +36,12 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """torch.nn.functional.pad in the modes that trinn has; NotImplementedError in others."""
+    """torch.nn.functional.pad in trinn's modes; raises NotImplementedError for other modes."""
     return pad2d(input, pad, mode)
 
 
 class patched(TorchFunctionMode, ContextDecorator):
-    """Within, what trinn has of torch.nn.functional runs on trinn's kernels: for a forward that calls functions.
+    """A context manager and decorator: inside it, functions of torch.nn.functional run on trinn's kernels.
 
         with trinn.patched():
             loss = model(images).sum()
@@ -49,32 +49,33 @@ class patched(TorchFunctionMode, ContextDecorator):
         @trinn.patched()
         def forward(self, input): ...
 
-    It covers F.relu, torch.relu and Tensor.relu, F.max_pool2d and torch.max_pool2d, F.conv2d, F.linear, F.interpolate and so
-    on, whoever calls them, layers of torch.nn too. A call of one of them that trinn cannot compute, such as F.interpolate in a
-    mode that it does not have, raises NotImplementedError; F.pad is torch's in the modes that trinn does not have. All other
-    functions are torch's, as before, with all that they call: F.lp_pool2d and its kin, F.local_response_norm,
-    nn.MultiheadAttention, nn.LSTM and its kin.
+    It replaces F.relu, torch.relu and Tensor.relu, F.max_pool2d and torch.max_pool2d, F.conv2d, F.linear, F.interpolate and so
+    on, in user code and in layers of torch.nn. These functions raise NotImplementedError for arguments that trinn does not
+    support, such as another mode of F.interpolate. Only F.pad falls back to torch for its other modes.
 
-    It may be entered within itself and under torch.compile, holds for the thread that enters it, and ends with the block, also
-    by an exception. If it decorates a generator, it holds while that runs, and not while the caller does.
+    All other functions are torch's, and so is everything that they call: F.lp_pool2d and its variants, F.local_response_norm,
+    nn.MultiheadAttention, nn.LSTM and its variants.
 
-    A backward pass needs no `patched`: it goes by what ran forward. But where a forward runs anew in the backward pass, under
-    torch.utils.checkpoint, `patched` has to be entered inside of what is checkpointed.
+    `patched` may be nested and may run under torch.compile. It affects only the thread that enters it, and ends with the block,
+    also after an exception. If it decorates a generator, it is active only while the generator runs, not while its caller does.
+
+    A backward pass needs no `patched`, since it uses the Functions of the forward pass. But torch.utils.checkpoint runs the
+    forward again during the backward pass, so there `patched` must be entered inside the checkpointed function.
     """
 
     def __call__(self, func: Any) -> Any:
-        """`func` as a function within.
+        """`func`, with `patched` active during each call.
 
         Raises:
-            TypeError: an async function, since it would hold for other tasks while that one waits.
+            TypeError: an async function: `patched` would affect other tasks while that function waits.
         """
         if inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
-            raise TypeError("trinn.patched cannot decorate an async function: enter it there, around what does not await")
+            raise TypeError("trinn.patched cannot decorate an async function: enter it inside, around code without await")
         return _wrap_generator(type(self), func) if inspect.isgeneratorfunction(func) else super().__call__(func)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.unflatten:
-            return args[0].unflatten(*args[1:], **kwargs or {})  # torch.compile follows the method, not the function
+            return args[0].unflatten(*args[1:], **kwargs or {})  # torch.compile traces the method, not the function
         if func in (F.pad, torch._C._nn.pad):
             with contextlib.suppress(NotImplementedError):
                 return pad(*args, **kwargs or {})

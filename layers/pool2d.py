@@ -13,11 +13,13 @@ from .function import FLOATS, Function
 from .public import functional, layer
 from .window import IntOrPair, Pair, batched, check_flag, integer, pair, remembered, windows
 
+__all__ = ["AvgPool2d", "MaxPool2d", "avg_pool2d", "max_pool2d"]
+
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class MaxPool2dForward(Function):
-    """The values of a max pooling and the codes of its winners."""
+    """The maxima of a max pooling, and their codes: the position of each maximum within its window."""
 
     kept = (1,)
     with_gradient = 1
@@ -54,7 +56,7 @@ class MaxPool2dBackward(Function):
 
 
 class MaxPool2dPick(Function):
-    """The adjoint of MaxPool2dBackward: the values at the winners."""
+    """The adjoint of MaxPool2dBackward: the values of x at the maxima of a max pooling."""
 
     kept = ("codes",)
 
@@ -113,23 +115,25 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The largest value of each window, as `torch.nn.functional.max_pool2d`. NaN wins; of equal values the first.
+    """The largest value of each window, as `torch.nn.functional.max_pool2d`.
 
-    A window whose dilated taps all miss the image has the least value of the dtype, which no pixel's gradient knows of.
+    If a window contains NaN, its result is NaN. If its maximum occurs several times, the first position is returned and gets
+    the gradient. If all dilated taps of a window are outside the image, its result is the lowest value of the dtype, and no
+    pixel gets its gradient.
 
     Args:
         input: (N, C, H, W) or (C, H, W); integers too.
         kernel_size: (R, S).
-        stride: in pixels; None is the kernel's size.
-        padding: in pixels, at most half the kernel; padding never wins.
-        ceil_mode: keep a last window that hangs over the far edge, if it starts inside the image or the near padding.
-        return_indices: also return the places of the winners in their H * W plane, int64.
+        stride: in pixels; None means the kernel's size.
+        padding: in pixels, at most half the kernel; a padding pixel is never the maximum.
+        ceil_mode: keep a last window that extends beyond the far edge, if it starts inside the image or the near padding.
+        return_indices: also return the position of each maximum in its flattened (H, W) plane, int64.
 
     Returns:
-        (N, C, P, Q) with (P, Q) from `conv_output_size`; in ceil_mode its quotient is rounded up.
+        (N, C, P, Q) with (P, Q) from `conv_output_size`; with `ceil_mode`, the quotient in its formula is rounded up.
 
     Raises:
-        RuntimeError: a window that torch refuses.
+        RuntimeError: an invalid window, as in torch.
         NotImplementedError: another dtype.
     """
     if input.dtype not in (*FLOATS, *INTEGERS):
@@ -157,19 +161,20 @@ def avg_pool2d(
     """The mean of each window, as `torch.nn.functional.avg_pool2d`.
 
     Args:
-        input: (N, C, H, W) or (C, H, W); of the integers, int64 alone, whose means are cut towards zero.
+        input: (N, C, H, W) or (C, H, W); floating-point, or int64, whose means are truncated.
         kernel_size: (R, S).
-        stride: in pixels; None is the kernel's size.
+        stride: in pixels; None means the kernel's size.
         padding: in pixels, at most half the kernel.
-        ceil_mode: keep a last window that hangs over the far edge, if it starts inside the image or the near padding.
-        count_include_pad: divide by the window's pixels in image and padding, not in the image alone; never by the overhang.
-        divisor_override: divide by this instead.
+        ceil_mode: keep a last window that extends beyond the far edge, if it starts inside the image or the near padding.
+        count_include_pad: divide by the number of pixels of the window in the image and its padding; if False, in the image
+            only. Pixels beyond the far padding never count.
+        divisor_override: divide by this number instead.
 
     Returns:
-        (N, C, P, Q) with (P, Q) from `conv_output_size`; in ceil_mode its quotient is rounded up.
+        (N, C, P, Q) with (P, Q) from `conv_output_size`; with `ceil_mode`, the quotient in its formula is rounded up.
 
     Raises:
-        RuntimeError: a window that torch refuses, or a divisor of 0.
+        RuntimeError: an invalid window, as in torch, or a divisor of 0.
         NotImplementedError: another dtype.
     """
     if input.dtype not in (*FLOATS, torch.int64):
@@ -195,7 +200,7 @@ def max_pool2d_windows(
     dilation: IntOrPair,
     ceil_mode: bool,
 ) -> tuple[Pair, Pair, Pair, Pair, Pair]:
-    """(P, Q), kernel, stride, padding and dilation of a max pooling of (N, C, H, W), which raises what `max_pool2d` does."""
+    """(P, Q), kernel, stride, padding and dilation of a max pooling of (N, C, H, W), with the exceptions of `max_pool2d`."""
     kernel, stride, padding = _window(kernel_size, stride, padding, "max_pool2d")
     dilation = pair(dilation, "dilation", "max_pool2d")
     check_flag(ceil_mode, "ceil_mode", "max_pool2d")
@@ -206,7 +211,7 @@ def max_pool2d_windows(
 
 
 def _image(input: Tensor, operator: str) -> tuple[Tensor, bool]:
-    """`input` with a batch axis, and whether it had none."""
+    """`input` with a batch axis, and whether the axis was added."""
     if input.dim() not in (3, 4):
         raise RuntimeError(
             f"{operator}: non-empty 3D or 4D (batch mode) tensor expected for input, but got size {list(input.shape)}"
@@ -215,18 +220,18 @@ def _image(input: Tensor, operator: str) -> tuple[Tensor, bool]:
 
 
 def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple[Pair, Pair, Pair]:
-    """Kernel, stride and padding as pairs that torch accepts."""
+    """Kernel, stride and padding as pairs; raises torch's exceptions."""
     kernel = pair(kernel_size, "kernel_size", operator)
     stride = kernel if stride is None or isinstance(stride, (list, tuple)) and not stride else pair(stride, "stride", operator)
     padding = pair(padding, "padding", operator)
-    if any(n <= 0 for n in kernel):  # which may be symbols, the size of an image
+    if any(n <= 0 for n in kernel):  # not min(): in torch.compile these may be symbols, such as the size of an image
         raise RuntimeError(f"{operator}: kernel size should be greater than zero, but got {kernel}")
     if any(n <= 0 for n in stride):
         raise RuntimeError(f"{operator}: stride should not be zero, but got {stride}")
     for p, k in zip(padding, kernel, strict=True):
         if p < 0:
             raise RuntimeError(f"{operator}: pad must be non-negative, but got pad: {p}")
-        if p > k // 2:  # of the kernel as it is, dilated or not
+        if p > k // 2:  # the kernel without its dilation
             raise RuntimeError(
                 f"{operator}: pad should be at most half of effective kernel size, but got pad={p} and kernel_size={k}"
             )
@@ -237,7 +242,7 @@ def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple
 def _output_size(
     shape: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool, operator: str
 ) -> Pair:
-    """(P, Q), or torch's refusal."""
+    """(P, Q); raises torch's exceptions."""
     if 0 in shape[1:]:
         raise RuntimeError(
             f"Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input to {operator}, but got: "

@@ -1,7 +1,7 @@
-"""What makes a function and a class of this library public, as torch.nn.functional's and torch.nn's are: two decorators.
+"""The decorators of public functions and modules: `functional` and `layer`.
 
-`functional` and `layer` hand a call over to what overrides torch's functions: tensor subclasses, a TorchFunctionMode, and
-torch.fx, whose Proxy stands for a tensor. What is no tensor is refused in torch's words.
+With them a call can be overridden like a call of torch: by tensor subclasses, by a TorchFunctionMode, and by torch.fx, whose
+Proxy takes the place of a tensor. An argument that must be a tensor is checked, and refused with torch's message.
 """
 
 import functools
@@ -20,12 +20,12 @@ _MISSING = object()
 
 
 def functional(function: Functional) -> Functional:
-    """Decorate a function so that tensor subclasses, modes and torch.fx can override it, and a wrong argument is refused.
+    """Decorate a function: tensor subclasses, modes and torch.fx can override it, and it checks its tensor arguments.
 
-    The annotations of the function say which of its arguments are tensors.
+    The tensor arguments are the ones annotated `Tensor` or `Tensor | None`.
 
     Raises:
-        TypeError: the decorated function got something else in place of a tensor.
+        TypeError: by the decorated function, for an argument that should be a tensor and is not.
     """
     parameters = enumerate(inspect.signature(function).parameters.values())
     tensors = [(i, p.name, p.annotation != Tensor) for i, p in parameters if p.annotation in (Tensor, Tensor | None)]
@@ -33,7 +33,7 @@ def functional(function: Functional) -> Functional:
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         given = (*args, *options.values()) if options else args
-        # torch.compile knows what overrides functions by itself.
+        # torch.compile handles overrides itself.
         if has_torch_function(given) and not torch.compiler.is_compiling():
             return handle_torch_function(call, given, *args, **options)
         count = len(args)
@@ -49,9 +49,10 @@ def functional(function: Functional) -> Functional:
 
 
 def layer(cls: Layer) -> Layer:
-    """Decorate a class so that torch.fx makes its modules leaves, one node of the graph, wherever torch's class is a leaf.
+    """Decorate a class: torch.fx makes its modules leaves, one node of the graph, wherever torch's class is a leaf.
 
-    torch.fx decides by the module that defines a class. Without this it would call hooks of our layers and trace their forward.
+    By default only classes defined in torch.nn are leaves. Without this decorator torch.fx would call the hooks of trinn's
+    layers and trace their forward.
     """
     called: Any = cls._call_impl
 
@@ -69,13 +70,13 @@ def layer(cls: Layer) -> Layer:
 
 
 def _is_leaf(module: nn.Module, tracer: Any) -> bool:
-    """Whether a tracer would take torch's layer, in the place of ours, for a leaf."""
+    """Whether a tracer would treat torch's layer, in place of this one, as a leaf."""
     torchs = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn."))
-    twin: Any = object.__new__(torchs if torchs is not nn.Sequential else nn.Module)  # fused layers are one layer
+    twin: Any = object.__new__(torchs if torchs is not nn.Sequential else nn.Module)  # a fused sequence is one layer
     vars(twin).update(vars(module))
     return bool(tracer.is_leaf_module(twin, tracer.path_of_module(module)))
 
 
 def refuse_script(*_: Any) -> None:
-    """What torch.jit.script meets in place of a module or a function."""
+    """Called by torch.jit.script in place of compiling a module or a function."""
     raise RuntimeError("torch.jit.script cannot compile trinn's layers; torch.export and torch.compile can")

@@ -1,4 +1,4 @@
-"""The gradient of a bias."""
+"""The sum over images and pixels for each channel: the gradient of a bias."""
 
 from typing import Any
 

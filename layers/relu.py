@@ -10,6 +10,8 @@ from trinn.kernels import ops
 from .function import FLOATS, Function, transformed
 from .public import functional, layer
 
+__all__ = ["ReLU", "relu", "relu_"]
+
 
 class ReluForward(Function):
     """y = max(x, 0)."""
@@ -31,7 +33,7 @@ class ReluForward(Function):
 
 
 class ReluInPlace(ReluForward):
-    """y = max(x, 0), written over x."""
+    """y = max(x, 0), in place."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class ReluBackward(Function):
 
 @functional
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
-    """max(input, 0), elementwise, as `torch.nn.functional.relu`; NaN stays NaN, and the gradient at 0 is 0.
+    """max(input, 0), elementwise, as `torch.nn.functional.relu`. NaN stays NaN; the gradient at 0 is 0.
 
     Args:
         input: any shape and strides; integers too.
@@ -69,8 +71,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
     Raises:
         NotImplementedError: complex or quantised input, or 8-bit floats.
-        RuntimeError: bool input; in place on a leaf that requires a gradient, on a tensor of inference mode outside of it, or
-            where elements share memory.
+        RuntimeError: bool input; or in place on a leaf with requires_grad, on an inference tensor outside inference mode,
+            or on a tensor whose elements share memory.
     """
     if input.dtype == torch.bool:
         raise RuntimeError("Boolean inputs not supported for relu")
@@ -80,7 +82,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         return ReluForward.call(input)
     if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-    traced = torch.compiler.is_compiling()  # which cannot ask for more than a size or a dtype
+    traced = torch.compiler.is_compiling()  # it can read only sizes and dtypes of tensors
     if not traced and input.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             "Inplace update to inference tensor outside InferenceMode is not allowed; clone() makes a normal one."
@@ -91,7 +93,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
             "Please clone() the tensor before performing the operation."
         )
     if transformed() or (not traced and input.is_neg()):
-        # Transforms follow a copy, not a Function that writes over its input. So does a sign that is still to be turned.
+        # Transforms support copy_, but not a Function that modifies its input. The kernel cannot write a lazily negated tensor.
         return input.copy_(ReluForward.call(input))
     return ReluInPlace.call(input)
 

@@ -1,4 +1,4 @@
-"""Which layers of a model run on trinn's kernels, and why the others do not: `report`."""
+"""Print which layers of a model run on trinn's kernels, and why the others do not: `report`."""
 
 import sys
 from collections import Counter, defaultdict
@@ -17,16 +17,16 @@ from .classes import Layer, forward_of, user_class
 from .convert import OURS, TORCHS, layer_of, obstacle, replacement, unreadable
 from .fused import fusion_of, run_forward, sequence_forward
 
-# The operators whose kernels stand in a file of another name.
+# The file of the kernels, for operators without a file of the same name.
 KERNELS = {"adaptive_pool2d": "pool2d", "sync_batchnorm": "batchnorm2d"}
-NOTHING = "nothing"  # to compute
-COVERED = ": patched() covers the functions it calls"
-OWN = "a subclass, whose forward has trinn's functions in the place of torch's"
-UNSEEN = "Functions that forwards call, such as F.relu, are not seen: torch's, but under trinn.patched()."
+NOTHING = "nothing"  # a layer that computes nothing
+COVERED = ": trinn.patched() covers the functions it calls"
+OWN = "its own forward, with trinn's functions in place of torch's"
+UNSEEN = "Not listed: functions called by a forward, such as F.relu. They are torch's, except under trinn.patched()."
 
 
 class Line(NamedTuple):
-    """A layer: its name in the model, its class, what runs, what is fused with it, and why or what else is to be said."""
+    """One layer: its name in the model, its class, the code that runs, the layers fused with it, and a remark."""
 
     layer: str
     kind: str
@@ -40,22 +40,24 @@ class Line(NamedTuple):
 
 
 def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False) -> None:
-    """Print which layers of a model run on trinn's kernels, and why the others do not: for each class, or for each layer.
+    """Print how many layers of a model run on trinn's kernels, and why the others do not: for each class, or for each layer.
 
-    A layer is a module without children, with parameters of its own, or of a class that trinn has. What computes nothing, such
-    as Identity, Flatten, and Dropout in evaluation, does not count. It is said what runs if the model is called now: where
-    forwards were replaced and where there are hooks, which may replace results, and what `convert(..., fuse=...)` fuses of the
-    children that are there. Functions that a forward calls are not listed: they are torch's, unless under `patched`.
+    A layer is a module without children, with its own parameters, or of a class known to trinn. Layers without computation do
+    not count, such as Identity, Flatten, and Dropout in evaluation.
 
-    Of a model that torch.compile compiled by the backend trinn it says instead which operators of its graphs, in all, run on
-    trinn's kernels, which were fused, and what stayed with Inductor and why.
+    The report describes a call of the model at this moment. It includes replaced forwards, hooks (they may change results) and
+    the fusions of `convert(..., fuse=...)`. It does not list the functions called by a forward: they are torch's, except under
+    `patched`.
+
+    For a model compiled by torch.compile(backend="trinn"), it lists operators instead, summed over all graphs: on trinn's
+    kernels, fused, and left to Inductor, with the reason.
 
     Args:
-        file: where to print; sys.stdout, if None.
-        layers: whether to print a line for each layer, and not for each class.
+        file: the output file; None means sys.stdout.
+        layers: print a line for each layer instead of each class.
 
     Raises:
-        TypeError: a model that is no module.
+        TypeError: `model` is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
@@ -69,25 +71,25 @@ def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False
     ours, fused = sum(row.on_trinn for row in counted), sum(bool(row.fused) for row in counted)
     title = f"{type(model).__name__}: {ours} of {len(counted)} layers on trinn {trinn.__version__}, {_where(model)}"
     print(title + (f", {fused} fused" if fused else ""), file=file)
-    table = [("layer", "class", "runs", "fused with", "why"), *found] if layers else list(_by_class(counted))
+    table = [("layer", "class", "runs", "fused with", "remarks"), *found] if layers else list(_by_class(counted))
     _print(table, file)
     if not layers:
         idle = Counter(row.kind for row in found if row.runs == NOTHING)
         if idle:
-            print(f"Not counted, with nothing to compute: {', '.join(f'{n} {kind}' for kind, n in idle.items())}.", file=file)
+            print(f"Not counted, as they compute nothing: {', '.join(f'{n} {kind}' for kind, n in idle.items())}.", file=file)
         print(UNSEEN, "trinn.report(model, layers=True) lists the layers.", sep="\n", file=file)
 
 
 def _print(table: Sequence[Sequence[str]], file: TextIO | None) -> None:
-    """A table with its head."""
+    """Print a table with a header."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     print("\n".join((lines[0], "-" * max(map(len, lines)), *lines[1:])), file=file)
 
 
 def _graphs(model: nn.Module) -> list[Any]:
-    """What the backend of torch.compile noted of the graphs of a model."""
-    backend: Any = sys.modules.get("trinn.layers.backend")  # which imports torch's compiler
+    """The summaries of a model's graphs, recorded by the backend of torch.compile."""
+    backend: Any = sys.modules.get("trinn.layers.backend")  # not imported here: it imports torch's compiler
     return backend.summaries_of(model) if backend else []
 
 
@@ -97,15 +99,15 @@ def _report_graphs(model: nn.Module, graphs: Sequence[Any], file: TextIO | None)
     title = f"{type(model).__name__}: {len(graphs)} graphs compiled by trinn {trinn.__version__} and {rest}, "
     print(f"{title}{taken.total() + fused.total()} operators on trinn, {fused.total()} fused", file=file)
     if not graphs:
-        print('A graph is compiled by torch.compile(model, backend="trinn") when the model is first called.', file=file)
+        print('torch.compile(model, backend="trinn") compiles the graphs when the model is first called.', file=file)
         return
     ours = [(name, str(count), "trinn", "") for name, count in (*fused.most_common(), *taken.most_common())]
     others = [(name, str(count), rest, why) for (name, why), count in left.most_common()]
-    _print([("operator", "calls", "by", "why not trinn"), *ours, *others], file)
+    _print([("operator", "calls", "runs on", "why not trinn"), *ours, *others], file)
 
 
 def rows(model: nn.Module) -> Iterator[Line]:
-    """A row for each layer of a model."""
+    """One Line for each layer of a model."""
     fused = _fused(model)
     sharded = {module for fsdp in model.modules() if _is_fsdp(fsdp) for module in fsdp.modules()}
     for name, module in model.named_modules():
@@ -115,7 +117,7 @@ def rows(model: nn.Module) -> Iterator[Line]:
 
 
 def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
-    """Line.runs of a layer and why."""
+    """Line.runs and Line.why of a layer."""
     kind, base, changed = user_class(type(module)), layer_of(module), replacement(module)
     if not changed and _computes_nothing(module, kind):
         return NOTHING, ""
@@ -132,13 +134,13 @@ def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
     if missing and not sharded:
         return "raises", missing
     hooks = len(module._forward_pre_hooks) + len(module._forward_hooks) - hasattr(module, "_initialize_hook")
-    notes = ("sharded by FSDP2, whole when it runs" if missing else "", "has hooks" if hooks else "")
+    notes = ("sharded by FSDP2, gathered when it runs" if missing else "", "has hooks" if hooks else "")
     return _kernels(module, base), "; ".join(filter(None, notes))
 
 
 def _by_class(counted: Sequence[Line]) -> Iterator[tuple[str, ...]]:
-    """The summary: for each class how many, and what is to be said of some."""
-    head = "class", "layers", "trinn", "fused", "why not, or what else"
+    """The summary table: for each class the numbers of layers, and the remarks with their counts."""
+    head = "class", "layers", "trinn", "fused", "remarks"
     yield head
     classes: dict[str, list[Line]] = defaultdict(list)
     for row in counted:
@@ -151,7 +153,7 @@ def _by_class(counted: Sequence[Line]) -> Iterator[tuple[str, ...]]:
 
 
 def _fused(model: nn.Module) -> dict[nn.Module, str]:
-    """Of each layer what `convert(..., fuse=...)` has fused it with, as it runs now."""
+    """For each layer, the names of the layers fused with it by `convert(..., fuse=...)`, if the model is called now."""
     fused: dict[nn.Module, list[str]] = defaultdict(list)
     names = {module: name for name, module in model.named_modules()}
     for module in model.modules():
@@ -164,7 +166,7 @@ def _fused(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def _runs(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
-    """The layers that a module's forward fuses."""
+    """The runs of layers fused by a module's forward."""
     function, *arguments = (forward.func, *forward.args[1:]) if (forward := forward_of(module)) else (None,)
     layers: tuple[Any, ...] = ()
     if function is sequence_forward:
@@ -179,12 +181,12 @@ def _runs(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
 
 
 def _is_own(kind: Layer, base: Any) -> bool:
-    """Whether a call of a subclass runs code of its own."""
+    """Whether a subclass overrides `forward`, `_conv_forward` or `__call__`."""
     return any(getattr(kind, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward", "__call__"))
 
 
 def _is_fsdp(module: nn.Module) -> bool:
-    """Whether FSDP2's fully_shard was called with a module; without the import, which takes a second."""
+    """Whether FSDP2's fully_shard was applied to a module, without importing FSDP2, which takes a second."""
     return any(cls.__name__ == "FSDPModule" and cls.__module__.startswith("torch.") for cls in type(module).__mro__)
 
 
@@ -195,14 +197,14 @@ def _computes_nothing(module: nn.Module, kind: Layer) -> bool:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Whether a module is there for its children alone."""
+    """Whether a module only contains other modules."""
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         return True
     return len(module._modules) > 0 and not module._parameters
 
 
 def _kernels(module: Any, base: Layer) -> str:
-    """The file of the kernels of a layer of trinn."""
+    """The file with the kernels of a layer."""
     operator = base.__module__.rpartition(".")[2]
     if operator == "conv2d":
         depthwise = not is_lazy(module.weight) and is_depthwise(module.weight, module.groups)
@@ -211,7 +213,7 @@ def _kernels(module: Any, base: Layer) -> str:
 
 
 def _where(model: nn.Module) -> str:
-    """On which devices a model is, and what that means for kernels."""
+    """The devices of a model; for the CPU, whether kernels run there."""
     devices = sorted({str(tensor.device) for tensor in (*model.parameters(), *model.buffers())})
     if not devices:
         return "without parameters"

@@ -12,11 +12,13 @@ from .function import Function, transformed
 from .public import layer
 from .window import real
 
-Group = tuple[int, str]  # how many processes, and torch's name of them
+__all__ = ["SyncBatchNorm"]
+
+Group = tuple[int, str]  # the number of processes, and torch's name of the group
 
 
 class SyncBatchNormForward(Function):
-    """BatchNormForward by the mean and the variance over all processes. `pixels` is how many pixels they have together."""
+    """BatchNormForward with the mean and variance over all processes. `pixels` is the number of pixels in all processes."""
 
     kept = "x", "mean", "var", "w", "pixels"
 
@@ -34,7 +36,7 @@ class SyncBatchNormForward(Function):
 
 
 class SyncBatchNormBackward(Function):
-    """The gradient dx, or None where it is not wanted, and of this process's images alone dw = sum dy * z and db = sum dy."""
+    """The gradients dx (None unless `want_x`), dw = sum dy * z and db = sum dy, over this process's images only."""
 
     @staticmethod
     def forward(
@@ -64,17 +66,18 @@ def sync_batch_norm(
     eps: float,
     group: "distributed.ProcessGroup",
 ) -> Tensor:
-    """`batch_norm` in training, by the statistics of the images of all processes of a group, each of which calls it.
+    """`batch_norm` in training, with the statistics of the images of all processes in a group. Every process must call it.
 
     Args:
-        input: (N, C, *), this process's images; N may differ between processes, and be 0.
+        input: (N, C, *), this process's images; N may differ between processes, and may be 0.
         running_mean, running_var, weight, bias: as in `batch_norm`, the same in all processes.
 
     Returns:
-        Like `input`, in its memory format. The gradients of weight and bias are those of this process's images.
+        The shape, dtype and memory format of `input`. The gradients of weight and bias are sums over this process's images
+        only, as in torch; DDP averages them.
 
     Raises:
-        RuntimeError: sizes, dtypes or devices that do not belong together, statistics that require a gradient.
+        RuntimeError: incompatible sizes, dtypes or devices; running statistics that require a gradient.
         NotImplementedError: under a transform of torch.func or forward-mode differentiation.
     """
     if transformed():
@@ -96,13 +99,13 @@ def sync_batch_norm(
 
 
 def _sum(parts: Tensor) -> Tensor:
-    """Of (P, *), the sum over P, in a fixed order: all processes have the same bits, on every run."""
+    """The sum over the first axis, in a fixed order: all processes get the same bits, on every run."""
     return ops.channel_sum(parts.reshape(len(parts), -1, 1, 1))
 
 
 def _gathered(part: Tensor, group: Group) -> Tensor:
-    """Every process's part, in their order: (P, *). They are not added on the way, where the order would be the network's."""
-    collectives = torch.ops._c10d_functional  # the form of them that torch.compile takes
+    """The tensors of all processes, (processes, *). They are not added by the network, which would choose the order."""
+    collectives = torch.ops._c10d_functional  # the form supported by torch.compile
     parts = collectives.all_gather_into_tensor(part.contiguous()[None], *group)
     return collectives.wait_tensor(parts)
 
@@ -124,7 +127,7 @@ def _normalized_by(module: nn.SyncBatchNorm, input: Tensor) -> Tensor:
 
 
 def _others(module: nn.SyncBatchNorm) -> "distributed.ProcessGroup | None":
-    """The processes that share their statistics with this one, if there are any."""
+    """The group of processes that share their statistics with this one; None if there is only one process."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
     group = module.process_group or distributed.group.WORLD
@@ -133,9 +136,9 @@ def _others(module: nn.SyncBatchNorm) -> "distributed.ProcessGroup | None":
 
 @layer
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch.nn.SyncBatchNorm on `sync_batch_norm`, and on `batch_norm` in evaluation or where there is one process.
+    """torch.nn.SyncBatchNorm on `sync_batch_norm`; in evaluation, or with a single process, on `batch_norm`.
 
-    On CPU tensors too, where kernels are interpreted and the processes' backend takes them, as gloo does.
+    It also accepts CPU tensors, if kernels are interpreted and the process group's backend supports them, as gloo does.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -143,11 +146,14 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
-        """The module with all batch normalisations in it, ours and torch's, made this class, as torch's method does it.
+        """Convert every batch norm in a module, trinn's or torch's, to this class, as torch's method does.
 
-        The parameters and buffers stay the same tensors. A batch normalisation itself returns a new module.
+        Parameters and buffers stay the same tensors.
+
+        Returns:
+            `module`, or a new module if `module` itself is a batch norm.
         """
-        converted = super().convert_sync_batchnorm(module, process_group)  # which calls this one for the children
+        converted = super().convert_sync_batchnorm(module, process_group)  # it calls this method for the children
         if type(converted) is nn.SyncBatchNorm:
             converted.__class__ = cls
         return converted

@@ -13,9 +13,11 @@ from .function import FLOATS, Function, autocast_up
 from .public import functional, layer
 from .window import Pair, check_flag, integer, real
 
+__all__ = ["Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d", "interpolate"]
+
 
 class ResizeForward(Function):
-    """y of one of the kinds of resizing; linear in x. The option is `align_corners`, or `exact` for the nearest pixel."""
+    """y of a resizing; linear in x. `option` is `align_corners` for bilinear kinds, `exact` for nearest ones."""
 
     @staticmethod
     def forward(x: Tensor, kind: str, size: Pair, factors: tuple[float, ...], option: bool) -> Tensor:
@@ -28,7 +30,7 @@ class ResizeForward(Function):
 
 
 class ResizeBackward(Function):
-    """dx of a resizing to that size, the adjoint of ResizeForward."""
+    """dx of a resizing, (N, C, *size): the adjoint of ResizeForward."""
 
     @staticmethod
     def forward(dy: Tensor, kind: str, size: Pair, factors: tuple[float, ...], option: bool) -> Tensor:
@@ -40,7 +42,7 @@ class ResizeBackward(Function):
         return ResizeForward.call(ddx, kind, ctx.shape[2:], *how)
 
 
-# What computes each kind of resizing, forward and backward, from (image, size of the result, factors, option).
+# The forward and the backward operator of each kind of resizing, called with (image, size of the result, factors, option).
 KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "bilinear": (ops.bilinear2d_forward, ops.bilinear2d_backward),
     "antialiased": (ops.antialias2d_forward, ops.antialias2d_backward),
@@ -59,23 +61,24 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
-    """An image resized, as `torch.nn.functional.interpolate`, for images of two axes.
+    """Resize 2-D images, as `torch.nn.functional.interpolate`.
 
     Args:
-        input: (N, C, H, W); float16, bfloat16, float32 or float64, or uint8, which is rounded to the nearest.
+        input: (N, C, H, W); float16, bfloat16, float32 or float64, or uint8, with rounded results.
         size: (P, Q), or one number for both.
-        scale_factor: instead of a size: P = floor(H * scale_factor), and coordinates advance by 1 / scale_factor.
-        mode: "nearest", "nearest-exact", "bilinear" or "area" (which is `adaptive_avg_pool2d`).
-        align_corners: of bilinear: the centres of the corner pixels coincide, not their outer edges.
-        recompute_scale_factor: take the size from the factor, but advance by H / P.
-        antialias: of bilinear: where the image shrinks, average all the pixels that an output covers.
+        scale_factor: instead of a size: P = floor(H * scale_factor), and the scale is 1 / scale_factor input pixels per output
+            pixel.
+        mode: "nearest", "nearest-exact", "bilinear" or "area" (the same as `adaptive_avg_pool2d`).
+        align_corners: bilinear only: align the centres of the corner pixels instead of their outer edges.
+        recompute_scale_factor: compute the size from `scale_factor`, but use the scale H / P.
+        antialias: bilinear only: when shrinking, average all input pixels covered by an output pixel.
 
     Returns:
         (N, C, P, Q), in the memory format of `input`.
 
     Raises:
-        ValueError: both or neither of size and scale_factor, or of the wrong length; an option that the mode does not have.
-        RuntimeError: an image of no pixels, before or after.
+        ValueError: both or neither of size and scale_factor, a wrong number of them, or an option of another mode.
+        RuntimeError: an input or output without pixels or channels.
         NotImplementedError: another mode, dtype or number of axes.
     """
     if mode not in MODES:
@@ -99,14 +102,14 @@ def interpolate(
     if input.dim() != 4:
         raise NotImplementedError(f"Got {input.dim()}D input, but interpolate needs 4D input (N, C, H, W)")
     if factors and torch.compiler.is_compiling():
-        # A size made of a symbolic factor is nothing that a Function takes: compile for these factors, as torch does.
+        # A Function does not accept a size computed from a symbolic factor: compile for these factors, as torch does.
         from torch.fx.experimental.symbolic_shapes import guard_scalar
 
         factors = guard_scalar(factors[0]), guard_scalar(factors[1])
     by_factor = bool(factors) and not recompute_scale_factor and mode != "area"
     if by_factor:
         factors = tuple(_factor(factor) for factor in factors)
-    if factors:  # of any type that can be multiplied, where nothing but the size is made of it
+    if factors:  # any type that can be multiplied, if only the size depends on it
         sizes = tuple(torch.sym_int(n * factor) for n, factor in zip(input.shape[2:], factors, strict=True))
     out = tuple(integer(n, "expected size to be one of int or Tuple[int, int]") for n in sizes)
     if mode == "area":
@@ -126,7 +129,7 @@ def interpolate(
 
 
 def _factor(value: Any) -> float:
-    """A factor by which coordinates advance."""
+    """A scale factor as a float."""
     expected = "expected scale_factor to be one of float or Tuple[float, float]"
     if isinstance(value, Tensor):
         raise TypeError(f"{expected}, but got {value!r}")
@@ -137,7 +140,7 @@ def _factor(value: Any) -> float:
 
 
 def _of_each_axis(value: Any, name: str, input: Tensor) -> tuple[Any, ...]:
-    """A value for each axis of pixels, or nothing for None."""
+    """One value for each image axis; empty for None."""
     if value is None:
         return ()
     if not isinstance(value, (list, tuple)):

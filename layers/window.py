@@ -1,4 +1,4 @@
-"""Windows that slide over an image: how many fit, and what their arguments may be, in torch's words where it refuses them."""
+"""The geometry of sliding windows: output sizes, and the checks of arguments, with torch's messages."""
 
 import functools
 import math
@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+__all__ = ["conv_output_size", "conv_transpose_output_size"]
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
@@ -18,7 +20,7 @@ LARGEST = 2**29
 
 
 def remembered(function: Function) -> Function:
-    """A function of sizes and options, looked up where it has been asked for them before."""
+    """Cache the results of a function of sizes and options."""
     known = functools.lru_cache(maxsize=4096, typed=True)(function)
 
     @functools.wraps(function)
@@ -27,28 +29,29 @@ def remembered(function: Function) -> Function:
             return function(*args)
         try:
             return known(*args)
-        except TypeError:  # sizes that are symbols cannot be looked up
+        except TypeError:  # symbolic sizes have no hash
             return function(*args)
 
     return cast(Function, call)
 
 
 def integer(value: Any, expected: str, scalar: bool = False) -> int:
-    """An integer, which NumPy or a tensor may have made, as Python's.
+    """Convert an integer of Python, NumPy or torch to int.
 
     Args:
-        scalar: neither a tensor with an axis or of bools nor an array will do, as torch has it for some arguments.
+        expected: the start of the exception's message.
+        scalar: refuse arrays, and tensors with axes or of dtype bool, as torch does for some arguments.
 
     Raises:
-        TypeError: anything else, or a bool, with the words for what was expected.
+        TypeError: any other value, or a bool.
         ValueError: a number of more than 64 bits.
     """
-    if isinstance(value, torch.SymInt) or type(value) is int and -(2**63) <= value < 2**63:  # as is a symbol of torch.compile
+    if isinstance(value, torch.SymInt) or type(value) is int and -(2**63) <= value < 2**63:  # keep torch.compile's symbols
         return cast(int, value)
     if isinstance(value, Tensor):
         right = value.numel() == 1 and not (value.is_floating_point() or value.is_complex())
         right = right and not (scalar and (value.dim() > 0 or value.dtype == torch.bool))
-    else:  # an array has a length, if only one that cannot be asked for
+    else:  # a NumPy array without axes has __len__ too, though calling it raises
         right = hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
         right = right and not (scalar and hasattr(value, "__len__"))
     if not right:
@@ -59,10 +62,13 @@ def integer(value: Any, expected: str, scalar: bool = False) -> int:
 
 
 def real(value: Any, expected: str) -> float:
-    """A real number, which NumPy or a tensor without axes may have made, as Python's.
+    """Convert a real number of Python, NumPy or torch (a tensor without axes) to float.
+
+    Args:
+        expected: the start of the exception's message.
 
     Raises:
-        TypeError: anything else, or a tensor that requires a gradient, with the words for what was expected.
+        TypeError: any other value, or a tensor that requires a gradient.
     """
     if type(value) is float or isinstance(value, (torch.SymFloat, torch.SymInt)):
         return cast(float, value)
@@ -76,22 +82,22 @@ def real(value: Any, expected: str) -> float:
 
 
 def _is_numpy_scalar(value: Any) -> bool:
-    """Whether a value is a real number or a bool that NumPy made, and no array."""
+    """Whether a value is a NumPy scalar: a real number or a bool."""
     return type(value).__module__ == "numpy" and not hasattr(value, "__len__") and value.dtype.kind in "biuf"
 
 
 def check_flag(value: Any, name: str, operator: str) -> None:
-    """Raise what torch raises for an option that is no bool."""
+    """Raise torch's exception for an option that is not a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{operator}(): argument '{name}' must be bool, not {type(value).__name__}")
 
 
 def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
-    """A number for both axes, or one for each.
+    """One value for each image axis, from a pair or from one number for both.
 
     Raises:
-        RuntimeError: a sequence of another length, or a number that no image has as many pixels as.
-        TypeError: not of integers.
+        RuntimeError: a sequence of another length, or a number of `limit` or more.
+        TypeError: a value that is not an integer.
     """
     if type(value) is int and value < limit:
         return value, value
@@ -109,10 +115,10 @@ def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
 
 
 def batched(input: Tensor, operator: str) -> tuple[Tensor, bool]:
-    """`input` as (N, C, H, W), and whether it had no batch axis.
+    """`input` as (N, C, H, W), and whether the batch axis was added.
 
     Raises:
-        RuntimeError: neither 3 nor 4 axes.
+        RuntimeError: an input of neither 3 nor 4 axes.
     """
     if input.dim() == 4:
         return input, False
@@ -130,19 +136,21 @@ def conv_output_size(
     padding: str | IntOrPair = 0,
     dilation: IntOrPair = 1,
 ) -> Pair:
-    """The size (P, Q) of a convolution of (H, W) pixels; of a pooling without `ceil_mode` too.
+    """The output size (P, Q) of a convolution of an (H, W) image, or of a pooling without `ceil_mode`.
 
         P = floor((H + 2 * padding - R) / stride) + 1                             without dilation
-        P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1        with it; Q likewise
+        P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1        with dilation; Q likewise
+
+    Each argument is a pair, or one number for both axes.
 
     Args:
-        size: (H, W), or a number for both; as the other arguments.
+        size: (H, W).
         kernel_size: (R, S).
-        padding: in pixels, at each edge; or 'valid', none; or 'same', as much as keeps H and W.
+        padding: in pixels, at each edge. 'valid' is no padding; 'same' keeps H and W.
 
     Raises:
-        RuntimeError: an image smaller than the window, or arguments that no convolution has.
-        TypeError: not of integers.
+        RuntimeError: an image smaller than the window, or invalid arguments, as in torch.
+        TypeError: arguments other than integers.
     """
     name = "conv_output_size"
     image, taps = pair(size, "size", name, math.inf), pair(kernel_size, "kernel_size", name)
@@ -159,19 +167,21 @@ def conv_transpose_output_size(
     output_padding: IntOrPair = 0,
     dilation: IntOrPair = 1,
 ) -> Pair:
-    """The size (P, Q) of a transposed convolution of (H, W) pixels.
+    """The output size (P, Q) of a transposed convolution of an (H, W) image.
 
         P = (H - 1) * stride - 2 * padding + dilation * (R - 1) + output_padding + 1        Q likewise
 
+    Each argument is a pair, or one number for both axes.
+
     Args:
-        size: (H, W), or a number for both; as the other arguments.
+        size: (H, W).
         kernel_size: (R, S).
-        padding: in pixels, taken away at each edge.
-        output_padding: rows and columns added at the far edges, fewer than stride or dilation.
+        padding: in pixels, removed at each edge.
+        output_padding: rows and columns added at the far edges; less than the stride or less than the dilation.
 
     Raises:
-        RuntimeError: a result without pixels, or arguments that no transposed convolution has.
-        TypeError: not of integers.
+        RuntimeError: an output without pixels, or invalid arguments, as in torch.
+        TypeError: arguments other than integers.
     """
     name = "conv_transpose_output_size"
     image, taps = pair(size, "size", name, math.inf), pair(kernel_size, "kernel_size", name)
@@ -182,17 +192,17 @@ def conv_transpose_output_size(
 
 
 def windows(pixels: int, taps: int, stride: int, dilation: int, ceil_mode: bool = False) -> int:
-    """How many windows fit into an axis of so many pixels, padding included."""
+    """The number of windows along an axis of `pixels` pixels, padding included."""
     return (pixels - dilation * (taps - 1) - 1 + (stride - 1 if ceil_mode else 0)) // stride + 1
 
 
 def reach(count: int, taps: int, stride: int, dilation: int) -> int:
-    """The pixels of an axis, padding included, that so many windows look at; the inverse of `windows`."""
+    """The number of pixels covered by `count` windows along an axis, padding included; the inverse of `windows`."""
     return (count - 1) * stride + dilation * (taps - 1) + 1
 
 
 def conv_windows(size: Sequence[int], taps: Sequence[int], stride: Pair, near: Pair, far: Pair, dilation: Pair) -> Pair:
-    """(P, Q) of a convolution, or torch's refusal; padding at the near and at the far edges."""
+    """(P, Q) of a convolution with padding `near` and `far` at the near and far edges; raises torch's exceptions."""
     (height, width), (rows, columns) = size, taps
     padded = near[0] + height + far[0], near[1] + width + far[1]
     extent = reach(1, rows, 1, dilation[0]), reach(1, columns, 1, dilation[1])
@@ -213,10 +223,10 @@ def transposed_windows(
     dilation: Pair,
     images: bool = True,
 ) -> Pair:
-    """(P, Q) of a transposed convolution, or torch's refusal.
+    """(P, Q) of a transposed convolution; raises torch's exceptions.
 
     Args:
-        images: whether there are any; without, torch accepts an output without pixels and any output padding.
+        images: whether the batch has images. If not, torch accepts an output without pixels and any output padding.
     """
     if min(padding) < 0 or min(output_padding) < 0:
         raise RuntimeError(f"negative padding is not supported, but got padding {padding} and output_padding {output_padding}")
@@ -237,7 +247,7 @@ def transposed_windows(
 
 
 def conv_padding(padding: str | IntOrPair, taps: Sequence[int], stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
-    """A convolution's padding at the near and at the far edges; the odd pixel of 'same' is a far one."""
+    """A convolution's padding at the near and at the far edges; for 'same', the far edges get the odd pixel."""
     if isinstance(padding, str):
         if padding == "valid":
             return (0, 0), (0, 0)
@@ -254,10 +264,10 @@ def conv_padding(padding: str | IntOrPair, taps: Sequence[int], stride: Pair, di
 
 
 def check_window(taps: Sequence[int], stride: Pair, dilation: Pair, operator: str) -> None:
-    """Raise what torch raises for taps, a stride or a dilation that no convolution has."""
+    """Raise torch's exception for a kernel size, stride or dilation that is not positive."""
     if min(stride) <= 0:
         raise RuntimeError(f"{operator}: non-positive stride is not supported, but got {stride}")
     if min(dilation) <= 0:
         raise RuntimeError(f"{operator}: dilation should be greater than zero, but got {dilation}")
-    if any(n <= 0 for n in taps):  # sizes of a weight, which may be symbols
+    if any(n <= 0 for n in taps):  # not min(): the sizes of a weight may be symbols
         raise RuntimeError(f"{operator}: kernel size should be greater than zero, but got {taps}")

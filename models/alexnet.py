@@ -2,7 +2,7 @@
 
 Source: A. Krizhevsky, I. Sutskever, G. E. Hinton, ImageNet classification with deep convolutional neural networks, NIPS 2012,
 in the form of A. Krizhevsky, One weird trick for parallelizing convolutional neural networks, arXiv:1404.5997, 2014: one
-column, no local response normalisation. Names and shapes are torchvision's, so that its checkpoints load.
+column, no local response normalisation. Names and shapes are the same as in torchvision, so its checkpoints can be loaded.
 """
 
 from typing import Any
@@ -12,22 +12,24 @@ from torch import Tensor
 
 import trinn.layers
 
+__all__ = ["AlexNet"]
+
 
 class AlexNet(torch.nn.Module):
     """Five convolutions and three linear layers; 61,100,840 parameters for 1000 classes and three channels.
 
-        input        (N, in_channels, 224, 224), or any size from 63
-        features     (N, 256, 6, 6), by convolutions of 11, 5, 3, 3 and 3 and three poolings
-        avgpool      (N, 256, 6, 6), whatever the size of the image was
-        classifier   (N, num_classes), logits, by way of 4096 and 4096
+        input        (N, in_channels, 224, 224), or any size of at least 63
+        features     (N, 256, 6, 6), after convolutions of kernel size 11, 5, 3, 3 and 3 and three poolings
+        avgpool      (N, 256, 6, 6), for any image size
+        classifier   (N, num_classes), logits, after hidden layers of 4096 and 4096
 
     Args:
-        dropout: the probability that one of the classifier's inputs is zeroed in training.
-        nn: where the layers come from. `AlexNet(nn=torch.nn)` is the same network without trinn; the two load each other's
-            `state_dict`.
+        dropout: the dropout probability in the classifier, in training.
+        nn: the source of the layers. `AlexNet(nn=torch.nn)` is the same network in plain torch; each can load the
+            other's `state_dict`.
 
     Raises:
-        RuntimeError: images that are too small or have another number of channels.
+        RuntimeError: images that are too small, or with another number of channels.
     """
 
     def __init__(self, num_classes: int = 1000, dropout: float = 0.5, in_channels: int = 3, nn: Any = trinn.layers) -> None:

@@ -1,4 +1,4 @@
-"""Layers of one's own: without parameters, with a list of parameters, with a dictionary of them."""
+"""Custom layers: without parameters, with a ParameterList, with a ParameterDict."""
 
 from typing import Any
 
@@ -9,9 +9,11 @@ from trinn.layers import linear
 from trinn.layers.function import FLOATS, Function
 from trinn.layers.reduce import ChannelSum
 
+__all__ = ["MyDictDense", "MyLayer", "MyListDense"]
+
 
 class Centring(Function):
-    """y = x - mean(x). Linear and symmetric, so that its gradient is itself."""
+    """y = x - mean(x). It is linear and symmetric, so its backward is itself."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -25,13 +27,13 @@ class Centring(Function):
 
 
 class MyLayer(nn.Module):
-    """The input less the mean of all of it; without parameters.
+    """The input minus its mean over all elements; no parameters.
 
     Args:
-        kwargs: what torch.nn.Module takes, which is nothing.
+        kwargs: passed on to torch.nn.Module, which accepts none.
 
     Raises:
-        RuntimeError: integers, whose mean torch refuses too: [1, 2, 3] has to be [1.0, 2.0, 3.0].
+        RuntimeError: integer input; torch has no mean of integers either. Use [1.0, 2.0, 3.0] instead of [1, 2, 3].
         NotImplementedError: complex input or 8-bit floats.
     """
 
@@ -50,13 +52,13 @@ class MyLayer(nn.Module):
 
 
 class MyListDense(nn.Module):
-    """Four matrix products, without biases, by the parameters of a ParameterList.
+    """Four linear maps without biases; their weights are in a ParameterList.
 
         input     (*, 4)
         output    (*, 1)
 
     Raises:
-        RuntimeError: inputs of another length.
+        RuntimeError: a last axis of another size.
     """
 
     def __init__(self) -> None:
@@ -71,7 +73,7 @@ class MyListDense(nn.Module):
 
 
 class MyDictDense(nn.Module):
-    """One matrix product, without a bias, by a parameter of a ParameterDict that each call chooses.
+    """One of three linear maps without biases; each call chooses a weight in a ParameterDict.
 
         input       (*, 4)
         'linear1'   (*, 4)
@@ -79,8 +81,8 @@ class MyDictDense(nn.Module):
         'linear3'   (*, 2)
 
     Raises:
-        AttributeError: another choice, as torch.nn.ParameterDict.
-        RuntimeError: inputs of another length.
+        AttributeError: another choice, as in torch.nn.ParameterDict.
+        RuntimeError: a last axis of another size.
     """
 
     def __init__(self) -> None:

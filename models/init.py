@@ -1,4 +1,4 @@
-"""Initialisation of a whole model by the functions of torch.nn.init: `init_weights`."""
+"""Initialisation of a whole model with the functions of torch.nn.init: `init_weights`."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+__all__ = ["init_weights"]
+
 Scheme = str | Callable[[Tensor], Any]
 
-# The functions of torch.nn.init, by their names without the last underscore.
+# The functions of torch.nn.init, by name, without the trailing underscore.
 SCHEMES: dict[str, Callable[..., Any]] = {
     name[:-1]: getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")
 }
@@ -20,7 +22,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class Initialised(NamedTuple):
-    """What a parameter holds after `init_weights`; `scheme` is 'kept' where that left it alone."""
+    """The state of a parameter after `init_weights`; `scheme` is 'kept' if the parameter was not changed."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,10 +32,10 @@ class Initialised(NamedTuple):
 
 
 class Report(list[Initialised]):
-    """What `init_weights` did, one record for each parameter; printed, a table.
+    """The result of `init_weights`, one record for each parameter; it prints as a table.
 
     Attributes:
-        seed: with it, `init_weights` gives the same weights again.
+        seed: the seed that reproduces these weights.
     """
 
     def __init__(self, records: list[Initialised], seed: int) -> None:
@@ -49,31 +51,40 @@ class Report(list[Initialised]):
 
 
 def init_weights(model: nn.Module, scheme: Scheme | Mapping[Any, Scheme], *, seed: int | None = None) -> Report:
-    """Fill the parameters of a model.
+    """Initialise the parameters of a model.
 
         init_weights(model, "xavier_uniform")
         init_weights(model, partial(torch.nn.init.normal_, std=0.01), seed=0)
         init_weights(model, {torch.nn.Conv2d: "kaiming_normal", torch.nn.Linear: "orthogonal", "classifier.6": "zeros"})
 
-    What a scheme fills of the layers that it is for: weights, of two axes and more. Biases become 0, weights of normalising
-    layers 1, and their running statistics those of a new layer. Other parameters of one axis, such as that of PReLU, are kept.
-    A scheme that is for exactly one layer, or for its class, fills its weights of one axis too; a scheme that is for exactly
-    one parameter fills it, whatever it is.
+    In each layer with a scheme, the parameters are initialised as follows:
 
-    Every parameter has random numbers of its own, drawn on the CPU from the seed and the parameter's name. They depend neither
-    on the other layers, nor on the device, nor on what else was drawn; torch's global generator stays as it was.
+    - Weights with two or more axes: by the scheme.
+    - Biases: 0. Weights of normalisation layers: 1. Their running statistics are reset.
+    - Other parameters with one axis, such as the weight of PReLU: not changed.
+
+    A scheme given for one layer by its name, or for its class, also initialises its weights with one axis. A scheme given for
+    one parameter by its name always initialises it.
+
+    Every parameter has its own random numbers, drawn on the CPU with a generator seeded from `seed` and the parameter's name.
+    So they do not depend on other layers, the device or earlier draws. torch's global generator keeps its state.
 
     Args:
-        scheme: a function of torch.nn.init, or one with its arguments (functools.partial), or its name, the last underscore
-            being optional; or several, for parameters, layers and blocks by their names, and for layers by their classes. A
-            name goes before a class, the innermost before the outer, the derived class before its base: torch.nn.Module is
-            for what is left. Without a scheme of its own a layer is kept as it is.
-        seed: None draws one from torch's global generator.
+        scheme: a function of torch.nn.init, its name (with or without the trailing underscore), or a functools.partial of it
+            with arguments. Or a mapping to such schemes from names of parameters, layers and blocks, and from classes of
+            layers. A name has precedence over a class, an inner block over an outer one, a derived class over its base.
+            torch.nn.Module matches every layer. Layers without a scheme are not changed.
+        seed: the seed of the random numbers; None draws one from torch's global generator.
+
+    Returns:
+        One record for each parameter, and the seed.
 
     Raises:
-        ValueError: an unknown scheme, a name that the model has not, a scheme that does not fit a parameter's shape, or a
-            parameter that has no shape or no memory yet, or is computed from others. Nothing has changed then.
-        TypeError: a scheme that needs arguments, or something that is no scheme.
+        ValueError: an unknown scheme; a name missing from the model; a scheme unsuited to a parameter's shape; a parameter
+            without shape (lazy) or memory (meta device), or computed by a parametrization.
+        TypeError: a value that is not a scheme, or a scheme that lacks arguments.
+
+    After these exceptions the model is unchanged.
     """
     schemes = _functions(model, scheme)
     plan = list(_plan(model, schemes))
@@ -90,7 +101,7 @@ def init_weights(model: nn.Module, scheme: Scheme | Mapping[Any, Scheme], *, see
 
 
 def _functions(model: nn.Module, scheme: Any) -> dict[Any, Callable[[Tensor], Any]]:
-    """The schemes as functions, by names and classes."""
+    """The schemes as functions, by name or class."""
     names = {*dict(model.named_modules()), *dict(model.named_parameters())}
     functions = {}
     for key, value in (scheme if isinstance(scheme, Mapping) else {nn.Module: scheme}).items():
@@ -107,20 +118,20 @@ def _functions(model: nn.Module, scheme: Any) -> dict[Any, Callable[[Tensor], An
 
 
 def _plan(model: nn.Module, schemes: dict[Any, Any]) -> Iterator[tuple[str, Tensor, Callable[[Tensor], Any] | None]]:
-    """Each parameter once, with its name and what fills it; None keeps it."""
+    """Yield each parameter once, with its name and the function that initialises it; None means no change."""
     seen = set()
     for path, module in model.named_modules():
         function, its_own = _scheme_of(schemes, path, module)
         if function is not None and is_parametrized(module):
-            raise ValueError(f"'{path}' has parametrizations, which compute its parameters: init_weights goes before them")
+            raise ValueError(f"'{path}' has parametrizations: call init_weights before registering them")
         for name, parameter in module.named_parameters(path, recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             if is_lazy(parameter):
-                raise ValueError(f"{name} has no shape yet: the model has to run once before init_weights")
+                raise ValueError(f"{name} has no shape yet: run the model once before init_weights")
             if parameter.is_meta:
-                raise ValueError(f"{name} is on the meta device: model.to_empty(device=...) has to go before init_weights")
+                raise ValueError(f"{name} is on the meta device: call model.to_empty(device=...) before init_weights")
             if name in schemes:
                 yield name, parameter, schemes[name]
             elif function is None:
@@ -134,7 +145,7 @@ def _plan(model: nn.Module, schemes: dict[Any, Any]) -> Iterator[tuple[str, Tens
 
 
 def _scheme_of(schemes: dict[Any, Any], path: str, module: nn.Module) -> tuple[Callable[[Tensor], Any] | None, bool]:
-    """The scheme for a module, and whether it is for just this one or its class."""
+    """The scheme of a module, and whether it was given for this very module or for a class other than nn.Module."""
     parts = path.split(".")
     for outer in (".".join(parts[:depth]) for depth in range(len(parts), -1, -1)):
         if outer in schemes:
@@ -146,9 +157,9 @@ def _scheme_of(schemes: dict[Any, Any], path: str, module: nn.Module) -> tuple[C
 
 
 def _drawn(name: str, parameter: Tensor, function: Callable[[Tensor], Any], seed: int) -> Tensor:
-    """The new values of a parameter, on the CPU, in float32 at least: not all of torch.nn.init computes in 16 bits."""
+    """The new values of a parameter, on the CPU, in at least float32: some functions of torch.nn.init refuse 16 bits."""
     value = torch.empty(parameter.shape, dtype=torch.promote_types(parameter.dtype, torch.float32), device="cpu")
-    value.copy_(parameter.detach())  # for a scheme that scales what is there
+    value.copy_(parameter.detach())  # for a scheme that scales the present values
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int.from_bytes(digest, "big"))
@@ -160,7 +171,7 @@ def _drawn(name: str, parameter: Tensor, function: Callable[[Tensor], Any], seed
 
 
 def _title(function: Any) -> str:
-    """A scheme with its arguments, 'normal(std=0.01)'."""
+    """The name of a scheme with its arguments, such as 'normal(std=0.01)'."""
     if not isinstance(function, partial):
         return getattr(function, "__name__", repr(function)).removesuffix("_")
     arguments = [*map(str, function.args), *(f"{name}={value}" for name, value in function.keywords.items())]

@@ -1,8 +1,8 @@
-"""LeNet, the network that read handwritten digits on cheques.
+"""LeNet, the network that recognised handwritten digits on cheques.
 
 Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Gradient-based learning applied to document recognition, Proceedings of
-the IEEE 86 (11), 1998, figure 2: in today's form, with ReLU for the scaled tanh, max pooling for the trainable
-subsampling, every map connected to every other, and logits for the radial basis functions.
+the IEEE 86 (11), 1998, figure 2. This is today's form: ReLU instead of the scaled tanh, max pooling instead of the trainable
+subsampling, all feature maps connected, and logits instead of the radial basis functions.
 """
 
 from typing import Any
@@ -12,6 +12,8 @@ from torch import Tensor
 
 import trinn.layers
 
+__all__ = ["LeNet"]
+
 
 class LeNet(torch.nn.Module):
     """Two convolutions and three linear layers; 61,706 parameters for ten classes and one channel.
@@ -19,20 +21,20 @@ class LeNet(torch.nn.Module):
         input     (N, in_channels, 32, 32)
         conv1     (N, 6, 28, 28)      pooled  (N, 6, 14, 14)
         conv2     (N, 16, 10, 10)     pooled  (N, 16, 5, 5)
-        linear1   (N, 120)            of the 400 flattened
+        linear1   (N, 120)            from 400 flattened values
         linear2   (N, 84)
         linear3   (N, num_classes)    logits
 
     Args:
-        dropout: the probability that one of the last two layers' inputs is zeroed in training; none in the original.
-        nn: where the layers come from. `LeNet(nn=torch.nn)` is the same network without trinn; the two load each other's
-            `state_dict`.
+        dropout: the dropout probability before each of the last two layers, in training; the original has no dropout.
+        nn: the source of the layers. `LeNet(nn=torch.nn)` is the same network in plain torch; each can load the
+            other's `state_dict`.
 
     Raises:
-        RuntimeError: images of another size or number of channels.
+        RuntimeError: images of another size or another number of channels.
     """
 
-    # Layers in a row, which `trinn.convert(network, fuse=LeNet.RUNS)` fuses.
+    # Runs of layers for `trinn.convert(network, fuse=LeNet.RUNS)`.
     RUNS = ("conv1", "relu", "pool"), ("conv2", "relu", "pool"), ("linear1", "relu"), ("linear2", "relu")
 
     def __init__(self, num_classes: int = 10, dropout: float = 0.0, in_channels: int = 1, nn: Any = trinn.layers) -> None:

@@ -1,4 +1,4 @@
-"""Multilayer perceptron, the first network of many a course: two linear layers with a ReLU between them."""
+"""A multilayer perceptron: two linear layers with a ReLU between them."""
 
 from typing import Any
 
@@ -7,21 +7,23 @@ from torch import Tensor
 
 import trinn.layers
 
+__all__ = ["MLP"]
+
 
 class MLP(torch.nn.Module):
     """Two linear layers; 203,530 parameters.
 
-        input     (*, 784), such as a flattened image of 28 by 28
+        input     (*, 784), such as a flattened 28 x 28 image
         hidden    (*, 256)
         output    (*, 10), logits
 
     Args:
-        nn: where the layers come from. `MLP(nn=torch.nn)` is the same network without trinn; the two load each other's
-            `state_dict`.
-        kwargs: what torch.nn.Module takes, which is nothing.
+        nn: the source of the layers. `MLP(nn=torch.nn)` is the same network in plain torch; each can load the
+            other's `state_dict`.
+        kwargs: passed on to torch.nn.Module, which accepts none.
 
     Raises:
-        RuntimeError: inputs of another length.
+        RuntimeError: a last axis of another size.
     """
 
     def __init__(self, *, nn: Any = trinn.layers, **kwargs: Any) -> None:

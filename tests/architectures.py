@@ -1,7 +1,7 @@
-"""Well-known networks on torch.nn, in their own topology and as narrow as one likes: what `trinn.convert` is tested on.
+"""Well-known networks on torch.nn, with their original topology at any width, for tests of `trinn.convert`.
 
-`width` is the number of channels where the original has its least, 64 in most. As their authors wrote them, some call
-functions, some work in place, some hold their layers in nn.Sequential.
+`width` is the smallest number of channels of a layer, 64 in most originals. As in the authors' code, some networks call
+functions, some work in place, and some keep their layers in nn.Sequential.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Narrow:
-    """The layers of `nn` with a sixteenth of the hidden channels: AlexNet for the interpreter."""
+    """The layers of `nn` with a sixteenth of the hidden channels, for AlexNet in the interpreter."""
 
     def __init__(self, nn: Any) -> None:
         self.nn = nn
@@ -28,12 +28,12 @@ class Narrow:
 
 
 def sixteenth(channels: int) -> int:
-    """Of hidden channels, which come in multiples of 64."""
+    """Divide hidden channels, always multiples of 64, by 16."""
     return channels if channels % 64 else channels // 16
 
 
 class FunctionalLeNet(nn.Module):
-    """LeNet as torch's tutorials write it: everything without weights is a function."""
+    """LeNet in the style of torch's tutorials: layers without weights are function calls."""
 
     def __init__(self, width: int = 6, num_classes: int = 10) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class VGG11(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and what they are added to."""
+    """Two convolutions and a shortcut."""
 
     expansion = 1
 
@@ -111,7 +111,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions, the outer ones of single pixels, and what they are added to."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut."""
 
     expansion = 4
 
@@ -140,8 +140,8 @@ def shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:
 
 
 class ResNet(nn.Module):
-    """K. He, X. Zhang, S. Ren, J. Sun, Deep residual learning for image recognition, 2016; 2, 2, 2, 2 basic blocks are
-    ResNet-18, and 3, 4, 6, 3 bottlenecks ResNet-50."""
+    """K. He, X. Zhang, S. Ren, J. Sun, Deep residual learning for image recognition, 2016. ResNet-18 has 2, 2, 2, 2
+    basic blocks; ResNet-50 has 3, 4, 6, 3 bottlenecks."""
 
     def __init__(self, block: Any, blocks: tuple[int, ...], width: int = 64, num_classes: int = 10) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class ConvBNReLU6(nn.Sequential):
 
 
 class InvertedResidual(nn.Module):
-    """Out to many channels, a depthwise convolution, and back."""
+    """Expansion to many channels, a depthwise convolution, and projection back."""
 
     def __init__(self, channels: int, out: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """M. Sandler and others, MobileNetV2: inverted residuals and linear bottlenecks, 2018; `width` for the original's 8."""
+    """M. Sandler and others, MobileNetV2: inverted residuals and linear bottlenecks, 2018. The original `width` is 8."""
 
     def __init__(self, width: int = 8, blocks: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1), num_classes: int = 10) -> None:
         super().__init__()
@@ -226,8 +226,8 @@ class DoubleConv(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """O. Ronneberger, P. Fischer, T. Brox, U-Net: convolutional networks for biomedical image segmentation, 2015; upwards by
-    transposed convolutions as there, or by bilinear resizing."""
+    """O. Ronneberger, P. Fischer, T. Brox, U-Net: convolutional networks for biomedical image segmentation, 2015. Upsampling by
+    transposed convolutions as in the paper, or by bilinear interpolation."""
 
     def __init__(self, width: int = 64, depth: int = 4, num_classes: int = 3, bilinear: bool = False) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ def dcgan_generator(width: int = 64, latent: int = 100) -> nn.Sequential:
 
 
 def dcgan_discriminator(width: int = 64) -> nn.Sequential:
-    """The other half: from (N, 3, 64, 64) to (N, 1, 1, 1)."""
+    """DCGAN's discriminator: from (N, 3, 64, 64) to (N, 1, 1, 1)."""
     layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
     for c in (2, 4, 8):
         layers += [
@@ -277,7 +277,7 @@ def dcgan_discriminator(width: int = 64) -> nn.Sequential:
 
 
 class ImagePooling(nn.Sequential):
-    """The mean of an image, at every pixel."""
+    """The features of the whole image's mean, repeated at every pixel."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
@@ -290,8 +290,8 @@ class ImagePooling(nn.Sequential):
 
 
 class DeepLabHead(nn.Module):
-    """L.-C. Chen and others, Rethinking atrous convolution for semantic image segmentation, 2017: convolutions side by side,
-    dilated by several rates; the result in the size of an image of four times the height and width."""
+    """L.-C. Chen and others, Rethinking atrous convolution for semantic image segmentation, 2017: parallel convolutions with
+    several dilations. The result has four times the input's height and width."""
 
     def __init__(self, channels: int, width: int = 256, rates: tuple[int, ...] = (12, 24, 36), num_classes: int = 3) -> None:
         super().__init__()
@@ -302,8 +302,10 @@ class DeepLabHead(nn.Module):
             return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
 
         self.convs = nn.ModuleList([branch(1, 1), *(branch(3, rate) for rate in rates), ImagePooling(channels, width)])
-        joined = (2 + len(rates)) * width
-        self.project = nn.Sequential(nn.Conv2d(joined, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.0))
+        concatenated = (2 + len(rates)) * width
+        self.project = nn.Sequential(
+            nn.Conv2d(concatenated, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.0)
+        )
         conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.head = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, num_classes, 1))
 

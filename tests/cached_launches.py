@@ -1,14 +1,14 @@
-"""Draws calls of every operator, over and over, and compares what is launched from notes with what launchers launch.
+"""Compare launches replayed from the launch cache with the launchers' own launches, for random calls of every operator.
 
-On a GPU that stands still, in a process of its own: `python -m tests.cached_launches SEED CALLS`. Nothing is compiled; what
-Triton would have compiled each by, alignment and all, is part of what is compared.
+Run on the stub GPU (a fake driver), in a separate process: `python -m tests.cached_launches SEED CALLS`. Nothing is compiled.
+The comparison includes the specialisation by which Triton would compile each kernel, such as dtypes and alignment.
 
-With `--stub`, which needs Triton 3.6, Triton also builds and calls its C launchers, and the comparison is of the bytes that
-they pass to cuLaunchKernelEx. After those calls, a quarter as many convolutions are drawn whose kernels take tensor maps.
-TRITON_CACHE_DIR keeps the launchers.
+`--stub` requires Triton 3.6. Triton builds and calls its C launchers, and the bytes passed to cuLaunchKernelEx are compared.
+Then a quarter as many convolutions are drawn for the TMA kernels, which take tensor maps. TRITON_CACHE_DIR keeps the C
+launchers.
 
-With `--threads N`, so many threads make the calls of one list, each in an order of its own, while notes are written, used and
-forgotten; what each launches is compared with what launchers launched before.
+`--threads N` makes the calls of one list in N threads, each in its own order, while cached calls are recorded, replayed and
+evicted. Their launches are compared with the launchers' own launches, recorded before.
 """
 
 import argparse
@@ -35,43 +35,43 @@ from trinn.kernels.runtime import launch, launch_cache
 
 
 class Parameter(NamedTuple):
-    """A parameter of a kernel as the driver gets it."""
+    """A kernel parameter as passed to the driver."""
 
-    kind: str  # in C
-    place: Any  # of what it points to; None if it is no pointer
-    value: bytes  # all else
+    kind: str  # C type
+    place: Any  # position of the pointed-to memory (see Launches._place); None if the parameter is no pointer
+    value: bytes  # the other bytes
 
 
 class Launches(threading.local):
-    """The launches of this thread. A tensor is a number, in the order of first use; one that autograd made has none."""
+    """The launches of this thread. Tensors are numbered in the order of first use; tensors made by autograd have no number."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self.kept: list[torch.UntypedStorage] = []  # so that no address is used twice
-        self.ends: list[tuple[int, int]] = []  # (end, start) of each, sorted
+        self.kept: list[torch.UntypedStorage] = []  # alive, so that no address is reused
+        self.ends: list[tuple[int, int]] = []  # (end, start) addresses of the storages, sorted
         self.order: dict[int, int] = {}
-        self.seen: list[tuple[Any, ...]] = []
+        self.found: list[tuple[Any, ...]] = []
 
-    def know(self, tensor: Tensor) -> Tensor:
+    def track(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self.kept.append(storage)
         bisect.insort(self.ends, (storage.data_ptr() + storage.nbytes(), storage.data_ptr()))
         return tensor
 
     def add(self, programs: int, function: Any, args: tuple[Any, ...]) -> None:
-        self.seen.append((programs, function, tuple(map(self._plain, args))))
+        self.found.append((programs, function, tuple(map(self._plain, args))))
 
     def add_reached(self, reached: stub_driver.Reached) -> None:
-        """A launch as the driver got it; only addresses are replaced."""
+        """Add a launch as it reached the driver, with addresses replaced by positions."""
         parameters = []
         for kind, value in reached.parameters:
             place = None
-            if kind in ("CUdeviceptr", "CUtensorMap"):  # the stub driver's tensor maps begin with their address
+            if kind in ("CUdeviceptr", "CUtensorMap"):  # a tensor map of the stub driver begins with its address
                 place, value = self._place(int.from_bytes(value[:8], "little")), value[8:]
             parameters.append(Parameter(kind, place, value))
-        self.seen.append((*reached[:-1], tuple(parameters)))
+        self.found.append((*reached[:-1], tuple(parameters)))
 
     def _plain(self, arg: Any) -> Any:
         if isinstance(arg, still_gpu.TensorMap):
@@ -81,7 +81,7 @@ class Launches(threading.local):
         return self._place(arg.data_ptr() if isinstance(arg, Tensor) else arg)
 
     def _place(self, address: int) -> tuple[tuple[int, int] | None, int]:
-        """Which tensor it lies in and how many bytes from its start; and how it is aligned."""
+        """Return (number of the tensor, byte offset from its start), or None, and the address modulo 16."""
         _, start = next(iter(self.ends[bisect.bisect(self.ends, (address + 1,)) :]), (0, address + 1))
         place = (self.order.setdefault(start, len(self.order)), address - start) if start <= address else None
         return place, address % 16
@@ -91,13 +91,13 @@ LAUNCHES = Launches()
 
 
 def shifted(tensor: Tensor, by: int) -> Tensor:
-    """The same tensor that many elements into an allocation."""
+    """Return a copy of the tensor that starts `by` elements into its allocation."""
     room = torch.empty(tensor.numel() + by, dtype=tensor.dtype, device=tensor.device)
     return room[by:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
 def drawn(rng: random.Random, operators: Mapping[str, Every] = EVERY) -> tuple[str, Every]:
-    """An operator at a size, of which some repeat."""
+    """Draw an operator and its sizes. Sizes are few: calls must hit the launch cache."""
     n, c, k = rng.choice((1, 2, 32)), *rng.choices((1, 3, 8, 16, 17, 32, 64), k=2)
     size, taps = rng.choice((5, 8) if n > 2 else (5, 8, 64)), rng.choice((1, 3))
     stride, bias = rng.choice((1, 2)), rng.random() < 0.7
@@ -114,34 +114,36 @@ def drawn(rng: random.Random, operators: Mapping[str, Every] = EVERY) -> tuple[s
     return name, operators.get(name) or free[name]
 
 
-def know_what_is_made() -> None:
-    def known(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *args, **options: LAUNCHES.know(make(*args, **options))
+def track_allocations() -> None:
+    def tracked(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **options: LAUNCHES.track(make(*args, **options))
 
     for name in ("empty", "empty_like", "empty_strided"):
-        setattr(torch, name, known(getattr(torch, name)))
+        setattr(torch, name, tracked(getattr(torch, name)))
 
 
 def called(case: Every, tensors: list[Tensor], others: tuple[Tensor, ...]) -> tuple[Any, list[Any]]:
-    """The form of all outputs and gradients, and the launches."""
+    """Return shape, strides and dtype of all outputs and gradients, and the launches."""
     LAUNCHES.clear()
     for tensor in tensors:
-        LAUNCHES.know(tensor)
+        LAUNCHES.track(tensor)
     outputs = results(case, tensors, others)
-    return {name: (t.shape, t.stride(), t.dtype) for name, t in outputs.items()}, LAUNCHES.seen
+    return {name: (t.shape, t.stride(), t.dtype) for name, t in outputs.items()}, LAUNCHES.found
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compares replayed launches with those of launchers.")
+    parser = argparse.ArgumentParser(description="Compare replayed launches with the launchers' own.")
     parser.add_argument("seed", type=int, nargs="?", default=0)
-    parser.add_argument("calls", type=int, nargs="?", default=5000, help="how many operators to draw; 5000 if not given")
-    parser.add_argument("--threads", type=int, default=0, help="how many threads make the calls")
-    parser.add_argument("--stub", action="store_true", help="compare what Triton 3.6's C launchers pass to the CUDA driver")
+    parser.add_argument("calls", type=int, nargs="?", default=5000, help="number of random calls; default: 5000")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads that make the calls")
+    parser.add_argument(
+        "--stub", action="store_true", help="compare the bytes that Triton 3.6's C launchers pass to the driver"
+    )
     return parser.parse_args()
 
 
 def drawn_for_tma(rng: random.Random) -> tuple[str, Every]:
-    """A convolution that tests/tma.py has done in boxes, so from tensor maps."""
+    """Draw a convolution for the TMA kernels, which take tensor maps (see tests/tma.py)."""
     n, c, k, size = rng.choice((1, 2, 17)), rng.choice((3, 16, 64)), rng.choice((16, 64, 96)), rng.choice((4, 8, 14))
     taps, stride = rng.choice((1, 3)), rng.choice((1, 2))
     x, w = (n, c, size, size), (k, c, taps, taps)
@@ -157,38 +159,38 @@ def count_replays() -> None:
     replay_one = launch_cache._replay
 
     def counted(*args: Any) -> Any:
-        before = len(LAUNCHES.seen)
+        before = len(LAUNCHES.found)
         result = replay_one(*args)
         COUNTS["replayed"] += 1
-        COUNTS["launches replayed"] += len(LAUNCHES.seen) - before
+        COUNTS["launches replayed"] += len(LAUNCHES.found) - before
         return result
 
     launch_cache._replay = counted  # type: ignore[assignment]
 
 
 def listener(*_: Any) -> None:
-    """Hears of Triton's launches; while it is there, launchers run every time."""
+    """A launch hook that does nothing. While a hook is installed, the launch cache is not used."""
 
 
 class Call(NamedTuple):
-    """An operator on tensors of some dtype, order and alignment."""
+    """An operator with its tensors, of a given dtype, memory format and alignment."""
 
     words: str
     case: Every
     tensors: list[Tensor]
     others: tuple[Tensor, ...]
 
-    def made(self) -> tuple[Any, list[Any]]:
-        """The form of all outputs and gradients, and the launches."""
+    def run(self) -> tuple[Any, list[Any]]:
+        """Return the form of all outputs and gradients, and the launches."""
         return called(self.case, self.tensors, self.others)
 
-    def launched(self) -> tuple[Any, list[Any]]:
-        """The same, by launchers alone."""
+    def run_uncached(self) -> tuple[Any, list[Any]]:
+        """Run without the launch cache."""
         hook = triton.knobs.runtime.launch_enter_hook
         hook.add(listener)
         before = COUNTS["replayed"]
-        expected = self.made()
-        assert COUNTS["replayed"] == before, "someone listens"
+        expected = self.run()
+        assert COUNTS["replayed"] == before, "the launch cache was used despite a launch hook"
         hook.remove(listener)
         return expected
 
@@ -203,10 +205,10 @@ def drawn_call(rng: random.Random, name: str, case: Every) -> Call:
 
 
 def compare(rng: random.Random, name: str, case: Every) -> None:
-    """Call it, from notes if there are any, and then by its launchers alone."""
+    """Make a call, through the launch cache if it has an entry, and again without the cache."""
     torch.backends.cudnn.conv.fp32_precision = rng.choice(("tf32", "ieee"))
     call = drawn_call(rng, name, case)
-    got, expected = call.made(), call.launched()
+    got, expected = call.run(), call.run_uncached()
     assert got[0] == expected[0], call.words
     for ours, theirs in zip(got[1], expected[1], strict=True):
         assert ours == theirs, f"{call.words}\n{ours}\n{theirs}"
@@ -215,17 +217,17 @@ def compare(rng: random.Random, name: str, case: Every) -> None:
 
 
 def compare_threads(seed: int, calls: int, threads: int) -> None:
-    """Make the calls of a list in threads, and compare each with the same one by its launchers."""
+    """Make the calls of a list in threads, and compare each with the same call without the launch cache."""
 
     def listed() -> list[Call]:
-        """The calls, on tensors and modules of this thread."""
+        """Return the calls, with tensors and modules of this thread."""
         rng, of_this_thread = random.Random(seed), operators(Ours())
         return [drawn_call(rng, *drawn(rng, of_this_thread)) for _ in range(calls)]
 
-    expected = [call.launched() for call in listed()]
+    expected = [call.run_uncached() for call in listed()]
 
     def yielding(frame: Any, event: str, arg: Any) -> Any:
-        """Let another thread go on, at every line of what starts kernels."""
+        """A trace function that yields to another thread at every line of the launch code."""
         if frame.f_code.co_filename not in (launch_cache.__file__, launch.__file__):
             return None
         time.sleep(0)
@@ -236,9 +238,9 @@ def compare_threads(seed: int, calls: int, threads: int) -> None:
         random.Random(thread).shuffle(numbered)
         sys.settrace(yielding)
         for number, call in numbered:
-            assert call.made() == expected[number], call.words
+            assert call.run() == expected[number], call.words
 
-    launch_cache.MAX_ENTRIES = 10  # so that notes are forgotten every now and then
+    launch_cache.MAX_ENTRIES = 10  # small, so that cached calls are evicted during the test
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(threads)))
 
@@ -254,12 +256,12 @@ def main() -> int:
         still_gpu.compile_nothing(LAUNCHES.add)
     compiled = torch.compile(lambda *t: tnn.relu(tnn.conv2d(*t)), fullgraph=True, backend="aot_eager")
     compiled(*(torch.ones(shape, requires_grad=True) for shape in ((1, 2, 3, 3), (4, 2, 3, 3), (4,)))).sum().backward()
-    with torch.inference_mode():  # where torch calls a copy a view
+    with torch.inference_mode():  # torch reports a copy as a view here
         for _ in range(4):
             strided = torch.randn(10)[::2]
             tnn.batch_norm(torch.randn(2, 5, 3, 3), strided, strided.square())
     count_replays()
-    know_what_is_made()
+    track_allocations()
     calls = given.calls
     if given.threads:
         compare_threads(given.seed, calls, given.threads)

@@ -20,7 +20,7 @@ CONV = {
     "alexnet conv1 scaled down: 3 channels, stride 4": Conv((2, 3, 19, 19), (4, 3, 11, 11), {"stride": 4, "padding": 2}),
     "stride larger than the kernel: rows never read": Conv((2, 3, 11, 10), (4, 3, 2, 2), {"stride": (3, 4)}),
     "even kernel": Conv((2, 3, 8, 7), (4, 3, 4, 2), {"padding": (2, 1)}),
-    "1x1 stride 2: three phases without a tap": Conv((2, 5, 7, 8), (6, 5, 1, 1), {"stride": 2}),
+    "1x1 stride 2: three phases without taps": Conv((2, 5, 7, 8), (6, 5, 1, 1), {"stride": 2}),
     "1x1: a matrix product": Conv((2, 20, 5, 5), (18, 20, 1, 1)),
     "dilation 3": Conv((2, 3, 11, 10), (4, 3, 3, 3), {"dilation": 3, "padding": 3}),
     "stride and dilation share a factor: taps hit every other phase": Conv(
@@ -30,35 +30,35 @@ CONV = {
     "padding wider than the kernel": Conv((1, 2, 4, 4), (3, 2, 2, 3), {"padding": (4, 5), "stride": 2}),
     "groups": Conv((2, 6, 7, 6), (9, 2, 3, 3), {"groups": 3, "padding": 1}),
     "depthwise": Conv((2, 5, 7, 6), (5, 1, 3, 3), {"groups": 5, "padding": 1, "stride": 2}),
-    "depthwise, two filters a channel": Conv((2, 3, 6, 6), (6, 1, 3, 3), {"groups": 3}),
+    "depthwise, two filters per channel": Conv((2, 3, 6, 6), (6, 1, 3, 3), {"groups": 3}),
     "depthwise, stride and dilation share a factor": Conv(
         (2, 3, 9, 10), (3, 1, 3, 2), {"groups": 3, "stride": (2, 4), "dilation": (2, 6), "padding": 3}
     ),
     "depthwise, more taps than a block, more channels than one": Conv(
         (1, 40, 6, 6), (40, 1, 5, 5), {"groups": 40, "padding": 2}
     ),
-    "depthwise, more rows than one program walks, a width that no tile divides": Conv(
+    "depthwise, more rows than one program processes, a width no tile divides": Conv(
         (2, 5, 29, 21), (5, 1, 3, 3), {"groups": 5, "padding": 1}
     ),
     "depthwise, channels past one tile": Conv((3, 40, 5, 6), (40, 1, 3, 3), {"groups": 40, "padding": 1}),
-    "depthwise, a 7x7 filter: six sums carried along": Conv((1, 3, 15, 13), (3, 1, 7, 7), {"groups": 3, "padding": 3}),
-    "depthwise, one row of taps: no sum is carried along": Conv((1, 3, 9, 20), (3, 1, 1, 5), {"groups": 3, "padding": (0, 2)}),
+    "depthwise, a 7x7 filter: six rows of sums in progress": Conv((1, 3, 15, 13), (3, 1, 7, 7), {"groups": 3, "padding": 3}),
+    "depthwise, one row of taps: no sums in progress": Conv((1, 3, 9, 20), (3, 1, 1, 5), {"groups": 3, "padding": (0, 2)}),
     "depthwise, one column of taps": Conv((1, 3, 20, 9), (3, 1, 5, 1), {"groups": 3, "padding": (2, 0)}),
     "depthwise, dilated along the row alone": Conv(
         (2, 4, 9, 12), (4, 1, 3, 3), {"groups": 4, "padding": (1, 3), "dilation": (1, 2)}
     ),
     "depthwise, dilated along the column": Conv((2, 4, 9, 8), (4, 1, 3, 3), {"groups": 4, "padding": 2, "dilation": (2, 1)}),
-    "depthwise, a stride larger than the kernel: rows under no tap": Conv(
+    "depthwise, a stride larger than the kernel: rows outside every window": Conv(
         (2, 4, 13, 11), (4, 1, 2, 2), {"groups": 4, "padding": 1, "stride": (3, 2)}
     ),
-    "depthwise, padding wider than the kernel: rows of padding alone": Conv(
+    "depthwise, padding wider than the kernel: windows in the padding": Conv(
         (1, 2, 4, 4), (2, 1, 2, 3), {"groups": 2, "padding": (4, 5)}
     ),
     "depthwise, same, even kernel": Conv((2, 3, 6, 7), (3, 1, 4, 2), {"groups": 3, "padding": "same"}),
     "depthwise, one-pixel image": Conv((3, 4, 1, 1), (4, 1, 3, 3), {"groups": 4, "padding": 1}),
-    "depthwise, more taps than registers hold": Conv((1, 2, 9, 8), (2, 1, 8, 8), {"groups": 2, "padding": 4}),
+    "depthwise, more taps than fit in registers": Conv((1, 2, 9, 8), (2, 1, 8, 8), {"groups": 2, "padding": 4}),
     "depthwise, empty batch": Conv((0, 3, 6, 6), (3, 1, 3, 3), {"groups": 3}),
-    "one channel a group, many filters: the matrix product": Conv((1, 2, 5, 5), (20, 1, 3, 3), {"groups": 2}),
+    "one channel per group, many filters: a matrix product": Conv((1, 2, 5, 5), (20, 1, 3, 3), {"groups": 2}),
     "channels past one tile, no multiple of 16": Conv((1, 19, 5, 5), (21, 19, 3, 3), {"padding": 1}),
     "one-pixel image": Conv((3, 4, 1, 1), (5, 4, 3, 3), {"padding": 1}),
     "one output pixel": Conv((2, 3, 5, 4), (4, 3, 5, 4)),

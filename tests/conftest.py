@@ -1,6 +1,6 @@
-"""What every test runs under: small tiles in the interpreter, so that a small shape has several; NaN in fresh memory.
+"""Shared fixtures and options. The interpreter uses small tiles, so a small shape has several; fresh memory holds NaN.
 
-A run ends with the number of torch's own inputs that passed; `--record` keeps it for docs/evidence.md.
+A run ends with the counts of torch's own inputs; `--record` stores the counts for docs/evidence.md.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from tests import evidence
-from tests.cutting import units_that_cut
+from tests.cutting import tf32_products
 from tests.tma import tma_everywhere
 from trinn.kernels import gather2d
 from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.settings import settings
 
-# What these test is the same with a GPU, and they assume that there is none: CPU tensors stand for its own.
+# These tests use CPU tensors in place of GPU tensors and assume a machine without a GPU. A GPU would change nothing in them.
 WITHOUT_A_GPU = (
     "bench", "bench_conv", "compile", "contained", "convolution_page", "evidence", "gpu", "house", "install", "interpreted",
     "machine_code", "mutants", "notes", "launch_cache", "rates", "readme", "tune",
@@ -29,8 +29,8 @@ WITHOUT_A_GPU = (
 collect_ignore = [f"test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_available() else []
 
 
-def looked_up_once(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Triton's table of NumPy's dtypes, asked once for each scalar type: the interpreter builds all of it at every step."""
+def cached_lookup(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Cache Triton's NumPy dtype of each scalar type: the interpreter rebuilds the whole table at every step."""
     language = importlib.import_module("triton.language")
     known: dict[str, Any] = {}
 
@@ -45,14 +45,14 @@ def looked_up_once(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 if INTERPRETED:
-    torch.set_num_threads(1)  # torch writes to indices that repeat in the order of its threads
-    interpreter = vars(importlib.import_module("triton.runtime.interpreter"))  # behind trinn, which tells Triton to interpret
-    interpreter["_get_np_dtype"] = looked_up_once(interpreter["_get_np_dtype"])
+    torch.set_num_threads(1)  # with several threads, torch writes to a repeated index in any order
+    interpreter = vars(importlib.import_module("triton.runtime.interpreter"))  # after trinn: it turns the interpreter on
+    interpreter["_get_np_dtype"] = cached_lookup(interpreter["_get_np_dtype"])
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 16 and several splits where kernels are interpreted: edges, loops and second passes all take part."""
+    """Use tiles of 16 and several splits in the interpreter, so edges, loops and second passes all run."""
     if INTERPRETED:
         monkeypatch.setattr(settings, "interpreted_block", 16)
         monkeypatch.setattr(settings, "interpreted_rows", 3)
@@ -62,14 +62,14 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """One program a launch: for what is made of operators, whose own tests see the seams of tiles."""
+    """Run one program per launch: for networks. The operators' own tests cover the borders between tiles."""
     monkeypatch.setattr(settings, "interpreted_block", 16384)
     monkeypatch.setattr(settings, "wanted_programs", 1)
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty is filled with NaN, so that an element no kernel writes is seen."""
+    """Fill torch.empty with NaN, so an element without a write fails the test."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -78,35 +78,35 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def precision_flags() -> Iterator[None]:
-    """What torch allows float32 to be computed in is after a test what it was before."""
+    """Restore torch's fp32_precision flags after each test."""
     conv, matmul = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     yield
     torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = conv, matmul
 
 
 @pytest.fixture(autouse=True)
-def launchers_run() -> None:
-    """What a test changes about them, no launch of an earlier one stands for."""
+def empty_launch_cache() -> None:
+    """Clear the launch cache: a launch recorded by an earlier test would ignore this test's patches."""
     launch_cache.clear()
 
 
 @pytest.fixture(autouse=True)
 def tma(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With `--tma` the interpreter, too, takes the convolutions that Hopper does in boxes."""
+    """With `--tma`, run convolutions through TMA wherever Hopper does, in the interpreter too."""
     with tma_everywhere() if request.config.getoption("--tma") else contextlib.nullcontext():
         yield
 
 
 @pytest.fixture(autouse=True)
 def tf32(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With `--tf32` the interpreter's products are those of TF32 wherever a GPU's are."""
-    with units_that_cut() if request.config.getoption("--tf32") else contextlib.nullcontext():
+    """With `--tf32`, multiply in TF32 wherever a GPU does, in the interpreter too."""
+    with tf32_products() if request.config.getoption("--tf32") else contextlib.nullcontext():
         yield
 
 
 @pytest.fixture
 def rowwise_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's matrix products with every row summed alike. NumPy's may sum a row otherwise at another place."""
+    """Sum all rows of a matrix product in the same order in the interpreter. NumPy's order may depend on the row's index."""
 
     def matmul(a: Any, b: Any, dtype: Any = None) -> Any:
         return (a[:, :, None] * b[None, :, :]).sum(axis=1, dtype=dtype)
@@ -116,14 +116,16 @@ def rowwise_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No TF32 in torch's float32 nor in ours: tolerances made for float32 hold on a GPU too."""
+    """Turn TF32 off in torch and trinn, so tolerances made for float32 hold on a GPU too."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--tma", action="store_true", help="convolutions in boxes wherever they can be, in the interpreter too")
-    parser.addoption("--tf32", action="store_true", help="products of cut numbers where torch allows TF32, as on a GPU")
-    parser.addoption("--record", action="store_true", help="keep the number of torch's own inputs that passed, if all did")
+    parser.addoption(
+        "--tma", action="store_true", help="run convolutions through TMA wherever possible, in the interpreter too"
+    )
+    parser.addoption("--tf32", action="store_true", help="truncate operands to TF32 where torch allows it, as on a GPU")
+    parser.addoption("--record", action="store_true", help="store the counts of torch's own inputs, if all passed")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -138,7 +140,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 of[name, check], left_out[name] = total, ignored
     if not passed:
         return
-    terminalreporter.section("torch's own inputs that passed")
+    terminalreporter.section("Passed, of torch's own inputs")
     columns = sorted({check for _, check in of})
     terminalreporter.write_line(" " * 24 + "".join(f"{column:>15}" for column in (*columns, "left out")))
     for name, counts in sorted(passed.items()):
@@ -146,7 +148,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"{name:24}" + "".join(f"{cell:>15}" for cell in (*cells, left_out[name] or "")))
     if config.getoption("--record"):
         if terminalreporter.stats.get("failed") or any(passed[name][check] < total for (name, check), total in of.items()):
-            terminalreporter.write_line("Not recorded: not all of them ran and passed.")
+            terminalreporter.write_line("Not recorded: some inputs did not run or did not pass.")
             return
         figures = {name: dict(counts) | {"left out": left_out[name]} for name, counts in sorted(passed.items())}
         evidence.record("torchs_material", {"passed": figures})

@@ -1,9 +1,8 @@
-"""`pytest -p tests.contained --results FILE`: tests on a GPU, of which none can harm another.
+"""A pytest plugin to isolate GPU tests from each other: `pytest -p tests.contained --results FILE`.
 
-An illegal memory access breaks the CUDA context of its process, and every later call in that process fails. So a process ends
-after the test that broke it; pytest-xdist counts that test as failed and starts another process. FILE gets a line of JSON for
-each test when it ends: its name, outcome, seconds, the last line of an error, and how many kernels Triton compiled for it and
-found in its cache.
+An illegal memory access breaks the CUDA context of its process, and every later CUDA call of the process fails. So the process
+exits after such a test; pytest-xdist counts the test as failed and starts another process. Each finished test adds one JSON
+line to FILE: name, outcome, seconds, last line of the error, and the numbers of kernels compiled and found in Triton's cache.
 """
 
 import json
@@ -19,7 +18,7 @@ from triton import knobs
 
 from trinn.kernels.runtime.interpreter import INTERPRETED
 
-BROKEN = 70  # the exit status of a process that cannot use its GPU any more
+BROKEN = 70  # exit status of a process with a broken CUDA context
 
 wait: Callable[[], Any] | None = None if INTERPRETED else torch.cuda.synchronize
 
@@ -54,7 +53,7 @@ def contained() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--results", type=Path, metavar="FILE", help="a line of JSON for each test, as it ends")
+    parser.addoption("--results", type=Path, metavar="FILE", help="append a line of JSON for each finished test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Results:
-    """Writes down what the process that collects all reports is told."""
+    """Write test reports to a file, in the process that collects the reports of all workers."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("a")

@@ -1,4 +1,4 @@
-"""Matrix units that cut float32 to TF32 where torch's flags allow it, in the interpreter: `pytest --tf32`."""
+"""TF32 products in the interpreter: `pytest --tf32` truncates float32 operands to TF32 where torch's flags allow it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from trinn.kernels.device import precision
 from trinn.kernels.runtime.settings import settings
 
 
-def _cut(operand: TensorHandle) -> TensorHandle:
+def _truncated(operand: TensorHandle) -> TensorHandle:
     return TensorHandle((operand.data.view(numpy.int32) & numpy.int32(tf32.CUT)).view(numpy.float32), tl.float32)
 
 
 @contextlib.contextmanager
-def units_that_cut() -> Iterator[None]:
-    """Within, float32 is multiplied as an NVIDIA GPU does it, and the rule of check.py is the one for GPUs."""
+def tf32_products() -> Iterator[None]:
+    """Multiply float32 as an NVIDIA GPU does, and apply check.py's rule for GPUs."""
     multiply, choose = InterpreterBuilder.create_dot, precision._precision
 
-    def cut_and_multiply(self: Any, a: TensorHandle, b: TensorHandle, d: Any, input_precision: Any, *rest: Any) -> Any:
+    def truncate_and_multiply(self: Any, a: TensorHandle, b: TensorHandle, d: Any, input_precision: Any, *rest: Any) -> Any:
         if input_precision == ir.INPUT_PRECISION.TF32 and a.data.dtype == numpy.float32:
-            a, b = _cut(a), _cut(b)
+            a, b = _truncated(a), _truncated(b)
         return multiply(self, a, b, d, input_precision, *rest)
 
     def chosen(dtype: torch.dtype, device: torch.device, allowed: str) -> str:
@@ -37,7 +37,7 @@ def units_that_cut() -> Iterator[None]:
         return "tf32" if dtype == torch.float32 and allowed == "tf32" else "ieee"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpreterBuilder, "create_dot", cut_and_multiply)
+        patch.setattr(InterpreterBuilder, "create_dot", truncate_and_multiply)
         patch.setattr(precision, "_precision", chosen)
         patch.setattr(tests.check, "cuts", tf32.is_allowed)
         yield

@@ -1,8 +1,11 @@
-"""A kernel with tensor descriptors, started from notes and by its launcher: the same launches, and no map encoded twice.
+"""Compare the launches of a kernel with tensor descriptors, from the launch cache and from its launcher.
 
-On a GPU that stands still, in a process of its own: `python -m tests.descriptors`; `python -m tests.descriptors cuda` runs the
-kernel on a GPU, from Hopper on, and compares what it computes. `python -m tests.descriptors --stub`, which needs Triton 3.6,
-builds and calls Triton's C launchers and compares the bytes that they pass to cuLaunchKernelEx, tensor maps included.
+The launches must be equal, and no tensor map may be encoded twice. Run in a separate process:
+
+    python -m tests.descriptors           on the stub GPU (a fake driver)
+    python -m tests.descriptors cuda      on a Hopper or newer GPU; checks the computed results
+    python -m tests.descriptors --stub    requires Triton 3.6; builds and calls Triton's C launchers, and compares the bytes
+                                          passed to cuLaunchKernelEx, tensor maps included
 """
 
 import dataclasses
@@ -19,14 +22,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bench import still_gpu, stub_driver  # before trinn
 
-from tests.cached_launches import LAUNCHES, know_what_is_made, shifted  # isort: skip
+from tests.cached_launches import LAUNCHES, shifted, track_allocations  # isort: skip
 from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.launch import launch
 
-ORDER = (0, 0, 0, 1, 2, 0, 1, 2, 0)  # of the inputs: noted at the second call; then other addresses, and the first ones again
+ORDER = (0, 0, 0, 1, 2, 0, 1, 2, 0)  # numbers of the inputs: cached at the second call; then new and repeated addresses
 BLOCK = 16
 COLUMNS = 64
-ROUNDS = any(field.name == "round_f32_to_tf32" for field in dataclasses.fields(TensorDescriptor))  # from Triton 3.7 on
+ROUNDS = any(field.name == "round_f32_to_tf32" for field in dataclasses.fields(TensorDescriptor))  # Triton >= 3.7
 
 
 @triton.jit
@@ -37,7 +40,7 @@ def _pairs_kernel(x, bias, later, y, BLOCK: tl.constexpr):
 
 
 def smoothed(x: Tensor, bias: Tensor) -> Tensor:
-    """Of rows in threes, the first, twice the second and the third, by way of the sums of neighbours, each with a bias."""
+    """Return x[:-2] + 2 * x[1:-1] + x[2:] + 3 * bias[1]. Each of two launches adds adjacent rows and the bias."""
     pairs, y = (torch.empty((x.shape[0] - fewer, COLUMNS), dtype=x.dtype, device=x.device) for fewer in (1, 2))
     rounds = {"round_f32_to_tf32": True} if ROUNDS and x.dtype is torch.float32 else {}
     for source, target in ((x, pairs), (pairs, y)):
@@ -55,9 +58,10 @@ def smoothed(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def inputs(dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
-    """Three tensors of one form, of small integers, whose sums are exact; the last starts within its allocation.
+    """Return three tensors of one shape and a bias. All values are small integers, so that sums are exact.
 
-    And a bias, which is the second of two elements: a pointer into a tensor.
+    The third tensor starts inside its allocation. The kernel's bias is the second of two elements, so its pointer is an offset
+    into a tensor.
     """
     draw = torch.Generator().manual_seed(0)
     first, second, third = torch.randint(-8, 8, (3, 50, COLUMNS), generator=draw).to(device, dtype)
@@ -66,18 +70,18 @@ def inputs(dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
 
 def on_a_gpu(dtype: torch.dtype) -> None:
     tensors, bias = inputs(dtype, "cuda")
-    noted = launch_cache.cached(smoothed)
+    cached = launch_cache.cached(smoothed)
     for number in ORDER:
         x = tensors[number]
-        assert torch.equal(noted(x, bias), x[:-2] + 2 * x[1:-1] + x[2:] + 3), f"{dtype}, input {number}"
+        assert torch.equal(cached(x, bias), x[:-2] + 2 * x[1:-1] + x[2:] + 3), f"{dtype}, input {number}"
 
 
-ENCODED: list[int] = []  # of the maps, where they point
-COMPARED: list[Any] = []  # launches
+ENCODED: list[int] = []  # addresses of the encoded tensor maps
+COMPARED: list[Any] = []  # compared launches
 
 
 def encoding(encode: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, with its addresses on record."""
+    """Wrap `encode` to record the addresses in ENCODED."""
 
     def encode_one(address: int, *form: Any) -> Any:
         ENCODED.append(address)
@@ -86,32 +90,32 @@ def encoding(encode: Callable[..., Any]) -> Callable[..., Any]:
     return encode_one
 
 
-def on_a_still_gpu(dtype: torch.dtype) -> None:
+def on_a_stub_gpu(dtype: torch.dtype) -> None:
     tensors, bias = inputs(dtype, "cpu")
-    noted = launch_cache.cached(smoothed)
+    cached = launch_cache.cached(smoothed)
 
     def launches(launcher: Callable[..., Any], x: Tensor) -> list[Any]:
         LAUNCHES.clear()
         ENCODED.clear()
         for tensor in (x, bias):
-            LAUNCHES.know(tensor)
+            LAUNCHES.track(tensor)
         launcher(x, bias)
-        return LAUNCHES.seen
+        return LAUNCHES.found
 
-    by_notes: list[int] = []
+    by_cache: list[int] = []
     for call, number in enumerate(ORDER):
-        found = launches(noted, tensors[number])
-        by_notes += ENCODED if call >= 2 else []
+        found = launches(cached, tensors[number])
+        by_cache += ENCODED if call >= 2 else []
         assert found == launches(smoothed, tensors[number]), f"{dtype}, call {call}"
         COMPARED.extend(found)
-    assert [by_notes.count(x.data_ptr()) for x in tensors] == [1, 1, 1], "an address is encoded once"
+    assert [by_cache.count(x.data_ptr()) for x in tensors] == [1, 1, 1], "each address must be encoded once"
     kept = [weakref.ref(tensors.pop()) for _ in ORDER[:3]]
-    assert not any(x() is not None for x in kept), "notes keep tensors"
+    assert not any(x() is not None for x in kept), "the launch cache keeps tensors alive"
 
 
 def main() -> int:
-    check = on_a_gpu if sys.argv[1:] == ["cuda"] else on_a_still_gpu
-    if check is on_a_still_gpu:
+    check = on_a_gpu if sys.argv[1:] == ["cuda"] else on_a_stub_gpu
+    if check is on_a_stub_gpu:
         still_gpu.stand_in()
         if sys.argv[1:] == ["--stub"]:
             stub_driver.install(LAUNCHES.add_reached)
@@ -119,7 +123,7 @@ def main() -> int:
             still_gpu.watch(LAUNCHES.add)
         utils: Any = still_gpu.StillDriver.utils
         utils.fill_tma_descriptor = utils.fill_tma_descriptor_tiled = encoding(utils.fill_tma_descriptor)
-        know_what_is_made()
+        track_allocations()
     for dtype in (torch.float16, torch.float32):
         check(dtype)
     if sys.argv[1:] == ["--stub"]:

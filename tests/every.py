@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import trinn.layers as tnn
 from bench import registry
-from tests.check import DEVICE, randn
+from tests.check import DEVICE, on_a_cpu, randn
 from trinn.layers.pad2d import pad2d
 
 Shape = tuple[int, ...]
@@ -129,13 +129,33 @@ class Ours:
 
 
 class Torchs(registry.Unfused):
-    """torch's, with the fused layers' names for the same layers one by one."""
+    """torch's layers and functions. The names of the fused layers give the same layers one by one.
+
+    On a GPU, functions whose CUDA kernels differ from the CPU's are computed on the CPU.
+    """
 
     @staticmethod
     def interpolate(x: Tensor, **options: Any) -> Tensor:
-        if options.get("antialias") and x.dtype.itemsize == 2 and x.device.type == "cpu":  # which torch has on a GPU alone
-            return F.interpolate(x.float(), **options).to(x.dtype)
+        if options.get("antialias"):
+            if x.dtype.itemsize == 2 and x.device.type == "cpu":  # only CUDA has 16 bits
+                return F.interpolate(x.float(), **options).to(x.dtype)
+        elif x.is_cuda and options["mode"] == "bilinear":  # a decomposition, where algorithms must be deterministic
+            return on_a_cpu(F.interpolate)(x, **options)
         return F.interpolate(x, **options)
+
+    @staticmethod
+    def pad(x: Tensor, pad: Shape, mode: str) -> Tensor:
+        return (on_a_cpu(F.pad) if x.is_cuda and mode != "circular" else F.pad)(x, pad, mode)
+
+    @staticmethod
+    def max_unpool2d(x: Tensor, *options: Any, **more: Any) -> Tensor:  # CUDA keeps any of several values for one position
+        return (on_a_cpu(F.max_unpool2d) if x.is_cuda else F.max_unpool2d)(x, *options, **more)
+
+    @staticmethod
+    def avg_pool2d(x: Tensor, *options: Any) -> Tensor:
+        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):  # its gradient ignores padding: pytorch#188344
+            return F.avg_pool2d(x.contiguous(), *options).contiguous(memory_format=torch.channels_last)
+        return F.avg_pool2d(x, *options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(F, name, None) or super().__getattr__(name)

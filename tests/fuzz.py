@@ -1,13 +1,13 @@
-"""Cases that nobody thought of: `make fuzz`.
+"""Random cases of each operator: `make fuzz`.
 
-For each operator hypothesis draws a geometry that torch may or may not accept, all options, the dtype, the memory layout of the
-tensors and of the upstream gradient, and values with ties, zeros, NaN, infinities and extremes. What torch refuses we must
-refuse with its exception; else outputs, strides and all gradients must be those of torch in float64. What docs/differences.md
-lists is left out, and nothing else.
+For each operator hypothesis draws a geometry, valid for torch or not, all options, the dtype, the memory layout of the tensors
+and of the upstream gradient, and values with ties, zeros, NaN, infinities and extremes. If torch raises, trinn must raise the
+same exception. Otherwise outputs, strides and all gradients must equal torch's in float64. Only the differences in
+docs/differences.md are exempt.
 
-The rule of tests/check.py needs more elements than the one or two that a drawn case may have: torch is exact there by luck.
-Here an error may also be some units in the last place of the largest value or of 1, whichever is larger, as the values are;
-of a mean of subnormal values, some of the least number there is.
+A drawn case may have one or two elements, too few for the rule of tests/check.py: torch may be exact by chance. So errors of a
+few units in the last place are allowed as well, relative to the larger of the largest value and 1; for means of subnormal
+values, relative to the smallest normal number.
 """
 
 import argparse
@@ -35,17 +35,17 @@ from trinn.kernels.runtime.layout import is_channels_last
 
 
 class Case(NamedTuple):
-    """A call of ours and of torch's with the same tensors."""
+    """A call of trinn and of torch with the same tensors."""
 
     ours: Callable[..., Any]
     torchs: Callable[..., Any]
     tensors: list[Tensor | None]
     options: dict[str, Any]
-    condition: float = 1.0  # how much larger than the result its terms may be
-    moves: bool = False  # numbers without computing any: exact
-    subnormal: bool = False  # the outputs too
-    more: tuple[str, ...] = ()  # results that may be NaN, by docs/differences.md, where torch's are not
-    fewer: tuple[str, ...] = ()  # results that may be numbers where torch's are NaN
+    condition: float = 1.0  # ratio of the addends to the sum
+    moves: bool = False  # the operator only moves numbers, so results are exact
+    subnormal: bool = False  # outputs are subnormal
+    more: tuple[str, ...] = ()  # results with more NaN than torch, by docs/differences.md
+    fewer: tuple[str, ...] = ()  # results with fewer NaN than torch
 
 
 class Drawing:
@@ -67,36 +67,36 @@ class Drawing:
         return self.number(0, 7) == 7
 
     def pair(self, least: int, most: int) -> Any:
-        """One number or two."""
+        """A number or a pair."""
         first = self.number(least, most)
         return first if self.number(0, 1) else (first, self.number(least, most))
 
     def tensor(self, shape: tuple[int, ...], values: str = "normal") -> Tensor:
-        """Of that shape, with values of one kind, lying in memory in one way."""
+        """A tensor of this shape with values of one kind, in a drawn layout."""
         self.count += 1
         tensor = values_of(values, shape, self.dtype, self.count)
         return laid_out(tensor, self.one_of(*self.layouts))
 
     def image(self, values: str = "normal", channels: int | None = None) -> Tensor:
-        """(N, C, H, W), now and then without images or without the axis of images."""
+        """(N, C, H, W), sometimes with N = 0 or without N."""
         shape = self.number(1, 3), channels or self.number(1, 5), self.number(1, 9), self.number(1, 9)
         if self.seldom():
             shape = (0, *shape[1:])
         return self.tensor(shape[1:] if self.seldom() else shape, values)
 
     def exact(self) -> str:
-        """Values for operators that only move numbers, of which any will do."""
-        # The interpreter turns a subnormal bfloat16 into 0.
+        """The kind of values for operators without arithmetic: any."""
+        # The interpreter flushes subnormal bfloat16 to 0.
         kinds = ("subnormal",) if not (INTERPRETED and self.dtype == torch.bfloat16) else ()
         return self.one_of("normal", "ties", "zeros", "NaN", "infinities", "huge", *kinds)
 
     def averaged(self) -> str:
-        """Values for operators whose outputs are means of them."""
+        """The kind of values for averaging operators."""
         kinds = () if INTERPRETED and self.dtype == torch.bfloat16 else ("subnormal",)
         return self.one_of("normal", "ties", "zeros", "NaN", "infinities", *kinds)
 
     def summed(self) -> str:
-        """Values for operators that add up."""
+        """The kind of values for summing operators."""
         return self.one_of("normal", "ties", "zeros", "NaN", "infinities")
 
 
@@ -119,7 +119,7 @@ def values_of(kind: str, shape: tuple[int, ...], dtype: torch.dtype, number: int
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """The same values somewhere else in memory."""
+    """The same values in another memory layout."""
     if layout == "channels_last" and tensor.dim() == 4:
         return tensor.contiguous(memory_format=torch.channels_last)
     if layout == "transposed" and tensor.dim() > 1:
@@ -132,7 +132,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
         return tensor[:1].expand(tensor.shape)
     if layout == "one" and tensor.numel() > 0:
         return tensor.flatten()[0].clone().expand(tensor.shape)
-    if layout == "amid" and tensor.dim() == 4:  # NaN, from where boxes can be copied
+    if layout == "amid" and tensor.dim() == 4:  # surrounded by NaN, aligned for TMA
         around = F.pad(tensor, (2, 1, 1, 2, 8, 16, 1, 1), value=float("nan")).contiguous(memory_format=torch.channels_last)
         return around[1:-1, 8:-16, 1:-2, 2:-1]
     if layout == "images innermost":
@@ -141,7 +141,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 class Upstream(torch.autograd.Function):
-    """The same values, whose gradient comes back lying in memory in another way."""
+    """The identity, with a gradient in another memory layout."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, layout: str) -> Tensor:
@@ -181,7 +181,7 @@ def is_spoilt(tensor: Tensor) -> bool:
 
 
 def padded_conv2d(draw: Drawing) -> Case:
-    """Of a module with a padding mode."""
+    """The convolution of a module with a padding mode."""
     mode, padding = draw.one_of("reflect", "replicate", "circular"), draw.pair(0, 5)
     channels, taps = draw.number(1, 3), draw.number(1, 3)
     x, w = draw.image(channels=channels), draw.tensor((2, channels, taps, taps))
@@ -194,7 +194,7 @@ def padded_conv2d(draw: Drawing) -> Case:
 
 
 def terms(x: Tensor, padding: int) -> float:
-    """How much larger than usual the error of a filter's gradient may be, whose terms are the pixels and may be all alike."""
+    """A factor for the error of a filter's gradient: it sums over all pixels, which may all be equal."""
     images = x.shape[0] if x.dim() == 4 else 1
     return max(1.0, images * (x.shape[-2] + padding) * (x.shape[-1] + padding) / 64)
 
@@ -211,10 +211,10 @@ def conv_transpose2d(draw: Drawing) -> Case:
 
 
 class TmaCase(NamedTuple):
-    """What convolutions in boxes are drawn from: as many channels as boxes take, pixels, and windows."""
+    """The geometry of a TMA convolution."""
 
     groups: int
-    channels: int  # of a group
+    channels: int  # per group
     filters: int
     images: int
     size: list[int]
@@ -224,7 +224,7 @@ class TmaCase(NamedTuple):
     dilation: list[int]
 
     def image(self, draw: Drawing, pixels: int) -> Tensor:
-        """The input, of fewer images where results have as many pixels as keep the interpreter busy."""
+        """The input, with fewer images for large results, to limit the interpreter's time."""
         images = min(self.images, max(1, 500 // pixels))
         shape = self.groups * self.channels, *self.size
         return draw.tensor((images, *shape) if draw.number(0, 7) else shape, draw.summed())
@@ -248,9 +248,9 @@ def tma_case(draw: Drawing) -> TmaCase:
     images, size = draw.one_of(1, 2, 3, 7, 16, 17, 18), [draw.number(1, 5), draw.number(1, 5)]
     taps, stride, padding, dilation = ([draw.number(least, least + 3) for _ in range(2)] for least in (1, 1, 0, 1))
     kind = draw.number(0, 7)
-    if kind == 0:  # lines of columns
+    if kind == 0:  # runs of columns
         images, size = draw.number(1, 2), [draw.number(1, 3), draw.number(8, 40)]
-    elif kind == 1:  # pixels that lie side by side
+    elif kind == 1:  # contiguous pixels
         size[1], taps, padding, stride = draw.one_of(2, 4, 8), [1, 1], [0, 0], [draw.one_of(1, 1, 2)] * 2
     elif kind == 2:
         padding = [draw.number(4, 9), draw.number(4, 9)]
@@ -279,7 +279,7 @@ def conv_transpose2d_tma(draw: Drawing) -> Case:
         (n - 1) * s + (t - 1) * d + e
         for n, s, t, d, e in zip(of.size, of.stride, of.taps, of.dilation, extra, strict=True)
     ]  # fmt: skip
-    padding = [min(p, r // 2) for p, r in zip(of.padding, reach, strict=True)]  # so that a pixel is left
+    padding = [min(p, r // 2) for p, r in zip(of.padding, reach, strict=True)]  # at least one pixel remains
     x = of.image(draw, (reach[0] + 1) * (reach[1] + 1))
     w = draw.tensor((of.groups * of.channels, of.filters, *of.taps), draw.summed())
     bias = draw.tensor((of.groups * of.filters,)) if draw.number(0, 1) else None
@@ -291,7 +291,7 @@ def conv_transpose2d_tma(draw: Drawing) -> Case:
 
 
 def torchs_of(function: Callable[..., Tensor], of: TmaCase) -> Callable[..., Tensor]:
-    """torch's convolution, of contiguous copies where its process may die of channels_last: of strided, dilated windows."""
+    """torch's convolution. For strided and dilated windows it uses contiguous copies, since channels_last may crash torch."""
     if not any(s > 1 and d > 1 for s, d in zip(of.stride, of.dilation, strict=True)):
         return function
 
@@ -308,7 +308,7 @@ def torchs_of(function: Callable[..., Tensor], of: TmaCase) -> Callable[..., Ten
 
 
 def is_narrow(of: TmaCase) -> bool:
-    """Whether several groups become one."""
+    """Whether groups are merged."""
     return of.groups > 1 and min(of.channels, of.filters) < 16
 
 
@@ -335,13 +335,13 @@ def max_pool2d(draw: Drawing) -> Case:
     options |= {"stride": draw.one_of(None, draw.pair(1, 4)), "ceil_mode": draw.one_of(False, True)}
     options["return_indices"] = draw.one_of(False, True)
     x = draw.image(draw.exact())
-    # With dilation a window may miss the image; torch then writes its gradient outside of the tensor.
+    # With dilation a window may be outside the image; torch then writes its gradient outside of the tensor.
     assume(not any(misses(n, options, axis) for axis, n in enumerate(x.shape[-2:])))
     return Case(tnn.max_pool2d, F.max_pool2d, [x], options, moves=True)
 
 
 def misses(size: int, options: dict[str, Any], axis: int) -> bool:
-    """Whether some window of a pooling has no pixel along an axis of that size."""
+    """Whether some window of a pooling reads no pixel along an axis of that size."""
     stride = options["stride"] if options["stride"] is not None else options["kernel_size"]
     pairs = (options["kernel_size"], stride, options["padding"], options["dilation"])
     taps, step, padding, dilation = (value if isinstance(value, int) else value[axis] for value in pairs)
@@ -373,7 +373,7 @@ def adaptive_max_pool2d(draw: Drawing) -> Case:
 
 
 def max_unpool2d(draw: Drawing) -> Case:
-    """Of what a pooling without overlap returned."""
+    """Unpooling of the result of a pooling without overlap."""
     kernel = draw.number(1, 3)
     image = draw.image()
     if min(image.shape[-2:]) < kernel:
@@ -392,7 +392,7 @@ def batch_norm(draw: Drawing) -> Case:
     if x.dtype.itemsize == 2 and draw.number(0, 1):
         draw.dtype = torch.float32
     vectors: list[Tensor | None] = [draw.tensor(shape[1:2]) if draw.number(0, 3) else None for _ in range(2)]
-    if vectors[0] is not None:  # of weights that lie apart, torch's gradient of the input is wrong on a CPU
+    if vectors[0] is not None:  # with strided weights torch's gradient of the input is wrong on a CPU
         vectors[0] = vectors[0].contiguous()
     training = draw.one_of(False, True)
     given = not training or draw.number(0, 1)
@@ -408,7 +408,7 @@ def batch_norm(draw: Drawing) -> Case:
 
         return function
 
-    # A channel's sums may cancel out: to nothing for an upstream gradient that is one number.
+    # A channel's sums may cancel out, for a constant upstream gradient completely.
     return Case(through(tnn), through(F), [x, *vectors], {}, max(1 / eps, x.numel() / channels))
 
 
@@ -436,7 +436,7 @@ def bilinear(draw: Drawing) -> Case:
 
 
 def antialias(draw: Drawing) -> Case:
-    """By sizes of two columns or more, in 32 and 64 bits: for the rest torch is wrong, or has it on a GPU alone."""
+    """Two columns or more, in float32 and float64: torch is wrong for one column, and has other dtypes on GPUs only."""
     draw.dtype = draw.one_of(torch.float32, torch.float64)
     options: dict[str, Any] = {"size": (draw.number(1, 12), draw.number(2, 12)), "mode": "bilinear", "antialias": True}
     options["align_corners"] = draw.one_of(False, True)
@@ -468,7 +468,7 @@ OPERATORS: dict[str, Callable[[Drawing], Case]] = {
 
 
 def agrees(name: str, data: st.DataObject) -> None:
-    """The property: what torch does with a drawn case, ours does."""
+    """The property: trinn does the same as torch with a drawn case."""
     draw = Drawing(data)
     case = OPERATORS[name](draw)
     layout = draw.one_of(*draw.layouts)
@@ -482,14 +482,14 @@ def agrees(name: str, data: st.DataObject) -> None:
             refused = refusal_of(case.torchs, exactly(case), case.options)
             if type(refused) is not type(error):
                 raise
-            return None  # torch's float64 refuses it, which counts where its dtypes disagree
+            return None  # torch refuses it in float64, so an exception is right
     try:
         case.ours(*case.tensors, **case.options)
     except type(refusal):
         return
     except Exception as error:
         raise AssertionError(f"{name} raises {error!r}, torch {refusal!r}") from error
-    raise AssertionError(f"{name} accepts what torch refuses with {refusal!r}")
+    raise AssertionError(f"{name} accepts a call that torch refuses with {refusal!r}")
 
 
 def refusal_of(function: Callable[..., Any], tensors: Sequence[Tensor | None], options: dict[str, Any]) -> Exception | None:
@@ -501,12 +501,12 @@ def refusal_of(function: Callable[..., Any], tensors: Sequence[Tensor | None], o
 
 
 def exactly(case: Case) -> tuple[Tensor | None, ...]:
-    """The tensors of the oracle."""
+    """The tensors in float64, for the reference."""
     return tuple(t.cpu().double() if t is not None and t.is_floating_point() else t for t in case.tensors)
 
 
 def compare(case: Case, layout: str) -> None:
-    """Outputs, strides and gradients against torch's in the same dtype, and against its float64."""
+    """Compare outputs, strides and gradients with torch's in the same dtype and in float64."""
     dtype = next(t.dtype for t in case.tensors if t is not None)
     ours, torchs = (run(followed(f, layout), tuple(case.tensors), case.options, dtype) for f in (case.ours, case.torchs))
     oracle = run(followed(case.torchs, layout), exactly(case), case.options, dtype)
@@ -537,7 +537,7 @@ def compare(case: Case, layout: str) -> None:
 def fuzz(
     name: str, cases: int, start: int, on_case: Callable[[], None] = lambda: None, phases: tuple[Phase, ...] = tuple(Phase)
 ) -> None:
-    """So many cases of an operator, the same ones for the same start."""
+    """Check `cases` drawn cases of an operator; `start` is the seed."""
 
     @seed(start)
     @settings(max_examples=cases, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=phases)
@@ -554,20 +554,20 @@ def fuzz(
         test()
     finally:
         torch.backends.cudnn.conv.fp32_precision = before
-    assert "tma" not in name or not INTERPRETED or sum(taken) > 0.5 * len(taken), "too few cases are done in boxes"
+    assert "tma" not in name or not INTERPRETED or sum(taken) > 0.5 * len(taken), "too few cases used TMA"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ops", default=",".join(OPERATORS), help="names of operators, with commas")
-    parser.add_argument("--minutes", type=float, default=10, help="for all of them together")
-    parser.add_argument("--cases", type=int, default=10**9, help="at most, of each operator")
+    parser.add_argument("--ops", default=",".join(OPERATORS), help="operators, separated by commas")
+    parser.add_argument("--minutes", type=float, default=10, help="total time")
+    parser.add_argument("--cases", type=int, default=10**9, help="limit of cases for each operator")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shrink", action="store_true", help="look for the smallest case that fails")
-    parser.add_argument("--record", action="store_true", help="keep the result for docs/evidence.md")
+    parser.add_argument("--shrink", action="store_true", help="minimise a failing case")
+    parser.add_argument("--record", action="store_true", help="record the result for docs/evidence.md")
     options = parser.parse_args()
     names = options.ops.split(",")
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
     results: dict[str, dict[str, Any]] = {}
     for name in names:
         results[name] = {"cases": 0, "seed": options.seed, "failures": 0, "seconds": 0.0}
@@ -577,14 +577,14 @@ def main() -> int:
             found["cases"] += 1
 
         while time.monotonic() - started < 60 * options.minutes / len(names) and results[name]["cases"] < options.cases:
-            if INTERPRETED:  # small tiles have more edges; every fourth time those that a user has
+            if INTERPRETED:  # small tiles have more edges; every fourth run uses the default tiles
                 runtime.settings.interpreted_block, runtime.settings.wanted_programs = (16384, 1) if at % 4 == 3 else (16, 8)
             try:
                 fuzz(name, 50, at, on_case, tuple(Phase) if options.shrink else (Phase.generate,))
             except Exception:
                 results[name]["failures"] += 1
                 traceback.print_exc()
-                print(f"\nagain: python -m tests.fuzz --ops {name} --seed {at} --cases 50 --shrink\n", flush=True)
+                print(f"\nto repeat: python -m tests.fuzz --ops {name} --seed {at} --cases 50 --shrink\n", flush=True)
                 break
             at += 1
         results[name]["seconds"] = round(time.monotonic() - started, 1)

@@ -1,7 +1,7 @@
-"""Imports torch, Triton and trinn in every order, each in a process that has imported nothing else, where torch sees no GPU:
-`python -m tests.import_orders` prints, as JSON, the traceback of each order that failed.
+"""Import torch, Triton and trinn in every order, each in a fresh process without a GPU: `python -m tests.import_orders`.
 
-Importing torch takes the most time, so one process imports it, and a fork of that process runs each order.
+It prints, as JSON, the traceback of each order that failed. Importing torch takes the most time, so one process imports it, and
+a fork of this process runs each order.
 """
 
 import functools
@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
-# What may import Triton before trinn does.
+# Actions that may import Triton before trinn does.
 FIRST = {
     "nothing": "pass",
     "Triton": "import triton",
@@ -23,12 +23,12 @@ FIRST = {
     "FlopCounterMode": "from torch.utils.flop_counter import FlopCounterMode",
     "Inductor": "import torch._inductor",
 }
-# Where that stands.
+# The action before or after the import of trinn.
 PLACES = {"before trinn": "import torch; {}; import trinn", "after trinn": "import torch, trinn; {}"}
 
 
 def in_a_process(function: Callable[[], object]) -> str:
-    """The traceback of a call of the function in a fork of this process; empty if there is none."""
+    """The traceback of `function` in a fork of this process; empty if it succeeds."""
     reads, writes = os.pipe()
     if (child := os.fork()) == 0:
         with os.fdopen(writes, "w") as pipe:
@@ -56,12 +56,12 @@ def compute() -> None:
     with warnings.catch_warnings(record=True) as warned:
         trinn.convert(model)
     got = [y := model(x), *torch.autograd.grad(y.square().sum(), list(model.parameters()))]
-    assert isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction) and not warned, "trinn's, without a warning"
+    assert isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction) and not warned, "trinn computes, without a warning"
     torch.testing.assert_close(got, expected)
 
 
 def in_order(*steps: str) -> None:
-    """Import in this order, and compute after each step; nobody is warned."""
+    """Run these imports in order, and compute after each; there is no warning."""
     with warnings.catch_warnings(record=True) as warned:
         for step in steps:
             exec(step)
@@ -70,7 +70,7 @@ def in_order(*steps: str) -> None:
 
 
 def too_late(first: str, reason: str) -> None:
-    """What a user is told, who is told it when trinn is imported, by convert, and by the first layer."""
+    """The import of trinn and `convert` warn with the reason, and the first layer raises it."""
     exec(first)
     import torch
 
@@ -88,25 +88,25 @@ def too_late(first: str, reason: str) -> None:
     except RuntimeError as error:
         assert words in str(error), error
     else:
-        raise AssertionError("it computed")
+        raise AssertionError("it did not raise")
 
 
 def orders() -> dict[str, Callable[[], None]]:
     no, yes = ('import os, triton; os.environ["TRITON_INTERPRET"] = ' + value for value in ('"0"', '"1"'))
-    at_work = "import triton; triton.runtime.driver.set_active(object())"
+    in_use = "import triton; triton.runtime.driver.set_active(object())"
     return {
         f"{name} {place}": functools.partial(in_order, order.format(first))
         for (place, order), (name, first) in itertools.product(PLACES.items(), FIRST.items())
     } | {
         "after trinn.layers": lambda: in_order("import torch, trinn.layers", *FIRST.values()),
         "TRITON_INTERPRET=0": lambda: too_late(no, "TRITON_INTERPRET=0 is set"),
-        "Triton at work": lambda: too_late(at_work, "Triton has compiled for another device already"),
-        "Triton at work, TRITON_INTERPRET=1": lambda: in_order(f"{at_work}; {yes}"),
+        "Triton in use": lambda: too_late(in_use, "Triton has compiled for another device already"),
+        "Triton in use, TRITON_INTERPRET=1": lambda: in_order(f"{in_use}; {yes}"),
     }
 
 
 def main(names: Sequence[str] = ()) -> None:
-    """Run the orders of these names, or all."""
+    """Run the named orders, or all."""
     found = {"Triton before torch": in_a_process(lambda: in_order("import triton, torch, trinn"))}
     import torch
 

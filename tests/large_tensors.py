@@ -1,7 +1,7 @@
-"""Operators on tensors that reach further than 2^31 elements, of which hardly a page of memory is touched.
+"""Operators on tensors past 2^31 elements, in hardly touched memory.
 
-A program, run by test_large_tensors.py, since a wrong offset ends a process: it prints what it is about to do. Offsets are
-as wide as on a GPU here, int32 for small tensors, where the interpreter finds each step that overflows.
+A program for test_large_tensors.py: a wrong offset may crash the process, so the program prints each check before it runs.
+Offsets are as wide as on a GPU: int32 for small tensors. The interpreter detects every overflow.
 """
 
 import functools
@@ -17,21 +17,21 @@ from tests.tma import tma_everywhere
 from trinn.kernels import ops
 from trinn.kernels.runtime.settings import settings
 
-import triton.runtime.interpreter as interpreter  # isort: skip  # trinn chooses it while Triton is not imported
+import triton.runtime.interpreter as interpreter  # isort: skip  # trinn selects it, so trinn is imported before Triton
 
-NO_RESERVE = 0x4000  # MAP_NORESERVE, which mmap knows by name from Python 3.13 on: memory is not counted until it is touched
+NO_RESERVE = 0x4000  # MAP_NORESERVE: untouched memory is not reserved. The mmap module has the name since Python 3.13.
 PAST_INT32 = 2**31 + 2**20
 
 
 def zeros(elements: int, dtype: torch.dtype) -> Tensor:
-    """That many zeros, which take no memory until they are written."""
+    """Zeros without physical memory until they are written."""
     size = max(elements, 1) * dtype.itemsize
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
     return torch.frombuffer(memory, dtype=dtype, count=elements)
 
 
 def spread(tensor: Tensor, axis: int) -> Tensor:
-    """The same values, with the elements of one axis so far apart that the last lies past int32."""
+    """The same values with a stride along `axis` that puts the last element past int32."""
     strides = list(tensor.contiguous().stride())
     if tensor.shape[axis] > 1:
         strides[axis] = max(PAST_INT32 // (tensor.shape[axis] - 1), tensor.numel()) + 1
@@ -40,9 +40,9 @@ def spread(tensor: Tensor, axis: int) -> Tensor:
 
 
 def far_apart(name: str, case: Every) -> None:
-    """All tensors reach past int32, by their first axis and by their last: forward, gradients and theirs are right.
+    """With all tensors past int32, along their first or last axis, outputs, gradients and second gradients are right.
 
-    test_each_tensor_alone_asks_for_int64 has one tensor at a time.
+    test_each_tensor_alone_requires_int64 has one tensor at a time past int32.
     """
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
@@ -58,9 +58,9 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def many(name: str, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """More than 2^31 elements: of all programs those run that fill the last image, which must be that image's alone."""
+    """With more than 2^31 elements, the last image has the results of this image alone. Only its programs run."""
     print(f"{name}: many elements", flush=True)
-    images = 2**32 // torch.Size(shape).numel()  # a power of two, so that the last image is in the last part of a sum
+    images = 2**32 // torch.Size(shape).numel()  # a power of two, so that the last image is in the last split of a sum
     x = zeros(images * torch.Size(shape).numel(), dtype).reshape(images, *shape)
     generator = torch.Generator().manual_seed(0)
     x[-1] = torch.randint(-9, 9, shape, generator=generator).to(dtype)
@@ -73,7 +73,7 @@ def many(name: str, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]
 
 
 def some(*bounds: int) -> object:
-    """The programs of a launch with very many: the last of each quarter, since phases and groups come one after another."""
+    """The last programs of each quarter of a large launch. Phases and groups follow one another in a launch."""
     if len(bounds) > 1 or bounds[0] < 4096:
         return range(*bounds)
     (programs,) = bounds
@@ -81,7 +81,7 @@ def some(*bounds: int) -> object:
 
 
 def empty(*shape: object, dtype: torch.dtype = torch.float32, device: object = "cpu", **options: object) -> Tensor:
-    """torch.empty, in memory that is not counted until it is touched."""
+    """torch.empty, in memory reserved only when it is touched."""
     strides = _empty(*shape, device="meta", **options)  # type: ignore[call-overload]
     return zeros(strides.numel(), dtype).as_strided(strides.shape, strides.stride())
 
@@ -107,12 +107,17 @@ MANY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], torch.dtype]]
     "conv2d backward": (lambda x: _conv(ops.conv2d_dgrad, x, (2, 3, 3, 3), (16, 16)), (2, 8, 8), torch.float16),
     "conv2d, depthwise": (lambda x: _conv(ops.conv2d_fprop, x, (2, 1, 3, 3), (4, 4), 2), (2, 8, 8), torch.float16),
     "conv2d, depthwise backward": (lambda x: _conv(ops.conv2d_dgrad, x, (2, 1, 3, 3), (15, 15), 2), (2, 8, 8), torch.float16),
-    # A box is the 4 x 4 pixels of four images, or where these are strided a row of 4 of 16, in memory with channels innermost.
-    "conv2d in boxes": (lambda x: _boxed(ops.conv2d_fprop, x, (64, 16, 3, 3), 0), (16, 8, 8), torch.float16),
-    "conv2d in boxes, stride": (lambda x: _boxed(ops.conv2d_fprop, x, (64, 16, 2, 2), 0, 2, (2, 4)), (16, 8, 8), torch.float16),
-    "conv2d in boxes, backward": (lambda x: _boxed(ops.conv2d_dgrad, x, (16, 64, 3, 3), 2), (16, 8, 8), torch.float16),
-    "conv2d in boxes, 1x1": (lambda x: _boxed(ops.conv2d_fprop, x, (64, 16, 1, 1), 0, size=(8, 8)), (16, 8, 8), torch.float16),
-    "conv2d in boxes, weights": (
+    # A TMA box (the block of a tensor moved by one TMA copy) is 4 x 4 pixels of four images or, with a stride, a row of 4
+    # pixels of 16 images. Channels are innermost.
+    "conv2d, TMA": (lambda x: _conv_by_tma(ops.conv2d_fprop, x, (64, 16, 3, 3), 0), (16, 8, 8), torch.float16),
+    "conv2d, TMA, stride": (
+        lambda x: _conv_by_tma(ops.conv2d_fprop, x, (64, 16, 2, 2), 0, 2, (2, 4)), (16, 8, 8), torch.float16
+    ),
+    "conv2d, TMA, backward": (lambda x: _conv_by_tma(ops.conv2d_dgrad, x, (16, 64, 3, 3), 2), (16, 8, 8), torch.float16),
+    "conv2d, TMA, 1x1": (
+        lambda x: _conv_by_tma(ops.conv2d_fprop, x, (64, 16, 1, 1), 0, size=(8, 8)), (16, 8, 8), torch.float16
+    ),
+    "conv2d, TMA, weights": (
         lambda x: _by_tma(ops.conv2d_wgrad, _last(x), _last(x), (1, 1), (1, 1), (0, 0), (1, 1), 1)[None],
         (16, 8, 8),
         torch.float16,
@@ -123,7 +128,7 @@ MANY: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], torch.dtype]]
         (2, 8, 8),
         torch.float16,
     ),
-    # Sums over all images, of which the last alone is not zero.
+    # Sums over all images; only the last image is not zero.
     "channel_sum": (lambda x: ops.channel_sum(x)[None], (2, 8, 8), torch.float16),
     "conv2d weights": (lambda x: ops.conv2d_wgrad(x, x, (3, 3), (1, 1), (1, 1), (1, 1), 1)[None], (2, 8, 8), torch.float16),
     "conv2d, depthwise weights": (
@@ -141,7 +146,7 @@ def _conv(op: Callable[..., Tensor], x: Tensor, w: tuple[int, ...], size: tuple[
     return op(x, weight, None, size, (2, 2), (1, 1), (1, 1), groups)
 
 
-def _boxed(
+def _conv_by_tma(
     op: Callable[..., Tensor], x: Tensor, w: tuple[int, ...], padding: int, stride: int = 1, size: tuple[int, int] = (4, 4)
 ) -> Tensor:
     weight = (torch.arange(torch.Size(w).numel()) % 5 - 2).reshape(w).to(x.dtype)
@@ -149,14 +154,14 @@ def _boxed(
 
 
 def _last(x: Tensor) -> Tensor:
-    """The same memory with channels innermost, of images of one shape."""
+    """The same memory as images of the same shape with channels innermost."""
     return x.view(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
 
 
 def _by_tma(op: Callable[..., Tensor], *args: object) -> Tensor:
     with tma_everywhere() as started:
         result = op(*args)
-    assert started, "not done in boxes"
+    assert started, "the TMA kernels did not run"
     return result
 
 
@@ -168,10 +173,10 @@ def main() -> None:
             far_apart(name, EVERY[name])
         else:
             torch.empty = empty  # type: ignore[assignment]
-            settings.wanted_programs = 2**18  # so that the part of a sum which holds the last image is a short one
+            settings.wanted_programs = 2**18  # many splits, so that the split with the last image is short
             many(name, *MANY[name.removeprefix("many: ")])
             torch.empty = _empty
-    print("all are right")
+    print("all results are right")
 
 
 if __name__ == "__main__":

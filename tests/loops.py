@@ -1,7 +1,7 @@
-"""Prints, as JSON, what the loops of compiled convolutions do on Hopper: a program for test_machine_code.py.
+"""Print, as JSON, the properties of compiled convolution loops on Hopper: a program for test_machine_code.py.
 
-And, second, which launches the compile report has for tiles that were measured on a GPU, by the files in the folder that is
-the argument. Nothing runs; no GPU is needed.
+The output also has the compile report's launches for tiles measured on a GPU, from the files in a folder: the argument. No
+kernel runs, and no GPU is needed.
 """
 
 from bench.compile_report import code_of, jobs_of  # sets TRITON_INTERPRET, so it comes first  # isort: skip
@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.machine_code import Code, read_loops, read_sass, waits
 from trinn.kernels.runtime import tuning
 
-# All three passes in boxes, and by the kernels for every convolution.
+# All three passes, with the TMA kernels and with the pointer kernels.
 CASES = "^(ResNet 3x3|odd 3 x 3), fp16, channels_last$"
 
 

@@ -1,4 +1,4 @@
-"""The rule of check.py for whole networks: logits, all gradients, and weights after training."""
+"""The rule of check.py for networks: logits, gradients of all parameters, and weights after training."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ from tests.check import close, error
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
 
-# An error in a gradient is at most lr / eps times as large in a step of Adam: here, no larger than itself. With the usual eps,
-# what is rounding alone in a gradient would be a step like any other, in torch as here.
+# A step of Adam scales an error in a gradient by at most lr / eps: here 1. With the usual eps of 1e-8, pure rounding in a
+# gradient near 0 would become a full step, in torch as well.
 OPTIMIZERS: dict[str, Optimizer] = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3, eps=1e-3),
@@ -21,26 +21,26 @@ OPTIMIZERS: dict[str, Optimizer] = {
 
 
 def check_network(ours: nn.Module, torchs: nn.Module, images: Tensor) -> None:
-    """Assert that logits and the gradients of all parameters are torch's."""
+    """Compare the logits and the gradients of all parameters with torch."""
     _check(passes, ours, torchs, images)
 
 
 def check_deep_network(ours: nn.Module, torchs: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Assert that logits and the gradients of all parameters, these as one tensor, are torch's on most of the batches.
+    """Compare the logits and the gradients of all parameters with torch, on most of the batches.
 
-    With many parameters of a few elements, some error of torch's is small by chance: so what counts is the largest of all
-    gradients' errors, each in units of the gradient's largest value. And where an activation rounds to the other side of a
-    ReLU's 0, in ours or in torch's, everything before it has another gradient: so one batch of three may be worse.
+    Among many small parameters, torch's error is tiny by chance for some. So the rule applies to the largest error over all
+    gradients, each relative to its gradient's largest value. An activation may round to the other side of a ReLU's 0, in
+    trinn or in torch, and change the gradients of all earlier layers. So one batch of three may fail.
     """
     torchs.load_state_dict(ours.state_dict(), strict=True)
     oracle = copy.deepcopy(torchs).cpu().double()
-    said = []
+    failures = []
     for images in batches:
         true, expected, got = passes(oracle, images.cpu().double()), passes(torchs, images), passes(ours, images)
         logits, torchs_logits, true_logits = (results.pop("logits") for results in (got, expected, true))
         size = {name: float(gradient.abs().max()) for name, gradient in true.items()}
         ours_error, torchs_error = (
-            # A gradient that is 0 but for rounding has no units.
+            # Skip gradients of pure rounding: their largest value is no scale.
             max(error(results[name], true[name]) / size[name] for name in true if size[name] > 1e-12)
             for results in (got, expected)
         )
@@ -48,15 +48,15 @@ def check_deep_network(ours: nn.Module, torchs: nn.Module, batches: Sequence[Ten
             close(logits, torchs_logits, true_logits, error(torchs_logits, true_logits), "logits")
             assert ours_error <= 2 * torchs_error, f"gradients: error {ours_error:.2e}, torch's {torchs_error:.2e}"
         except AssertionError as failure:
-            said.append(str(failure))
-    assert 2 * len(said) < len(batches), "; ".join(said)
+            failures.append(str(failure))
+    assert 2 * len(failures) < len(batches), "; ".join(failures)
 
 
 def check_training(ours: nn.Module, torchs: nn.Module, batches: Sequence[Tensor], optimizer: Optimizer) -> None:
-    """Assert that training ends at torch's parameters.
+    """Compare the parameters after training with torch.
 
-    The oracle is trained as well, in float64 from the same weights: what an error of one step does in the next ones counts,
-    ours as torch's.
+    The float64 oracle trains from the same weights, so the comparison includes the growth of errors over the steps, for
+    trinn and torch alike.
     """
 
     def train(network: nn.Module, *batches: Tensor) -> dict[str, Tensor]:
@@ -71,12 +71,12 @@ def check_training(ours: nn.Module, torchs: nn.Module, batches: Sequence[Tensor]
 
 
 def check_found(found: dict[str, Tensor], ours: nn.Module, torchs: nn.Module, images: Tensor) -> None:
-    """`check_network` of logits and gradients that were found elsewhere, from the weights of ours."""
+    """`check_network` for logits and gradients computed elsewhere from the weights of `ours`."""
     _check(lambda network, images: found if network is ours else passes(network, images), ours, torchs, images)
 
 
 def loss_of(logits: Tensor) -> Tensor:
-    """Cross entropy of classes in turn, in each pixel where there are some; the mean square of what is no choice."""
+    """Cross entropy with labels 0, 1, 2, ..., per pixel for images of logits; the mean square for a single channel."""
     if logits.shape[1] == 1:
         return logits.square().mean()
     labels = torch.arange(logits[:, 0].numel(), device=logits.device).view(logits[:, 0].shape)
@@ -84,14 +84,14 @@ def loss_of(logits: Tensor) -> Tensor:
 
 
 def passes(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The logits, and each parameter's gradient by its name."""
+    """The logits, and the gradient of each parameter by name."""
     logits = network(images)
     names, parameters = zip(*network.named_parameters(), strict=True)
     return {"logits": logits.detach()} | dict(zip(names, torch.autograd.grad(loss_of(logits), parameters), strict=True))
 
 
 def step(call: Callable[..., Any], model: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output, the gradients of the input and of those parameters that have one, and the buffers."""
+    """The output, the gradients of the input and the parameters, and the buffers. Skip parameters without a gradient."""
     x = x.clone().requires_grad_()
     model.zero_grad()
     y = call(x)

@@ -1,8 +1,9 @@
-"""How exact each operator is, output and gradients, in units of torch's own error: `python -m tests.precision`.
+"""Errors of each operator's output and gradients, relative to torch's error: `python -m tests.precision`.
 
-Errors are against torch in float64 on the CPU, of the same rounded inputs, over some seeds. Next to the largest and the mean
-error of ours stands that of torch in the same dtype on the same device: 1.00 is as exact as torch, less is more exact. For
-float64 there is no finer oracle; there it is the largest distance from torch, in units in the last place of the largest value.
+The oracle is torch in float64 on the CPU with the same rounded inputs, over four seeds. Each row has the largest and the mean
+error of trinn, divided by torch's in the same dtype on the same device: 1.00 means as exact as torch, less is more exact.
+float64 has no finer oracle: there, the row has the largest distance from torch, in units in the last place of the largest
+value.
 """
 
 import argparse
@@ -22,7 +23,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Case(NamedTuple):
-    """Ours and torch's, the names and shapes of the tensors, and the other arguments."""
+    """trinn's and torch's function, the names and shapes of the tensors, and the other arguments."""
 
     ours: Callable[..., Any]
     torchs: Callable[..., Any]
@@ -41,8 +42,8 @@ def batch_norm(library: Any, training: bool) -> Callable[..., Any]:
 
 def max_unpool2d(library: Any) -> Callable[..., Any]:
     def function(x: Any) -> Any:
-        places = F.max_pool2d(randn(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3]), 2, return_indices=True)[1]
-        return library.max_unpool2d(x, places.to(x.device), 2)
+        indices = F.max_pool2d(randn(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3]), 2, return_indices=True)[1]
+        return library.max_unpool2d(x, indices.to(x.device), 2)
 
     return function
 
@@ -79,7 +80,7 @@ CASES = {
 
 
 def measured(case: Case, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
-    """For the output and each gradient, the largest and the mean error, over those of torch."""
+    """Map the output and each gradient to (largest error, mean error), each divided by torch's."""
     errors: dict[str, list[torch.Tensor]] = {}
     for seed in SEEDS:
         tensors = tuple(randn(*shape, dtype=dtype, seed=100 * seed + i) for i, shape in enumerate(case.tensors.values()))
@@ -100,17 +101,17 @@ def measured(case: Case, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
 
 
 def ratio(mine: torch.Tensor, torchs: torch.Tensor) -> float:
-    """0 where ours is exact; infinite where only torch's is."""
+    """trinn's error divided by torch's: 0 if trinn is exact, infinite if only torch is exact."""
     return 0.0 if mine == 0 else float(mine / torchs)
 
 
 def rows_of(name: str, flags: str = "") -> list[list[Any]]:
-    """(operator, tensor, dtype, largest, mean) of one case."""
+    """Rows (operator, tensor, dtype, largest, mean) of one case."""
     rows = []
     for dtype in DTYPES:
         try:
             found = measured(CASES[name], dtype)
-        except NotImplementedError:  # torch has antialiasing of 16 bits on a GPU alone
+        except NotImplementedError:  # on a CPU, torch has no 16-bit antialiasing
             continue
         label = str(dtype).removeprefix("torch.") + flags
         rows += [[name, tensor, label, *(round(value, 3) for value in values)] for tensor, values in found.items()]
@@ -119,7 +120,7 @@ def rows_of(name: str, flags: str = "") -> list[list[Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="keep the result for docs/evidence.md")
+    parser.add_argument("--record", action="store_true", help="store the result for docs/evidence.md")
     options = parser.parse_args()
     rows = []
     for name in CASES:

@@ -1,4 +1,4 @@
-"""Several processes that run one function of a test together: `python -m tests.processes` is one of them."""
+"""Run one function of a test in several processes at once. `python -m tests.processes` is the program of one process."""
 
 import importlib
 import os
@@ -20,12 +20,15 @@ PATIENCE = 240  # seconds
 
 needs_processes = pytest.mark.skipif(
     not distributed.is_available() or GPUS == 1,
-    reason="torch.distributed, and two GPUs, or none and the interpreter",
+    reason="needs torch.distributed, and either two GPUs or the interpreter",
 )
 
 
 def together(function: Callable[[int], Any], folder: Path, processes: int = 2) -> list[Any]:
-    """What a function of the rank, of a module of the tests, returns in each of so many processes."""
+    """Call `function(rank)` in each of `processes` processes and return the results in rank order.
+
+    `function` must be at the top level of a module of tests/: every process imports it. `folder` holds the results.
+    """
     arguments = [f"{function.__module__}:{function.__name__}", str(folder), str(processes)]
     command = [sys.executable, "-m", "tests.processes", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -55,7 +58,7 @@ def main(name: str, folder: str, processes: int, rank: int) -> None:
     )
     result = getattr(importlib.import_module(module), function)(rank)
     torch.save(result, f"{folder}/{rank}.pt")
-    time.sleep(0.2)  # gloo's threads need Python to let go of what they sent; where it ends first, they abort it
+    time.sleep(0.2)  # gloo's threads still need Python to free sent tensors: an earlier exit aborts the process
     distributed.destroy_process_group()
 
 

@@ -1,6 +1,6 @@
-"""Prints, as JSON, the 32-bit products in the code of each kernel when offsets are int64: a program for test_large_tensors.py.
+"""Print, as JSON, the 32-bit products in the code of each kernel with int64 offsets: a program for test_large_tensors.py.
 
-The code is Triton's own intermediate form, after functions are inlined; no GPU and no code generator take part.
+The code is Triton's TTIR after inlining. No GPU and no code generator are needed.
 """
 
 import json
@@ -23,12 +23,12 @@ OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "debug", "sanitize_ove
 
 
 def code_of(kernel: Any, args: Any, constants: dict[str, Any]) -> str:
-    """The first form of a launch's code."""
+    """The TTIR of a launch."""
     compiled: dict[str, Any] = {}
 
     def remember(*, compile: dict[str, Any], **_: Any) -> bool:
         compiled.update(compile)
-        return True  # which keeps Triton from compiling now
+        return True  # stops Triton from compiling now
 
     triton.knobs.runtime.jit_cache_hook = remember
     kernel.device_caches.clear()

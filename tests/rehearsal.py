@@ -1,15 +1,15 @@
-"""The host path of `make gpu` on a GPU that stands still, with the Python, torch and Triton of the GPU: `make rehearse`.
+"""Rehearse `make gpu` on the stub GPU (a fake driver), with the Python, torch and Triton of the GPU machine: `make rehearse`.
 
-`python -m tests.rehearsal` runs
+`python -m tests.rehearsal` runs:
 
-    the tests that bench/gpu.py runs on a GPU, in processes whose CPU tensors stand for the GPU's: pytest -p tests.rehearsal
-    the yardstick's most telling cases, shrunk, and a network: both sides, each pass and mode, by a clock that stands still too
-    drawn calls of every operator, by Triton's own C launchers and from the launch cache, on a stub of the driver: what reaches
-    cuLaunchKernelEx is the same bytes (tests/cached_launches.py and tests/descriptors.py)
+    - the tests of bench/gpu.py, in processes whose CPU tensors act as CUDA tensors: pytest -p tests.rehearsal
+    - the cases of `python -m bench --quick`, shrunk, and a network: both sides, each pass and mode, with a fake clock
+    - random calls of every operator, through Triton's C launchers and through the launch cache, on the stub driver: the bytes
+      passed to cuLaunchKernelEx must be equal (tests/cached_launches.py and tests/descriptors.py)
 
-and keeps what came of it for docs/evidence.md. No kernel runs, so nothing is computed and no result is compared: a test passes
-if all its Python runs. One that fails since a value is wrong, after it launched kernels, has reached them; whatever else it
-raises is a fault. With REHEARSAL_COMPILES set, kernels are compiled, for `make gpu-cache`.
+It records the figures for docs/evidence.md. No kernel runs, so results are not computed and not compared: a test passes if its
+Python code runs. A test that launched kernels and then failed because of a value counts as passed. Any other exception is a
+fault. With REHEARSAL_COMPILES set, the kernels are compiled, for `make gpu-cache`.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ from tests import evidence
 from trinn.kernels import max_unpool2d
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = "REHEARSAL"  # names the file that gets a line for each test
-VALUES = (AssertionError, GradcheckError, pytest.fail.Exception)  # raised over values, which are wrong
+RECORD = "REHEARSAL"  # environment variable: a file to which each test adds a line
+VALUES = (AssertionError, GradcheckError, pytest.fail.Exception)  # raised for wrong values
 
-launches: list[str] = []  # of the test that runs: what Triton would compile each kernel by
+launches: list[str] = []  # launches of the current test: the specialisation of each kernel
 
 
 class Stream:
-    """A stream, an event, a graph or its capture: whatever a program does to one."""
+    """A fake CUDA stream, event, graph or capture. Every method does nothing."""
 
     cuda_stream = 0
 
@@ -60,7 +60,7 @@ class Stream:
 
 
 def stand_in() -> None:
-    """A GPU that stands still, in this process."""
+    """Install the stub GPU in this process."""
     still_gpu.stand_in()
     if os.environ.get("REHEARSAL_COMPILES"):
         stub_driver.install(lambda reached: launches.append(str(reached.function)))
@@ -73,7 +73,7 @@ def stand_in() -> None:
     for name in ("Stream", "Event", "CUDAGraph", "graph", "stream", "current_stream"):
         setattr(torch.cuda, name, lambda *args, **options: Stream())
     for module, name, result in (
-        (max_unpool2d, "_check", None),  # of indices on a CPU; on a GPU the kernel does it
+        (max_unpool2d, "_check", None),  # the CPU's check of indices; on a GPU the kernel checks
         (tests.check, "check_results", None),
         (tests.check, "close", None),
         (torch, "equal", True),
@@ -90,7 +90,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
-    """Tests that need a GPU are collected. While tests run, torch sees none: it would call it."""
+    """Collect tests that need a GPU. While tests run, torch must find no GPU: it would call the driver."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         return (yield)
@@ -98,7 +98,7 @@ def pytest_collection() -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """A failure over values that no kernel computed is none, once kernels were launched."""
+    """Ignore a failure because of values, if kernels were launched: no kernel computed the values."""
     report = yield
     if call.when == "setup":
         launches.clear()
@@ -112,7 +112,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def tests_run(environment: dict[str, str]) -> dict[str, Any]:
-    """How many tests of the GPU there are, how many launched kernels, how many kernels those are, and what else was raised."""
+    """Run the tests. Return the numbers of tests, of tests that launch, of distinct kernels, and the failed tests."""
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder, "rows")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.rehearsal", "--tb=short"]
@@ -127,7 +127,7 @@ def tests_run(environment: dict[str, str]) -> dict[str, Any]:
     }
 
 
-class StillClock:
+class FakeClock:
     def seconds(self, calls: Sequence[Callable[[], object]], ahead: bool) -> float:
         for call in calls:
             call()
@@ -135,9 +135,9 @@ class StillClock:
 
 
 def measure() -> None:
-    """Print a line of JSON for each row of the yardstick: its name, what failed, and how many kernels were launched."""
+    """Print a line of JSON for each row of the benchmark: its name, failures, and number of launches."""
     stand_in()
-    machine = Machine("cpu", StillClock())
+    machine = Machine("cpu", FakeClock())
     cases = ((name, arithmetic) for name, several in registry.QUICK.items() for arithmetic in several)
     small = dataclasses.replace(models.MODELS["LeNet b128"], batch=2)
     with pytest.MonkeyPatch.context() as patch:
@@ -157,12 +157,12 @@ def rows_measured(environment: dict[str, str]) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.rehearsal", "measure"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the yardstick: {done.stdout[-1000:]}{done.stderr[-3000:]}")
+        raise RuntimeError(f"the benchmark: {done.stdout[-1000:]}{done.stderr[-3000:]}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def bytes_compared(environment: dict[str, str]) -> dict[str, int]:
-    """Of drawn calls: launches that were compared byte for byte, those from the launch cache, tensor maps, and C launchers."""
+    """Compare random calls. Return the numbers of launches compared, of cached ones, of tensor maps, and of C launchers."""
     for module in ("tests.descriptors", "tests.cached_launches"):
         command = [sys.executable, "-m", module, "--stub"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -187,7 +187,7 @@ def main() -> int:
     figures["rows"] = len(measured)
     figures["faults"] += [row["test"] for row in measured if row["failed"] or not row["launches"]]
     print(json.dumps(figures, indent=1))
-    evidence.record("rehearsal", figures, "a GPU that stands still")
+    evidence.record("rehearsal", figures, "a stub GPU")
     evidence.PAGE.write_text(evidence.render())
     return 1 if figures["faults"] else 0
 

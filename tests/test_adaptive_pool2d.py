@@ -26,12 +26,12 @@ CASES = {
     "bins overlap": Adaptive((2, 3, 7, 5), (3, 4)),
     "more bins than pixels": Adaptive((2, 3, 3, 4), (5, 7)),
     "more rows, fewer columns": Adaptive((1, 2, 3, 11), (8, 4)),
-    "an axis that stays": Adaptive((2, 3, 5, 6), (None, 3)),
-    "both stay": Adaptive((1, 2, 3, 4), (None, None)),
+    "one axis unchanged": Adaptive((2, 3, 5, 6), (None, 3)),
+    "both axes unchanged": Adaptive((1, 2, 3, 4), (None, None)),
     "one-pixel image": Adaptive((2, 3, 1, 1), (2, 3)),
     "unbatched": Adaptive((3, 5, 7), (2, 3)),
     "empty batch": Adaptive((0, 3, 6, 6), 4),
-    "a bin of more pixels than a byte counts": Adaptive((1, 1, 17, 18), 1),
+    "a bin of more pixels than a byte can count": Adaptive((1, 1, 17, 18), 1),
     "more channels than a block": Adaptive((1, 37, 5, 4), (2, 2)),
 }
 POOLS: dict[str, tuple[Any, Any]] = {
@@ -75,7 +75,7 @@ def test_layouts(layout: Any, size: Any) -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", POOLS)
 def test_gradient_keeps_the_format(name: str, memory_format: torch.memory_format) -> None:
-    """Also behind `flatten`, whose gradient is contiguous: all layers before the pooling would get that order."""
+    """Also before `flatten`: its gradient is contiguous and must not change the format for all earlier layers."""
     ours, torchs = POOLS[name]
     for size in (1, 4):
         x = randn(2, 5, 6, 6).contiguous(memory_format=memory_format).requires_grad_()
@@ -85,7 +85,7 @@ def test_gradient_keeps_the_format(name: str, memory_format: torch.memory_format
 
 
 HARD = {
-    "NaN wins, the last one": [[NAN, 1.0, 2.0], [NAN, INF, 3.0], [1.0, 2.0, 3.0]],
+    "several NaN: the last": [[NAN, 1.0, 2.0], [NAN, INF, 3.0], [1.0, 2.0, 3.0]],
     "all -inf": [[-INF] * 3] * 3,
     "ties: the first": [[2.0] * 3] * 3,
     "-0. before 0.": [[-0.0, 0.0, -1.0], [-1.0, 0.0, -0.0], [-1.0, -1.0, -1.0]],
@@ -95,7 +95,7 @@ HARD = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("values", named(HARD))
 def test_hard_values(values: list[list[float]], dtype: torch.dtype) -> None:
-    """Value, place, sign and the way of the gradient are torch's."""
+    """Value, index, sign and gradient are torch's."""
     x = torch.tensor([[values]], dtype=dtype, device=DEVICE, requires_grad=True)
     for size in (1, 2, 5):
         (y, indices, dx), (torchs_y, torchs_indices, torchs_dx) = (
@@ -108,8 +108,8 @@ def test_hard_values(values: list[list[float]], dtype: torch.dtype) -> None:
         assert torch.equal(y.signbit(), torchs_y.signbit()) or y.isnan().any()
 
 
-def test_winner_past_a_byte() -> None:
-    """The last pixels of a bin of 324 win, numbers 306 and 323."""
+def test_argmax_beyond_a_byte() -> None:
+    """Pixels 306 and 323 of a bin of 324 are the maxima."""
     x = torch.arange(2.0 * 18 * 18, device=DEVICE).view(1, 2, 18, 18)
     x[0, 0] = x[0, 0].flip(1)
     check(tnn.adaptive_max_pool2d, F.adaptive_max_pool2d, x, output_size=1, return_indices=True)
@@ -121,8 +121,8 @@ def test_infinities_in_a_mean() -> None:
         torch.testing.assert_close(tnn.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(x, size), equal_nan=True)
 
 
-def test_most_in_bin() -> None:
-    """Against the bins themselves, either way round."""
+def test_max_in_bin() -> None:
+    """Compare with the extents of the bins, for downsampling and upsampling."""
     for size in range(1, 14):
         for bins in range(1, 14):
             extents = [-(-(i + 1) * size // bins) - i * size // bins for i in range(bins)]
@@ -152,14 +152,14 @@ def test_errors(name: str, case: tuple[tuple[int, ...], Any]) -> None:
 
 @pytest.mark.parametrize("name", POOLS)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
-def test_no_other_dtypes(name: str, dtype: torch.dtype) -> None:
+def test_unsupported_dtypes(name: str, dtype: torch.dtype) -> None:
     ours, torchs = POOLS[name]
     raises_like(torchs, ours, torch.zeros(1, 2, 6, 6, device=DEVICE).to(dtype), 2)
 
 
 @pytest.mark.parametrize("name", POOLS)
 def test_no_bins(name: str) -> None:
-    """An empty result, as torch's, and then gradients of zero, where torch refuses."""
+    """The result is empty, as in torch; the gradient is zero, and torch's raises."""
     ours, torchs = POOLS[name]
     x = randn(2, 3, 4, 5).requires_grad_()
     y = ours(x, (0, 2))
@@ -168,7 +168,7 @@ def test_no_bins(name: str) -> None:
 
 
 def test_no_channels() -> None:
-    """A mean over none is nothing, a largest of none is an error."""
+    """The mean is an empty tensor; the maximum raises."""
     x = torch.zeros(2, 0, 6, 6, device=DEVICE)
     assert tnn.adaptive_avg_pool2d(x, 2).shape == F.adaptive_avg_pool2d(x, 2).shape
     raises_like(F.adaptive_max_pool2d, tnn.adaptive_max_pool2d, x, 2)

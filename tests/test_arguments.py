@@ -1,4 +1,4 @@
-"""Every argument of every function and class, given as Python, NumPy and torch can write it: torch's value or exception."""
+"""Every argument of every function and class, as any Python, NumPy or torch type: torch's value or exception."""
 
 import decimal
 import fractions
@@ -17,7 +17,7 @@ import trinn.layers as tnn
 from tests.check import DEVICE, randn
 from tests.test_public import MODULES, OPTIONS, TENSORS, inputs, tensors
 
-# Numbers that are right for an argument, where 2 and 0.7 are not.
+# Valid numbers of arguments that do not accept 2 or 0.7.
 INTEGERS: dict[str, int] = {
     "groups": 1,
     "dilation": 1,
@@ -27,7 +27,7 @@ INTEGERS: dict[str, int] = {
     "in_features": 6,
 }
 REALS: dict[str, float] = {"momentum": 0.3, "eps": 0.01}
-# What other arguments have to be while one of them is varied.
+# Values of other arguments during the test of one argument.
 BESIDE: dict[str, dict[str, Any]] = {
     "size": {"scale_factor": None},
     "scale_factor, recomputed": {"recompute_scale_factor": True},
@@ -37,20 +37,20 @@ BESIDE: dict[str, dict[str, Any]] = {
     "output_padding": {"stride": 3},
     "padding": {"kernel_size": 5},
 }
-# torch's exceptions in whose place ours is a TypeError, or what an integer gives: an internal of torch stumbles.
-STUMBLES = (
+# Texts of torch's internal errors. trinn raises TypeError or ValueError instead, or treats the value as an integer.
+INTERNAL_ERRORS = (
     "could not create a primitive descriptor",
     "INTERNAL ASSERT",
     "Expected scalar.isIntegral",
     "is ambiguous",
     "failed to unpack the object",
 )
-# torch computes with these without a look at their types; trinn takes what the arguments of max_pool2d may be.
+# torch does not check the types of these arguments; trinn accepts the same types as for max_pool2d.
 AS_MAX_POOL2D = {"max_unpool2d": ("kernel_size", "stride", "padding"), "MaxUnpool2d": ("kernel_size", "stride", "padding")}
 
 
 def written(name: str) -> Iterator[tuple[str, Any]]:
-    """An integer and a real number that are right for an argument, in many ways, and what is wrong for most."""
+    """Yield a valid integer and a valid real number of the argument in many types, and values invalid for most arguments."""
     n, r = INTEGERS.get(name, 2), REALS.get(name, 0.7)
     yield from {
         "int": n, "float": r, "whole float": float(n), "zero": 0, "negative": -1, "True": True, "False": False, "None": None,
@@ -83,7 +83,7 @@ def written(name: str) -> Iterator[tuple[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """The integer, or the integers, that a value is."""
+    """Convert a value to an int or a tuple of ints."""
     try:
         return int(value)
     except (TypeError, ValueError, RuntimeError):
@@ -111,8 +111,8 @@ def same(ours: Outcome, torchs: Outcome) -> bool:
     return True
 
 
-def check(what: str, name: str, argument: str, ours: Callable[[Any], Any], torchs: Callable[[Any], Any]) -> None:
-    """Every way to write an argument has the outcome that it has with torch."""
+def check(name: str, argument: str, ours: Callable[[Any], Any], torchs: Callable[[Any], Any]) -> None:
+    """Assert torch's outcome for every type of the argument."""
     wrong = []
 
     def pool(value: Any) -> Tensor:
@@ -122,7 +122,7 @@ def check(what: str, name: str, argument: str, ours: Callable[[Any], Any], torch
     for way, value in written(argument):
         expected, got = outcome(torchs, value), outcome(ours, value)
         right = same(got, expected)
-        if isinstance(expected, Exception) and any(words in str(expected) for words in STUMBLES):
+        if isinstance(expected, Exception) and any(words in str(expected) for words in INTERNAL_ERRORS):
             right = (
                 right or type(got) in (TypeError, ValueError) or same(got, outcome(lambda value: torchs(plain(value)), value))
             )
@@ -130,7 +130,7 @@ def check(what: str, name: str, argument: str, ours: Callable[[Any], Any], torch
             pooled = outcome(pool, value)
             right = right or isinstance(got, TypeError) == isinstance(pooled, TypeError)
         if not right:
-            wrong.append(f"{what}={way}: torch {_shown(expected)}, trinn {_shown(got)}")
+            wrong.append(f"{name}: {argument}={way}: torch {_shown(expected)}, trinn {_shown(got)}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -139,7 +139,7 @@ def _shown(found: Outcome) -> str:
 
 
 def _options(name: str) -> Iterator[str]:
-    """The arguments of a function that are no tensors."""
+    """The arguments of a function except tensors."""
     for argument in inspect.signature(getattr(tnn, name)).parameters:
         if argument not in {"input", *TENSORS[name]}:
             yield argument
@@ -156,10 +156,10 @@ def test_functions(name: str, argument: str) -> None:
         given = {name: tensor.clone() for name, tensor in tensors(name).items()}
         more = {"training": True} if name == "batch_norm" else {}
         result = function(**given, **more | options | {argument: value})
-        return (result, *given.values()) if isinstance(result, Tensor) else result  # running statistics too
+        return (result, *given.values()) if isinstance(result, Tensor) else result  # include the running statistics
 
     check(
-        f"{name}: {argument}", name, argument,
+        name, argument,
         lambda value: call(getattr(tnn, name), value), lambda value: call(getattr(F, name), value),
     )  # fmt: skip
 
@@ -185,13 +185,13 @@ def test_modules(name: str, argument: str) -> None:
         return (result, *(b.clone() for b in called.buffers())) if isinstance(result, Tensor) else result
 
     check(
-        f"{name}: {argument}", name, argument,
+        name, argument,
         lambda value: call(getattr(tnn, name), value), lambda value: call(getattr(nn, name), value),
     )  # fmt: skip
 
 
 def _signature(name: str) -> inspect.Signature:
-    """torch's, if need be as its documentation writes it."""
+    """torch's signature, parsed from the docstring of built-in functions."""
     function = getattr(F, f"{name}_with_indices", None) or getattr(F, name)
     try:
         return inspect.signature(function)

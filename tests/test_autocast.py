@@ -1,6 +1,6 @@
-"""Under torch.autocast: every operator's results and gradients have torch's dtypes, or it refuses as torch does.
+"""Under torch.autocast, results and gradients of every operator have torch's dtypes, or the same exception is raised.
 
-Dtypes follow from our operators' fake twins, so that a CPU's and a GPU's are asked for on every machine.
+Fake tensors give the dtypes for a CPU and a GPU on every machine.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def called_within(mode: Mode, case: Every) -> Every:
 
 
 def answer(case: Every, first: torch.dtype, others: torch.dtype) -> Answer:
-    """The dtypes of outputs, gradients and gradients of gradients, by name; or the name of an exception."""
+    """The dtypes of outputs, gradients and second gradients by name, or the name of an exception."""
     tensors = [t.to("cpu", others if i else first) for i, t in enumerate(case.tensors())]
     try:
         return {name: value.dtype for name, value in results(case, tensors, tuple(t.cpu() for t in case.others())).items()}
@@ -47,7 +47,7 @@ def answer(case: Every, first: torch.dtype, others: torch.dtype) -> Answer:
 
 
 def pairs(case: Every) -> Iterator[tuple[torch.dtype, torch.dtype]]:
-    """Dtypes of the first tensor and of all others."""
+    """Dtypes of the first tensor and of the other tensors."""
     return ((a, b) for a in DTYPES for b in DTYPES if a == b or len(case.shapes) > 1)
 
 
@@ -68,14 +68,14 @@ def test_dtypes(name: str, mode: str) -> None:
                 with FakeTensorMode(allow_non_fake_inputs=True):
                     got = answer(called_within(forward, EVERY[name]), *given)
                 expected = answer(called_within(forward, TORCHS[name]), *given)
-            if isinstance(got, dict) and isinstance(expected, dict):  # torch has second gradients that are always 0
+            if isinstance(got, dict) and isinstance(expected, dict):  # torch returns some second gradients of zeros
                 expected = {key: dtype for key, dtype in expected.items() if key in got or not key.startswith("second")}
             assert got == expected, f"{given} under {lower}: {got}, torch has {expected}"
 
 
 @contextmanager
 def on_a_gpu(dtype: torch.dtype) -> Iterator[None]:
-    """Autocast for tensors of a GPU, which torch.autocast itself does not enable without one."""
+    """Autocast for GPU tensors. Without a GPU, torch.autocast itself does not enable it."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", dtype)
@@ -87,14 +87,14 @@ def on_a_gpu(dtype: torch.dtype) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-# What needs a GPU also for tensors without data. None of them is on autocast's list.
+# Operators that need a GPU even for fake tensors. Autocast does not affect them.
 NEED_A_GPU = ("batch_norm, training", "conv2d, batch norm, ReLU", "pad2d, circular")
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in NEED_A_GPU])
 def test_dtypes_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Autocast's list for GPUs is another; tensors without data ask for it."""
-    # Where algorithms are to be deterministic, torch resizes by others, which are not on the list.
+    """Autocast has another list of operators for GPUs; fake GPU tensors use it."""
+    # In deterministic mode, torch resizes with other operators, and autocast does not affect them.
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
     for lower in LOWER:
         for given in DTYPES:
@@ -107,7 +107,7 @@ def test_dtypes_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert found[0] == found[1], f"{given} under {lower}: {found[0]}, torch has {found[1]}"
 
 
-def test_what_is_no_float_stays() -> None:
+def test_other_dtypes_are_unchanged() -> None:
     for operator in ("max_unpool2d", "pad2d", "interpolate"):
         with torch.autocast("cpu", torch.bfloat16):
             for x in (torch.arange(3), torch.ones(2, dtype=torch.float64)):

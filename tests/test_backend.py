@@ -304,6 +304,14 @@ def test_what_is_fused(name: str) -> None:
     )
 
 
+def test_convolutions_that_torch_computes_in_another_memory_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, torch's float64 convolutions are contiguous for any input, and trinn's have the format of the input."""
+    name = "another memory format"
+    forward, expected = UNFUSED[name]
+    monkeypatch.setattr(torch._C, "_conv_determine_backend_memory_format", lambda *_: torch.contiguous_format)
+    assert same_step(Layers(forward), randn(2, 3, 6, 6), fullgraph=True)[0] == expected
+
+
 REASONS: dict[str, Callable[[Tensor], Tensor]] = {
     "interpolate: mode must be one of": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
     "expected mode 'reflect', 'replicate' or 'circular', but got 'constant'": lambda x: F.pad(x, (1, 1)),
@@ -524,7 +532,7 @@ def test_it_is_listed() -> None:
 
 REPORT = """\
 Small: 2 graphs compiled by trinn VERSION and aot_eager, 10 operators on trinn, 8 fused
-operator                          calls  by         why not trinn
+operator                          calls  runs on    why not trinn
 ------------------------------------------------------------------
 conv2d + batch_norm + relu        2      trinn
 conv2d + batch_norm + add + relu  2      trinn

@@ -1,4 +1,4 @@
-"""The yardstick without a GPU: its cases on small shapes, its protocol with a clock that a test sets, its reports."""
+"""The benchmark without a GPU: its cases on small shapes, its timing protocol with a fake clock, its reports."""
 
 import ast
 import contextlib
@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import __main__ as yardstick
+from bench import __main__ as benchmark
 from bench import models, registry, report, rows, runs, timing, workers
 from bench.registry import CASES, Case, Work
 from bench.rows import Contender, Instance
@@ -36,7 +36,7 @@ FORMATS = ("contiguous", "channels_last")
 
 
 class SetClock:
-    """Says what it is told: seconds for each call, by its name."""
+    """A fake clock: `seconds` returns the time of a call."""
 
     def __init__(self, seconds: Callable[[Any], float] = lambda call: 1e-3) -> None:
         self.seconds_of, self.samples = seconds, list[list[Any]]()
@@ -47,7 +47,7 @@ class SetClock:
 
 
 class Here(Machine):
-    """This machine's CPU."""
+    """The CPU of this machine as the measuring device."""
 
     def __init__(self, clock: Any) -> None:
         super().__init__("cpu", clock)
@@ -57,13 +57,13 @@ class Here(Machine):
 
 
 def small_cases() -> Iterator[Any]:
-    """Of the cases that become the same when they are shrunk, one."""
-    seen = set()
+    """Yield the shrunk cases without duplicates."""
+    known = set()
     for case in (case.small() for case in CASES.values()):
         like = repr((case.op, case.make(registry.SIDES["torch"]), case.inputs))
-        if like not in seen:
+        if like not in known:
             yield pytest.param(case, id=case.name)
-        seen.add(like)
+        known.add(like)
 
 
 @pytest.mark.parametrize("case", list(small_cases()))
@@ -76,8 +76,8 @@ def test_both_sides_compute_the_same(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", {case.op: name for name, case in CASES.items()}.values())
-def test_passes_are_what_they_say(name: str) -> None:
-    """Each pass gives what the results that were checked consist of, as often as it is called."""
+def test_passes_return_the_checked_results(name: str) -> None:
+    """Each call of a pass returns the results that were checked, also when repeated."""
     case = CASES[name].small()
     for side in registry.SIDES:
         results = Instance(case, side, torch.float32, "contiguous", "cpu").results()
@@ -95,25 +95,25 @@ def test_passes_are_what_they_say(name: str) -> None:
                 assert torch.equal(gradient, results[key]) and torch.equal(gradient, again), f"{side} {what} {key}"
 
 
-def test_gradients_are_those_of_a_step_of_training() -> None:
-    """Of a network's first layer, none of the input; elsewhere, of input, weight and bias."""
+def test_passes_compute_the_gradients_of_training() -> None:
+    """A network's first layer has no input gradient. Other layers have gradients of input, weight and bias."""
     conv1, conv2 = (
         Instance(CASES[name].small(), "torch", torch.float32, "contiguous", "cpu")
         for name in ("AlexNet conv1 b128", "AlexNet conv2 b128")
     )
     assert set(conv1.wanted("backward")) == {"weight", "bias"}
-    assert conv1.case.works["wgrad"] == conv1.case.works["backward"]  # which is all there is to it
+    assert conv1.case.works["wgrad"] == conv1.case.works["backward"]  # the whole backward pass
     assert set(conv2.wanted("backward")) == {"input 0", "weight", "bias"}
     assert set(conv2.wanted("dgrad")) == {"input 0"} and set(conv2.wanted("wgrad")) == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("what", ["dgrad", "wgrad", "backward"])
-def test_a_part_of_a_backward_pass_is_that_part(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours computes no gradient that is not asked for, though autograd would let it."""
+def test_half_a_backward_pass_runs_one_kernel(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dgrad and wgrad launch only their kernel, although autograd would allow both."""
     call = Instance(CASES["AlexNet conv2 b128"].small(), "ours", torch.float32, "contiguous", "cpu").call(what)
     passes: list[str] = []
 
-    def noted(name: str, launcher: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def recording(name: str, launcher: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def launch(*args: object) -> Tensor:
             passes.append(name)
             return launcher(*args)
@@ -121,13 +121,13 @@ def test_a_part_of_a_backward_pass_is_that_part(what: str, monkeypatch: pytest.M
         return launch
 
     for name in ("conv2d_dgrad", "conv2d_wgrad"):
-        monkeypatch.setattr(ops, name, noted(name, getattr(ops, name)))
+        monkeypatch.setattr(ops, name, recording(name, getattr(ops, name)))
     call()
     assert passes == [f"conv2d_{part}" for part in ("dgrad", "wgrad") if what in (part, "backward")]
 
 
-def test_cases_stay_what_they_are() -> None:
-    """Shrinking keeps names, operators and passes; --quick names cases and arithmetics that exist."""
+def test_shrunk_and_quick_cases() -> None:
+    """Shrinking keeps names, operators and passes. The cases and arithmetics of --quick exist."""
     for name, case in CASES.items():
         small = case.small()
         assert (small.name, small.op, small.first, list(small.works)) == (name, case.op, case.first, list(case.works))
@@ -135,18 +135,18 @@ def test_cases_stay_what_they_are() -> None:
     for name, arithmetics in registry.QUICK.items():
         assert set(arithmetics) <= set(CASES[name].arithmetics), name
     assert set(models.QUICK) <= set(models.MODELS)
-    compiled = [item for item in yardstick.items_of([], True, ["bf16"]) if item[3] == "compiled"]
+    compiled = [item for item in benchmark.items_of([], True, ["bf16"]) if item[3] == "compiled"]
     assert all(kind == "model" or CASES[name].fused for kind, name, *_ in compiled) and len(compiled) > 3
 
 
 @pytest.mark.parametrize(
     ("name", "what", "work"),
     [
-        # 128 x 64 x 55 x 55 outputs of 3 x 11 x 11 products
+        # 128 x 64 x 55 x 55 outputs with 3 x 11 x 11 products each
         ("AlexNet conv1 b128", "forward", Work(128 * 3 * 224**2 + 64 * 364 + 128 * 64 * 55**2, 2 * 128 * 64 * 55**2 * 363)),
         ("ResNet stage 2 3x3 stride 2", "dgrad", Work(64 * 128 * (56**2 + 28**2) + 128**2 * 9, 2 * 64 * 128 * 28**2 * 1152)),
         ("depthwise 3x3 128x56", "forward", Work(2 * 64 * 128 * 56**2 + 128 * 9, 2 * 64 * 128 * 56**2 * 9)),
-        # each of 4 x 4 inputs meets 4 x 4 taps
+        # each of the 4 x 4 inputs is multiplied by 4 x 4 taps
         ("DCGAN 1024-512", "forward", Work(128 * (1024 * 16 + 512 * 64) + 2**23, 2 * 128 * 1024 * 16 * 512 * 16)),
         ("ResNet stem pool", "backward", Work(64 * 64 * (112**2 + 56**2), codes=64 * 64 * 56**2)),
         ("bilinear 64x128", "forward", Work(5 * 16 * 64 * 128**2)),
@@ -162,13 +162,13 @@ def test_work_in_bytes() -> None:
     assert CASES["ResNet stem pool"].works["forward"].bytes(2) == 2 * 64 * 64 * (112**2 + 56**2) + 64 * 64 * 56**2
 
 
-def test_all_take_turns() -> None:
-    """Medians and quartiles of samples that all contenders have in each round, each of them first in some."""
+def test_contenders_are_interleaved() -> None:
+    """Each round times all contenders, with a changing first one; times are medians and quartiles."""
     clock = SetClock(lambda call: {"a1": 1e-3, "a2": 3e-3, "b": 4e-3}[call.name])
     contenders = {"a": [_named("a1"), _named("a2")], "b": [_named("b")]}
     times = interleaved(contenders, clock, rounds=4, least=7e-3)
     samples = [" ".join(call.name for call in sample) for sample in clock.samples]
-    assert samples[:2] == ["a1 a2 a1", "b b b"]  # how many calls make 7 ms: four of a, two of b
+    assert samples[:2] == ["a1 a2 a1", "b b b"]  # calibration: 7 ms take four calls of a, or two of b
     assert samples[2:] == ["a2 a1 a2 a1", "b b", "b b", "a2 a1 a2 a1", "a2 a1 a2 a1", "b b", "b b", "a2 a1 a2 a1"]
     assert times["a"] == pytest.approx((2e-3, 2e-3, 2e-3)) and times["b"] == pytest.approx((4e-3, 4e-3, 4e-3))
     assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
@@ -183,8 +183,8 @@ def _named(name: str) -> Any:
 
 
 @pytest.mark.parametrize("late", [0, 2, 99])
-def test_a_sample_does_not_count_when_the_gpu_did_not_wait(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU sleeps twice as long then; and where that never helps the time is unknown."""
+def test_a_sample_is_discarded_if_the_gpu_did_not_wait(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next sleep is twice as long. After 10 attempts the time is reported as unknown."""
     log: list[Any] = []
 
     class Event:
@@ -213,8 +213,8 @@ def test_a_sample_does_not_count_when_the_gpu_did_not_wait(late: int, monkeypatc
     assert clock.seconds([call], ahead=False) == 2e-3 and log == ["record", "call", "record"]
 
 
-def test_nothing_reads_a_clock_of_the_cpu() -> None:
-    """Times in results come from a Clock; only what ends a run reads time.monotonic, and launch_path.py times Python."""
+def test_measurements_read_no_cpu_clock() -> None:
+    """Times in results come from a Clock. Only time limits use time.monotonic, and only launch_path.py times Python."""
     readers = {}
     for path in (ROOT / "bench").glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
@@ -231,7 +231,7 @@ def test_nothing_reads_a_clock_of_the_cpu() -> None:
     assert set().union(*(readers[stem] for stem in ("__main__", "runs", "workers", "tune", "conv"))) == {"time.monotonic"}
 
 
-def test_inputs_are_rotated_past_the_cache() -> None:
+def test_rotated_inputs_exceed_the_cache() -> None:
     machine = Machine("cpu", SetClock(), cache=50_000_000)
     assert machine.sets(1_000_000_000) == 2 and machine.sets(50_000_000) == 3
     assert machine.sets(10_000_000) == 11 and machine.sets(1) == timing.MOST_SETS
@@ -254,7 +254,7 @@ def test_rows_of_a_case() -> None:
         assert "instructions" not in row
 
 
-def test_instructions_are_counted_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncountable_instructions_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def instructions_of(name: str, arithmetic: str, layout: str, what: str) -> float:
         assert (name, arithmetic, what) == ("ResNet stem pool", "bf16", "backward")
         if layout == "channels_last":
@@ -265,7 +265,7 @@ def test_instructions_are_counted_where_they_can_be(monkeypatch: pytest.MonkeyPa
     assert rows.instruction_counts(CASES["ResNet stem pool"], "bf16", "backward") == {"contiguous": 1e9}
 
 
-def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Conv2d(nn.Conv2d):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             y = super().forward(input)
@@ -278,8 +278,8 @@ def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("WRONG in contiguous" in line for line in report.lines_of(_result([row])))
 
 
-def test_what_is_wrong_when_it_is_timed_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right when it is checked, and of other bits from the third call on."""
+def test_results_that_change_while_timed_have_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is right in the check, and has different bits after three calls."""
     calls = 0
 
     class ReLU(nn.ReLU):
@@ -290,11 +290,11 @@ def test_what_is_wrong_when_it_is_timed_has_no_time(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(registry.SIDES, "ours", SimpleNamespace(ReLU=ReLU))
     (row,) = rows.rows_of(CASES["ResNet ReLU 256x56"].small(), "fp32", Here(SetClock()), ["forward"], rounds=3)
-    assert all(c["wrong"] == "output, input 0: other bits when timed than when checked" for c in row["checked"].values())
+    assert all(c["wrong"] == "output, input 0: bits differ from the checked run" for c in row["checked"].values())
     assert {t["side"] for t in row["times"]} == {"torch"}
 
 
-def test_what_fails_is_said_and_the_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_are_reported_and_other_contenders_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any, **options: Any) -> None:
         raise RuntimeError("out of\nmemory")
 
@@ -309,11 +309,11 @@ def test_nan_is_wrong() -> None:
     nan, one = torch.tensor([math.nan, 1.0]), torch.tensor([1.0, 1.0])
     assert not rows.errors_of(nan, one, one.double()).right and rows.errors_of(one, one, one.double()).right
     assert not rows.errors_of(one * 1.1, one, one.double()).right
-    assert not rows.errors_of(one.double(), one, one.double()).right  # another dtype than torch's
+    assert not rows.errors_of(one.double(), one, one.double()).right  # the dtype differs from torch's
 
 
-def test_what_cuts_tf32_is_timed_and_marked() -> None:
-    """The error of cutting passes and is marked. A larger error is wrong."""
+def test_truncation_to_tf32_is_timed_and_marked() -> None:
+    """An error that truncation to TF32 explains passes and is marked. A larger error is wrong."""
     exact, rounded, cut = (torch.full((2,), value, dtype=torch.float64) for value in (1.0, 1.0002, 1.0006))
     results = [{"output": t} for t in (cut.float(), rounded.float(), exact, cut)]
     checked = rows.check(*results)
@@ -342,7 +342,7 @@ def test_rows_of_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(row["times"]) == 2 * 2 * 2  # sides, modes, memory formats
 
 
-def test_resnet_50_is_it() -> None:
+def test_resnet_50_has_torchvisions_size() -> None:
     with torch.device("meta"):
         network = models.ResNet()
     assert sum(p.numel() for p in network.parameters()) == 25_557_032  # torchvision's
@@ -350,8 +350,8 @@ def test_resnet_50_is_it() -> None:
 
 
 def test_our_networks_are_fused() -> None:
-    """All batch norms of ResNet-50: with a ReLU, and in a shortcut and at the end of a block without one."""
-    for _ in range(9):  # more often than Dynamo compiles one function
+    """All batch norms of ResNet-50 are fused: with a ReLU, or without one in a shortcut and at the end of a block."""
+    for _ in range(9):  # more than Dynamo's recompilation limit
         models.Run(models.MODELS["LeNet b128"], "ours", torch.bfloat16, "channels_last", "meta").graph("inference")()
     run = models.Run(models.MODELS["ResNet-50 b64"], "ours", torch.bfloat16, "channels_last", "meta")
     run.graph("training")()
@@ -375,7 +375,7 @@ for item in map(json.loads, sys.stdin):
 """
 
 
-def test_work_goes_on_behind_what_crashes() -> None:
+def test_work_continues_after_crashes() -> None:
     items = ["one", "crashes", "breaks", "two", "hangs", "three"]
     found = list(worked_off(items, [sys.executable, "-c", CHILD], lambda item: 1.0 if item == "hangs" else 60.0))
     done = [item for item in items if item not in ("crashes", "hangs")]
@@ -386,8 +386,8 @@ def test_work_goes_on_behind_what_crashes() -> None:
     ]
 
 
-def test_work_ends_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process is killed, whatever it is at."""
+def test_work_ends_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is killed in the middle of an item."""
     now, popen, wait = 0.0, subprocess.Popen, workers._next
     started: list[Any] = []
     waits: list[float] = []
@@ -412,7 +412,7 @@ def test_work_ends_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
-SIDE_BY_SIDE = f"""
+PARALLEL = f"""
 import os, subprocess, sys
 sys.path.insert(0, {str(ROOT)!r})
 from bench.workers import do_side_by_side
@@ -425,24 +425,24 @@ do_side_by_side(do)
 """
 
 
-def test_work_side_by_side_goes_on_too() -> None:
-    """In the order of the items, more of them than are given at once; a process that ends takes nothing along but its item."""
-    command = [sys.executable, "-c", SIDE_BY_SIDE]
+def test_parallel_work_continues_after_crashes() -> None:
+    """Results are in order, also with more items than `at_once`. A process that dies loses only its item."""
+    command = [sys.executable, "-c", PARALLEL]
     found = list(worked_off(range(40), command, lambda item: 1.0 if item == 7 else 60.0, at_once=16))
     assert [f[0] for f in found] == list(range(40))
     assert found.pop(9)[1] == "ValueError: no such thing" and found.pop(7) == (7, None, "took more than 1 s")
     assert all(result == 2 * item for item, result, _ in found)
 
 
-def test_nothing_that_work_started_stays() -> None:
-    ((_, process, _),) = worked_off(["starts"], [sys.executable, "-c", SIDE_BY_SIDE], lambda item: 60.0)
-    with contextlib.suppress(ProcessLookupError):  # it is gone already
+def test_child_processes_of_workers_are_killed() -> None:
+    ((_, process, _),) = worked_off(["starts"], [sys.executable, "-c", PARALLEL], lambda item: 60.0)
+    with contextlib.suppress(ProcessLookupError):  # the process has already ended
         ended, _, _ = select.select([os.pidfd_open(process)], [], [], 60.0)
         assert ended
 
 
 def _row(name: str, ours: float, torchs: float, **more: Any) -> dict[str, Any]:
-    """A row of times in seconds; in contiguous memory, where both need a quarter longer in channels_last."""
+    """Return a row with these times in seconds for contiguous tensors; channels_last takes 25 % longer on both sides."""
     spread = {"low": 0.9, "high": 1.1}
     mode, against = more.get("mode", "eager"), more.get("against", "eager")
     times = [
@@ -463,7 +463,7 @@ def _result(found: list[dict[str, Any]]) -> report.Result:
 
 
 def test_report() -> None:
-    """Ratios are to the better format of each side, shares are of the larger of two floors, and of that of instructions."""
+    """Ratios compare the faster format of each side. The floor is the larger of those for bytes and operations."""
     found = [
         _row("one", 1.25e-3, 2.5e-3, instructions={"contiguous": 1e10, "channels_last": 2e10}),
         _row("two", 4e-3, 2e-3),
@@ -480,7 +480,14 @@ def test_report() -> None:
     (line,) = (line for line in text.splitlines() if line.startswith("one "))
     assert line.split()[1:] == ["forward", "bf16", "eager", "1250.0n", "10", "80", "40", "2500.0n", "10", "2.00"]
     (line,) = (line for line in text.splitlines() if line.startswith("two "))
-    assert line.split()[4:] == ["4000.0n", "10", "25", "2000.0n", "10", "0.50"]  # its instructions were not counted
+    assert line.split()[4:] == [
+        "4000.0n",
+        "10",
+        "25",
+        "2000.0n",
+        "10",
+        "0.50",
+    ]  # issue% is empty: instructions were not counted
     assert report.geomean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
     (line,) = (line for line in text.splitlines() if line.startswith("relu "))
     assert line.split() == ["relu", "forward", "eager", "2/2", "1.00", "0.50", "two", "forward", "bf16"]
@@ -494,7 +501,7 @@ def test_targets() -> None:
     verdicts = {t.words: report.target_line(t, report.comparisons(result)) for t in report.TARGETS}
     bandwidth, pool, bilinear, _, every, *others = verdicts.values()
     convs, (_, fused, *networks) = others[:10], others[10:]
-    assert bandwidth.startswith("FAIL  0.80") and "1 of 2 below" in bandwidth  # channels_last; the small one is not asked
+    assert bandwidth.startswith("FAIL  0.80") and "1 of 2 below" in bandwidth  # channels_last; the small row does not count
     assert pool.startswith("FAIL  0.00") and bilinear.startswith("not measured")
     assert every.startswith("FAIL  0.00") and "1 of 3 below, the worst wrong backward bf16" in every
     half = _row("half", 1e-3, 1e-3)
@@ -504,7 +511,7 @@ def test_targets() -> None:
 
 
 def test_targets_of_convolutions() -> None:
-    """Means where a mean is asked for, and else the worst; shares of the matrix product's rate; contiguous tensors alone."""
+    """Targets of means and of the worst value, of shares of the matrix product's rate, and of contiguous tensors only."""
 
     def conv(name: str, what: str, torchs: float, op: str = "conv2d", ours: float = 1e-3, **more: Any) -> dict[str, Any]:
         return _row(name, ours, torchs, op=op, **{"bytes": 10**6, "flops": 3 * 10**11, "pass": what} | more)
@@ -545,16 +552,16 @@ def test_plots(tmp_path: Path) -> None:
     found = [_row("one", 1e-3, 2e-3), _row("two", 1e-3, 3e-3), _row("net", 1e-3, 2e-3, **net), _row("o", 2e-3, 2e-3, **net)]
     path = tmp_path / "a.json"
     path.write_text(json.dumps(_result(found)))
-    assert yardstick.main(["plot", str(path)]) == 0
+    assert benchmark.main(["plot", str(path)]) == 0
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["floors.png", "networks.png", "ratios.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "a").iterdir())
 
 
-def test_no_plots_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_files_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text("{}")
     for kind, name in (("plot", "a.json"), ("report", "b.json")):
         with pytest.raises(SystemExit):
-            yardstick.main([kind, str(tmp_path / name)])
+            benchmark.main([kind, str(tmp_path / name)])
         assert name in capsys.readouterr().err
 
 
@@ -579,30 +586,30 @@ else:
 
 
 def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What crashes is listed and the rest is there; what is done is not done again."""
+    """Crashes are listed, the other rows are measured, and a resumed run does not repeat finished items."""
     args = SimpleNamespace(
         names=["batch norm .*x7"], quick=False, arithmetics=["bf16", "fp32"], minutes=1.0, resume=None, out=tmp_path
     )
     environment = {"gpu": "NVIDIA H200", "architecture": "sm_90", "date": "2026-01-02T03:04:05"}
-    assert yardstick.run(args, [sys.executable, "-c", FAKE], environment) == 1  # type: ignore[arg-type]
+    assert benchmark.run(args, [sys.executable, "-c", FAKE], environment) == 1  # type: ignore[arg-type]
     path = tmp_path / "nvidia-h200" / "20260102T0304.json"
     result = report.read(path)
     assert result["ceilings"]["copy"] == 3e12 and result["left"] == []
     assert [(row["name"][-6:], row["arithmetic"]) for row in result["rows"]] == [(" 512x7", "bf16"), (" 512x7", "fp32")]
     assert [failure["item"][1:3] for failure in result["failed"]] == [["ResNet batch norm 2048x7", a] for a in ("bf16", "fp32")]
     assert "a bad kernel" in capsys.readouterr().out
-    half = result["rows"][0] | {"name": "ResNet ReLU 256x56"}  # its case was not done when time was up
+    half = result["rows"][0] | {"name": "ResNet ReLU 256x56"}  # its case was unfinished at the time limit
     path.write_text(json.dumps(result | {"rows": [*result["rows"], half]}))
     args.resume, args.names = path, ["batch norm .*x7", "^ResNet ReLU 256x56$"]
-    assert yardstick.run(args, [sys.executable, "-c", FAKE], environment) == 1  # type: ignore[arg-type]
+    assert benchmark.run(args, [sys.executable, "-c", FAKE], environment) == 1  # type: ignore[arg-type]
     again = report.read(path)
     assert again["rows"][:2] == result["rows"] and again["failed"] == result["failed"]
     assert [row["arithmetic"] for row in again["rows"][2:]] == ["bf16", "fp32"]
     assert "512x7 bf16 eager" not in capsys.readouterr().out.split("\n\n")[0]
 
 
-def test_a_run_that_is_whole() -> None:
-    """A contender of torch's that fails is no fault of ours."""
+def test_complete_runs() -> None:
+    """A failed contender of torch does not make a run incomplete."""
     row = _row("one", 1e-3, 1e-3)
     assert runs.is_whole(_result([row, row | {"failed": {"torch compiled contiguous": "why"}}]))
     wrong: dict[str, Any] = {"contiguous": {"errors": {}, "wrong": "output is off", "strides": None}}
@@ -613,7 +620,7 @@ def test_a_run_that_is_whole() -> None:
         assert not runs.is_whole(_result([row]) | {key: [["case"]]})
 
 
-def test_an_error_is_that_of_its_case(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_ends_only_its_case(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def rows_of(case: Case, *args: Any) -> Iterator[dict[str, Any]]:
         yield {"name": case.name}
         raise ValueError("no\nsuch thing")
@@ -629,10 +636,10 @@ def test_an_error_is_that_of_its_case(monkeypatch: pytest.MonkeyPatch, capsys: p
     ]
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert yardstick.main(["--quick"]) == 1
-    assert capsys.readouterr() == ("", "There is no GPU here to time on; --compile-only needs none.\n")
+    assert benchmark.main(["--quick"]) == 1
+    assert capsys.readouterr() == ("", "No GPU found. --compile-only works without one.\n")
 
 
 def test_compile_only() -> None:
@@ -641,4 +648,4 @@ def test_compile_only() -> None:
     assert done.returncode == 0, done.stderr
     assert " of 2 cases and 0 networks compiled for sm_90 in " in done.stdout and done.stdout.endswith(", 0 faults\n")
     assert int(done.stdout.split()[0]) >= 6  # pooling and linear, forward and backward
-    assert ", the instructions of 4 passes counted, " in done.stdout  # pooling's, in both memory formats
+    assert ", instructions of 4 passes counted, " in done.stdout  # pooling's, in both memory formats

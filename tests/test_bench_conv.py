@@ -1,4 +1,4 @@
-"""`python -m bench conv` without a GPU: its steps in the interpreter on a small convolution, its limits, what it compiles."""
+"""`python -m bench conv` without a GPU: its steps in the interpreter on a small convolution, time limits, compilation."""
 
 import itertools
 import json
@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "AlexNet conv3 b128"
 ENVIRONMENT = {"gpu": "NVIDIA H200", "architecture": "interpreter", "date": "2026-01-02T03:04:05"}
 
-# What the processes of the three steps do, on the CPU: of tiles with 5 stages they say that they cannot be compiled. Of
-# wgrad, those with 3 are wrong; all with 4 crash. Large ones are fast.
+# Worker of the three steps, on the CPU. Tiles with 5 stages do not compile, tiles with 4 stages crash, wgrad tiles with 3
+# stages are wrong, and large tiles are fast.
 CHILD = f"""
 import json, os, sys
 if "--compile-only" in sys.argv:
@@ -71,7 +71,7 @@ def commands(child: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
-    """What is asked for: one small convolution, and some tiles for each of its products."""
+    """Arguments for one small convolution, with a few tiles per product."""
     monkeypatch.setitem(registry.CASES, NAME, registry.CASES[NAME].small())
     monkeypatch.setattr(tuning, "TILES", tmp_path / "tiles")
     tune.candidates.cache_clear()
@@ -81,7 +81,7 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]
 
 @pytest.mark.long
 def test_all_steps(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is wrong or crashes is struck off, and not timed; the fastest of the others is kept; then all is measured."""
+    """Wrong and crashing tiles are rejected and not timed; the fastest of the others is stored; then the sweep measures."""
     assert conv.run(args, conv.STEPS, commands(CHILD), ENVIRONMENT) == 0
     result = report.read(args.out / "nvidia-h200" / "conv.json")
     verdicts = {kind: result["verdicts"][kind] for kind in KINDS}
@@ -106,10 +106,10 @@ def test_all_steps(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert "pass  1.00      >= 1.00 x torch: every convolution, float32 without TF32; 4 measured" in out
 
     assert conv.run(args, conv.STEPS, commands("raise SystemExit('nothing is left to do')"), ENVIRONMENT) == 0
-    assert "check: 12 tiles, 0 of them to be checked" in capsys.readouterr().out
+    assert "check: 12 tiles, 0 unchecked" in capsys.readouterr().out
 
 
-# Says of all tiles that they are right, and takes no time to measure them.
+# Worker that passes and times every tile immediately.
 QUICK_CHILD = """
 import json, sys
 for item in map(json.loads, sys.stdin):
@@ -120,14 +120,14 @@ for item in map(json.loads, sys.stdin):
 
 
 @pytest.mark.parametrize("step", ["check", "tune"])
-def test_a_step_stops_when_its_time_is_up_and_goes_on(
+def test_a_step_stops_at_its_time_limit_and_resumes(
     step: str, args: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if step == "tune":
         assert conv.run(args, ["check"], commands(QUICK_CHILD), ENVIRONMENT) == 0
     now = itertools.count(step=10 * 60)
     with monkeypatch.context() as patch:
-        patch.setattr(time, "monotonic", lambda: next(now))  # each look at the clock takes ten minutes
+        patch.setattr(time, "monotonic", lambda: next(now))  # each reading of the clock is ten minutes later
         args.minutes = 10 * 60
         assert conv.run(args, [step], commands(QUICK_CHILD), ENVIRONMENT) == 1
     path = args.out / "nvidia-h200" / "conv.json"
@@ -146,16 +146,16 @@ def test_a_step_stops_when_its_time_is_up_and_goes_on(
         assert done()[key].items() >= found.items()  # not done again
 
 
-def test_what_is_printed_already_comes_too_late() -> None:
-    """A busy caller finds each line printed: it stops nevertheless when its time is up."""
+def test_no_line_is_read_after_the_time_limit() -> None:
+    """A slow caller always finds a line waiting. It must stop at the time limit nevertheless."""
     lines: queue.Queue[str] = queue.Queue()
     lines.put('{"at": 1}\n')
     assert workers._next(lines, 0.0) is None and workers._next(lines, -1.0) is None
     assert workers._next(lines, 1.0) == {"at": 1}
 
 
-def test_other_kernels_are_checked_anew(args: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known of tiles holds for the kernels of then; and times hold for the tiles of then."""
+def test_changed_kernels_are_checked_again(args: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts are reset if the kernels or Triton change; the sweep's times are also reset if the stored tiles change."""
     steps = conv.Steps(args, {}, {"environment": ENVIRONMENT, "of": {}, "verdicts": {}}, args.out)
     before = conv.sources(), conv.sources("NVIDIA H200")
     tune.record("NVIDIA H200", {"a product": GemmTile(16, 16, 16, 4, 2)})
@@ -169,35 +169,35 @@ def test_other_kernels_are_checked_anew(args: Namespace, monkeypatch: pytest.Mon
     assert not steps.result["verdicts"]
 
 
-def test_a_guess_that_is_wrong_fails(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
-    """And another tile is handed out in its place, however slow."""
+def test_a_wrong_default_tile_fails(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """`check` fails, and `tune` replaces the wrong default tile even by a slower tile."""
     wrong = QUICK_CHILD.replace("found = None if", "found = 'WRONG' if item[-1][3] == 1 else None if")
     assert conv.run(args, ["check", "tune"], commands(wrong), ENVIRONMENT) == 1
     out = capsys.readouterr().out
     assert (
-        out.count("A guess is struck off: ") == 2
-        and "A guess is struck off: conv2d float32 ieee scattered 16x16x16 w1 s1" in out
+        out.count("A default tile was rejected: ") == 2
+        and "A default tile was rejected: conv2d float32 ieee scattered 16x16x16 w1 s1" in out
     )
     assert len(json.loads(tune.path_of("NVIDIA H200").read_text())["tiles"]) == 3
 
 
-def test_tuning_needs_what_was_checked(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tuning_requires_checked_tiles(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert conv.run(args, ["tune"], commands("raise SystemExit('is not called')"), ENVIRONMENT) == 1
-    assert "and 3 products without a tile that was checked and is right" in capsys.readouterr().out
+    assert "; 3 products have no tile that passed the check" in capsys.readouterr().out
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(conv.torch.cuda, "is_available", lambda: False)
     assert conv.main(["--tune"]) == 1
-    assert capsys.readouterr() == ("", "There is no GPU here to time on; --compile-only needs none.\n")
+    assert capsys.readouterr() == ("", "No GPU found. --compile-only works without one.\n")
 
 
 def test_compile_only() -> None:
-    """The guesses of one convolution with their small cases, its candidates, and itself."""
+    """Compiles one convolution: its default tiles with the small cases, its candidates, and its benchmark case."""
     command = [sys.executable, "-m", "bench", "conv", "--tune", "--compile-only", "--arithmetics", "bf16", "--candidates", "1"]
     done = subprocess.run([*command, "--", "^LeNet conv1 b128$"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check, candidates, case = done.stdout.splitlines()
-    assert check.startswith("2 candidates compiled in ") and check.endswith(" s, 0 cannot be")
-    assert candidates.startswith("2 candidates compiled in ") and candidates.endswith(" s, 0 cannot be")
+    assert check.startswith("2 candidates compiled in ") and check.endswith(" s, 0 failed")
+    assert candidates.startswith("2 candidates compiled in ") and candidates.endswith(" s, 0 failed")
     assert " of 1 cases and 0 networks compiled for sm_90 in " in case and case.endswith(", 0 faults")

@@ -1,4 +1,4 @@
-"""Nothing is read or written outside of a tensor: all of them lie inside larger ones, of NaN or of what must survive."""
+"""No access outside of a tensor: every tensor is part of a larger one, filled with NaN or with bytes to check afterwards."""
 
 import functools
 import math
@@ -17,32 +17,32 @@ from trinn.kernels import ops
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.settings import settings
 
-MARGIN = 1024  # elements before and after a tensor that a launcher makes
-BYTE = 0xFF  # what they are filled with: NaN in every floating dtype
+MARGIN = 1024  # elements before and after a tensor allocated by a launcher
+BYTE = 0xFF  # fills the margins: NaN in every floating dtype
 
 
 class Buffers:
-    """The memory that launchers were given."""
+    """The memory allocated by launchers."""
 
     def __init__(self) -> None:
         self.margins: list[Tensor] = []
         self._empty = torch.empty
 
     def place(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
-        """A dense tensor of NaN in the middle of a larger one."""
+        """A dense tensor in the middle of a larger one, all NaN."""
         margin = MARGIN * dtype.itemsize
         buffer = self._empty(shape.numel() * dtype.itemsize + 2 * margin, dtype=torch.uint8, device=device).fill_(BYTE)
         self.margins += [buffer[:margin], buffer[-margin:]]
         return buffer.view(dtype).as_strided(shape, strides, MARGIN)
 
     def survived(self) -> bool:
-        """Whether all that lies around the tensors is as it was."""
+        """Whether all margins are unchanged."""
         return all(bool((margin == BYTE).all()) for margin in self.margins)
 
 
 @pytest.fixture
 def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buffers]:
-    """torch.empty and torch.empty_like, which launchers allocate with, give memory from within larger buffers."""
+    """torch.empty and torch.empty_like, used by launchers, return parts of larger buffers."""
     made = Buffers()
     empty, empty_like = torch.empty, torch.empty_like
 
@@ -60,7 +60,7 @@ def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buffers]:
 
 
 def surrounded(tensor: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """The same values with NaN, or the largest integer, on every side of every axis, and the whole that they lie in."""
+    """The same values inside a larger tensor of NaN, or of the largest integer, and the larger tensor."""
     around = tuple(size + 3 for size in tensor.shape)
     value = math.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
     order = torch.channels_last if channels_last and tensor.dim() == 4 else torch.contiguous_format
@@ -81,11 +81,11 @@ def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> Non
 )
 @pytest.mark.parametrize("name", TMA_OPERATORS)
 def test_by_tma(name: str, channels_last: bool, allowed: str, buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """test_tma_box.py has what is read in place."""
+    """The TMA kernels; test_tma_box.py checks the descriptors of tensors read in place."""
     torch.backends.cudnn.conv.fp32_precision = allowed
     monkeypatch.setattr(settings, "interpreted_block", 256)
     case = TMA_OPERATORS[name]
-    if allowed == "ieee":  # a few images, which float32 takes six times as long for
+    if allowed == "ieee":  # fewer images, because float32 takes six times as long
         (images, *rest), *others = case.shapes
         case = case._replace(shapes=((min(images, 3), *rest), *others))
     with tma_everywhere() as started:
@@ -95,7 +95,7 @@ def test_by_tma(name: str, channels_last: bool, allowed: str, buffers: Buffers, 
 
 @functools.cache
 def alone(case: Every, allowed: str) -> dict[str, Tensor]:
-    """The results of tensors with nothing around them."""
+    """The results for tensors that are not part of larger ones."""
     return results(case, case.tensors(), case.others())
 
 
@@ -112,20 +112,20 @@ def stays_inside(case: Every, channels_last: bool, buffers: Buffers) -> None:
 
     found = results(case, [inside for inside, _ in inputs], tuple(inside for inside, _ in others), placed)
     for key, value in found.items():
-        assert value.isfinite().all(), f"{key}: NaN from outside of an input, or from memory that nothing was written to"
-        torch.testing.assert_close(value, plain[key], msg=f"{key} depends on what lies around")
+        assert value.isfinite().all(), f"{key}: NaN from outside of an input, or from unwritten memory"
+        torch.testing.assert_close(value, plain[key], msg=f"{key} depends on memory outside")
     for (_, whole), old in zip(inputs + others, before, strict=True):
         torch.testing.assert_close(whole, old, rtol=0, atol=0, equal_nan=True)
     assert len(buffers.margins) >= 4
-    assert buffers.survived(), "something was written outside of an output"
+    assert buffers.survived(), "a kernel wrote outside of an output"
 
 
-@pytest.mark.skipif(INTERPRETED, reason="for compute-sanitizer (`make sanitize`), which sees the memory of a GPU")
+@pytest.mark.skipif(INTERPRETED, reason="for compute-sanitizer (`make sanitize`), which checks GPU memory")
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", EVERY)
 def test_exact_allocations(name: str, dtype: torch.dtype, channels_last: bool) -> None:
-    """Nothing lies around a tensor, and fresh memory is not written before a kernel does."""
+    """Allocations without margins; no memory is written before a kernel writes it."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     order = torch.channels_last if channels_last else torch.contiguous_format
     case = EVERY[name]
@@ -142,7 +142,7 @@ def test_relu_in_place() -> None:
 
 
 def test_running_statistics() -> None:
-    """They are written in place, whatever their strides."""
+    """Running statistics are updated in place, with any strides."""
     zeros, ones = torch.zeros(5, device=DEVICE), torch.ones(5, device=DEVICE)
     (mean, means), (var, variances) = surrounded(zeros, False), surrounded(ones, False)
     ops.batchnorm2d_update(mean, var, ones, ones, 0.5, 10)
@@ -150,7 +150,7 @@ def test_running_statistics() -> None:
         assert bool(inside.isfinite().all()) and int(whole.isnan().sum()) == 3
 
 
-def test_a_write_outside_is_seen(buffers: Buffers) -> None:
+def test_a_write_outside_is_detected(buffers: Buffers) -> None:
     inside = torch.empty(3, 5)
     inside.as_strided((16,), (1,), inside.storage_offset())[15] = 1
     assert not buffers.survived()

@@ -1,4 +1,4 @@
-"""The rule of check.py bites: each way to be wrong is noticed. And no test depends on a clock."""
+"""The rule of check.py finds each kind of error. No test reads a clock."""
 
 import ast
 from collections.abc import Callable
@@ -22,12 +22,12 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
     "strides": lambda x: x.contiguous(memory_format=torch.channels_last),
     "NaN where torch has none": lambda x: torch.where(x == x.max(), x.new_tensor(float("nan")), x),
     "no gradient": lambda x: x.detach(),
-    "memory that nobody wrote": lambda x: x + torch.empty_like(x) * 0,
+    "unwritten memory": lambda x: x + torch.empty_like(x) * 0,
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_notices(wrong: str) -> None:
+def test_finds_errors(wrong: str) -> None:
     check(lambda x: x * 1, lambda x: x * 1, randn(2, 3, 4, 5))
     with pytest.raises(AssertionError):
         check(WRONG[wrong], lambda x: x * 1, randn(2, 3, 4, 5))
@@ -38,20 +38,20 @@ def convolution(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 def products(bits: int) -> Callable[..., Tensor]:
-    """A convolution that multiplies numbers, forward and backward, of which so many bits are zero."""
+    """A convolution with operands truncated by `bits` bits, forward and backward."""
 
-    def cut(*tensors: Tensor) -> Tensor:
+    def truncated(*tensors: Tensor) -> Tensor:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tf32, "CUT", ~((1 << bits) - 1))
             with tf32.Cutting():
                 return convolution(*tensors)
 
-    return cut
+    return truncated
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_may_be_cut(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a GPU's flags allow TF32: not elsewhere, and no further than to TF32."""
+def test_tf32_truncation_is_allowed(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule allows truncation only where the flags allow TF32, and only to TF32's precision."""
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     monkeypatch.setattr(tests.check, "cuts", lambda: allowed)
     tensors = randn(2, 8, 6, 6), randn(8, 8, 3, 3, seed=1), randn(8, seed=2)
@@ -63,13 +63,13 @@ def test_tf32_may_be_cut(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None
                 check(products(bits), convolution, *tensors)
 
 
-# Files whose code runs within a test.
+# Files with code of tests.
 TESTS = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem.startswith(("test_", "conftest", "check"))]
 CLOCKS = {"time", "monotonic", "perf_counter", "process_time", "thread_time", "clock_gettime", "sleep"}
 
 
 def clocks_in(source: str) -> set[str]:
-    """What a module reads a clock by, or waits by: functions of `time`, and the module timeit."""
+    """Names in a module that read a clock or wait: functions of `time`, and the module timeit."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
@@ -84,7 +84,7 @@ def clocks_in(source: str) -> set[str]:
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_no_test_reads_a_clock(path: Path) -> None:
-    """A busy machine must fail no test. A clock of a test's own may take the place of one: that is a name in a string."""
+    """A busy machine must not fail a test. Patching a clock is allowed: its name is then a string."""
     assert not clocks_in(path.read_text())
 
 

@@ -1,4 +1,4 @@
-"""What classes a model has after `convert` and `revert`: of users' subclasses, under other tools' classes, after exceptions."""
+"""Module classes after `convert` and `revert`: users' subclasses, classes that other tools add, and exceptions on the way."""
 
 import copy
 import pickle
@@ -20,18 +20,18 @@ from tests.test_public import MODULES, inputs
 from trinn.layers import classes, convert
 from trinn.layers.report import rows
 
-# Subclasses as they are found in public networks, whose call is torch's.
+# Subclasses from public networks. None of them changes the call.
 
 
 class Depthwise(nn.Conv2d):
-    """The arguments are others."""
+    """`__init__` takes other arguments."""
 
     def __init__(self, channels: int, kernel_size: int = 3) -> None:
         super().__init__(channels, channels, kernel_size, groups=channels, padding="same", bias=False)
 
 
 class MeanShift(nn.Conv2d):
-    """The weights are set and frozen."""
+    """`__init__` sets and freezes the weights."""
 
     def __init__(self, mean: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7)) -> None:
         super().__init__(len(mean), len(mean), kernel_size=1)
@@ -41,7 +41,7 @@ class MeanShift(nn.Conv2d):
 
 
 class Dirac(Depthwise):
-    """A subclass of one, which initialises anew."""
+    """A subclass of a subclass, with another initialisation."""
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -49,7 +49,7 @@ class Dirac(Depthwise):
 
 
 class Pool(nn.MaxPool2d):
-    """A property and a class attribute that torch's layer does not know."""
+    """A property and a class attribute, both absent from torch's layer."""
 
     label = "pool"
 
@@ -75,14 +75,14 @@ class Registered:
 
 
 class Norm(Registered, nn.BatchNorm2d, task="norm"):
-    """A base that notes its subclasses and asks for an argument."""
+    """The base's `__init_subclass__` registers subclasses and requires an argument."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, momentum=0.4, eps=1e-3)
 
 
 class Lazy(nn.LazyConv2d):
-    """Which becomes torch's class when it gets its sizes."""
+    """The first call turns it into torch's class."""
 
     def __init__(self) -> None:
         super().__init__(3, 2)
@@ -110,7 +110,7 @@ def tensors(module: nn.Module) -> Iterator[Tensor]:
 
 @subclasses
 def test_subclasses(name: str, full_float32: None) -> None:
-    """They keep their class and compute on trinn's kernels, also when copied or pickled; reverted, they are as before."""
+    """Subclasses keep their class and run trinn's kernels, copies and pickles too; `revert` restores them."""
     ours, torchs, x = built(name), built(name), randn(2, 4, 6, 6)
     known = dict(Registered.known)
     trinn.convert(nn.Sequential(ours))
@@ -133,7 +133,7 @@ def chain() -> nn.Sequential:
     return nn.Sequential(built("Depthwise"), built("Norm"), nn.ReLU(), built("Pool"))
 
 
-@pytest.mark.parametrize("fuse", [True, [("0", "1", "2")]], ids=["in a row", "named"])
+@pytest.mark.parametrize("fuse", [True, [("0", "1", "2")]], ids=["sequential", "named run"])
 def test_subclasses_are_fused_and_compiled(fuse: Any, full_float32: None) -> None:
     model, torchs, x = trinn.convert(chain(), fuse=fuse), chain(), randn(2, 4, 6, 6)
     assert [row.fused for row in rows(model)] == ["1, 2", "0, 2", "0, 1", ""]
@@ -144,7 +144,7 @@ def test_subclasses_are_fused_and_compiled(fuse: Any, full_float32: None) -> Non
     assert classes == [type(layer) for layer in chain()]
 
 
-# What goes wrong in the middle.
+# Exceptions in the middle of a change.
 
 
 class Branch(nn.Module):
@@ -158,12 +158,12 @@ class Branch(nn.Module):
 
 
 def mixed() -> nn.Sequential:
-    """Layers, subclasses, parametrized ones, and modules that are fused."""
+    """Layers, subclasses, a parametrized layer and fusable runs."""
     return nn.Sequential(Branch(), *chain(), parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.ReLU())
 
 
 def everything(model: nn.Module) -> list[tuple[Any, ...]]:
-    """Of each module: the class and the attributes, those inside of dicts too."""
+    """The class and attributes of each module; dicts are copied to find changes inside them."""
     return [
         (module, type(module), *((k, dict(v) if isinstance(v, dict) else v) for k, v in vars(module).items()))
         for module in model.modules()
@@ -171,7 +171,7 @@ def everything(model: nn.Module) -> list[tuple[Any, ...]]:
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Have that change of a class raise, but not what undoes the others."""
+    """Raise at class change number `step`, counted from 0. Undoing uses `classes.become`, still unpatched."""
     left = iter(range(step, -1, -1))
 
     def become(module: nn.Module, cls: type[nn.Module]) -> None:
@@ -187,13 +187,13 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], Any]]
     "convert and fuse": (lambda model: model, partial(trinn.convert, fuse=True)),
     "fuse": (trinn.convert, partial(trinn.convert, fuse=True)),
     "revert": (trinn.convert, trinn.revert),
-    "revert what is fused": (partial(trinn.convert, fuse=True), trinn.revert),
+    "revert a fused model": (partial(trinn.convert, fuse=True), trinn.revert),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_exception_at_any_step(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It leaves the model as it was, and the same call works then."""
+    """The model is unchanged, and a repeated call succeeds."""
     before, function = CHANGES[change]
     model = mixed()
     before(model)
@@ -210,7 +210,7 @@ def test_an_exception_at_any_step(change: str, monkeypatch: pytest.MonkeyPatch) 
     assert (3 < step < 99 or change == "fuse") and everything(model) != was
 
 
-# Other tools, between the two or before.
+# Other tools, applied before `convert` or between `convert` and `revert`.
 
 
 def weight_normed(model: Any) -> Any:
@@ -220,7 +220,7 @@ def weight_normed(model: Any) -> Any:
     return model
 
 
-def computed_as_it_was(model: Any) -> Any:
+def identity_parametrized(model: Any) -> Any:
     parametrize.register_parametrization(model[0].conv, "bias", nn.Identity())
     return model
 
@@ -254,12 +254,12 @@ def plain() -> nn.Sequential:
 
 
 TOOLS: dict[str, Callable[[Any], Any]] = {
-    "parametrizations": weight_normed,
-    "a parametrization": computed_as_it_was,
-    "the older weight_norm": lambda model: model.apply(lambda m: nn.utils.weight_norm(m) if isinstance(m, Depthwise) else m),
+    "weight_norm": weight_normed,
+    "an identity parametrization": identity_parametrized,
+    "nn.utils.weight_norm": lambda model: model.apply(lambda m: nn.utils.weight_norm(m) if isinstance(m, Depthwise) else m),
     "fully_shard": sharded,
     "fully_shard of layers": partial(sharded, root=False),
-    "fully_shard of parametrized layers": lambda model: sharded(computed_as_it_was(model)),
+    "fully_shard of parametrized layers": lambda model: sharded(identity_parametrized(model)),
     "replicate": replicated,
     "replicate by FSDP": replicated_by_fsdp,
     "DistributedDataParallel": nn.parallel.DistributedDataParallel,
@@ -277,10 +277,10 @@ def one_process(tmp_path: Path) -> Any:
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("fuse", [False, True], ids=["apart", "fused"])
+@pytest.mark.parametrize("fuse", [False, True], ids=["unfused", "fused"])
 @pytest.mark.parametrize("tool", TOOLS)
 def test_tools_in_between(tool: str, fuse: bool, one_process: None, full_float32: None) -> None:
-    """A model that is converted, then given to a tool, then reverted is what the tool makes of torch's."""
+    """`convert`, the tool and `revert` give the same model as the tool alone."""
     torch.manual_seed(0)
     torchs = plain().to(DEVICE).eval()
     model, x = copy.deepcopy(torchs), randn(2, 4, 6, 6)
@@ -290,14 +290,14 @@ def test_tools_in_between(tool: str, fuse: bool, one_process: None, full_float32
     trinn.revert(model)
     torchs = TOOLS[tool](torchs)
     for ours, theirs in zip(model.modules(), torchs.modules(), strict=True):
-        lines = ([c.__name__ if classes.wrapped_class(c) else c for c in type(module).__mro__] for module in (ours, theirs))
-        assert next(lines) == next(lines)
+        bases = ([c.__name__ if classes.wrapped_class(c) else c for c in type(module).__mro__] for module in (ours, theirs))
+        assert next(bases) == next(bases)
     torch.testing.assert_close(model(x), torchs(x))
 
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
-def test_under_classes_of_fsdp(one_process: None) -> None:
-    """They find the class below by its place."""
+def test_the_class_below_fsdp(one_process: None) -> None:
+    """FSDP's classes find the original class at a fixed index of the MRO; `revert` keeps it there."""
     model: Any = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), built("Dirac")).to(DEVICE)
     sharded(trinn.convert(model, fuse=True))
     assert [type(module).__mro__[2] for module in trinn.revert(model)] == [nn.Sequential, Dirac]
@@ -305,8 +305,8 @@ def test_under_classes_of_fsdp(one_process: None) -> None:
 
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
-def test_report_of_what_is_sharded(one_process: None) -> None:
-    """FSDP2 puts weights together for a call, nothing else does; what is sharded before is not converted."""
+def test_report_of_sharded_layers(one_process: None) -> None:
+    """Only FSDP2 gathers weights for a call. `convert` skips layers that are already sharded."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, distribute_tensor
 
@@ -316,7 +316,7 @@ def test_report_of_what_is_sharded(one_process: None) -> None:
     def reasons(model: nn.Module) -> list[tuple[str, str]]:
         return [(row.runs, row.why) for row in rows(model)]
 
-    conv = "kernels/conv2d/passes.py", "sharded by FSDP2, whole when it runs; has hooks"
+    conv = "kernels/conv2d/passes.py", "sharded by FSDP2, gathered when it runs; has hooks"
     assert reasons(sharded(trinn.convert(layers()))) == [conv, ("kernels/relu.py", "")]
     assert reasons(trinn.convert(sharded(layers()))) == [("torch", "weight is a DTensor"), ("kernels/relu.py", "")]
     model: Any = trinn.convert(layers())
@@ -326,8 +326,8 @@ def test_report_of_what_is_sharded(one_process: None) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_forward_that_was_wrapped_after_convert(name: str) -> None:
-    """It runs after `revert`."""
+def test_a_forward_wrapped_after_convert(name: str) -> None:
+    """The wrapper still runs after `revert`."""
     layer = getattr(nn, name)(**MODULES[name]).to(DEVICE)
     trinn.convert(layer)
     wrapped: Any = torch.no_grad()(layer.forward)
@@ -337,7 +337,7 @@ def test_a_forward_that_was_wrapped_after_convert(name: str) -> None:
     layer(*inputs(name))
 
 
-def test_a_fused_forward_that_was_wrapped() -> None:
+def test_a_wrapped_fused_forward() -> None:
     model, x = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).to(DEVICE), randn(2, 4, 3, 3)
     expected = model(x)
     trinn.convert(model, fuse=True)

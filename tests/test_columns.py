@@ -1,4 +1,4 @@
-"""The tiles that a GPU gets, interpreted: one part of the rows to a program, with a last part that is shorter."""
+"""The tiles of a GPU, interpreted: each program has one split of the rows, and the last split is shorter."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ def _both(name: str, **options: Any) -> tuple[Call, Call]:
 CALLS: dict[str, tuple[Call, Call]] = {
     "max_pool2d": _both("max_pool2d", kernel_size=3, stride=2, padding=1),
     "max_pool2d, overlapping": _both("max_pool2d", kernel_size=3, stride=1, padding=1),
-    "max_pool2d, side by side": _both("max_pool2d", kernel_size=2, ceil_mode=True),
+    "max_pool2d, adjacent": _both("max_pool2d", kernel_size=2, ceil_mode=True),
     "max_pool2d, gaps": _both("max_pool2d", kernel_size=2, stride=3),
     "max_pool2d, dilated": _both("max_pool2d", kernel_size=3, stride=2, dilation=2),
     "max_pool2d, many taps": _both("max_pool2d", kernel_size=(7, 5), stride=(1, 2), padding=(3, 2)),
@@ -47,17 +47,17 @@ CALLS: dict[str, tuple[Call, Call]] = {
     [pytest.param(n, marks=pytest.mark.long) if n in ("max_pool2d, many taps", "bilinear, much larger") else n for n in CALLS],
 )
 def test_tiles_of_a_gpu(name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(columns, "architecture_of", lambda device: "sm_90")
     ours, torchs = CALLS[name]
     check(ours, torchs, randn(*shape))
     check(ours, torchs, randn(*shape).to(memory_format=torch.channels_last))
 
 
-def test_parts_have_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As test_tiles_of_a_gpu needs it: parts of several rows, the last one of fewer."""
-    monkeypatch.setattr(columns, "architecture", lambda device: "sm_90")
-    _, _, parts, _, _, rows_per_part = columns.plan_columns(torch.empty(NARROW), ()).grid
-    assert parts > 1 and 1 < rows_per_part and parts * rows_per_part > NARROW[2]
+def test_last_split_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A condition of test_tiles_of_a_gpu: splits of several rows, and fewer rows in the last one."""
+    monkeypatch.setattr(columns, "architecture_of", lambda device: "sm_90")
+    _, _, splits, _, _, rows_per_split = columns.plan_columns(torch.empty(NARROW), ()).grid
+    assert splits > 1 and 1 < rows_per_split and splits * rows_per_split > NARROW[2]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The compiled kernels loop as often as their source says. The interpreter cannot show this: it compiles nothing."""
+"""Compiled loops have the trip counts of their source. The interpreter cannot show this, because it compiles nothing."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TURNS = """
+TRIPS = """
 import os
 os.environ["TRITON_INTERPRET"] = "0"
 import json, math
@@ -28,8 +28,8 @@ def hits(axis, size):
     return [sum((pixel + axis.padding - t * axis.dilation) % axis.stride == 0 for t in range(axis.taps)) for pixel in phases]
 
 
-def turns(dtype, size, kernel, stride, padding, dilation):
-    "The turns of the gradient's loop by its PTX, and by the definition of a convolution."
+def trips(dtype, size, kernel, stride, padding, dilation):
+    "The trip count of dgrad's loop by its PTX, and by the definition of a convolution."
     out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, kernel, stride, padding, dilation)]
     dy, w = torch.empty(2, 4, *out, dtype=dtype, device="meta"), torch.empty(4, 3, *kernel, dtype=dtype, device="meta")
     launches = []
@@ -44,7 +44,7 @@ def turns(dtype, size, kernel, stride, padding, dilation):
     return sum(loop.trips), programs // len(of_phases) * sum(of_phases)
 
 
-print(json.dumps([turns(dtype, *case) for dtype in (torch.float32, torch.float64) for case in (
+print(json.dumps([trips(dtype, *case) for dtype in (torch.float32, torch.float64) for case in (
     ((13, 14), (3, 2), (2, 4), (2, 3), (2, 6)),
     ((7, 8), (1, 1), (2, 2), (0, 0), (1, 1)),
     ((11, 10), (2, 2), (3, 4), (0, 0), (1, 1)),
@@ -53,12 +53,12 @@ print(json.dumps([turns(dtype, *case) for dtype in (torch.float32, torch.float64
 """
 
 
-def test_no_turn_for_a_phase_without_a_tap(tmp_path: Path) -> None:
-    """In the gradient of a strided convolution. A division by the number of taps let LLVM conclude that there are some."""
-    (tmp_path / "turns.py").write_text(TURNS)
+def test_phase_without_taps_skips_the_loop(tmp_path: Path) -> None:
+    """In strided dgrad: if the kernel divides by the number of taps, LLVM concludes it is never zero."""
+    (tmp_path / "trips.py").write_text(TRIPS)
     environment = os.environ | {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{Path(__file__).parents[1]}".lstrip(":")}
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "turns.py")], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, str(tmp_path / "trips.py")], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     for compiled, expected in json.loads(done.stdout):

@@ -1,4 +1,4 @@
-"""A test that breaks the GPU, or hangs, costs nothing but itself."""
+"""tests/contained.py: a test that breaks the GPU or hangs does not affect other tests."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def test_one(number, gpu):
 
 
 @pytest.mark.long
-def test_costs_itself_alone(tmp_path: Path) -> None:
+def test_other_tests_are_not_affected(tmp_path: Path) -> None:
     file, results = tmp_path / "test_some.py", tmp_path / "results.jsonl"
     file.write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.contained", *CONTAINED]
@@ -47,6 +47,6 @@ def test_costs_itself_alone(tmp_path: Path) -> None:
     outcomes = {row["test"][-2]: row["outcome"] for row in rows if row["outcome"] == "failed" or row["test"][-2] not in "23"}
     assert outcomes == {number: "failed" if number in "235" else "passed" for number in "01234567"}
     kernels = {row["test"][-2]: row["kernels"] for row in rows}
-    assert kernels["0"] == {"found": 1} and kernels["1"] == {"compiled": 1}, "kernels that Triton found and compiled"
+    assert kernels["0"] == {"found": 1} and kernels["1"] == {"compiled": 1}, "kernels found in the cache, and compiled"
     errors = {row["test"][-2]: row["error"] for row in rows if row["outcome"] == "failed"}
     assert "crashed" in errors["2"] and "crashed" in errors["3"] and "wrong" in errors["5"]

@@ -17,7 +17,7 @@ DIFFERENTIATED = {
     "same, even kernel": Conv((1, 2, 4, 3), (3, 2, 2, 2), {"padding": "same"}, bias=False),
 }
 
-STRIPS = "depthwise, more rows than one program walks, a width that no tile divides"
+STRIPS = "depthwise, more rows than one program processes, a width no tile divides"
 
 
 def operands(case: Conv, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

@@ -1,4 +1,7 @@
-"""Convolution in boxes of pixels: all passes against torch, descriptors interpreted, or real ones on a Hopper GPU."""
+"""The TMA kernels of convolution: all passes against torch, interpreted, or on a Hopper GPU.
+
+TMA is Hopper's copy engine. A TMA box is the block of a tensor moved by one TMA copy.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -19,14 +22,14 @@ from trinn.kernels import launchers
 from trinn.kernels.conv2d.tma_box import Box, GatherAxis, best_box, best_run
 from trinn.kernels.device.indexing import Axis, hitting_smalls, hitting_taps
 from trinn.kernels.runtime import launch
-from trinn.kernels.runtime.hardware import architecture
+from trinn.kernels.runtime.hardware import architecture_of
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.settings import settings
 
-HOPPER = INTERPRETED or architecture(torch.device(DEVICE)) == "sm_90"
-pytestmark = pytest.mark.skipif(not HOPPER, reason="this GPU has no copy engine of Hopper's kind")
+HOPPER = INTERPRETED or architecture_of(torch.device(DEVICE)) == "sm_90"
+pytestmark = pytest.mark.skipif(not HOPPER, reason="this GPU has no TMA")
 
-# What float32 may be multiplied as, by torch's flag; the second means bfloat16 planes.
+# The dtype, and torch's flag for float32; "ieee" selects bf16 terms.
 ARITHMETIC = {
     "bf16": (torch.bfloat16, "tf32"),
     "fp16": (torch.float16, "tf32"),
@@ -36,11 +39,11 @@ ARITHMETIC = {
 
 CASES = {
     "3x3": Conv((2, 16, 5, 6), (24, 16, 3, 3), {"padding": 1}),
-    "3x3 of more images than a box has": Conv((70, 16, 2, 2), (16, 16, 3, 3), {"padding": 1}),
-    "channels past a block, no multiple of it": Conv((2, 48, 3, 4), (40, 48, 1, 3), {"padding": 1}),
+    "3x3, more images than a box has": Conv((70, 16, 2, 2), (16, 16, 3, 3), {"padding": 1}),
+    "more channels than a block, no multiple of it": Conv((2, 48, 3, 4), (40, 48, 1, 3), {"padding": 1}),
     "channels no multiple of 16: filters padded": Conv((2, 24, 4, 5), (16, 24, 3, 3), {"padding": 1}),
     "1x1: all pixels are one row": Conv((2, 32, 6, 5), (24, 32, 1, 1)),
-    "1x1 of planes that start at multiples of 16 bytes: contiguous ones stay": Conv((2, 32, 4, 6), (24, 32, 1, 1)),
+    "1x1, planes of a multiple of 16 bytes: contiguous images are read in place": Conv((2, 32, 4, 6), (24, 32, 1, 1)),
     "1x1, padded": Conv((2, 16, 4, 5), (16, 16, 1, 1), {"padding": (1, 2)}),
     "1x1, stride 2: a view of every other pixel": Conv((2, 16, 6, 7), (16, 16, 1, 1), {"stride": 2}),
     "stride 2, even width: pairs of columns": Conv((3, 16, 5, 6), (16, 16, 3, 3), {"stride": 2, "padding": 1}),
@@ -52,14 +55,14 @@ CASES = {
     "stride and dilation share a factor": Conv(
         (2, 16, 7, 6), (16, 16, 3, 2), {"stride": 2, "dilation": (2, 4), "padding": (2, 3)}
     ),
-    "dilation 6: most taps see no pixel": Conv((2, 16, 7, 7), (16, 16, 3, 3), {"padding": 6, "dilation": 6}),
+    "dilation 6: most taps are outside the image": Conv((2, 16, 7, 7), (16, 16, 3, 3), {"padding": 6, "dilation": 6}),
     "padding wider than the kernel": Conv((1, 16, 4, 4), (16, 16, 2, 3), {"padding": (4, 5), "stride": 2}),
     "k4 s2 p1: four phases": Conv((2, 16, 6, 4), (16, 16, 4, 4), {"stride": 2, "padding": 1}),
     "k2 s2: phases of one tap": Conv((2, 16, 6, 8), (16, 16, 2, 2), {"stride": 2}),
     "same, even kernel: one more row at the far edge": Conv((2, 16, 4, 5), (16, 16, 4, 2), {"padding": "same"}),
     "groups": Conv((2, 32, 3, 4), (32, 16, 3, 3), {"groups": 2, "padding": 1}),
-    "narrow groups: four at once": Conv((2, 32, 4, 5), (32, 4, 3, 3), {"groups": 8, "padding": 1}),
-    "narrow groups, other numbers of filters, stride 2": Conv(
+    "narrow groups: four merged": Conv((2, 32, 4, 5), (32, 4, 3, 3), {"groups": 8, "padding": 1}),
+    "narrow groups, more filters than channels, stride 2": Conv(
         (3, 16, 4, 4), (48, 8, 3, 3), {"groups": 2, "padding": 1, "stride": 2}
     ),
     "one-pixel images": Conv((3, 16, 1, 1), (16, 16, 3, 3), {"padding": 1}),
@@ -70,7 +73,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Boxes wherever they can be; the names of the kernels that are started. What others do is done in large tiles."""
+    """Use TMA wherever possible, and large tiles in other kernels; the names of launched TMA kernels."""
     monkeypatch.setattr(settings, "interpreted_block", 4096)
     with tma_everywhere() as names:
         yield names
@@ -97,8 +100,8 @@ def test_tf32(case: Conv, started: list[str]) -> None:
 
 
 @pytest.mark.parametrize("case", named({name: case for name, case in CASES.items() if case.x[0] < 4 and "same" not in name}))
-def test_planes(case: Conv, started: list[str]) -> None:
-    """Of a few images, which float32 takes six times as long for."""
+def test_bf16_terms(case: Conv, started: list[str]) -> None:
+    """Cases with few images only, because float32 takes six times as long."""
     check(tnn.conv2d, F.conv2d, *operands(case, allowed("fp32"), "channels_last"), **case.options)
     assert "_conv2d_gather_tma_kernel" in started
 
@@ -106,16 +109,16 @@ def test_planes(case: Conv, started: list[str]) -> None:
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("images", "stride"), [(16, 1), (19, 2)])
-def test_lines_of_images(arithmetic: str, layout: str, images: int, stride: int, started: list[str]) -> None:
-    """wgrad along the images, several taps at once, with a last line that is cut off."""
+def test_runs_of_images(arithmetic: str, layout: str, images: int, stride: int, started: list[str]) -> None:
+    """wgrad along the images, with several taps per program and a partial last run."""
     case = Conv((images, 16, 2, 4), (24, 16, 2, 3), {"stride": stride, "padding": 1}, bias=False)
     check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), layout), **case.options)
     assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
-def test_more_parts_than_lines(arithmetic: str, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
-    """Taps of the first row see one row of an image: 5 lines, in 6 parts."""
+def test_more_splits_than_runs(arithmetic: str, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
+    """Taps of the first row read one row of an image: 5 runs in 6 splits."""
     monkeypatch.setattr(settings, "wanted_programs", 264)
     case = Conv((16, 16, 5, 5), (16, 16, 3, 3), {"padding": 4, "dilation": 4}, bias=False)
     x, w, _ = operands(case, allowed(arithmetic), "channels_last")
@@ -125,8 +128,8 @@ def test_more_parts_than_lines(arithmetic: str, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_lines_of_all_pixels(arithmetic: str, layout: str, started: list[str]) -> None:
-    """wgrad of 1x1 filters, of whatever images: pixels and images change places, and contiguous ones are read as they lie."""
+def test_runs_of_all_pixels(arithmetic: str, layout: str, started: list[str]) -> None:
+    """wgrad of 1x1 filters treats all pixels as one run, and reads contiguous images in place."""
     x, dy, _ = operands(Conv((3, 16, 4, 8), (3, 32, 4, 8), bias=False), allowed(arithmetic), "contiguous")
     if layout == "channels_last":
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
@@ -141,8 +144,8 @@ def test_lines_of_all_pixels(arithmetic: str, layout: str, started: list[str]) -
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
-def test_lines_of_narrow_groups(arithmetic: str, started: list[str]) -> None:
-    """What one group's channels have to do with another's filters is computed, and not stored."""
+def test_runs_of_narrow_groups(arithmetic: str, started: list[str]) -> None:
+    """wgrad does not store products of one group's channels with another group's filters."""
     case = Conv((17, 16, 3, 3), (32, 4, 1, 3), {"groups": 4, "padding": (0, 1)}, bias=False)
     check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), "channels_last"), **case.options)
     assert started.count("_conv2d_wgrad_tma_kernel") == 1
@@ -150,7 +153,7 @@ def test_lines_of_narrow_groups(arithmetic: str, started: list[str]) -> None:
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
 @pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": 1}, {"dilation": 5, "padding": 5}])
-def test_lines_of_columns(arithmetic: str, options: dict[str, Any], started: list[str]) -> None:
+def test_runs_of_columns(arithmetic: str, options: dict[str, Any], started: list[str]) -> None:
     """wgrad along the columns, for a few large images."""
     case = Conv((2, 16, 2, 28), (24, 16, 2, 3), options, bias=False)
     check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), "channels_last"), **case.options)
@@ -159,7 +162,7 @@ def test_lines_of_columns(arithmetic: str, options: dict[str, Any], started: lis
 
 @pytest.mark.parametrize("taps", [3, 5])
 def test_columns_of_taps(taps: int, started: list[str]) -> None:
-    """wgrad does them at once where rows have one tap; the last turn may have fewer."""
+    """If a row has one tap, a program of wgrad has several taps of a column; the last program may have fewer."""
     case = Conv((16, 24, 5, 3), (16, 24, taps, 1), {"stride": (2, 1), "padding": (1, 0)}, bias=False)
     check(tnn.conv2d, F.conv2d, *operands(case, torch.bfloat16, "channels_last"), **case.options)
     assert started.count("_conv2d_wgrad_tma_kernel") == 1
@@ -172,8 +175,8 @@ def test_transposed(arithmetic: str, started: list[str]) -> None:
     assert started.count("_conv2d_gather_tma_kernel") == 2 and started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
-def test_where_it_lies(started: list[str]) -> None:
-    """Some channels, or every other image, of a channels_last tensor are read in place; from odd addresses they are copied."""
+def test_views(started: list[str]) -> None:
+    """A slice of channels, or every other image, of a channels_last tensor is read in place; misaligned ones are copied."""
     w = randn(16, 16, 3, 3, dtype=torch.bfloat16, seed=1)
     large = randn(4, 48, 3, 3, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     for x in (large[:, 16:32], large[::2, 8:24], large[:, 1:17], large[:1, :16].expand(3, 16, 3, 3), large[:, :16].mT):
@@ -183,17 +186,17 @@ def test_where_it_lies(started: list[str]) -> None:
     )
 
 
-def test_results_seen_as_rows(started: list[str]) -> None:
-    """1x1 filters, 20 of them: results of one column, and of planes at odd addresses, unlike the source."""
+def test_results_as_rows(started: list[str]) -> None:
+    """20 filters of 1x1: results of one column, and results whose planes are misaligned, unlike those of the source."""
     column = randn(2, 16, 3, 1, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     top = randn(2, 16, 8, 5, dtype=torch.bfloat16)[:, :, :3]
     for x in (column, top):
         check(tnn.conv2d, F.conv2d, x, randn(20, 16, 1, 1, dtype=torch.bfloat16, seed=1), None)
-    assert started.count("_conv2d_gather_tma_kernel") == 2, "dgrad of 20 filters is left to pointers"
+    assert started.count("_conv2d_gather_tma_kernel") == 2, "dgrad of 20 filters uses the pointer kernel"
 
 
 def test_rows_with_gaps(started: list[str]) -> None:
-    """1x1 filters see one row where all pixels lie side by side, channels innermost or pixels, and there alone."""
+    """1x1 filters merge rows only if all pixels are contiguous, with channels or pixels innermost."""
     w = randn(16, 16, 1, 1, dtype=torch.bfloat16, seed=1)
     for order in (torch.channels_last, torch.contiguous_format):
         large = randn(4, 16, 4, 8, dtype=torch.bfloat16).contiguous(memory_format=order)
@@ -203,7 +206,7 @@ def test_rows_with_gaps(started: list[str]) -> None:
 
 
 def test_windows_past_the_far_edge(started: list[str]) -> None:
-    """Launchers take results that reach further than the image: what lies there is zero."""
+    """Launchers accept results beyond the image; pixels outside are zero."""
     x, dy = (randn(18, 16, n, n, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last) for n in (2, 3))
     geometry = (1, 1), (0, 0), (1, 1), 1
     wide, w = F.pad(x, (0, 1, 0, 1)), randn(16, 16, 1, 1, dtype=torch.bfloat16)
@@ -222,22 +225,22 @@ def test_windows_past_the_far_edge(started: list[str]) -> None:
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
 @pytest.mark.parametrize(
     "case",
-    ["3x3", "1x1: all pixels are one row", "stride 2, even width: pairs of columns", "3x3 of more images than a box has"],
+    ["3x3", "1x1: all pixels are one row", "stride 2, even width: pairs of columns", "3x3, more images than a box has"],
 )
 def test_fused(case: str, arithmetic: str, started: list[str]) -> None:
-    """A scale and a shift, ReLU, and statistics in the kernel's last lines; of a half without pixels, too."""
+    """A scale, a shift, ReLU and statistics in the epilogue, also for a half tile without pixels."""
     check_fused(*operands(CASES[case], allowed(arithmetic), "channels_last"), CASES[case].options, started)
 
 
 def test_pooled(started: list[str]) -> None:
-    """What is convolved in boxes is pooled by a kernel of its own."""
+    """A separate kernel pools the result of a TMA convolution."""
     x, w, b = operands(CASES["3x3"], allowed("bf16"), "channels_last")
     y, _ = launchers.conv2d_relu_max_pool2d(x, w, b, (5, 6), (1, 1), (1, 1), (1, 1), 1, (2, 3), (2, 2), (2, 2), (0, 0), (1, 1))
     assert torch.equal(y, F.max_pool2d(tnn.conv2d(x, w, b, padding=1).relu(), 2)) and "_conv2d_gather_tma_kernel" in started
 
 
-def test_planes_are_as_exact_as_float32() -> None:
-    """A long sum of numbers of all sizes: three planes lose nothing that float32 keeps."""
+def test_bf16_terms_are_as_exact_as_float32() -> None:
+    """A long sum of numbers of mixed magnitudes: three bf16 terms are as exact as float32."""
     allowed("fp32")
     x, w = randn(2, 512, 2, 3), randn(16, 512, 1, 1, seed=1)
     scale = 10.0 ** randn(1, 512, 1, 1, seed=2)
@@ -246,8 +249,8 @@ def test_planes_are_as_exact_as_float32() -> None:
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_what_is_not_finite(value: float, arithmetic: str) -> None:
-    """One pixel reaches the outputs that see it and no other, with the sign of its filter."""
+def test_not_finite(value: float, arithmetic: str) -> None:
+    """An infinity or NaN in a pixel changes only the outputs that read it, with the sign of the filter."""
     x, w, _ = operands(Conv((2, 16, 7, 8), (16, 16, 3, 3)), allowed(arithmetic), "channels_last")
     x[1, 3, 2, 5] = value
     y, expected = tnn.conv2d(x, w, padding=1), F.conv2d(x.double().cpu(), w.double().cpu(), padding=1)
@@ -263,7 +266,7 @@ def everything(nn: Any, x: Tensor, w: Tensor, dy: Tensor, **options: Any) -> lis
 
 
 def spoilt(shape: tuple[int, ...], at: tuple[int, ...] = (), seed: int = 0) -> Tensor:
-    """Channels innermost, with an infinity at one place."""
+    """A tensor with channels innermost and an infinity at one position."""
     t = randn(*shape, dtype=torch.bfloat16, seed=seed)
     if at:
         t[at] = float("inf")
@@ -271,19 +274,19 @@ def spoilt(shape: tuple[int, ...], at: tuple[int, ...] = (), seed: int = 0) -> T
 
 
 def compared(x: Tensor, w: Tensor, dy: Tensor, **options: Any) -> list[tuple[Tensor, Tensor]]:
-    """Ours and torch's, in float64."""
+    """Pairs of our results and torch's float64 results."""
     of_torch = everything(F, *(t.double().cpu() for t in (x, w, dy)), **options)
     return [(a.double().cpu(), b) for a, b in zip(everything(tnn, x, w, dy, **options), of_torch, strict=True)]
 
 
 def test_infinities_over_padding() -> None:
-    """docs/differences.md: what sees nothing but padding for a whole box, or a whole line, is left out."""
+    """docs/differences.md: a tap is skipped if a whole TMA box, or a whole run of wgrad, reads only padding through it."""
     shape, filters, options = (2, 16, 7, 7), (16, 16, 3, 3), {"padding": 6, "dilation": 6}
     x, w, dy = (spoilt(size, seed=i) for i, size in enumerate((shape, filters, shape)))
     (y, expected), _, _ = compared(x, spoilt(filters, (3, 2, 0, 0), 1), dy, **options)
     assert expected[:, 3, :6, :6].isnan().all() and not y[expected.isfinite()].isnan().any()
     assert y[:, 3, 6, 6].isinf().all()
-    if INTERPRETED:  # a GPU has other boxes
+    if INTERPRETED:  # a GPU uses other boxes
         assert y[:, 3, 0, 0].isfinite().all()
     _, _, (dw, expected) = compared(x, w, spoilt(shape, (1, 4, 0, 0), 2), **options)
     assert expected[4, :, 0, 0].isnan().all() and dw[4, :, 0, 0].isfinite().all()
@@ -291,7 +294,7 @@ def test_infinities_over_padding() -> None:
 
 
 def test_infinities_of_narrow_groups() -> None:
-    """docs/differences.md: they spread to the groups that are done at once, here four, and no further."""
+    """docs/differences.md: infinities spread to the groups merged with theirs, here four, and no further."""
     shape, filters, options = (17, 32, 3, 4), (32, 4, 3, 3), {"padding": 1, "groups": 8}
     x, w, dy = (spoilt(size, seed=i) for i, size in enumerate((shape, filters, shape)))
     at = 0, 5, 1, 1
@@ -307,7 +310,7 @@ def test_infinities_of_narrow_groups() -> None:
 
 
 def test_infinities_past_the_last_column() -> None:
-    """docs/differences.md: lines of 16 columns, of which the second has zeros for gradients from the 26th column on."""
+    """docs/differences.md: in runs of 16 columns, the second run has zero gradients from the 26th column on."""
     w, dy = spoilt((24, 16, 2, 3), seed=1), spoilt((2, 24, 1, 26), seed=2)
     _, _, (dw, expected) = compared(spoilt((2, 16, 2, 28), (1, 4, 0, 27)), w, dy)
     assert torch.equal(dw.isinf(), expected.isinf()) and not expected.isnan().any()
@@ -328,8 +331,8 @@ def test_infinities_past_the_last_column() -> None:
         (torch.finfo(torch.float32).max, 1.0, torch.finfo(torch.float32).max),
     ],
 )
-def test_ends_of_the_planes(x: float, w: float, expected: float) -> None:
-    """docs/differences.md: the smallest and the largest numbers, of which bfloat16 has fewer."""
+def test_range_of_bf16_terms(x: float, w: float, expected: float) -> None:
+    """docs/differences.md: the smallest and the largest numbers, where bf16 terms have fewer bits."""
     allowed("fp32")
     image, filters = torch.zeros(1, 16, 2, 2, device=DEVICE), torch.zeros(16, 16, 1, 1, device=DEVICE)
     image[:, 0], filters[:, 0] = x, w
@@ -346,12 +349,12 @@ def test_same_bits() -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        Conv((2, 12, 5, 5), (16, 12, 3, 3)),  # 24 bytes a pixel
+        Conv((2, 12, 5, 5), (16, 12, 3, 3)),  # 24 bytes per pixel
         Conv((2, 16, 5, 5), (6, 16, 3, 3)),  # few filters
         Conv((2, 48, 5, 5), (48, 24, 3, 3), {"groups": 2}),  # a block of channels would reach into the next group
     ],
 )
-def test_left_to_pointers(case: Conv, started: list[str]) -> None:
+def test_pointer_kernel_instead(case: Conv, started: list[str]) -> None:
     check(tnn.conv2d, F.conv2d, *operands(case, torch.bfloat16, "channels_last"), **case.options)
     assert not started
 
@@ -372,14 +375,14 @@ def _hits_kernel(found, SIZE: tl.constexpr, AXIS: tl.constexpr, REACH: tl.conste
 @pytest.mark.parametrize("size", [1, 6])
 @pytest.mark.parametrize("axis", [Axis(3, 1, 1, 1), Axis(5, 2, 3, 2), Axis(2, 3, 0, 4)])
 def test_taps_and_pixels_that_hit(axis: Axis, size: int, reach: int) -> None:
-    """Against brute force: of the taps, those that see the image; of the pixels, those that a tap moves into it."""
+    """The ranges of taps inside the image, and of pixels a tap moves into the image, equal brute force."""
     block = 32
     found = torch.empty(3, block, dtype=torch.int32, device=DEVICE)
     launch.launch(_hits_kernel, 1, found, SIZE=size, AXIS=axis, REACH=reach, BLOCK=block, device=found.device)
     for i, (forwards, backwards, pixels) in enumerate(found.T.tolist()):
         for code, step in ((forwards, axis.dilation), (backwards, -axis.dilation)):
-            seen = [t for t in range(axis.taps) if -reach <= i - block // 2 + t * step < size]
-            assert list(range(code // 100, code // 100 + code % 100)) == seen if code % 100 else not seen
+            taps = [t for t in range(axis.taps) if -reach <= i - block // 2 + t * step < size]
+            assert list(range(code // 100, code // 100 + code % 100)) == taps if code % 100 else not taps
         moved = [p * axis.stride - axis.padding + t * axis.dilation for t in range(i, i + reach + 1) for p in range(size)]
         hit = [number % size for number, big in enumerate(moved) if 0 <= big < size]
         first, count = pixels // 100, pixels % 100
@@ -388,12 +391,12 @@ def test_taps_and_pixels_that_hit(axis: Axis, size: int, reach: int) -> None:
 
 @pytest.mark.parametrize("adjoint", [False, True])
 def test_work_of_a_box(adjoint: bool) -> None:
-    """What the choice of a box counts is what the kernel does: taps by tiles along an axis."""
+    """`GatherAxis.work` counts the products of the kernel along an axis: the taps inside, summed over tiles."""
     for taps, stride, padding, dilation in itertools.product((1, 3), (1, 2), (0, 1), (1, 3)):
         axis = Axis(taps, stride, padding, dilation)
         for block in (1, 4):
             if adjoint:
-                seen = sum(
+                work = sum(
                     max(1, sum(any(_hits(p, t, axis, 9) for p in tile) for t in range(taps)))
                     for phase in range(stride)
                     for tile in _tiles(range(phase, 12, stride), -(-12 // stride), block, stride)
@@ -401,8 +404,8 @@ def test_work_of_a_box(adjoint: bool) -> None:
             else:
                 tiles = [range(first, first + block) for first in range(0, 12, block)]
                 reach = [(min(tile) * stride - padding, max(tile) * stride - padding) for tile in tiles]
-                seen = sum(low + t * dilation < 9 and high + t * dilation >= 0 for low, high in reach for t in range(taps))
-            assert GatherAxis(12, 9, axis, adjoint).work(block) == seen, (axis, block)
+                work = sum(low + t * dilation < 9 and high + t * dilation >= 0 for low, high in reach for t in range(taps))
+            assert GatherAxis(12, 9, axis, adjoint).work(block) == work, (axis, block)
 
 
 def _hits(big: int, tap: int, axis: Axis, size: int) -> bool:
@@ -411,14 +414,14 @@ def _hits(big: int, tap: int, axis: Axis, size: int) -> bool:
 
 
 def _tiles(pixels: range, count: int, block: int, step: int) -> Iterator[range]:
-    """Blocks of a phase's pixels, the last of them past the edge."""
+    """Blocks of a phase's pixels; the last may reach past the edge."""
     for first in range(0, count, block):
         start = pixels.start + first * step
         yield range(start, start + block * step, step)
 
 
 def test_boxes_waste_little() -> None:
-    """64 images of 7 x 7 are done pixel by pixel, large ones in rows; a box that cannot be wide is high."""
+    """Boxes of one pixel for 64 images of 7 x 7, of a row for large images, of a column if they must be one column wide."""
     plain = Axis(3, 1, 1, 1)
     assert best_box(64, 64, GatherAxis(7, 7, plain, False), GatherAxis(7, 7, plain, False)) == Box(64, 1, 1)
     assert best_box(128, 1, GatherAxis(256, 256, plain, False), GatherAxis(256, 256, plain, False)) == Box(1, 1, 128)

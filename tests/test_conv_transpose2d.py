@@ -43,8 +43,8 @@ def test_is_the_adjoint_of_conv2d(stride: tuple[int, int], dilation: tuple[int, 
     torch.testing.assert_close(left, right, rtol=1e-13, atol=1e-13)
 
 
-def test_passes_are_named() -> None:
-    """The three launchers of this operator are the gradients that autograd takes."""
+def test_launchers_compute_the_gradients() -> None:
+    """dgrad and wgrad equal autograd's gradients."""
     x, w, _ = operands(CONV_TRANSPOSE["groups, all arguments"], torch.float64)
     geometry = (2, 3), (1, 1), (1, 2), 2
     size = F.conv_transpose2d(x, w, None, (2, 3), 1, 0, 2, (1, 2)).shape[2:]
@@ -69,14 +69,14 @@ def test_output_size_out_of_range() -> None:
     raises_like(torchs, ours, torch.ones(2, 4, 5, 5), (12, 9))
 
 
-def test_padding_mode_is_refused() -> None:
+def test_padding_mode_raises() -> None:
     raises_like(torch.nn.ConvTranspose2d, tnn.ConvTranspose2d, 4, 5, 3, padding_mode="reflect")
 
 
 X, W, B = (2, 4, 5, 5), (4, 3, 3, 3), (6,)
 ERRORS = {
     "input of two axes": ((5, 5), W, None, {}),
-    "channels that do not fit": ((2, 3, 5, 5), W, B, {"groups": 2}),
+    "channels of input and weight differ": ((2, 3, 5, 5), W, B, {"groups": 2}),
     "groups that do not divide the channels": ((2, 5, 5, 5), (5, 3, 3, 3), None, {"groups": 2}),
     "no groups": (X, W, None, {"groups": 0}),
     "bias too short": (X, W, (3,), {"groups": 2}),
@@ -84,7 +84,7 @@ ERRORS = {
     "negative padding": (X, W, None, {"padding": -1}),
     "stride 0": (X, W, None, {"stride": 0}),
     "dilation 0": (X, W, None, {"dilation": 0}),
-    "padding that leaves no output": (X, W, None, {"padding": 5}),
+    "padding larger than the output": (X, W, None, {"padding": 5}),
 }
 
 
@@ -94,8 +94,8 @@ def test_errors(case: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | 
     raises_like(F.conv_transpose2d, tnn.conv_transpose2d, *(randn(*s) if s is not None else None for s in shapes), **options)
 
 
-def test_no_images() -> None:
-    """torch refuses an output without columns, and too much output padding, for an image only."""
+def test_empty_batches() -> None:
+    """For an empty batch, torch accepts an output without rows and too large an output padding."""
     options: dict[str, Any] = {"stride": (4, 1), "padding": 3}
     check(tnn.conv_transpose2d, F.conv_transpose2d, randn(0, 2, 5, 4), randn(2, 3, 4, 3), **options)
     raises_like(F.conv_transpose2d, tnn.conv_transpose2d, randn(1, 2, 5, 4), randn(2, 3, 4, 3), **options)

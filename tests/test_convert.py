@@ -1,4 +1,4 @@
-"""Networks of torch.nn on trinn's kernels by `trinn.convert`, and back by `trinn.revert`."""
+"""`trinn.convert` moves torch.nn networks to trinn's kernels, and `trinn.revert` moves them back."""
 
 import copy
 import io
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("large_tiles")
 
 Shape = tuple[int, ...]
 
-# Small, and cut short where there are many layers of a kind: for the interpreter.
+# Small networks for the interpreter, with fewer repetitions of their blocks.
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "LeNet": (lambda: LeNet(nn=nn), (2, 1, 32, 32)),
     "AlexNet": (lambda: AlexNet(10, 0.0, nn=Narrow(nn)), (2, 3, 63, 63)),
@@ -53,7 +53,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "DCGAN's discriminator": (lambda: dcgan_discriminator(1), (2, 3, 64, 64)),
     "DeepLab's head": (lambda: DeepLabHead(2, 2, (1, 2, 3)), (2, 2, 8, 8)),
 }
-# With all their layers.
+# The same networks with all their layers.
 WHOLE: dict[str, tuple[Callable[[], nn.Module], Shape]] = ARCHITECTURES | {
     "VGG-11": (lambda: VGG11(4), (2, 3, 64, 64)),
     "VGG-11 with batch norm": (lambda: VGG11(4, batch_norm=True), (2, 3, 64, 64)),
@@ -68,7 +68,7 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], Shape]] = ARCHITECTURES | {
 }
 whole = pytest.mark.parametrize("name", WHOLE)
 architectures = pytest.mark.parametrize("name", ARCHITECTURES)
-fused = pytest.mark.parametrize("fuse", [False, True], ids=["apart", "fused"])
+fused = pytest.mark.parametrize("fuse", [False, True], ids=["unfused", "fused"])
 
 
 def built(build: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
@@ -91,17 +91,17 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @fused
 @architectures
 def test_same_results(name: str, fuse: bool) -> None:
-    """Outputs, gradients and running statistics in float64 before and after; reverted, torch's own bits."""
+    """float64 outputs, gradients and running statistics stay the same; a reverted model has torch's exact bits."""
     build, shape = ARCHITECTURES[name]
     model, torchs = built(build, torch.float64), built(build, torch.float64)
     parameters, initial = list(model.parameters()), state(model)
     assert trinn.convert(model, fuse=fuse) is model and repr(model) == repr(torchs)
     left = {type(m).__name__ for m in model.modules() if type(m) in TORCHS_OWN}
-    assert not left, f"{left} stayed torch's"
+    assert not left, f"{left} were not converted"
     assert same_bits(state(model), initial) and all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     images = randn(*shape, dtype=torch.float64)
     got, expected = passes(model, images), passes(torchs, images)
-    # As exact as two float64 networks can be compared whose rounding batch norms enlarge.
+    # Batch norms amplify rounding, so a tighter tolerance fails in float64.
     for results in (got, expected), (state(model), state(torchs)):
         for name in results[1]:
             torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-9, atol=1e-12)
@@ -112,14 +112,14 @@ def test_same_results(name: str, fuse: bool) -> None:
     assert same_bits(state(model), state(torchs))
 
 
-TORCHS_OWN = tuple(getattr(nn, name) for name in tnn.__all__ if hasattr(nn, name))
+TORCHS_OWN = tuple(getattr(nn, name) for name in vars(tnn)["__all__"] if hasattr(nn, name))
 
 
 @pytest.mark.long
 @fused
 @whole
 def test_same_results_in_float32(name: str, fuse: bool, full_float32: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the rule of check.py for logits and gradients, with tiles of a GPU's size, whose sums are as long."""
+    """Logits and gradients obey the rule of check.py with tiles of 256, as long as a GPU's sums."""
     monkeypatch.setattr(settings, "interpreted_block", 256)
     build, shape = WHOLE[name]
     model, torchs = built(build), built(build)
@@ -127,8 +127,8 @@ def test_same_results_in_float32(name: str, fuse: bool, full_float32: None, monk
     check_deep_network(model, torchs, [randn(*shape, seed=seed) for seed in range(3)])
 
 
-def test_the_rule_for_deep_networks_bites(full_float32: None) -> None:
-    """One layer that is wrong by a hundred units in the last place is noticed."""
+def test_the_rule_for_deep_networks_finds_a_wrong_layer(full_float32: None) -> None:
+    """An error of a hundred units in the last place in one layer fails the check."""
     model, torchs = built(lambda: VGG11(2)), built(lambda: VGG11(2))
     trinn.convert(model)
     batches = [randn(2, 3, 32, 32, seed=seed) for seed in range(3)]
@@ -144,8 +144,8 @@ def small() -> nn.Sequential:
     )  # fmt: skip
 
 
-def test_everything_survives() -> None:
-    """Hooks, flags, names of buffers, what an optimizer refers to: all that a module holds."""
+def test_hooks_and_attributes_survive() -> None:
+    """Hooks, flags, buffer names and the optimizer's references to parameters stay valid."""
     model = built(small)
     model[1].eval()
     model[0].bias.requires_grad_(False)
@@ -174,8 +174,8 @@ def test_everything_survives() -> None:
 WEIGHT_RULES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "weight_norm": parametrizations.weight_norm,
     "spectral_norm": lambda module: parametrizations.spectral_norm(module.eval()),
-    "the older weight_norm": torch.nn.utils.weight_norm,
-    "the older spectral_norm": lambda module: torch.nn.utils.spectral_norm(module.eval()),
+    "nn.utils.weight_norm": torch.nn.utils.weight_norm,
+    "nn.utils.spectral_norm": lambda module: torch.nn.utils.spectral_norm(module.eval()),
     "pruning": lambda module: prune.l1_unstructured(module, "weight", amount=0.5),
 }
 
@@ -184,7 +184,7 @@ WEIGHT_RULES: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("layer", ["Conv2d", "ConvTranspose2d", "Linear"])
 @pytest.mark.parametrize("rule", WEIGHT_RULES)
 def test_computed_weights(rule: str, layer: str, full_float32: None) -> None:
-    """Weights that are computed anew for each call are computed for ours too; back to the very class."""
+    """Weights computed at each call, by a parametrization or a hook, work after `convert`; `revert` restores the same class."""
     sizes, shape = ((3, 4), (2, 3)) if layer == "Linear" else ((3, 4, 3), (2, 3, 5, 5))
     torchs, inner = (WEIGHT_RULES[rule](built(lambda: getattr(nn, layer)(*sizes))) for _ in range(2))
     model = nn.ModuleDict({"layer": inner})
@@ -222,7 +222,7 @@ def test_parametrizations_that_change_while_converted() -> None:
     assert type(trinn.revert(layer)).__bases__ == (nn.Conv2d,)
 
 
-def test_layers_without_sizes_yet() -> None:
+def test_lazy_layers() -> None:
     model = trinn.convert(nn.Sequential(nn.LazyConv2d(3, 2), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2)).to(DEVICE))
     assert [type(module) for module in model[::3]] == [tnn.LazyConv2d, tnn.LazyLinear]
     model(randn(2, 2, 4, 4))
@@ -231,41 +231,41 @@ def test_layers_without_sizes_yet() -> None:
     assert [type(module) for module in (model[0], model[1], model[3])] == [nn.Conv2d, nn.BatchNorm2d, nn.Linear]
 
 
-def test_the_model_may_be_a_layer_and_layers_may_be_shared() -> None:
+def test_a_single_layer_and_a_shared_layer() -> None:
     layer = nn.Conv2d(1, 1, 1)
     assert trinn.convert(layer) is layer and type(layer) is tnn.Conv2d
     relu = nn.ReLU()
-    asked: list[str] = []
+    visited: list[str] = []
     model = nn.Sequential(nn.Conv2d(1, 1, 1), relu, nn.Conv2d(1, 1, 1), relu)
-    trinn.convert(model, filter_fn=lambda name, module: not asked.append(name))  # type: ignore[func-returns-value]
-    assert asked == ["0", "1", "2"] and model[1] is model[3] is relu and type(relu) is tnn.ReLU
+    trinn.convert(model, filter_fn=lambda name, module: not visited.append(name))  # type: ignore[func-returns-value]
+    assert visited == ["0", "1", "2"] and model[1] is model[3] is relu and type(relu) is tnn.ReLU
 
 
 CHOICES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "all": ({}, [0, 1, 2, 3, 5]),
     "classes and names": ({"include": (nn.Conv2d, "Linear")}, [0, 5]),
-    "ours": ({"include": [tnn.MaxPool2d]}, [3]),
-    "one": ({"include": nn.ReLU}, [2]),
+    "trinn's class": ({"include": [tnn.MaxPool2d]}, [3]),
+    "one class": ({"include": nn.ReLU}, [2]),
     "one name": ({"include": "BatchNorm2d"}, [1]),
     "none": ({"include": ()}, []),
-    "a filter": ({"filter_fn": lambda name, module: name != "0" and not isinstance(module, nn.Linear)}, [1, 2, 3]),
-    "both": ({"include": ("Linear", "ReLU"), "filter_fn": lambda name, _: name == "5"}, [5]),
+    "filter_fn": ({"filter_fn": lambda name, module: name != "0" and not isinstance(module, nn.Linear)}, [1, 2, 3]),
+    "include and filter_fn": ({"include": ("Linear", "ReLU"), "filter_fn": lambda name, _: name == "5"}, [5]),
 }
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_choice(choice: str) -> None:
+def test_include_and_filter_fn(choice: str) -> None:
     options, expected = CHOICES[choice]
     model = trinn.convert(small(), **options)
     assert [i for i, module in enumerate(model) if type(module).__module__.startswith("trinn.")] == expected
     assert not model[4]._forward_hooks and type(model[4]) is nn.Flatten
 
 
-def test_mistakes() -> None:
-    """Of the caller: said before anything has changed."""
-    with pytest.raises(ValueError, match="trinn has no .*Conv1d'>, but .*Conv2d, "):
+def test_invalid_arguments() -> None:
+    """They raise before any module changes."""
+    with pytest.raises(ValueError, match="trinn has no .*Conv1d'>; it has .*Conv2d, "):
         trinn.convert(small(), include=(nn.Conv2d, nn.Conv1d))
-    with pytest.raises(ValueError, match="trinn has no 'conv2d', but "):
+    with pytest.raises(ValueError, match="trinn has no 'conv2d'; it has "):
         trinn.convert(small(), include="conv2d")
     for function in (trinn.convert, trinn.revert, trinn.report):
         with pytest.raises(TypeError, match="expected a torch.nn.Module, but got function"):
@@ -288,7 +288,7 @@ class Doubled(nn.Conv2d):
 
 
 class Standardized(nn.Conv2d):
-    """As in networks with weight standardization."""
+    """Weight standardization, common in public networks."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(input, weight - weight.mean(), bias)
@@ -304,7 +304,7 @@ class Strided(nn.AvgPool2d):
 
 
 class Watching:
-    """A mixin that is asked for each attribute."""
+    """A mixin with a `__getattr__`."""
 
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(name)  # type: ignore[misc]
@@ -320,7 +320,7 @@ class Swish(nn.Module):
 
 
 def left_alone() -> dict[str, tuple[nn.Module, str]]:
-    """What `convert` has to leave as it is, by what `report` says of it, and what it says that runs."""
+    """Modules that `convert` must not change. Keys: the `why` of `report`; values: the module and its `runs`."""
     replaced, inner, sharded = nn.Linear(1, 1), nn.Conv2d(1, 1, 1), nn.Linear(1, 1)
     replaced.forward = lambda input: input  # type: ignore[method-assign]
     inner._conv_forward = lambda *_: None  # type: ignore
@@ -337,20 +337,20 @@ def left_alone() -> dict[str, tuple[nn.Module, str]]:
     }
 
 
-# Subclasses that change what a call does, and the shape of an input.
+# Subclasses with a changed call, and the shape of an input.
 OWN_FORWARDS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "forward": (lambda: Doubled(2, 3, 2), (2, 2, 4, 4)),
     "_conv_forward": (lambda: Standardized(2, 3, 2), (2, 2, 4, 4)),
     "__call__": (lambda: Called(4, 3), (2, 4)),
-    "a stride": (lambda: Strided(1), (1, 2, 4, 4)),
-    "attributes": (Watched, (2, 3)),
+    "stride property": (lambda: Strided(1), (1, 2, 4, 4)),
+    "__getattr__": (Watched, (2, 3)),
     "parametrized": (lambda: parametrizations.weight_norm(Doubled(2, 3, 2)), (2, 2, 4, 4)),
 }
 
 
 @pytest.mark.parametrize("own", OWN_FORWARDS)
-def test_forwards_of_their_own(own: str, full_float32: None) -> None:
-    """They run as they are, with trinn's functions in the place of torch's, and only where they are converted."""
+def test_subclasses_with_their_own_call(own: str, full_float32: None) -> None:
+    """Their code runs with trinn's functions in place of torch's, if they are converted."""
     build, shape = OWN_FORWARDS[own]
     model, torchs, x = nn.Sequential(built(build)), nn.Sequential(built(build)), randn(*shape)
     cls, state = type(model[0]), list(vars(model[0]))
@@ -369,7 +369,7 @@ def test_forwards_of_their_own(own: str, full_float32: None) -> None:
 
 
 @pytest.mark.parametrize("reason", left_alone())
-def test_what_stays_torchs(reason: str) -> None:
+def test_modules_left_unchanged(reason: str) -> None:
     module, runs = left_alone()[reason]
     cls = type(module)
     model = trinn.convert(nn.Sequential(module))
@@ -387,15 +387,15 @@ def test_scripted_modules() -> None:
     assert type(model[1]) is tnn.ReLU and model(-torch.ones(2, device=DEVICE)).eq(0).all()
 
 
-def test_a_layer_of_trinns_in_the_model() -> None:
-    """It stays as it is, and becomes torch's with the others."""
+def test_a_model_with_trinn_layers() -> None:
+    """`convert` keeps trinn's layers; `revert` turns them into torch's with the others."""
     model = nn.Sequential(tnn.Linear(2, 2), nn.Linear(2, 2), type("Mine", (tnn.Linear,), {})(2, 2))
     assert [type(m).__name__ for m in trinn.convert(model)] == ["Linear", "Linear", "Mine"]
     assert [m.__class__ for m in trinn.revert(model)][:2] == [nn.Linear, nn.Linear] and isinstance(model[2], tnn.Linear)
 
 
-def test_a_compiled_model_notices(full_float32: None) -> None:
-    """One that was compiled before it is converted compiles anew, and again when it is reverted."""
+def test_a_compiled_model_recompiles(full_float32: None) -> None:
+    """A compiled model recompiles after `convert`; after `revert` the first compilation is used again."""
     model = built(small).eval()
     x = randn(2, 2, 6, 6)
     expected = model(x)
@@ -417,7 +417,7 @@ def test_a_compiled_model_notices(full_float32: None) -> None:
 
 
 def several() -> nn.Sequential:
-    """Layers of many kinds: converted, left, of users, fused, and with nothing to compute."""
+    """Layers of many kinds: converted, left on torch, users' own, fused, and without computation."""
     return nn.Sequential(
         nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3, groups=2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2), nn.Dropout2d().eval()),
         nn.Linear(2, 2), nn.LazyConv2d(2, 3), nn.Sequential(tnn.Conv2d(2, 2, 1), tnn.ReLU()),
@@ -428,11 +428,11 @@ def several() -> nn.Sequential:
 
 
 def test_report_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
-    """A row for each layer: which kernels, or why not."""
+    """One row per layer: the kernels, or the reason without kernels."""
     trinn.report(trinn.convert(several(), filter_fn=lambda name, _: name != "3", fuse=True), layers=True)
     title, head, line, *lines = capsys.readouterr().out.splitlines()
     assert title.startswith(f"Sequential: 10 of 16 layers on trinn {trinn.__version__}, on cpu (")
-    assert re.split("  +", head) == ["layer", "class", "runs", "fused with", "why"]
+    assert re.split("  +", head) == ["layer", "class", "runs", "fused with", "remarks"]
     assert set(line) == {"-"} and len(line) == max(map(len, lines))
     assert [re.split("  +", row) for row in lines] == [
         ["0", "Conv2d", "kernels/conv2d/passes.py"],
@@ -458,18 +458,18 @@ def test_report_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:
-    """A row for each class and each reason; what computes nothing does not count."""
+    """One row per class and reason; modules without computation are not counted."""
     trinn.report(trinn.convert(several(), filter_fn=lambda name, _: name != "3", fuse=True))
     title, head, line, *lines = capsys.readouterr().out.splitlines()
     *lines, idle, functions, more = lines
     assert title.startswith(f"Sequential: 10 of 16 layers on trinn {trinn.__version__}, on cpu (") and ", 2 fused" in title
-    assert re.split("  +", head) == ["class", "layers", "trinn", "fused", "why not, or what else"] and set(line) == {"-"}
+    assert re.split("  +", head) == ["class", "layers", "trinn", "fused", "remarks"] and set(line) == {"-"}
     assert [re.split("  +", row) for row in lines][:3] == [
         ["Conv2d", "4", "4", "1"],
         ["Linear", "2", "1", "0", "1: not converted"],
         ["Dropout", "1", "0", "0", "1: trinn has no Dropout"],
     ]
-    assert idle == "Not counted, with nothing to compute: 1 Dropout2d, 1 Identity, 1 Flatten."
+    assert idle == "Not counted, as they compute nothing: 1 Dropout2d, 1 Identity, 1 Flatten."
     assert "F.relu" in functions and "patched()" in functions and "layers=True" in more
 
 
@@ -484,11 +484,11 @@ def run_of_three() -> Any:
     return trinn.convert(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU()), fuse=True)
 
 
-# What users do to a model after it is converted, and what is said of its layers: what runs, with which others, and why.
+# Changes to a converted model, and the report of each layer afterwards: (runs, fused, why).
 CONV, NORM, RELU = ("kernels/conv2d/passes.py", "", ""), ("kernels/batchnorm2d.py", "", ""), ("kernels/relu.py", "", "")
 NORM_RELU = [("kernels/batchnorm2d.py", "2", ""), ("kernels/relu.py", "1", "")]
 AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] = {
-    "nothing": (
+    "no change": (
         lambda model: None,
         [("kernels/conv2d/passes.py", "1, 2", ""), ("kernels/batchnorm2d.py", "0, 2", ""), ("kernels/relu.py", "0, 1", "")],
     ),
@@ -511,24 +511,26 @@ AFTERWARDS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str]]]] =
         [CONV, ("torch", "", "trinn has no _WeightNorm"), *NORM_RELU],
     ),
     "a slice": (lambda model: model[:2], [CONV, NORM]),
-    "a layer of torch": (
+    "a torch layer": (
         lambda model: model.__setitem__(1, nn.BatchNorm2d(2)), [CONV, ("torch", "", "not converted"), RELU]
     ),
-    "one less": (lambda model: model.__delitem__(1), [("kernels/conv2d/passes.py", "1", ""), ("kernels/relu.py", "0", "")]),
+    "a deleted layer": (
+        lambda model: model.__delitem__(1), [("kernels/conv2d/passes.py", "1", ""), ("kernels/relu.py", "0", "")]
+    ),
     "complex weights": (lambda model: model[:1].to(torch.complex64), [("raises", "", "weight is complex64")]),
 }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules")
 @pytest.mark.parametrize("change", AFTERWARDS)
-def test_report_of_what_was_changed_afterwards(change: str) -> None:
-    """It says what a call runs now."""
+def test_report_after_a_change(change: str) -> None:
+    """The report describes the code of the next call."""
     function, expected = AFTERWARDS[change]
     model = run_of_three()
     assert [row[2:] for row in rows(function(model) or model)] == expected
 
 
-def test_report_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_names_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def title(model: nn.Module) -> str:
         file = io.StringIO()
         trinn.report(model, file)

@@ -1,4 +1,4 @@
-"""docs/convolution.md is what its stored figures render to, and shows times as soon as there are any."""
+"""docs/convolution.md is up to date with its stored data, and shows measured times if there are any."""
 
 import json
 import subprocess
@@ -11,33 +11,34 @@ from bench import convolution_figures as figures
 from bench.convolution_page import PAGE, STORED, drawn_from, render
 from bench.emulated import multiplied
 
-# Sums of what predicted.py counts for each tile are what kernels/conv2d/tma_box.py counts for all of them, never less than one.
+# predicted.py counts the taps of each tile. Their sum must equal the count of kernels/conv2d/tma_box.py for all tiles together.
+# In dgrad each tile has at least one tap.
 COUNTED = """
 from itertools import product
 
-from bench.predicted import Along, Axis, taps_seen
+from bench.predicted import Axis, GatherAxis, taps_inside
 
 axes = product((False, True), (1, 3, 4), (1, 2, 3), (0, 1, 5), (1, 2, 7), (1, 4))
 for adjoint, taps, stride, padding, dilation, block in axes:
     size, axis = 12, Axis(taps, stride, padding, dilation)
     for source in (size, 5):
-        seen = taps_seen(axis, adjoint, size, source, block)
-        counted = sum(max(1, count) if adjoint else count for phase in seen for count in phase)
-        assert counted == Along(size, source, axis, adjoint).work(block), (adjoint, axis, block, source)
+        phases = taps_inside(axis, adjoint, size, source, block)
+        counted = sum(max(1, count) if adjoint else count for phase in phases for count in phase)
+        assert counted == GatherAxis(size, source, axis, adjoint).work(block), (adjoint, axis, block, source)
 """
 
 
-def test_page_is_what_the_figures_render_to() -> None:
-    assert PAGE.read_text() == render(), "python -m bench.convolution_page writes it anew"
+def test_page_is_up_to_date() -> None:
+    assert PAGE.read_text() == render(), "python -m bench.convolution_page rewrites it"
 
 
-def test_pictures_are_of_the_stored_figures() -> None:
+def test_pictures_are_up_to_date() -> None:
     for name, data in drawn_from().items():
-        assert figures.digest(data).encode() in (STORED / f"{name}.png").read_bytes(), f"{name}.png is of other figures"
+        assert figures.digest(data).encode() in (STORED / f"{name}.png").read_bytes(), f"{name}.png shows other data"
 
 
 def test_times_are_shown(tmp_path: Path) -> None:
-    """Of the newest result of a GPU, beside what was predicted; what is no result is passed over."""
+    """The page shows the newest result of a GPU next to the predictions, and ignores other files."""
     name = "AlexNet conv3 b128"
     for date, ours in (("2031-01-01", 61e-6), ("2030-01-01", 77e-6)):
         times = [
@@ -62,12 +63,12 @@ def test_times_are_shown(tmp_path: Path) -> None:
     assert "Timed on: H200." in page and "| H200 | bfloat16 |" in page and "77, 83" not in page and line.count("not yet") == 2
 
 
-def test_taps_are_counted_as_the_launchers_do() -> None:
+def test_taps_are_counted_as_in_the_launchers() -> None:
     subprocess.run([sys.executable, "-c", COUNTED], check=True, cwd=PAGE.parent.parent)
 
 
-def test_an_instruction_cuts_off() -> None:
-    """What lies two bits under the accumulator's last is lost, and what its sum has beyond 24 bits."""
+def test_an_instruction_truncates() -> None:
+    """Bits more than two below the accumulator's last bit are lost, and so are bits of the sum beyond 24."""
 
     def summed(acc: float, products: list[float], truncates: bool) -> float:
         a = np.array([products], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What CUDA programs do around a kernel: streams, several devices, graphs; and autograd's guards, which need no GPU."""
+"""CUDA streams, several devices and CUDA graphs; and autograd's checks of saved tensors, which need no GPU."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @gpu
 @names
 def test_current_stream(name: str) -> None:
-    """A kernel runs in the current stream: after what that still has to write."""
+    """A kernel runs in the current stream, after the pending writes of that stream."""
     case = EVERY[name]
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
@@ -43,7 +43,7 @@ def test_current_stream(name: str) -> None:
 @two_gpus
 @names
 def test_another_device(name: str) -> None:
-    """Tensors on cuda:1 while cuda:0 is current, which it still is afterwards."""
+    """Tensors may be on cuda:1 while cuda:0 is the current device. The current device does not change."""
     case = EVERY[name]
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
@@ -62,15 +62,15 @@ def forward_and_backward(case: Every, inputs: list[Tensor], others: tuple[Tensor
 @gpu
 @names
 def test_graph(name: str) -> None:
-    """Captured forward and backward, replayed on other values in the same memory, give what a call on these gives."""
+    """A captured forward and backward, replayed on new values in the same memory, equals a direct call on these values."""
     case = EVERY[name]
     inputs, others = [t.requires_grad_() for t in case.tensors()], case.others()
-    with torch.no_grad():  # a graph of autograd's, made in another stream, would have a capture wait for that
+    with torch.no_grad():  # an autograd graph from another stream would make the capture wait for that stream
         result = case.function(*inputs, *others)
     dy = randn(*(result[0] if isinstance(result, tuple) else result).shape, seed=3)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is compiled here cannot be compiled in a capture
+    with torch.cuda.stream(stream):  # kernels cannot be compiled during a capture
         forward_and_backward(case, inputs, others, dy)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -89,7 +89,7 @@ def test_graph(name: str) -> None:
 @gpu
 @names
 def test_launch_cache(name: str) -> None:
-    """From the third call on kernels are started from the launch cache, and give the same bits."""
+    """From the third call on, kernels are launched from the launch cache, and give the same bits."""
     case = EVERY[name]
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
@@ -99,7 +99,7 @@ def test_launch_cache(name: str) -> None:
 
 @gpu
 def test_new_shape_inside_a_capture() -> None:
-    """The first call for a shape, of a kernel that another shape has compiled."""
+    """A capture may make the first call with a shape if another shape has compiled the kernel."""
     tnn.relu(randn(64, 32))
     x, graph = randn(48, 32), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -124,7 +124,7 @@ def test_inference_mode(name: str) -> None:
 
 
 def test_inference_tensors_are_not_saved() -> None:
-    """As torch: what was made in inference mode cannot take part in a backward."""
+    """As in torch, a tensor made in inference mode cannot be saved for backward."""
     with torch.inference_mode():
         x = randn(1, 2, 5, 5)
     w = randn(3, 2, 3, 3).requires_grad_()
@@ -132,7 +132,7 @@ def test_inference_tensors_are_not_saved() -> None:
         tnn.conv2d(x, w)
 
 
-# What a backward reads: the case, and which of its inputs; for relu it is the output.
+# Inputs saved for backward: the case and the number of the input. relu saves its output.
 SAVED = [
     ("conv2d", 0), ("conv2d", 1), ("conv2d, depthwise", 0), ("conv2d, depthwise", 1), ("conv_transpose2d", 0),
     ("conv_transpose2d", 1), ("linear", 0), ("linear", 1), ("batch_norm, training", 0), ("batch_norm, training", 1),
@@ -141,7 +141,7 @@ SAVED = [
 
 @pytest.mark.parametrize(("name", "changed"), SAVED)
 def test_a_saved_input_that_changed(name: str, changed: int) -> None:
-    """Written over between forward and backward, also through a view, it raises, as in torch."""
+    """As in torch, writing to a saved input between forward and backward raises, also through a view."""
     case = EVERY[name]
     for write in (lambda t: t.add_(1), lambda t: t[0].zero_()):
         inputs = [(t * 1).requires_grad_() for t in case.tensors()]
@@ -153,7 +153,7 @@ def test_a_saved_input_that_changed(name: str, changed: int) -> None:
 
 
 def test_a_saved_output_that_changed() -> None:
-    """ReLU's backward reads its output; our own in-place ReLU counts as a change of what it writes over."""
+    """ReLU saves its output. Our in-place ReLU counts as a write."""
     x = randn(3, 4).requires_grad_()
     for write in (lambda t: t.mul_(2), lambda t: tnn.relu_(t), lambda t: ops.relu_(t)):
         y = tnn.relu(x)

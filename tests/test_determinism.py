@@ -1,4 +1,4 @@
-"""The same inputs give the same bits: run after run, in strict deterministic mode, and whatever else is in the batch."""
+"""The same inputs give the same bits in every run, in torch's deterministic mode, and in any batch."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -24,13 +24,13 @@ RUNS = 20
 
 @pytest.fixture
 def strict() -> None:
-    """torch's own adaptive pools, bilinear resizing and reflection padding raise under this on a GPU."""
+    """Set torch's deterministic mode. On a GPU, torch's adaptive pools, bilinear resizing and reflection padding raise."""
     torch.use_deterministic_algorithms(True)
 
 
 @pytest.fixture
 def busy() -> Iterator[Callable[[], None]]:
-    """Work for another stream of the GPU, to be called before each run."""
+    """A function to call before each run: it keeps another stream of the GPU busy."""
     if DEVICE == "cpu":
         yield lambda: None
         return
@@ -62,11 +62,11 @@ def test_same_bits(name: str, busy: Callable[[], None]) -> None:
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("name", TMA_OPERATORS)
-def test_same_bits_by_tma(name: str, busy: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bits_through_tma(name: str, busy: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "interpreted_block", 256)
-    with tma_everywhere() as started:
+    with tma_everywhere() as launched_names:
         same_bits(TMA_OPERATORS[name], 2 if INTERPRETED else RUNS, busy)
-    assert started or not INTERPRETED
+    assert launched_names or not INTERPRETED
 
 
 @pytest.mark.long
@@ -77,8 +77,8 @@ def test_same_bits_in_twenty_runs(name: str, busy: Callable[[], None]) -> None:
 
 
 @pytest.mark.usefixtures("strict")
-def test_larger_sums_have_the_same_bits(busy: Callable[[], None]) -> None:
-    """Sums that are cut into parts: weight gradients and statistics of more pixels than one program takes."""
+def test_same_bits_of_split_sums(busy: Callable[[], None]) -> None:
+    """Weight gradients and statistics over more pixels than one program handles."""
     x, w = randn(2, 3, 20, 20), randn(6, 3, 3, 3)
 
     def run() -> list[Tensor]:
@@ -109,7 +109,7 @@ def train(model: Callable[[], nn.Module], image: int, classes: int, steps: int) 
 
 
 def narrow_alexnet() -> nn.Module:
-    """AlexNet's layers, in its order, a few channels wide."""
+    """AlexNet's layers in the original order, with few channels."""
     return nn.Sequential(
         tnn.Conv2d(3, 8, 11, stride=4, padding=2),
         tnn.ReLU(inplace=True),
@@ -130,7 +130,7 @@ def narrow_alexnet() -> nn.Module:
 
 @pytest.mark.usefixtures("strict")
 def test_narrow_alexnet_trains_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # conftest's small tiles, which take long here
+    monkeypatch.undo()  # conftest's small tiles are too slow here
     first, again = (train(narrow_alexnet, 63, 10, steps=3) for _ in range(2))
     assert all(map(torch.equal, first, again))
     assert not torch.equal(first[-1], first[-2]), "nothing was learnt"
@@ -147,10 +147,10 @@ def test_alexnet_trains_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("default", [False, True], ids=["small tiles", "default tiles"])
 @pytest.mark.parametrize("name", [name for name, case in EVERY.items() if case.per_image])
 def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """An image's output and gradient are the same bits alone as among others."""
+    """An image has the same output and gradient bits alone and in a batch."""
     if default:
         if INTERPRETED and re.match("conv|linear", name) and "depthwise" not in name:
-            pytest.skip("the interpreter's own tiles cut sums by the number of rows")
+            pytest.skip("the interpreter's default tiles split sums by the number of rows")
         monkeypatch.undo()
     request.getfixturevalue("rowwise_products")
     split(EVERY[name])
@@ -158,10 +158,10 @@ def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.usefixtures("rowwise_products")
 @pytest.mark.parametrize("name", TMA_OPERATORS)
-def test_batch_split_by_tma(name: str) -> None:
-    with tma_everywhere() as started:
+def test_batch_split_through_tma(name: str) -> None:
+    with tma_everywhere() as launched_names:
         split(TMA_OPERATORS[name])
-    assert started or not INTERPRETED
+    assert launched_names or not INTERPRETED
 
 
 def split(case: Every) -> None:
@@ -183,7 +183,7 @@ def images(function: Callable[..., Any], x: Tensor, rest: list[Tensor], others: 
 
 
 def launched(passes: Callable[[], object], architecture: str) -> dict[str, Any]:
-    """What the last of some passes asks for on an architecture."""
+    """The compile-time constants of the last launch of `passes` on an architecture."""
     found: list[dict[str, Any]] = []
     with intercepted(lambda kernel, _, args, constants: found.append(constants), architecture):
         passes()
@@ -193,7 +193,7 @@ def launched(passes: Callable[[], object], architecture: str) -> dict[str, Any]:
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_order_of_a_convolutions_sum(architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/reproducibility.md: its blocks do not depend on how many images there are, and it is not cut into parts."""
+    """docs/reproducibility.md: the number of images changes neither the blocks nor the precision, and the sum is not split."""
     monkeypatch.undo()
     monkeypatch.setattr(settings, "int64_offsets", False)
     monkeypatch.setattr(settings, "wanted_programs", 264)
@@ -205,24 +205,24 @@ def test_order_of_a_convolutions_sum(architecture: str, dtype: torch.dtype, monk
     orders = set()
     for n in (1, 2, 7, 64, 1000):
         for op in (launchers.conv2d_fprop, launchers.conv2d_dgrad):
-            asked = launched(lambda: op(meta(n, 64, 14, 14), meta(64, 64, 3, 3), None, (14, 14), *window), architecture)  # noqa: B023
-            orders.add(tuple(asked.get(name) for name in ("BLOCK_K", "PRECISION", "ACCUMULATOR", "CROSS")))
+            constants = launched(lambda: op(meta(n, 64, 14, 14), meta(64, 64, 3, 3), None, (14, 14), *window), architecture)  # noqa: B023
+            orders.add(tuple(constants.get(name) for name in ("BLOCK_K", "PRECISION", "ACCUMULATOR", "CROSS")))
     assert len(orders) == 1, orders
 
 
-def test_parts_of_a_linear_layers_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/reproducibility.md: batches of one tile of rows have equally many parts; larger ones may have fewer."""
+def test_splits_of_a_linear_layers_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/reproducibility.md: all batches up to one tile of rows have equally many splits; larger batches may have fewer."""
     monkeypatch.undo()
     monkeypatch.setattr(settings, "int64_offsets", False)
     monkeypatch.setattr(settings, "wanted_programs", 264)
     for dtype, rows in ((torch.float16, 128), (torch.float32, 64), (torch.float64, 64)):
         for k, n in ((9216, 4096), (4096, 1000), (84, 10)):
-            parts, blocks = zip(*(parts_of(m, k, n, dtype) for m in (1, 3, 16, rows)), strict=True)
-            assert len(set(parts)) == len(set(blocks)) == 1
-    assert parts_of(128, 9216, 4096, torch.float16) != parts_of(1024, 9216, 4096, torch.float16)
+            splits, blocks = zip(*(splits_of(m, k, n, dtype) for m in (1, 3, 16, rows)), strict=True)
+            assert len(set(splits)) == len(set(blocks)) == 1
+    assert splits_of(128, 9216, 4096, torch.float16) != splits_of(1024, 9216, 4096, torch.float16)
 
 
-def parts_of(m: int, k: int, n: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Into how many parts a linear layer's sum is cut, and how much is multiplied at a time."""
+def splits_of(m: int, k: int, n: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The number of splits of a linear layer's sum, and its block size."""
     tile = tuning.guessed_tile(tuning.Gemm("linear", m, n, k, dtype, "ieee"), "sm_90")
     return tuning.count_splits(-(-m // tile.m) * -(-n // tile.n), k, tile.k), tile.k

@@ -1,4 +1,4 @@
-"""torch.distributed's wrappers train our networks: the gradients of two processes are those of one that has all images."""
+"""torch.distributed's wrappers train our networks: two processes get the gradients of one process with all images."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def replicated(**options: Any) -> Callable[[nn.Module], nn.Module]:
 
 
 def sharded(network: nn.Module) -> Any:
-    """FSDP2: each layer's parameters are cut over the processes, and put together when it runs."""
+    """FSDP2 shards each layer's parameters over the processes, and gathers them when the layer runs."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -52,16 +52,16 @@ def synchronized_and_sharded(network: nn.Module) -> nn.Module:
 
 
 def replicated_and_synchronized(network: nn.Module) -> nn.Module:
-    """In this order, since DDP refuses to wrap any SyncBatchNorm on a CPU."""
+    """Convert after wrapping, since DDP refuses to wrap a SyncBatchNorm on a CPU."""
     return tnn.SyncBatchNorm.convert_sync_batchnorm(DistributedDataParallel(network))
 
 
 class Case(NamedTuple):
-    """A network, made of given layers, and what wraps it."""
+    """A function that builds a network of given layers, and its wrapper."""
 
     network: Callable[[Any], nn.Module]
     wrap: Callable[[nn.Module], nn.Module]
-    accumulate: bool = False  # image by image, before gradients are exchanged
+    accumulate: bool = False  # accumulate over images before the gradients are exchanged
 
 
 CASES = {
@@ -112,16 +112,16 @@ def steps(rank: int) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What both processes found."""
+def found_by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The results of both processes."""
     return together(steps, tmp_path_factory.mktemp("processes"))
 
 
 @needs_processes
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_equal_one_process(name: str, parts: list[Any], full_float32: None) -> None:
-    """They are torch's of all images by the rule of check.py, and have the same bits in both processes."""
-    first, second = (part[name] for part in parts)
+def test_gradients_equal_one_process(name: str, found_by_rank: list[Any], full_float32: None) -> None:
+    """The gradients equal torch's for all images, by the rule of check.py, and are bitwise equal in both processes."""
+    first, second = (found[name] for found in found_by_rank)
     assert all(torch.equal(value, second[key]) for key, value in first.items() if key != "logits")
     found = {key: value.to(DEVICE) for key, value in first.items()}
     found["logits"] = torch.cat([first["logits"], second["logits"]]).to(DEVICE)
@@ -130,7 +130,7 @@ def test_gradients_equal_one_process(name: str, parts: list[Any], full_float32: 
 
 @needs_processes
 def test_example() -> None:
-    """`torchrun examples/train_ddp.py`, a few steps of it."""
+    """A few steps of `torchrun examples/train_ddp.py`."""
     pytest.importorskip("sklearn")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, str(ROOT / "examples" / "train_ddp.py"), "--limit", "20", "--epochs", "2", "--batch", "8"]
@@ -138,7 +138,7 @@ def test_example() -> None:
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     counts, first, second, result, same = done.stdout.splitlines()
-    assert counts == "2 processes, 16 digits to learn from, 4 held out"
+    assert counts == "2 processes, 16 digits to train on, 4 held out"
     assert first.startswith("epoch 1/2   loss ") and second.startswith("epoch 2/2   loss ")
     assert result.endswith(" % of the held-out digits read right")
     assert same == "the same weights in all processes: yes"

@@ -1,7 +1,7 @@
-"""A size is not a number: one graph serves all sizes of every operator that torch's own serves them for.
+"""Dynamic shapes: one graph serves all sizes of an operator if one graph of torch's operator does.
 
-Which axes may change, and how they hang together, torch.export finds in torch's own operator when it is told that all of them
-may. From these symbols come the sizes that ours are compiled for and exported with.
+torch.export, with all axes dynamic, finds the dynamic axes of torch's operator and their relations. The sizes for our operators
+come from these symbols.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ from tests.check import randn
 from tests.every import EVERY, IMAGE, TORCHS, Every, Ours, Torchs, like
 from trinn.kernels.runtime.observe import intercepted
 
-# Of exports that guess, and of kernels that are not deterministic.
+# Ignore warnings about specialised exports and nondeterministic kernels.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("large_tiles")]
 
-# How many sizes, and those of them that are computed: for the others it is enough to know which graph was taken.
+# The number of sizes, and the computed ones. For the others only the graph matters.
 SIZES, COMPUTED = 10, (0, 3)
 
 
@@ -31,7 +31,7 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 def resizings(nn: Any) -> dict[str, Every]:
-    """The ways to ask for a resizing, and other calls that take their sizes from where EVERY's do not."""
+    """All ways to specify a resizing, and other calls with sizes from sources that EVERY does not cover."""
     bilinear = {"mode": "bilinear"}
     forms: dict[str, dict[str, Any]] = {
         "size": {"size": (4, 9), **bilinear},
@@ -79,7 +79,7 @@ OURS, THEIRS = EVERY | resizings(Ours()), TORCHS | resizings(Torchs())
 
 
 class Called(nn.Module):
-    """A function as a module, which torch.export wants."""
+    """A function as a module, for torch.export."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -90,20 +90,20 @@ class Called(nn.Module):
 
 
 def exported(function: Callable[..., Any], tensors: list[Tensor], strict: bool = False) -> torch.export.ExportedProgram:
-    """The function for all sizes that it can be exported for."""
+    """The function exported with all axes dynamic."""
     any_size = tuple({axis: torch.export.Dim.AUTO for axis in range(t.dim())} for t in tensors)
     return torch.export.export(Called(function), tuple(tensors), dynamic_shapes=(any_size,), strict=strict)
 
 
 def shapes_of(program: torch.export.ExportedProgram) -> list[Any]:
-    """The shapes of its inputs, with symbols for what may change."""
+    """The shapes of a program's inputs, with symbols for dynamic axes."""
     names = program.graph_signature.user_inputs
     return [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
 
 
 @cache
 def torchs(name: str) -> tuple[list[Any], list[list[Tensor]]]:
-    """The shapes of the inputs to torch's program, and inputs of many sizes, which torch's operator takes."""
+    """The input shapes of torch's exported program, and inputs of many sizes accepted by torch's operator."""
     case = THEIRS[name]
     inputs = [*case.tensors(), *case.others()]
     shapes = shapes_of(exported(case.function, inputs))
@@ -115,7 +115,7 @@ def torchs(name: str) -> tuple[list[Any], list[list[Tensor]]]:
             resized.append(randn(*size).abs() if tensor.is_floating_point() else tensor.new_zeros(size))
         return resized
 
-    def is_taken(sizes: dict[Any, int]) -> bool:
+    def is_accepted(sizes: dict[Any, int]) -> bool:
         try:
             case.function(*resized(sizes))
         except (RuntimeError, ValueError):
@@ -123,7 +123,7 @@ def torchs(name: str) -> tuple[list[Any], list[list[Tensor]]]:
         return True
 
     now = {n.node.expr: n.node.hint for shape in shapes for n in shape if isinstance(n, torch.SymInt) and n.node.expr.is_symbol}
-    known = {s: [n for n in range(now[s], now[s] + 25) if is_taken(now | {s: n})] for s in sorted(now, key=str)}
+    known = {s: [n for n in range(now[s], now[s] + 25) if is_accepted(now | {s: n})] for s in sorted(now, key=str)}
     numbers = [{s: of[(i + place) % len(of)] for place, (s, of) in enumerate(known.items())} for i in range(SIZES)]
     return shapes, [resized(sizes) for sizes in numbers]
 
@@ -138,14 +138,14 @@ def step(function: Callable[..., Any], name: str, tensors: list[Tensor]) -> list
 
 
 def graphs(function: Callable[..., Any], name: str, dynamic: bool | None, expected: Callable[..., Any] | None = None) -> int:
-    """How many graphs serve a call of all its sizes, forward and backward; results are to be those of `expected`."""
+    """The number of graphs for a call with all sizes, forward and backward. Results are compared with `expected`."""
     used: set[Any] = set()
 
     def backend(module: Any, examples: Any) -> Any:
         compiled = lookup_backend("aot_eager")(module, examples)
 
         def called(*inputs: Any) -> Any:
-            used.add(compiled)  # torch.compile may throw away a graph, of a number that it first took for a symbol
+            used.add(compiled)  # torch.compile may discard a graph if a symbol turns out to be a constant
             return compiled(*inputs)
 
         return called
@@ -162,7 +162,7 @@ def graphs(function: Callable[..., Any], name: str, dynamic: bool | None, expect
     return len(used)
 
 
-# `make test` compiles each operator, and of the ways to ask for a resizing a few.
+# `make test` compiles each operator and some of the resizings.
 names = pytest.mark.parametrize(
     "name", [n if n in EVERY or "fraction" in n else pytest.param(n, marks=pytest.mark.long) for n in OURS]
 )
@@ -171,7 +171,7 @@ names = pytest.mark.parametrize(
 @pytest.mark.parametrize("dynamic", [True, pytest.param(None, marks=pytest.mark.long)])
 @names
 def test_one_graph_serves_all_sizes(name: str, dynamic: bool | None) -> None:
-    """Or as many as torch's own operator has, which compiles for some sizes anew."""
+    """Or as many graphs as torch's operator has, since it is recompiled for some sizes."""
     function = OURS[name].function
     ours = graphs(function, name, dynamic, expected=function)
     if ours > 1:
@@ -181,7 +181,7 @@ def test_one_graph_serves_all_sizes(name: str, dynamic: bool | None) -> None:
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.long)])
 @names
 def test_export(name: str, strict: bool) -> None:
-    """Every axis that torch's operator is exported for any size of, and the program serves other sizes."""
+    """Every dynamic axis of torch's exported operator is dynamic in ours, and the program works for other sizes."""
     function, (torchs_shapes, inputs) = OURS[name].function, torchs(name)
     program = exported(function, inputs[0], strict)
     for ours, theirs in zip(shapes_of(program), torchs_shapes, strict=True):

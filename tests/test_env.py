@@ -1,4 +1,4 @@
-"""The report of an environment, `python -m trinn.env`, also where parts of it are missing."""
+"""The environment report, `python -m trinn.env`, also with missing packages."""
 
 import os
 import re
@@ -18,7 +18,7 @@ NAMES = "trinn Python system CPU torch Triton NumPy driver GPU float32 determini
 
 
 def report(*command: str, **environment: str) -> dict[str, str]:
-    """What another process prints, by the names of its lines."""
+    """Run the report in another process. Return its lines by name."""
     given = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *command], env=given | environment, cwd="/", capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
@@ -32,7 +32,7 @@ def test_report() -> None:
     assert not [line for line in found.values() if "not known" in line]
     assert found["trinn"].startswith(trinn.__version__) and found["torch"].startswith(torch.__version__)
     assert ("interprets kernels: torch sees no GPU" if INTERPRETED else "compiles kernels: torch sees a GPU") in found["Triton"]
-    assert found["a kernel"] == "relu runs, and is right"
+    assert found["a kernel"] == "relu runs correctly"
     assert set(found["variables"].split()) >= {f"PYTHONPATH={ROOT}", "TORCH_LOGS=-dynamo"}
     assert "hidden" not in str(found)
     assert found["GPU"].count("multiprocessors") == torch.cuda.device_count()
@@ -45,7 +45,7 @@ def test_a_kernel_that_cannot_run() -> None:
 
 
 def test_without_torch_and_triton() -> None:
-    """Each line says what is missing, and the others stand."""
+    """The lines of missing packages name the package. All other lines are complete."""
     missing = "import sys; sys.modules.update(torch=None, triton=None, numpy=None)"
     found = report("-c", f"{missing}; import runpy; runpy.run_module('trinn.env', None, '__main__')", PATH="/nowhere")
     assert list(found) == NAMES
@@ -54,8 +54,8 @@ def test_without_torch_and_triton() -> None:
     assert found["trinn"].startswith(trinn.__version__)
 
 
-@pytest.mark.parametrize("wrong", [[0.0, 0.0, 3.0], RuntimeError("launch\nfailed")], ids=["another result", "no result"])
-def test_a_kernel_that_goes_wrong(wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrong", [[0.0, 0.0, 3.0], RuntimeError("launch\nfailed")], ids=["wrong result", "error"])
+def test_a_kernel_that_fails(wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
     def relu_forward(x: torch.Tensor) -> torch.Tensor:
         if isinstance(wrong, Exception):
             raise wrong

@@ -1,9 +1,9 @@
 from tests.evidence import PAGE, SECTIONS, render
 
 
-def test_page_is_what_the_figures_render_to() -> None:
-    assert PAGE.read_text() == render(), "python -m tests.evidence writes it anew"
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text() == render(), "run python -m tests.evidence to regenerate the page"
 
 
-def test_every_stored_figure_is_shown() -> None:
+def test_every_stored_file_has_a_section() -> None:
     assert {path.stem for path in (PAGE.parent / "evidence").glob("*.json")} <= set(SECTIONS)

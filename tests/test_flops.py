@@ -1,4 +1,4 @@
-"""torch.utils.flop_counter.FlopCounterMode counts for ours what it counts for torch's."""
+"""torch.utils.flop_counter.FlopCounterMode counts the same FLOPs for trinn as for torch."""
 
 import copy
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tests.every import EVERY, TORCHS, Every
 
 
 def counts(case: Every) -> tuple[int, int]:
-    """Of a forward pass and of a backward pass."""
+    """FLOPs of the forward pass and of the backward pass."""
     tensors = [t.requires_grad_() for t in case.tensors()]
     with FlopCounterMode(display=False) as forward:
         result = case.function(*tensors, *case.others())
@@ -27,7 +27,7 @@ def counts(case: Every) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_as_torch(name: str) -> None:
+def test_operators(name: str) -> None:
     assert counts(EVERY[name]) == counts(TORCHS[name])
 
 
@@ -43,7 +43,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_modules(name: str, training: bool) -> None:
-    """Of each module, also where layers are fused: those are counted with what fuses them."""
+    """Counts per module. Fused layers count towards the module in charge of the fused call."""
     networks = [NETWORKS[name]().to(DEVICE).train(training)]
     networks += [trinn.convert(copy.deepcopy(networks[0]), fuse=fuse) for fuse in (False, True)]
     found: list[dict[str, int]] = []

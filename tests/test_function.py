@@ -1,4 +1,4 @@
-"""What torch.func and forward-mode differentiation see of every operator."""
+"""torch.func transforms and forward-mode differentiation of every operator."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,9 +17,10 @@ from trinn.kernels.runtime import vmap
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 
-# Where windows overlap, values for one place replace each other and all of them get its gradient: no derivative, in torch too.
+# With overlapping windows, one value of several is kept, and all of them receive its gradient. This is no derivative, in
+# torch either.
 NO_DERIVATIVE = {"max_unpool2d"}
-# What writes over running statistics refuses to have others than those mapped, as torch.
+# Under vmap, in-place updates of running statistics require the statistics to be mapped, as in torch.
 WRITES = {"batch_norm, training"}
 
 
@@ -35,7 +36,7 @@ def first_output(case: Every, others: tuple[Tensor, ...]) -> Callable[..., Tenso
 
 
 def doubles(case: Every) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """The case's tensors in float64, and the others."""
+    """The case's tensors and its other operands in float64."""
     return case.tensors(torch.float64), tuple(o.double() if o.is_floating_point() else o for o in case.others())
 
 
@@ -49,7 +50,7 @@ def dot(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
 
 @each_operator
 def test_vjp(case: Every) -> None:
-    """Function transforms take the same output and gradients, to the bit."""
+    """torch.func.vjp gives autograd's outputs and gradients, bit for bit."""
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
     got, pullback = torch.func.vjp(first_output(case, others), *tensors)[:2]
@@ -60,14 +61,14 @@ def test_vjp(case: Every) -> None:
 
 @each_operator
 def test_jvp(case: Every, request: pytest.FixtureRequest) -> None:
-    """A step forward is the adjoint of a gradient, and the step of a gradient that of a second one; float64."""
+    """jvp is the adjoint of vjp, for the operator and for its gradient; float64."""
     tensors, others = doubles(case)
     function = first_output(case, others)
     steps = alike(*tensors, seed=5)
     y, step = torch.func.jvp(function, tuple(tensors), steps)[:2]
     torch.testing.assert_close(y, function(*tensors))
     if request.node.callspec.id in NO_DERIVATIVE:
-        pytest.skip("no derivative where windows overlap, in torch too")
+        pytest.skip("no derivative with overlapping windows, in torch either")
     upstream = alike(y, seed=1)
     torch.testing.assert_close(dot((step,), upstream), dot(steps, torch.func.vjp(function, *tensors)[1](*upstream)))
 
@@ -80,8 +81,8 @@ def test_jvp(case: Every, request: pytest.FixtureRequest) -> None:
 
 
 @each_operator
-def test_each_step_alone(case: Every) -> None:
-    """With a tangent for one input only, by the older interface: those of the others are absent, not zero."""
+def test_a_tangent_for_one_input(case: Every) -> None:
+    """With torch.autograd.forward_ad, the tangents of the other inputs are absent, not zero."""
     tensors, others = doubles(case)
     function = first_output(case, others)
     steps = alike(*tensors, seed=5)
@@ -95,9 +96,9 @@ def test_each_step_alone(case: Every) -> None:
 
 @each_operator
 def test_gradients_of_gradients(case: Every, request: pytest.FixtureRequest) -> None:
-    """Against finite differences of the gradients, which are torch's in test_every.py; float64."""
+    """Finite differences of the gradients in float64; test_every.py compares the gradients with torch."""
     if request.node.callspec.id in NO_DERIVATIVE:
-        pytest.skip("no derivative where windows overlap, in torch too")
+        pytest.skip("no derivative with overlapping windows, in torch either")
     tensors, others = doubles(case)
     inputs = [t.requires_grad_() for t in tensors]
     assert gradgradcheck(first_output(case, others), inputs, fast_mode=True)
@@ -106,9 +107,9 @@ def test_gradients_of_gradients(case: Every, request: pytest.FixtureRequest) -> 
 @pytest.mark.long
 @each_operator
 def test_forward_gradcheck(case: Every, request: pytest.FixtureRequest) -> None:
-    """Forward steps against finite differences, of the operator and of its gradients."""
+    """Forward mode against finite differences, for the operator and for its gradients."""
     if request.node.callspec.id in NO_DERIVATIVE:
-        pytest.skip("no derivative where windows overlap, in torch too")
+        pytest.skip("no derivative with overlapping windows, in torch either")
     tensors, others = doubles(case)
     inputs = [t.requires_grad_() for t in tensors]
     function = first_output(case, others)
@@ -120,7 +121,7 @@ def test_forward_gradcheck(case: Every, request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def no_fallback() -> Iterator[None]:
-    """torch warns where it maps an operator without a rule of its own."""
+    """Turn torch's warning about an operator without a vmap rule into an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*performance drop.*")
         warnings.filterwarnings("error", ".*batching rule.*")
@@ -128,7 +129,7 @@ def no_fallback() -> Iterator[None]:
 
 
 def mapped_and_looped(function: Callable[..., Any], tensors: list[Tensor], dims: tuple[int | None, ...], out: int = 0) -> None:
-    """vmap equals a loop over the mapped axes."""
+    """Assert vmap equal to a loop over the mapped axes."""
     got = torch.vmap(function, in_dims=dims, out_dims=out)(*tensors)
     pairs = list(zip(tensors, dims, strict=True))
     each = [function(*(t if d is None else t.select(d, i) for t, d in pairs)) for i in range(2)]
@@ -138,20 +139,20 @@ def mapped_and_looped(function: Callable[..., Any], tensors: list[Tensor], dims:
 
 
 def stacked(tensor: Tensor, axis: int) -> Tensor:
-    """Two of it that differ."""
+    """Stack the tensor and its flipped copy."""
     return torch.stack([tensor, tensor.flip(0)], axis)
 
 
 @each_operator
 def test_vmap(case: Every, no_fallback: None, full_float32: None, request: pytest.FixtureRequest) -> None:
-    """Over each operand alone, over all together, other axes in and out, twice, and of the gradients."""
+    """Map each operand alone, all of them, other axes in and out, gradients, and a vmap inside a vmap."""
     tensors = [*case.tensors(), *case.others()]
     count = len(tensors)
     everything = [stacked(t, 0) for t in tensors]
     if request.node.callspec.id not in WRITES:
-        for place in range(count):
-            chosen = [stacked(t, t.dim() if i == place else 0) if i == place else t for i, t in enumerate(tensors)]
-            dims = tuple(t.dim() if i == place else None for i, t in enumerate(tensors))
+        for mapped in range(count):
+            chosen = [stacked(t, t.dim()) if i == mapped else t for i, t in enumerate(tensors)]
+            dims = tuple(t.dim() if i == mapped else None for i, t in enumerate(tensors))
             mapped_and_looped(case.function, chosen, dims, out=1)
     mapped_and_looped(case.function, everything, (0,) * count)
 
@@ -166,8 +167,8 @@ def test_vmap(case: Every, no_fallback: None, full_float32: None, request: pytes
 
 
 @each_operator
-def test_derivatives_of_what_is_mapped(case: Every) -> None:
-    """Either step of a mapped operator is that of each of the two; float64."""
+def test_derivatives_of_vmap(case: Every) -> None:
+    """A mapped operator has the same jvp and vjp as a loop; float64."""
     tensors, others = ([stacked(t, 0) for t in group] for group in doubles(case))
     steps = alike(*tensors, seed=5)
 
@@ -185,8 +186,8 @@ def test_derivatives_of_what_is_mapped(case: Every) -> None:
 
 
 @pytest.mark.parametrize("name", ["conv2d", "linear", "batch_norm", "avg_pool2d", "max_pool2d"])
-def test_writing_over_what_is_mapped(name: str) -> None:
-    """As torch, per-sample gradients allow an in-place ReLU after a layer, also for parameters that autograd records."""
+def test_in_place_relu_under_vmap(name: str) -> None:
+    """As in torch, per-sample gradients allow an in-place ReLU after a layer, also for parameters with requires_grad."""
     case = EVERY[name]
     tensors, others = case.tensors(), case.others()
     function = first_output(case, others)
@@ -200,8 +201,8 @@ def test_writing_over_what_is_mapped(name: str) -> None:
     torch.testing.assert_close(*found)
 
 
-def test_every_operator_has_a_rule() -> None:
-    """Also those that no case above reaches."""
+def test_every_operator_has_a_vmap_rule() -> None:
+    """Operators outside the cases above included."""
     assert {*vmap.FIRST_AXIS, *vmap.ELEMENTWISE, *vmap.FOLDS} == {name.split("::")[1] for name in registered()}
 
 
@@ -217,20 +218,20 @@ def registered() -> list[str]:
         (ops.conv2d_affine, ((2, 3, 4, 4), (4, 3, 1, 1), (4,), (4,))),
     ],
 )
-def test_vmap_of_what_no_gradient_passes(operator: Any, tensors: Any, no_fallback: None, full_float32: None) -> None:
-    """By each operand alone."""
+def test_vmap_of_operators_without_a_gradient(operator: Any, tensors: Any, no_fallback: None, full_float32: None) -> None:
+    """Map each operand alone."""
     rest = {"batchnorm2d_merge": (), "batchnorm2d_fold": (1e-5,)}.get(
         operator.__name__, (True, (4, 4), (1, 1), (0, 0), (1, 1), 1)
     )
     whole = [randn(*shape, seed=i).abs() + 0.5 for i, shape in enumerate(tensors)]
-    for place in range(len(whole)):
-        chosen = [torch.stack([t, t + 1]) if i == place else t for i, t in enumerate(whole)]
-        dims = tuple(0 if i == place else None for i in range(len(whole)))
+    for mapped in range(len(whole)):
+        chosen = [torch.stack([t, t + 1]) if i == mapped else t for i, t in enumerate(whole)]
+        dims = tuple(0 if i == mapped else None for i in range(len(whole)))
         mapped_and_looped(lambda *t: operator(*t, *rest), chosen, dims)
 
 
-def test_statistics_that_are_not_mapped() -> None:
-    """What torch refuses; its way out takes our modules."""
+def test_running_statistics_outside_vmap() -> None:
+    """torch raises, and so does trinn; torch's workaround, replace_all_batch_norm_modules_, works on trinn's modules."""
     x, layer = randn(3, 2, 4, 5, 5), tnn.BatchNorm2d(4, device=DEVICE)
     for module in (torch.nn.BatchNorm2d(4, device=DEVICE), layer):
         with pytest.raises(RuntimeError, match="running_mean"):
@@ -240,7 +241,7 @@ def test_statistics_that_are_not_mapped() -> None:
 
 
 def test_running_statistics_of_several_models(no_fallback: None) -> None:
-    """Mapped running statistics move, each towards its own batch."""
+    """Each mapped set of running statistics is updated from its own batch."""
     x, mean, var = randn(3, 2, 4, 5, 5), randn(4, 3), randn(4, 3).abs()
     looped = mean.clone(), var.clone()
 

@@ -1,4 +1,4 @@
-"""`trinn.convert(model, fuse=...)`: layers of nn.Sequential in a row, and runs that are named; and that nothing is skipped."""
+"""`trinn.convert(model, fuse=...)` fuses runs of layers in nn.Sequential and named runs, and skips no hook or user code."""
 
 import copy
 import io
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("full_float32", "large_tiles")
 
 
 def compared(ours: nn.Module, theirs: nn.Module, *shape: int) -> None:
-    """Two modules in training and in evaluation: outputs, gradients and buffers."""
+    """Compare outputs, gradients and buffers of two modules, in training and in evaluation."""
     for training in (True, False):
         results = []
         for module in (ours, theirs):
@@ -54,9 +54,9 @@ def tower(cls: type[nn.Sequential] = Tower) -> nn.Sequential:
     return cls(*convolutions, nn.Flatten(), nn.Linear(4, 3), nn.ReLU()).to(DEVICE)
 
 
-# The convolution that begins a batch norm's statistics, the batch norm with its ReLU, and so on.
+# The convolution also computes the first step of the batch norm's statistics; the batch norm also applies the ReLU.
 FUSED = ["conv2d_statistics", "batchnorm2d_forward", "conv2d_relu_max_pool2d", "linear_fprop"]
-APART = [
+UNFUSED = [
     "conv2d_fprop", "batchnorm2d_statistics", "batchnorm2d_forward", "relu_forward", "conv2d_fprop",
     "relu_forward", "max_pool2d_forward", "linear_fprop", "relu_forward",
 ]  # fmt: skip
@@ -64,21 +64,21 @@ SHAPE = (3, 2, 4, 4)
 
 
 def test_layers_of_a_sequential() -> None:
-    """Classes, names and children stay; reverted, all is as it was."""
+    """Fusing keeps classes, names and children; `revert` restores everything."""
     model, torchs = trinn.convert(tower(), fuse=True), tower()
     assert type(model) is Tower and repr(model) == repr(torchs) and list(model.state_dict()) == list(torchs.state_dict())
     assert not Tower.__subclasses__()
     compared(model, torchs, *SHAPE)
     assert launched(model.train(), *SHAPE) == FUSED
-    assert launched(model[:3], *SHAPE) == APART[:4] and launched(model[0], *SHAPE) == ["conv2d_fprop"]
+    assert launched(model[:3], *SHAPE) == UNFUSED[:4] and launched(model[0], *SHAPE) == ["conv2d_fprop"]
     assert launched(trinn.convert(model), *SHAPE) == FUSED
     trinn.revert(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in torchs.modules()] and launched(model, *SHAPE) == []
     assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in torchs.modules()]
 
 
-def test_what_is_called_otherwise_than_a_sequential() -> None:
-    """A class with another order or forward, and one with nothing to join."""
+def test_sequentials_that_cannot_be_fused() -> None:
+    """Subclasses with another order or forward, and a Sequential without a fusable run."""
     own = type("Own", (nn.Sequential,), {"forward": lambda self, x: nn.Sequential.forward(self, x)})
     for model in (Backwards(nn.ReLU(), nn.Conv2d(2, 2, 1)), tower(own), nn.Sequential(nn.Linear(4, 4), nn.Tanh())):
         twin = copy.deepcopy(model.to(DEVICE))
@@ -89,7 +89,7 @@ def test_what_is_called_otherwise_than_a_sequential() -> None:
 
 
 def test_children_that_change() -> None:
-    """Only what is converted is fused, as it is when it is called."""
+    """Fusion includes converted layers only, and each call uses the children of that moment."""
     model, torchs = trinn.convert(tower(), filter_fn=lambda name, _: name != "1", fuse=True), tower()
     assert launched(copy.deepcopy(model), *SHAPE) == ["conv2d_fprop", "relu_forward", *FUSED[2:]]
     for net in (model, torchs):
@@ -98,11 +98,11 @@ def test_children_that_change() -> None:
     compared(model, torchs, *SHAPE)
 
 
-# Runs that are named.
+# Named runs.
 
 
 def test_runs_of_lenet() -> None:
-    """One ReLU and one pooling are in several runs."""
+    """Several runs share one ReLU and one pooling."""
     torch.manual_seed(0)
     model = LeNet(nn=nn).to(DEVICE)
     torchs = copy.deepcopy(model)
@@ -117,7 +117,7 @@ def test_runs_of_lenet() -> None:
 
 
 def test_runs_of_a_block() -> None:
-    """The ReLU is called behind the sum too, where it is no part of a run; and again for a result that was kept."""
+    """The block calls its ReLU after the addition too, outside of any run. Results of separate calls stay correct."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"block": BasicBlock(2, 4, 2)}).to(DEVICE)
     torchs = copy.deepcopy(model)
@@ -130,46 +130,50 @@ def test_runs_of_a_block() -> None:
     assert torch.equal(block.relu(y), y) and torch.equal(block.relu(-y), (-y).relu())
     assert not hasattr(y, "_trinn_fused")
     z = block.conv1(randn(3, 2, 5, 5))
-    assert not torch.equal(block.bn2(z), z), "which is another run's"
+    assert not torch.equal(block.bn2(z), z), "bn2 belongs to another run than conv1"
 
 
-def test_one_run_may_be_given_alone() -> None:
+def test_a_single_run() -> None:
     model = trinn.convert(tower(), fuse=["0", "1", "2"])  # type: ignore[arg-type]
-    assert launched(model, *SHAPE) == FUSED[:2] + APART[4:]
+    assert launched(model, *SHAPE) == FUSED[:2] + UNFUSED[4:]
 
 
-MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
+INVALID: dict[str, tuple[Any, type[Exception], str]] = {
     "an unknown name": ([("0", "norm")], AttributeError, "norm"),
-    "in another place": ([("0", "1", "2.relu")], AttributeError, "relu"),
-    "wrong kinds": ([("0", "7")], NotImplementedError, "cannot fuse 0, 7, which are trinn.layers.conv2d.Conv2d, trinn"),
+    "a name in another module": ([("0", "1", "2.relu")], AttributeError, "relu"),
+    "wrong layers": ([("0", "7")], NotImplementedError, "cannot fuse 0, 7, of the classes trinn.layers.conv2d.Conv2d, trinn"),
     "a wrong order": ([("1", "0")], NotImplementedError, "cannot fuse 1, 0"),
-    "more than is fused": ([("0", "1", "2", "5")], NotImplementedError, "cannot fuse 0, 1, 2, 5"),
+    "a run too long": ([("0", "1", "2", "5")], NotImplementedError, "cannot fuse 0, 1, 2, 5"),
     "one layer": ([("0",)], NotImplementedError, "cannot fuse 0"),
-    "none": ([()], NotImplementedError, "cannot fuse"),
-    "of torch": ([("7", "8"), ("0", "6")], NotImplementedError, "torch.nn.modules.flatten.Flatten"),
-    "a beginning of two": ([("0", "1", "2"), ("0", "1")], ValueError, "begins with one that another run begins with"),
+    "an empty run": ([()], NotImplementedError, "cannot fuse"),
+    "torch layers": ([("7", "8"), ("0", "6")], NotImplementedError, "torch.nn.modules.flatten.Flatten"),
+    "two runs with the same first layer": (
+        [("0", "1", "2"), ("0", "1")],
+        ValueError,
+        "begins with the same layer as another run",
+    ),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes(mistake: str) -> None:
-    """They are said, and the model is as it was."""
-    fuse, exception, words = MISTAKES[mistake]
+@pytest.mark.parametrize("runs", INVALID)
+def test_invalid_runs(runs: str) -> None:
+    """They raise, and the model is unchanged."""
+    fuse, exception, words = INVALID[runs]
     model = tower()
-    was = [(type(m), dict(vars(m))) for m in model.modules()]
+    before = [(type(m), dict(vars(m))) for m in model.modules()]
     with pytest.raises(exception, match=words):
         trinn.convert(model, fuse=fuse)
-    assert [(type(m), dict(vars(m))) for m in model.modules()] == was
+    assert [(type(m), dict(vars(m))) for m in model.modules()] == before
 
 
-# What fusing would skip.
+# User code that a naive fusion would skip.
 
 
-def named(model: nn.Sequential) -> nn.Sequential:
+def named_runs(model: nn.Sequential) -> nn.Sequential:
     return trinn.convert(model, fuse=[("0", "1", "2"), ("3", "4", "5"), ("7", "8")])
 
 
-def call_sequence(model: nn.Sequential) -> nn.Sequential:
+def sequential(model: nn.Sequential) -> nn.Sequential:
     return trinn.convert(model, fuse=True)
 
 
@@ -184,18 +188,18 @@ class Called(tnn.ReLU):
 
 
 class Scaled(nn.Module):
-    """A parametrization that counts and draws."""
+    """A parametrization that records its calls and draws random numbers."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        seen.append("weight")
+        recorded.append("weight")
         return weight * torch.rand(1, device=weight.device)
 
 
-seen: list[Any] = []
+recorded: list[Any] = []
 
 
-def noted(value: Any) -> Any:
-    seen.append(round(value.mean().item(), 3) if isinstance(value, Tensor) else value)
+def record(value: Any) -> Any:
+    recorded.append(round(value.mean().item(), 3) if isinstance(value, Tensor) else value)
     return value
 
 
@@ -203,7 +207,7 @@ def patched_class(model: Any) -> Any:
     written = tnn.BatchNorm2d.forward
 
     def forward(self: Any, input: Tensor) -> Tensor:
-        seen.append("patched")
+        recorded.append("patched")
         return written(self, input) + 1
 
     tnn.BatchNorm2d.forward = forward  # type: ignore[method-assign]
@@ -211,62 +215,62 @@ def patched_class(model: Any) -> Any:
 
 
 def of_all(register: Callable[..., Any]) -> Callable[[Any], Any]:
-    return lambda model: register(lambda module, *_: noted(type(module).__name__) and None).remove
+    return lambda model: register(lambda module, *_: record(type(module).__name__) and None).remove
 
 
-# What is done to a model, and, where it is undone, what undoes it.
-SKIPPED: dict[str, Callable[[Any], Any]] = {
-    "a forward hook": lambda m: m[1].register_forward_hook(lambda module, inputs, y: noted(y) * 2) and None,
-    "a forward pre-hook": lambda m: m[2].register_forward_pre_hook(lambda module, inputs: (noted(inputs[0]) + 1,)) and None,
-    "a backward hook": lambda m: m[0].register_full_backward_hook(lambda *_: noted("backward") and None) and None,
-    "a backward pre-hook": lambda m: m[1].register_full_backward_pre_hook(lambda *_: noted("backward") and None) and None,
-    "a hook of all modules": of_all(nn.modules.module.register_module_forward_hook),
-    "a pre-hook of all modules": of_all(nn.modules.module.register_module_forward_pre_hook),
-    "a replaced forward": lambda m: setattr(m[7], "forward", lambda x: noted(x)),
-    "a replaced _conv_forward": lambda m: setattr(m[3], "_conv_forward", lambda x, w, b: noted(x) * 2),
+# Changes to a model. A change returns a function to undo it, or None.
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "a forward hook": lambda m: m[1].register_forward_hook(lambda module, inputs, y: record(y) * 2) and None,
+    "a forward pre-hook": lambda m: m[2].register_forward_pre_hook(lambda module, inputs: (record(inputs[0]) + 1,)) and None,
+    "a backward hook": lambda m: m[0].register_full_backward_hook(lambda *_: record("backward") and None) and None,
+    "a backward pre-hook": lambda m: m[1].register_full_backward_pre_hook(lambda *_: record("backward") and None) and None,
+    "a global forward hook": of_all(nn.modules.module.register_module_forward_hook),
+    "a global forward pre-hook": of_all(nn.modules.module.register_module_forward_pre_hook),
+    "a replaced forward": lambda m: setattr(m[7], "forward", lambda x: record(x)),
+    "a replaced _conv_forward": lambda m: setattr(m[3], "_conv_forward", lambda x, w, b: record(x) * 2),
     "a class with a forward": lambda m: setattr(m[2], "__class__", Doubled),
     "a class with a __call__": lambda m: setattr(m[4], "__class__", Called),
     "a patched class": patched_class,
     "a parametrization": lambda m: nn.utils.parametrize.register_parametrization(m[0], "weight", Scaled()) and None,
     "a parametrized norm": lambda m: nn.utils.parametrize.register_parametrization(m[1], "weight", Scaled()) and None,
     "weight norm": lambda m: parametrizations.weight_norm(m[7]) and None,
-    "the older weight norm": lambda m: nn.utils.weight_norm(m[3]) and None,
+    "nn.utils.weight_norm": lambda m: nn.utils.weight_norm(m[3]) and None,
     "spectral norm": lambda m: parametrizations.spectral_norm(m[3]) and None,
 }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("fuse", [named, call_sequence])
-@pytest.mark.parametrize("what", SKIPPED)
-def test_nothing_is_skipped(what: str, fuse: Callable[[Any], Any]) -> None:
-    """The same calls, once each, with the same values and results, as where nothing is fused."""
+@pytest.mark.parametrize("fuse", [named_runs, sequential])
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_user_code_is_skipped(change: str, fuse: Callable[[Any], Any]) -> None:
+    """Each hook and replaced method runs once, with the same values and results as without fusion."""
     found = []
     for convert in (trinn.convert, fuse):
         model: Any = convert(tower())
-        undo = SKIPPED[what](model)
-        seen.clear()
+        undo = CHANGES[change](model)
+        recorded.clear()
         torch.manual_seed(1)
         y = model(randn(*SHAPE).requires_grad_())
         y.sum().backward()
         if undo:
             undo()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        found.append((list(seen), [y, *model.state_dict().values(), *gradients]))
+        found.append((list(recorded), [y, *model.state_dict().values(), *gradients]))
     assert found[0][0] == found[1][0]
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5)
 
 
-def test_hooks_that_are_removed() -> None:
-    for model in (named(tower()), call_sequence(tower())):
+def test_removed_hooks() -> None:
+    for model in (named_runs(tower()), sequential(tower())):
         handle = model[1].register_forward_hook(lambda *_: None)
-        assert launched(model, *SHAPE)[:2] == APART[:2]
+        assert launched(model, *SHAPE)[:2] == UNFUSED[:2]
         handle.remove()
         assert launched(model, *SHAPE) == FUSED
 
 
-def test_forward_mode_and_refusals() -> None:
-    """A call that is refused counts no batch."""
-    for fuse in (named, call_sequence):
+def test_forward_mode_and_errors() -> None:
+    """A call that raises does not count as a batch."""
+    for fuse in (named_runs, sequential):
         model, torchs = fuse(tower()).double().eval(), tower().double().eval()
         x, v = randn(*SHAPE, dtype=torch.float64), randn(*SHAPE, dtype=torch.float64, seed=1)
         torch.testing.assert_close(torch.func.jvp(model, (x,), (v,)), torch.func.jvp(torchs, (x,), (v,)))
@@ -278,9 +282,9 @@ def test_forward_mode_and_refusals() -> None:
 # Other tools.
 
 
-@pytest.mark.parametrize("fuse", [named, call_sequence])
+@pytest.mark.parametrize("fuse", [named_runs, sequential])
 def test_copies_and_pickles(fuse: Callable[[Any], Any]) -> None:
-    """They are fused, of their own layers, and are reverted too."""
+    """Copies fuse their own layers, and `revert` works on them."""
     model, file = nn.ModuleDict({"tower": fuse(tower())}), io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -295,9 +299,9 @@ def test_copies_and_pickles(fuse: Callable[[Any], Any]) -> None:
     assert type(trinn.revert(loaded)["tower"][0]) is nn.Conv2d
 
 
-@pytest.mark.parametrize("fuse", [named, call_sequence])
-def test_compiles_and_traces(fuse: Callable[[Any], Any]) -> None:
-    """By torch.compile in one graph, by torch.export, and by torch.fx, which sees the layers one by one."""
+@pytest.mark.parametrize("fuse", [named_runs, sequential])
+def test_compile_export_and_trace(fuse: Callable[[Any], Any]) -> None:
+    """torch.compile makes one graph, torch.export works, and torch.fx records each layer as its own node."""
     model, x = fuse(tower()).eval(), randn(*SHAPE)
     expected = model(x)
     torch._dynamo.reset()

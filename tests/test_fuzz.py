@@ -1,14 +1,14 @@
-"""A few cases of each operator that nobody thought of, the same on every run; `make fuzz` draws new ones."""
+"""A few random cases of each operator, the same in every run; `make fuzz` draws new cases."""
 
 import pytest
 
-pytest.importorskip("hypothesis", reason="it draws the cases")
+pytest.importorskip("hypothesis", reason="hypothesis draws the cases")
 
 from tests.fuzz import OPERATORS, fuzz  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # NumPy's of NaN
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # NumPy warns of NaN
 ]
 
 

@@ -1,4 +1,4 @@
-"""`make gpu` (bench/gpu.py) as far as it goes without one: limits, what is kept, what is summed up; and the packed cache."""
+"""`make gpu` (bench/gpu.py) without a GPU: time limits, recorded results, summary; and the packed kernel cache."""
 
 import json
 import os
@@ -19,31 +19,31 @@ CHILD = (
 )
 
 
-def test_parts_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failing and hanging parts stop no other part, and their children are killed. Each part is recorded as it ends."""
+def test_parts_are_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing and hanging parts do not stop the next part, and their child processes are killed. Each part is recorded."""
     monkeypatch.setattr(gpu, "GRACE", 0.5)
     python = [sys.executable, "-c"]
     parts = [
         Part("right", [*python, "print('one')"], 60),
         Part("wrong", [*python, "import os; print('two', flush=True); os.abort()"], 60),
         Part("hangs", [*python, CHILD], 2),
-        Part("the rest", [*python, "import sys; print('minutes', sys.argv[1])"], None),
+        Part("last", [*python, "import sys; print('minutes', sys.argv[1])"], None),
     ]
     assert not gpu.run_all(parts, tmp_path, 120)
     ended = {row["part"]: row["ended"] for row in json.loads((tmp_path / "parts.json").read_text())}
-    assert ended == {"right": "exit status 0", "wrong": "exit status -6", "hangs": "time was up", "the rest": "exit status 0"}
+    assert ended == {"right": "exit status 0", "wrong": "exit status -6", "hangs": "timed out", "last": "exit status 0"}
     log = (tmp_path / "log.txt").read_text()
     assert all(words in log for words in ("\none\n", "\ntwo\n", "minutes 1."))
-    assert "the rest" not in "\n".join(gpu.summary(tmp_path)) and "hangs: time was up" in gpu.summary(tmp_path)[1]
+    assert "last" not in "\n".join(gpu.summary(tmp_path)) and "hangs: timed out" in gpu.summary(tmp_path)[1]
 
 
-def test_no_part_begins_when_time_is_up(tmp_path: Path) -> None:
+def test_no_part_starts_without_time(tmp_path: Path) -> None:
     assert not gpu.run_all([Part("late", [sys.executable, "-c", "open('/none')"], 60)], tmp_path, 0)
-    assert json.loads((tmp_path / "parts.json").read_text())[0]["ended"] == "time was up"
+    assert json.loads((tmp_path / "parts.json").read_text())[0]["ended"] == "not started: no time left"
 
 
 def test_limits_fit() -> None:
-    """What has a limit leaves the yardstick three minutes of nine, or almost; what is run is there."""
+    """The parts with a limit leave the benchmark almost three of the nine minutes. All test files exist."""
     limited = sum(part.seconds or 0 for part in gpu.parts(Path("out")))
     assert limited <= 9 * 60 - 160
     files = {*gpu.CALLS, *gpu.TESTS, *gpu.ON_A_GPU_ALONE}
@@ -63,7 +63,7 @@ def time_of(side: str, median: float) -> dict[str, Any]:
 
 
 def test_summary(tmp_path: Path) -> None:
-    """What is wrong and what is slow, in 60 lines; the same from `python -m bench report`."""
+    """Failures and slow rows in at most 60 lines; `python -m bench report` prints the same."""
     several = [result(f"tests/test_{i}.py::test[{j}]", "failed", f"error {i}") for i in range(20) for j in range(i + 1)]
     passed = [result("tests/test_conv.py::test[a]", "passed"), result("tests/test_conv.py::test[b]", "passed")]
     broken = [result("tests/test_conv.py::test[b]", "failed", "worker 'gw1' crashed")]
@@ -76,21 +76,21 @@ def test_summary(tmp_path: Path) -> None:
     }  # fmt: skip
     rows = [row | {"name": f"case {i}", "times": [time_of("ours", 1e-3 * (1 + i)), time_of("torch", 2e-3)]} for i in range(30)]
     rows.append(rows[0] | {"name": "off", "checked": {"contiguous": row["checked"]["contiguous"] | {"wrong": "is off"}}})
-    yardstick = {
+    benchmark = {
         "environment": {"gpu": "GPU"}, "ceilings": {"copy": 4e12, "product": {}}, "rows": rows, "done": [], "left": [["a"]] * 3,
         "failed": [{"item": ["case", "one"], "why": "crashed"}] * 9,
     }  # fmt: skip
     (tmp_path / "gpu").mkdir()
-    (tmp_path / "gpu" / "20261128T2000-quick.json").write_text(json.dumps(yardstick))
+    (tmp_path / "gpu" / "20261128T2000-quick.json").write_text(json.dumps(benchmark))
     lines = gpu.summary(tmp_path)
     text = "\n".join(lines)
     assert len(lines) <= gpu.SUMMARY_LINES
     assert "tests: 1 passed, 211 failed, 0 skipped; kernels: 213 compiled, 426 found in the cache" in text
     assert "    20 x test_19.py::test: error 19" in text and "9 other tests" in text
-    assert "off forward bf16 eager: WRONG in contiguous: is off" in text and "3 not made" in text
+    assert "off forward bf16 eager: WRONG in contiguous: is off" in text and "3 missing" in text
     assert "0.07 x torch  case 29 forward bf16 eager" in text and "120.0 x the floor  case 29" in text
-    told = subprocess.run([sys.executable, "-m", "bench", "report", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert told.stdout.splitlines() == lines
+    again = subprocess.run([sys.executable, "-m", "bench", "report", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert again.stdout.splitlines() == lines
 
 
 SAMPLE = """
@@ -130,11 +130,11 @@ def sample(step: str, packed: Path, cache: Path) -> list[str]:
 
 
 def test_another_process_finds_packed_kernels(tmp_path: Path) -> None:
-    """Each kernel of a sample by its key, without what Triton keeps for people, and in a folder of another name."""
+    """A process with another cache folder finds each packed kernel by its key. Files for debugging are not packed."""
     packed = tmp_path / "cache.tar.xz"
     assert sample("pack", packed, tmp_path / "first") == [str([False] * 3)]
-    told, found = sample("use", packed, tmp_path / "second")
-    assert "3 kernels, unpacked in" in told and found == str([True] * 3)
+    message, found = sample("use", packed, tmp_path / "second")
+    assert "3 kernels, unpacked in" in message and found == str([True] * 3)
     suffixes = {path.suffix for path in (tmp_path / "second").rglob("*") if path.is_file()}
     assert suffixes == {".cubin", ".json"}
 
@@ -151,31 +151,34 @@ def test_kernels_of_other_sources_are_refused(tmp_path: Path, monkeypatch: pytes
     assert "is not used" in gpu_cache.unpacked(tmp_path / "packed")
 
 
-def test_sources_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line more in a kernel, and a file more."""
+def test_hash_changes_with_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding a line to a kernel, or a file, changes the hash."""
     monkeypatch.setattr(gpu_cache, "ROOT", tmp_path)
     (tmp_path / "kernels").mkdir()
-    seen = [gpu_cache.sources()]
+    hashes = [gpu_cache.sources()]
     for name, text in (("a.py", "x"), ("a.py", "\nx"), ("b.py", "\nx")):
         (tmp_path / "kernels" / name).write_text(text)
-        seen.append(gpu_cache.sources())
-    assert len(set(seen)) == 4
+        hashes.append(gpu_cache.sources())
+    assert len(set(hashes)) == 4
 
 
 KEY = """
 import importlib, os, sys
 os.environ["TRITON_INTERPRET"] = "0"
-names = {"linear": "_linear_matmul_kernel", "conv2d.passes": "_conv2d_gather_kernel"}
+names = {"linear": "_linear_matmul_kernel", "conv2d.pointer": "_conv2d_gather_kernel"}
 keys = {name: getattr(importlib.import_module(f"trinn.kernels.{name}"), names[name]).cache_key for name in sys.argv[1:]}
 print(keys["linear"])
 """
 
 
 def test_keys_do_not_depend_on_order() -> None:
-    """Of two kernels that call the same function, whichever is launched first: else another process finds neither."""
+    """The key of a kernel is the same whichever kernel with the same callee is launched first.
+
+    Otherwise another process would miss both kernels in the cache.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     found = {
         subprocess.run([sys.executable, "-c", KEY, *order], env=environment, cwd=ROOT, capture_output=True, text=True).stdout
-        for order in (("linear", "conv2d.passes"), ("conv2d.passes", "linear"))
+        for order in (("linear", "conv2d.pointer"), ("conv2d.pointer", "linear"))
     }
     assert len(found) == 1 and found != {""}

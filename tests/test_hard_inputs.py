@@ -1,11 +1,11 @@
-"""A hundred inputs that operators are known to get wrong, each with its number: what trinn does with them is what torch does.
+"""A hundred numbered inputs known to break operators. trinn must do the same as torch.
 
     1-25    tests/hard_inputs/pool2d.py             70-74   tests/hard_inputs/relu.py
     26-43   tests/hard_inputs/conv2d.py             75-78   tests/hard_inputs/linear.py
     44-50   tests/hard_inputs/conv_transpose2d.py   79-89   tests/hard_inputs/upsample2d.py
     51-69   tests/hard_inputs/batchnorm2d.py        90-     tests/hard_inputs/everything.py
 
-`pytest -k hard_053` runs the rows of number 53. Where trinn differs from torch on purpose, docs/differences.md says why.
+`pytest -k hard_053` runs the rows of number 53. docs/differences.md explains each intended difference from torch.
 """
 
 import importlib
@@ -24,5 +24,5 @@ def test_hard_input(row: Row) -> None:
     row.run()
 
 
-def test_none_is_missing() -> None:
+def test_all_numbers_are_used() -> None:
     assert {row.number for row in ROWS} >= set(range(1, 101))

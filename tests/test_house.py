@@ -1,7 +1,9 @@
-"""Who may import whom, one name per operator, and what no kernel or layer does: read off the sources."""
+"""Rules for the sources: imports, one name per operator, constructs forbidden in kernels and layers, plain prose."""
 
 import ast
+import re
 import symtable
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ SOURCES = {
     str(path.relative_to(ROOT).with_suffix("")): path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))
 }
 
-# The other folders that a folder may import from. Tests may import everything.
+# Allowed imports between folders. Tests may import everything.
 IMPORTS: dict[str, set[str]] = {
     "kernels": set(),
     "layers": {"kernels"},
@@ -21,13 +23,13 @@ IMPORTS: dict[str, set[str]] = {
     "examples": {"kernels", "layers", "models"},
     "bench": {"kernels", "layers", "models"},
 }
-# What the files of each folder inside kernels/ may import from the rest of kernels/.
+# Allowed imports of each folder inside kernels/ from the rest of kernels/.
 ROOMS = {
     "runtime": set[str](),
     "device": {"runtime"},
     "conv2d": {"device", "runtime", "pool2d", "reduce", "statistics2d"},
 }
-# Files that every operator of a folder may import.
+# Files for every operator of a folder to import.
 SHARED = {
     "kernels": {*ROOMS, "gather2d", "reduce", "statistics2d"} - {"conv2d"},
     "layers": {"function", "public", "reduce", "window"},
@@ -44,8 +46,8 @@ BUILT_ON = {
         "upsample2d": {"adaptive_pool2d"},
     },
 }
-# Files of layers/ that import many operators or change whole models.
-ON_ALL = {"backend", "classes", "convert", "fused", "patched", "report"}
+# Files of layers/ with imports of many operators, or with changes to whole models.
+ON_ALL = {"backend", "classes", "convert", "fused", "fused_functional", "patched", "report"}
 # upsample2d is the layer of antialias2d.
 NO_LAYER = {"antialias2d"}
 # Adaptive pooling runs pool2d's kernels, sync_batchnorm batchnorm2d's.
@@ -57,7 +59,7 @@ def tree(source: str) -> ast.Module:
 
 
 def imports(source: str) -> Iterator[str]:
-    """The full names that a file imports: `trinn.kernels.linear.linear_fprop`, `torch`."""
+    """The full names imported by a file: `trinn.kernels.linear.linear_fprop`, `torch`."""
     for node in ast.walk(tree(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -127,12 +129,12 @@ def test_one_name_per_operator() -> None:
         assert f"tests/test_{operator}" in tests or operator in NO_LAYER, operator
 
 
-def test_no_names_that_say_nothing() -> None:
+def test_no_meaningless_names() -> None:
     empty = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert not [source for source in SOURCES if empty & set(source.split("/")[-1].split("_"))]
 
 
-def test_no_assertions_on_what_a_caller_gives() -> None:
+def test_no_assertions_on_arguments() -> None:
     for source in in_folders("kernels", "layers", "models"):
         assert not [node.lineno for node in ast.walk(tree(source)) if isinstance(node, ast.Assert)], source
 
@@ -143,14 +145,14 @@ def test_no_atomics() -> None:
 
 
 def test_kernels_start_in_launch() -> None:
-    """`kernel[grid](...)` stands in launch.py alone."""
+    """Only launch.py contains `kernel[grid](...)`."""
     assert {s for s in in_folders("kernels") for call in calls(s) if isinstance(call.func, ast.Subscript)} == {
         "kernels/runtime/launch"
     }
 
 
 def test_names_of_kernels() -> None:
-    """Private to their file, `_..._kernel`, and each name once, so that a profiler's list tells them apart."""
+    """Kernels are private, `_..._kernel`, with unique names to distinguish them in a profiler."""
     names = [
         node.name
         for source in in_folders("kernels")
@@ -165,7 +167,7 @@ def functions(source: str) -> Iterator[ast.FunctionDef]:
 
 
 def test_kernels_divide_by_divide() -> None:
-    """Triton's float32 `/` is not rounded to nearest on a GPU; precision.py's `divide` is. What is allowed says why."""
+    """Triton's float32 `/` is not rounded to nearest on a GPU; precision.py's `divide` is. Exceptions have a comment."""
     allowed = {
         ("kernels/device/precision", "divide"),
         ("kernels/device/indexing", "first_reader"),
@@ -179,7 +181,7 @@ def test_kernels_divide_by_divide() -> None:
 
 
 def comprehensions(scope: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
-    """List, set and dict comprehensions of a function, which Python 3.12 makes a part of it; not generator expressions."""
+    """List, set and dict comprehensions of a function, inlined by Python 3.12; not generator expressions."""
     for child in scope.get_children():
         if child.get_name() in ("listcomp", "setcomp", "dictcomp"):
             yield child
@@ -193,7 +195,7 @@ def scopes(scope: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
 
 
 def test_comprehensions_run_on_python_3_12() -> None:
-    """CPython 3.12.0 to 3.12.3 lose a name that is global in one comprehension and bound in another (gh-118513)."""
+    """CPython 3.12.0 to 3.12.3 lose a name if one comprehension uses it as a global and another binds it (gh-118513)."""
     for source, path in SOURCES.items():
         for scope in scopes(symtable.symtable(path.read_text(), str(path), "exec")):
             found = list(comprehensions(scope))
@@ -203,8 +205,24 @@ def test_comprehensions_run_on_python_3_12() -> None:
 
 
 def test_overloads_are_torchs() -> None:
-    """`kernels.ops` has operators on a CPU and plain functions on a GPU: only torch.ops has overloads on both."""
+    """`kernels.ops` has operators on a CPU and plain functions on a GPU. Only torch.ops has overloads on both."""
     for source in in_folders("kernels", "layers", "models", "tests"):
         if {name for name in imports(source) if name == "trinn.kernels.ops"}:
             calls_overloads = [n for n in ast.walk(tree(source)) if isinstance(n, ast.Attribute) and n.attr == "default"]
             assert not [n.lineno for n in calls_overloads if ast.unparse(n.value).startswith(("ops.", "getattr(ops"))], source
+
+
+def prose(source: str) -> str:
+    """The comments and docstrings of a file."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree(source)) if isinstance(node, documented)]
+    with SOURCES[source].open("rb") as file:
+        texts += [token.string for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_prose_is_plain(folder: str) -> None:
+    """Few relative clauses: at most 2 in 100 words of comments and docstrings are which, that, what, those or whose."""
+    words = re.findall(r"[a-z']+", "\n".join(map(prose, in_folders(folder))).lower())
+    assert sum(word in {"which", "that", "what", "those", "whose"} for word in words) <= 0.02 * len(words)

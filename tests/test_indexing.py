@@ -1,4 +1,4 @@
-"""The window equation against brute force, and the order in which elementwise kernels walk memory."""
+"""The window equation against brute force, and the order in which elementwise kernels access memory."""
 
 from itertools import product
 
@@ -28,7 +28,7 @@ def _axis_kernel(solutions, bigs, AXIS: tl.constexpr, BIGS: tl.constexpr, SMALLS
 
 @pytest.mark.parametrize("axes", [AXES[i::8] for i in range(8)], ids=[f"{i + 1} of 8" for i in range(8)])
 def test_equation_and_its_solution(axes: list[Axis]) -> None:
-    """big = small * stride - padding + tap * dilation, both ways, for every stride, padding, dilation and window."""
+    """big = small * stride - padding + tap * dilation, both ways, for many strides, paddings, dilations and windows."""
     for axis in axes:
         solutions = torch.empty(3, BIGS, dtype=torch.int32, device=DEVICE)
         bigs = torch.empty(SMALLS, dtype=torch.int32, device=DEVICE)
@@ -67,7 +67,7 @@ def _copy_kernel(x, y, sizes, x_strides, y_strides, elements, BLOCK: tl.constexp
 LAYOUTS = {
     "dense": (lambda: torch.arange(24.0).view(2, 3, 4), 1),
     "dense, permuted": (lambda: torch.arange(24.0).view(2, 3, 4).permute(2, 0, 1), 1),
-    "rows cut short": (lambda: torch.arange(24.0).view(2, 3, 4)[:, :, :3], 2),
+    "truncated rows": (lambda: torch.arange(24.0).view(2, 3, 4)[:, :, :3], 2),
     "every second plane, transposed": (lambda: torch.arange(48.0).view(4, 3, 4)[::2].transpose(1, 2), 2),
     "expanded": (lambda: torch.arange(6.0).view(2, 1, 3).expand(2, 4, 3), 3),
     "axes of one element": (lambda: torch.arange(6.0).view(1, 2, 1, 3, 1), 1),
@@ -77,7 +77,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_memory_order(name: str) -> None:
-    """Every element is visited once, and axes that lie end to end are one."""
+    """Every element is visited once, and contiguous axes are merged."""
     make, axes = LAYOUTS[name]
     x = make().to(DEVICE)
     y = torch.empty_like(x)

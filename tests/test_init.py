@@ -1,4 +1,4 @@
-"""`init_weights`: the whole of torch.nn.init, by type and by name, the same for the same seed, and all or nothing."""
+"""`init_weights` has all of torch.nn.init, selects by type and by name, is reproducible by a seed, and is all or nothing."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ init = nn.init
 
 
 def network() -> nn.Sequential:
-    """A layer of each kind that is treated in its own way."""
+    """A layer of each kind with special treatment."""
     return nn.Sequential(
         tnn.Conv2d(2, 4, 3), tnn.BatchNorm2d(4), nn.PReLU(), nn.Flatten(), nn.Sequential(tnn.Linear(4, 6), nn.LayerNorm(6))
     ).to(DEVICE)  # fmt: skip
@@ -41,7 +41,7 @@ def unchanged(model: nn.Module, *arguments: Any, raises: type[Exception], match:
 
 FOUR = (8, 4, 3, 3)
 TWO = (60, 80)
-# Each function of torch.nn.init: the shapes it takes, its arguments, and what its values are known to be.
+# Each function of torch.nn.init: shapes, arguments, and a property of the values.
 PROPERTIES: dict[str, tuple[tuple[tuple[int, ...], ...], dict[str, Any], Callable[[Tensor], Any]]] = {
     "uniform": ((TWO, FOUR), {"a": 1.0, "b": 2.0}, lambda w: 1 <= w.min() < 1.1 and 1.9 < w.max() <= 2),
     "normal": ((TWO,), {"mean": 3.0, "std": 0.5}, lambda w: abs(w.mean() - 3) < 0.05 and abs(w.std() - 0.5) < 0.05),
@@ -68,13 +68,13 @@ def rows(w: Tensor) -> Tensor:
     return w.flatten(1)
 
 
-def test_the_whole_of_torchs() -> None:
+def test_has_all_of_torchs() -> None:
     assert set(SCHEMES) == set(PROPERTIES)
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_scheme(name: str) -> None:
-    """By its name, by its function, and by its name as torch spells it."""
+    """A scheme is given as its name, as its function, or as torch's name."""
     shapes, arguments, holds = PROPERTIES[name]
     for shape in shapes:
         model = nn.ParameterList([nn.Parameter(torch.full(shape, 7.0, device=DEVICE))])
@@ -90,8 +90,8 @@ def test_scheme(name: str) -> None:
                 assert torch.equal(model[0], expected)
 
 
-def test_it_is_what_torch_draws() -> None:
-    """The seed of a parameter is all that is ours."""
+def test_draws_are_torchs() -> None:
+    """Given the seed of a parameter, torch draws the same values."""
     model = nn.Linear(5, 7, bias=False)
     seeds: list[int] = []
 
@@ -106,7 +106,7 @@ def test_it_is_what_torch_draws() -> None:
 
 
 def test_each_kind_of_layer() -> None:
-    """Weights by the scheme, biases 0, norms 1 and 0 with fresh statistics, the rest as it was."""
+    """Weights follow the scheme, biases are 0, norms are reset, and other parameters are unchanged."""
     model = network()
     norm: Any = model[1]
     norm(torch.randn(3, 4, 5, 5, device=DEVICE))
@@ -121,7 +121,7 @@ def test_each_kind_of_layer() -> None:
 
 
 def test_by_type_and_by_name() -> None:
-    """A name goes before a class, the inner name before the outer, the derived class before its base."""
+    """A name has precedence over a class, an inner name over an outer one, a derived class over its base."""
     model = network()
     normal = partial(init.normal_, mean=1.0, std=0.02)
     report = init_weights(model, {nn.Conv2d: "orthogonal", nn.BatchNorm2d: normal, "4": "eye", "2.weight": "zeros"})
@@ -153,7 +153,7 @@ def test_what_has_no_scheme_is_kept() -> None:
 
 
 def test_a_seed_is_enough() -> None:
-    """Neither what was drawn before, nor other layers, nor dtype and memory format matter; another seed does."""
+    """Values depend on the seed, not on earlier draws, other layers, the dtype or the memory format."""
     first, again, longer, half = MLP(), MLP(), nn.Module(), MLP().half()
     state = torch.get_rng_state()
     init_weights(first, "kaiming_normal", seed=3)
@@ -181,7 +181,7 @@ def test_parameters_of_one_shape_differ() -> None:
 
 
 def test_without_a_seed() -> None:
-    """One is drawn from torch's generator, and the report knows it."""
+    """Without a seed, torch's generator draws one, and the report has it."""
     model, other = MyListDense(), MyListDense()
     torch.manual_seed(0)
     report = init_weights(model, "normal")
@@ -200,7 +200,7 @@ def test_tied_parameters_are_one() -> None:
     assert [record.name for record in init_weights(model, "orthogonal")] == ["0.weight", "0.bias", "1.bias"]
 
 
-def test_a_function_of_ones_own_starts_from_what_is_there() -> None:
+def test_a_custom_function_gets_the_current_values() -> None:
     model = nn.Linear(3, 3)
     before = model.weight.detach().clone()
     init_weights(model, lambda weight: weight.mul_(2))
@@ -241,14 +241,14 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("which", REFUSED)
-def test_refused_before_anything_changes(which: str) -> None:
-    scheme, raises, match = REFUSED[which]
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_anything_changes(name: str) -> None:
+    scheme, raises, match = REFUSED[name]
     unchanged(network(), scheme, raises=raises, match=match)
 
 
 def test_parameters_that_cannot_be_filled() -> None:
-    """Without a shape, without memory, computed from others."""
+    """Lazy parameters, parameters on the meta device, and parametrized ones are refused."""
     first = tnn.Linear(2, 3)
     with pytest.raises(ValueError, match="1.weight has no shape yet"):
         init_weights(nn.Sequential(first, tnn.LazyLinear(3)), "zeros")

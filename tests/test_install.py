@@ -1,4 +1,4 @@
-"""trinn installs as trinn alone: editable, as a wheel, and not at all, with the checkout on PYTHONPATH."""
+"""trinn installs only the package `trinn`, editable or as a wheel, and also runs from a checkout on PYTHONPATH."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ import trinn
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "trinn", "kernels", "layers", "models")
-# Prints where trinn, its folders and, if they can be imported too, the folders without trinn come from.
+# Prints the files of trinn, of its folders, and of the folders by their bare names if these can be imported.
 PROGRAM = """
 import importlib.util
 import trinn, trinn.kernels, trinn.layers, trinn.models
@@ -35,7 +35,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy, since setuptools writes into what it builds from."""
+    """A copy of the sources, since setuptools writes into its source folder."""
     copy = tmp_path / "checkout"
     copy.mkdir()
     for name in INSTALLED:
@@ -49,7 +49,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """A fresh environment that sees the packages of this one, but not what is installed in them as editable."""
+    """A fresh environment with the packages of this one, except editable installations."""
     pytest.importorskip("setuptools", "77")
     pytest.importorskip("pip")
     folder = tmp_path / "environment"
@@ -66,7 +66,7 @@ def install(python: Path, *what: str | Path, cwd: Path) -> None:
 
 
 def origins(python: Path, folder: Path, **environment: str) -> list[str]:
-    """What PROGRAM prints, started elsewhere; a namesake of another project outside `folder` does not count."""
+    """The output of PROGRAM in another folder, without files outside `folder` (other projects with the same name)."""
     lines = run(python, "-c", PROGRAM, cwd=Path("/"), **environment).splitlines()
     return [line for line in lines if Path(line).is_relative_to(folder)]
 
@@ -92,20 +92,20 @@ def test_editable(python: Path, checkout: Path, tmp_path: Path) -> None:
 
 
 def test_uninstalled(checkout: Path) -> None:
-    """The folders can then be found by their bare names as well, as in any checkout."""
+    """In a checkout the folders can be imported by their bare names as well."""
     found = origins(Path(sys.executable), checkout, PYTHONPATH=str(checkout))
     assert found == [*in_checkout(checkout), *in_checkout(checkout)[1:]]
 
 
 FOUND = """
 import importlib.util, sys
-ours = importlib.util.find_spec("kernels").origin  # which also transformers asks
+ours = importlib.util.find_spec("kernels").origin  # transformers does this too
 import kernels, kernels.layer
 assert ours != kernels.__file__ == importlib.util.find_spec("kernels").origin and kernels.__version__ == "1.0"
 from kernels import get_kernel
 assert get_kernel is kernels.layer.get_kernel
 """
-# An editable installation is found by a finder of its own, behind all folders.
+# An editable installation has its own finder, after all folders.
 EDITABLE = """
 import importlib.machinery, sys
 class Finder:
@@ -138,7 +138,7 @@ WITHOUT_TORCH = "assert 'torch' not in sys.modules\n"
     "program", [FOUND + WITHOUT_TORCH + COMPUTE, COMPUTE + EDITABLE + FOUND], ids=["before trinn", "after trinn, editable"]
 )
 def test_another_package_named_kernels(program: str, tmp_path: Path) -> None:
-    """Hugging Face's is imported where a checkout of trinn comes before it on sys.path."""
+    """`import kernels` finds Hugging Face's package even if a checkout of trinn precedes it on sys.path."""
     package = tmp_path / "kernels"
     package.mkdir()
     (package / "__init__.py").write_text("from kernels.layer import get_kernel\n__version__ = '1.0'\n")
@@ -148,10 +148,10 @@ def test_another_package_named_kernels(program: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif("kernels" in importlib.metadata.packages_distributions(), reason="Hugging Face's kernels is installed")
 def test_no_other_package_named_kernels() -> None:
-    """A checkout's folder, of which two are on sys.path, is not taken for it, nor imported by that name."""
+    """Without Hugging Face's package, its names cannot be imported from a checkout's kernels/, here on sys.path twice."""
     run(sys.executable, "-c", MISSING + COMPUTE + MISSING, cwd=ROOT, PYTHONPATH=str(ROOT))
 
 
 def test_other_folders_by_their_bare_names() -> None:
-    """They are read twice, and do no harm."""
+    """Importing layers and models by their bare names, too, does no harm."""
     run(sys.executable, "-c", "import layers, models" + COMPUTE + "import layers.conv2d, models.lenet", cwd=ROOT)

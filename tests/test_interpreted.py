@@ -1,6 +1,6 @@
-"""How many programs the interpreter runs, one after the other: for them a user without a GPU waits.
+"""The number of interpreted programs: it determines the waiting time of a user without a GPU.
 
-A program costs some milliseconds whatever its size, so their number is the time, and it is the same on every machine.
+A program costs some milliseconds whatever its size, so the number of programs is a measure of time for every machine.
 """
 
 import itertools
@@ -21,19 +21,19 @@ from trinn.kernels.runtime.settings import settings
 from trinn.layers.pad2d import pad2d
 from trinn.models import AlexNet, LeNet
 
-INTERPRETED_BLOCK, WANTED_PROGRAMS = settings.interpreted_block, settings.wanted_programs  # before conftest.py makes them small
+INTERPRETED_BLOCK, WANTED_PROGRAMS = settings.interpreted_block, settings.wanted_programs  # before conftest.py reduces them
 IMAGE, HALF = (4, 16, 64, 64), (4, 16, 32, 32)
 
 
 class Counter:
-    """The programs that were interpreted."""
+    """The number of interpreted programs."""
 
     programs = 0
 
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    """Counts, with the tiles that users get."""
+    """A counter of programs; tiles have their default sizes."""
     counter, run = Counter(), interpreter.GridExecutor.__call__
 
     def counted(executor: Any, *args: Any, **options: Any) -> None:
@@ -55,7 +55,7 @@ def _unpool(x: Tensor) -> Tensor:
     return tnn.max_unpool2d(x, indices, 2)
 
 
-# A call of each operator at a middling size, its tensors, and how many programs its forward and backward pass were.
+# Each operator at a medium size: a call, the shapes of its tensors, and the recorded number of programs, forward and backward.
 CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int]] = {
     "conv2d": (lambda x, w, b: tnn.conv2d(x, w, b, padding=1), ((4, 3, 64, 64), (32, 3, 3, 3), (32,)), 4),
     "conv2d, stride 2": (lambda x, w, b: tnn.conv2d(x, w, b, 2, 1), (IMAGE, (32, 16, 3, 3), (32,)), 10),
@@ -90,8 +90,8 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int]] = 
 
 
 def few(programs: int, recorded: int) -> None:
-    """Neither half as many again as were recorded, nor so few that the record has to be made anew."""
-    assert recorded / 1.5 < programs < 1.5 * recorded, f"{programs} programs; {recorded} are on record"
+    """Fail if the number of programs differs from the recorded one by a factor of 1.5."""
+    assert recorded / 1.5 < programs < 1.5 * recorded, f"{programs} programs; {recorded} are recorded"
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -101,8 +101,8 @@ def test_a_call(name: str, counter: Counter) -> None:
     few(counter.programs, recorded)
 
 
-def test_calls_stay_in_one_piece_of_the_stack() -> None:
-    """Wherever the stack stands, a thousand calls touch no new page each."""
+def test_calls_allocate_no_stack_chunk() -> None:
+    """At any depth of the stack, a thousand calls do not allocate a new page each."""
 
     def leaf() -> None:
         pass
@@ -122,7 +122,7 @@ def test_calls_stay_in_one_piece_of_the_stack() -> None:
         return max(after - before for before, after in itertools.pairwise(pages))
 
     roomy = launch.with_room(calls)
-    assert min(most_pages(roomy) for _ in range(3)) < 100, "without room it is a thousand, at some depth"
+    assert min(most_pages(roomy) for _ in range(3)) < 100, "without with_room it is a thousand, at some depth"
 
 
 def test_every_operator_is_counted() -> None:

@@ -1,7 +1,7 @@
-"""Tensors of more than 2^31 elements, and tensors whose elements lie that far apart.
+"""Tensors of more than 2^31 elements, and tensors with strides beyond int32.
 
-Three proofs. large_tensors.py runs the operators on such tensors, over memory that is not touched. Every launch asks for
-int64 if any tensor it gets needs it. And the code of every kernel that was asked for int64 multiplies in int64.
+Three checks: large_tensors.py runs the operators on these tensors, in untouched memory. Every launch uses int64
+offsets if one of its tensors needs them. The code of every kernel with int64 offsets multiplies in int64.
 """
 
 import json
@@ -35,13 +35,13 @@ PASSES: dict[str, shapes.Passes] = {
     "conv2d, groups": shapes.conv((2, 6, 7, 8), (4, 3, 3, 2), groups=2),
     "conv2d, depthwise": shapes.conv((2, 6, 7, 8), (6, 1, 3, 3), padding=1, groups=6),
     "conv2d, depthwise, two filters": shapes.conv((2, 6, 7, 8), (12, 1, 3, 3), padding=1, groups=6),
-    "conv2d and more": shapes.conv_and_more((2, 6, 7, 8), (4, 6, 3, 3), padding=1),
-    "conv2d and more, depthwise": shapes.conv_and_more((2, 6, 7, 8), (6, 1, 3, 3), padding=1, groups=6),
-    "conv2d in boxes": shapes.conv((32, 64, 5, 8), (64, 64, 3, 3), stride=2, padding=1),
-    "conv2d in boxes, 1x1": shapes.conv((32, 64, 4, 8), (64, 64, 1, 1)),
-    "conv2d in boxes, narrow groups": shapes.conv((32, 64, 5, 6), (64, 16, 3, 3), padding=1, groups=4),
-    "conv2d in boxes, few channels": shapes.conv((64, 3, 64, 64), (64, 3, 7, 7), stride=2, padding=3),
-    "conv2d in boxes and more": shapes.conv_and_more((2, 64, 7, 8), (64, 64, 3, 3), padding=1),
+    "conv2d, fused": shapes.conv_fused((2, 6, 7, 8), (4, 6, 3, 3), padding=1),
+    "conv2d, fused, depthwise": shapes.conv_fused((2, 6, 7, 8), (6, 1, 3, 3), padding=1, groups=6),
+    "conv2d, TMA": shapes.conv((32, 64, 5, 8), (64, 64, 3, 3), stride=2, padding=1),
+    "conv2d, TMA, 1x1": shapes.conv((32, 64, 4, 8), (64, 64, 1, 1)),
+    "conv2d, TMA, narrow groups": shapes.conv((32, 64, 5, 6), (64, 16, 3, 3), padding=1, groups=4),
+    "conv2d, TMA, few channels": shapes.conv((64, 3, 64, 64), (64, 3, 7, 7), stride=2, padding=3),
+    "conv2d, TMA, fused": shapes.conv_fused((2, 64, 7, 8), (64, 64, 3, 3), padding=1),
     "linear": shapes.linear(5, 6, 7),
     "relu": shapes.relu(2, 5, 7, 6),
     "batch_norm": shapes.batchnorm(64, 5, 28, 28),
@@ -60,15 +60,15 @@ HUGE: dict[str, shapes.Passes] = {
     "conv2d, depthwise": shapes.conv((2**20, 8, 32, 32), (8, 1, 3, 3), padding=1, groups=8),
     "conv2d, depthwise, two filters": shapes.conv((2**19, 8, 32, 32), (16, 1, 3, 3), padding=1, groups=8),
     "conv2d, many groups": shapes.conv((1, 2**21, 32, 32), (2**22, 2, 3, 3), padding=1, groups=2**20),
-    "conv2d and more": shapes.conv_and_more((2**17, 16, 64, 64), (16, 16, 3, 3), padding=1),
-    "conv2d and more, depthwise": shapes.conv_and_more((2**20, 8, 32, 32), (8, 1, 3, 3), padding=1, groups=8),
-    "conv2d in boxes": shapes.conv((2**17, 64, 64, 64), (64, 64, 3, 3), stride=2, padding=1),
-    "conv2d in boxes, 1x1": shapes.conv((2**17, 64, 64, 64), (64, 64, 1, 1)),
-    "conv2d in boxes, 1x1 of more pixels than int32 counts": shapes.conv((2**19, 64, 64, 64), (64, 64, 1, 1)),
-    "conv2d in boxes, few images": shapes.conv((3, 64, 2**14, 2**14), (64, 64, 3, 3), padding=1),
-    "conv2d in boxes, narrow groups": shapes.conv((2**17, 64, 64, 64), (64, 16, 3, 3), padding=1, groups=4),
-    "conv2d in boxes, few channels": shapes.conv((2**17, 3, 128, 128), (64, 3, 7, 7), stride=2, padding=3),
-    "conv2d in boxes and more": shapes.conv_and_more((2**17, 64, 64, 64), (64, 64, 3, 3), padding=1),
+    "conv2d, fused": shapes.conv_fused((2**17, 16, 64, 64), (16, 16, 3, 3), padding=1),
+    "conv2d, fused, depthwise": shapes.conv_fused((2**20, 8, 32, 32), (8, 1, 3, 3), padding=1, groups=8),
+    "conv2d, TMA": shapes.conv((2**17, 64, 64, 64), (64, 64, 3, 3), stride=2, padding=1),
+    "conv2d, TMA, 1x1": shapes.conv((2**17, 64, 64, 64), (64, 64, 1, 1)),
+    "conv2d, TMA, 1x1 with more pixels than int32 counts": shapes.conv((2**19, 64, 64, 64), (64, 64, 1, 1)),
+    "conv2d, TMA, few images": shapes.conv((3, 64, 2**14, 2**14), (64, 64, 3, 3), padding=1),
+    "conv2d, TMA, narrow groups": shapes.conv((2**17, 64, 64, 64), (64, 16, 3, 3), padding=1, groups=4),
+    "conv2d, TMA, few channels": shapes.conv((2**17, 3, 128, 128), (64, 3, 7, 7), stride=2, padding=3),
+    "conv2d, TMA, fused": shapes.conv_fused((2**17, 64, 64, 64), (64, 64, 3, 3), padding=1),
     "linear": shapes.linear(2**31, 4, 4),
     "relu": shapes.relu(2**33),
     "batch_norm": shapes.batchnorm(2**20, 8, 32, 32),
@@ -82,11 +82,11 @@ HUGE: dict[str, shapes.Passes] = {
     "pad": shapes.pad((2**20, 8, 32, 32), 2),
 }
 CONSTANT_FACTOR = "the number of a tap, from a loop's counter and a constant"
-# 32-bit products that kernels with int64 offsets still make, none of them of an offset or of a count of elements.
+# The remaining 32-bit products in kernels with int64 offsets. None is an offset or a number of elements.
 SMALL_PRODUCTS = {
-    "_conv2d_gather_kernel": "taps that hit a pixel: rows times columns",
-    "_conv2d_gather_tma_kernel": "coordinates of a box and of its filters, for descriptors, and how many taps hit",
-    "_conv2d_wgrad_tma_kernel": "coordinates of lines, for descriptors, and places within a filter",
+    "_conv2d_gather_kernel": "taps of a pixel: rows times columns",
+    "_conv2d_gather_tma_kernel": "coordinates for descriptors, and the number of taps",
+    "_conv2d_wgrad_tma_kernel": "coordinates for descriptors, and positions within a filter",
     "_few_channels_copy_kernel": "columns, and the elements of a row",
     "_depthwise2d_gather_kernel": CONSTANT_FACTOR,
     "_statistics2d_kernel": "the lanes of a tile",
@@ -99,7 +99,7 @@ SMALL_PRODUCTS = {
 
 
 class Launch:
-    """What a launcher asked for."""
+    """An intercepted launch."""
 
     def __init__(self, kernel: Any, programs: int, args: Any, constants: Any) -> None:
         self.kernel, self.programs, self.args, self.constants = kernel, programs, args, constants
@@ -121,12 +121,13 @@ def flat(args: Any) -> list[Any]:
 
 
 def reach(tensor: Tensor) -> int:
+    """The offset of the last element."""
     return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 @pytest.fixture
 def launches_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
-    """What passes launch on a GPU, with tensors on the meta device that were `placed` somehow."""
+    """A function that returns the launches of passes on a GPU, with meta tensors whose strides `placed` may change."""
     monkeypatch.undo()  # conftest's small tiles
     monkeypatch.setattr(settings, "int64_offsets", False)
     monkeypatch.setattr(tuning, "INTERPRETED", False)
@@ -153,20 +154,20 @@ def launches_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", PASSES)
-def test_each_tensor_alone_asks_for_int64(name: str, channels_last: bool, launches_of: Callable[..., list[Launch]]) -> None:
-    """Small tensors take int32; if one reaches past it, by any axis, each launch that gets that one takes int64."""
+def test_each_tensor_alone_requires_int64(name: str, channels_last: bool, launches_of: Callable[..., list[Launch]]) -> None:
+    """Launches use int32 for small tensors, and int64 if one tensor reaches past int32 along any axis."""
 
     def ordered(number: int, tensor: Tensor) -> Tensor:
         return tensor.to(memory_format=torch.channels_last) if channels_last and tensor.dim() == 4 else tensor
 
     sizes: list[torch.Size] = []
 
-    def noted(number: int, tensor: Tensor) -> Tensor:
+    def recorded(number: int, tensor: Tensor) -> Tensor:
         sizes.append(tensor.shape)
         return ordered(number, tensor)
 
-    for seen in launches_of(PASSES[name], noted):
-        assert seen.constants.get("INDEX") == tl.int32, seen.name
+    for launch in launches_of(PASSES[name], recorded):
+        assert launch.constants.get("INDEX") == tl.int32, launch.name
     for far, size in enumerate(sizes):
         for axis in (axis for axis, n in enumerate(size) if n > 1):
 
@@ -178,28 +179,28 @@ def test_each_tensor_alone_asks_for_int64(name: str, channels_last: bool, launch
                 strides[axis] = 2**31 // (tensor.shape[axis] - 1) + 1
                 return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device="meta")
 
-            affected = [seen for seen in launches_of(PASSES[name], spread) if seen.needs_int64]
-            for seen in affected:
-                assert seen.constants.get("INDEX") == tl.int64, f"{seen.name}: tensor {far} {tuple(size)} by axis {axis}"
+            affected = [launch for launch in launches_of(PASSES[name], spread) if launch.needs_int64]
+            for launch in affected:
+                assert launch.constants.get("INDEX") == tl.int64, f"{launch.name}: tensor {far} {tuple(size)} by axis {axis}"
 
 
 @pytest.mark.parametrize("name", HUGE)
 def test_many_elements(name: str, launches_of: Callable[..., list[Launch]]) -> None:
-    """More than 2^31 elements, also where all of them share one address: int64, and a grid of one axis that CUDA takes."""
+    """More than 2^31 elements, also at one shared address, use int64 and a one-dimensional grid within CUDA's limit."""
 
     def expanded(number: int, tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, [0] * tensor.dim(), dtype=tensor.dtype, device="meta")
 
     for placed in (lambda number, tensor: tensor, expanded):
-        seen = launches_of(HUGE[name], placed)
-        assert any(one.needs_int64 for one in seen)
-        for one in seen:
-            assert 0 < one.programs < 2**31, one.name
-            assert one.constants["INDEX"] == tl.int64 or not one.needs_int64, one.name
+        launches = launches_of(HUGE[name], placed)
+        assert any(launch.needs_int64 for launch in launches)
+        for launch in launches:
+            assert 0 < launch.programs < 2**31, launch.name
+            assert launch.constants["INDEX"] == tl.int64 or not launch.needs_int64, launch.name
 
 
-def test_one_place_starts_kernels() -> None:
-    """launch.py, with a grid of one axis."""
+def test_only_launch_py_launches_kernels() -> None:
+    """Its grids are one-dimensional."""
     for path in (ROOT / "kernels").rglob("*.py"):
         grids = re.findall(r"kernel\[(.*?)\]\(", path.read_text())
         assert grids == (["(programs,)"] * 2 if path.stem == "launch" else []), path
@@ -224,7 +225,7 @@ def test_index_type(shape: tuple[int, ...], strides: tuple[int, ...], dtype: tl.
 
 
 def test_kernels_multiply_in_int64() -> None:
-    """Of kernels compiled for int64, the first form of the code has no 32-bit product but those listed, with their reasons."""
+    """The TTIR of kernels with int64 offsets has no 32-bit products except those of SMALL_PRODUCTS."""
     env = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-m", "tests.products"], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -244,13 +245,13 @@ def defined(path: Path) -> list[str]:
 SLICE = ["conv2d", "max_pool2d", "batch_norm, training", "many: conv2d", "many: bilinear", "many: linear weights"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="untouched memory is the interpreter's way; a GPU has real tensors")
-@pytest.mark.parametrize("names", [SLICE, pytest.param([], marks=pytest.mark.long)], ids=["a slice", "all"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter uses untouched memory; a GPU has real tensors")
+@pytest.mark.parametrize("names", [SLICE, pytest.param([], marks=pytest.mark.long)], ids=["some", "all"])
 def test_operators_on_untouched_memory(names: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "tests.large_tensors", *names], cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"ended with {done.returncode} in {lines[-1:]}\n{done.stderr[-2000:]}"
-    assert lines[-1] == "all are right"
+    assert lines[-1] == "all results are right"
     assert {line.rpartition(":")[0] for line in lines} >= set(names or EVERY)
 
 
@@ -258,7 +259,7 @@ def unpooled(values: Tensor, indices: Tensor) -> Tensor:
     return tnn.max_unpool2d(values, indices, 2)
 
 
-# Of images of 2 x 16 x 16; sums of small integers, so that no order of adding shows.
+# For images of 2 x 16 x 16. All sums are of small integers, so their order does not matter.
 REAL: dict[str, Callable[[Tensor], Any]] = {
     "relu": tnn.relu,
     "max_pool2d": lambda x: tnn.max_pool2d(x, 3, 2, 1),
@@ -281,17 +282,17 @@ REAL: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with room for tensors of more than 2^31 elements")
 @pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in REAL.items()])
 def test_real_tensors(function: Callable[[Tensor], Any]) -> None:
-    """The last image of 2^31 elements is treated as it is alone, forward and backward."""
+    """The last image of a tensor of 2^31 elements has the results of this image alone, forward and backward."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     images = 2**31 // 512 + 1
     if torch.cuda.mem_get_info()[0] < 6 * 2 * images * 512:
-        pytest.skip("less free memory than six such tensors take")
+        pytest.skip("needs free memory for six of these tensors")
     check_last_image(function, torch.zeros(images, 2, 16, 16, dtype=torch.float16, device="cuda"))
 
 
 @pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in REAL.items()])
 def test_few_real_tensors(function: Callable[[Tensor], Any]) -> None:
-    """The same on three images, so that test_real_tensors asks what can be answered."""
+    """The check of test_real_tensors on three images, so that every machine runs it."""
     check_last_image(function, torch.zeros(3, 2, 16, 16, dtype=torch.float16, device=DEVICE))
 
 
@@ -309,13 +310,13 @@ def check_last_image(function: Callable[[Tensor], Any], x: Tensor) -> None:
 
 
 def test_passes_reach_every_kernel(launches_of: Callable[..., list[Launch]]) -> None:
-    """The tables above leave no kernel out."""
+    """The tables above launch every kernel."""
     for table in (PASSES, HUGE):
-        names = {seen.name for passes in table.values() for seen in launches_of(passes)}
+        names = {launch.name for passes in table.values() for launch in launches_of(passes)}
         assert names >= {name for path in (ROOT / "kernels").rglob("*.py") for name in defined(path)}
 
 
 def test_every_launcher_is_known() -> None:
-    """A launcher that bench.shapes does not call would go unseen by the tests above."""
+    """bench.shapes calls every launcher, so the tests above cover them all."""
     source = (ROOT / "bench" / "shapes.py").read_text()
     assert vars(launchers).keys() - set(re.findall(r"launchers\.(\w+)\(", source)) == {"relu_"}

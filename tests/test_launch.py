@@ -1,4 +1,4 @@
-"""Where kernels run, and what a user is told where they cannot."""
+"""Where kernels run, error messages where they cannot run, and the launches of each pass."""
 
 import json
 import os
@@ -39,13 +39,13 @@ def run(program: str, **environment: str) -> str:
 
 
 def test_cpu_tensor_without_the_interpreter() -> None:
-    """No silent fallback: the message says what to do."""
+    """There is no silent fallback: the error message names the remedy."""
     message = run(CPU_TENSOR, TRITON_INTERPRET="0")
     assert "CPU" in message and "TRITON_INTERPRET=1" in message
 
 
 def test_cpu_tensor_beside_a_gpu() -> None:
-    """The message says where to move it."""
+    """The error message names the device to move the tensor to."""
     message = run("import torch; torch.cuda.is_available = lambda: True\n" + CPU_TENSOR)
     assert "cpu" in message and "torch sees a GPU: move it there" in message and "TRITON_INTERPRET=1" in message
 
@@ -55,7 +55,7 @@ ORDERS = ["Triton before trinn", "FlopCounterMode before trinn", "torch.compile 
 
 @pytest.mark.parametrize("names", [ORDERS, pytest.param([], marks=pytest.mark.long)], ids=["a slice", "all"])
 def test_every_order_of_imports(names: list[str]) -> None:
-    """Where torch sees no GPU kernels are interpreted, whoever imports Triton first; where they cannot be, a user is told."""
+    """Without a GPU, kernels are interpreted whatever imports Triton first. If they cannot be, an error explains why."""
     program = f"import tests.import_orders as orders; orders.main({names})"
     found = json.loads(run(program, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"))
     assert len(found) == 1 + (len(names) or len(orders()))
@@ -68,28 +68,28 @@ def test_interpreter_is_chosen_without_a_gpu() -> None:
 
 
 def test_an_interpreter_that_fails_with_this_numpy() -> None:
-    """Triton 3.6 breaks with NumPy 2.4; a user is told so in words, not by a TypeError out of Triton."""
+    """Triton 3.6 breaks with NumPy 2.4. A readable error replaces Triton's TypeError."""
     message = unfit_interpreter("3.6.0", "2.5.2")
     assert "Triton 3.6.0" in message and "NumPy 2.5.2" in message and "numpy<2.4" in message
     assert not unfit_interpreter("3.7.1", "2.5.2") and not unfit_interpreter("3.6.0", "2.3.5")
 
 
 def test_observed_launches_do_not_run() -> None:
-    """What the compile report stands on: the real launchers, on meta tensors, with the options of every launch."""
-    seen = []
+    """The compile report observes the real launchers on meta tensors, with the options of each launch."""
+    observed = []
     x = torch.empty(2, 3, 9, 9, device="meta")
-    with intercepted(lambda kernel, _, args, constants: seen.append((kernel, constants)), "sm_90"):
+    with intercepted(lambda kernel, _, args, constants: observed.append((kernel, constants)), "sm_90"):
         launchers.conv2d_fprop(x, torch.empty(4, 3, 3, 3, device="meta"), None, (7, 7), (1, 1), (0, 0), (1, 1), 1)
-    ((_, constants),) = seen
+    ((_, constants),) = observed
     assert constants["enable_fp_fusion"] is True and constants["PRECISION"] == "tf32"
 
 
-def test_no_program_no_launch() -> None:
+def test_empty_tensor_launches_nothing() -> None:
     assert tnn.relu(randn(0)).shape == (0,)
 
 
 class Kernels(TorchDispatchMode):
-    """The names of our operators that run within."""
+    """Record the names of trinn's operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,9 +103,9 @@ class Kernels(TorchDispatchMode):
 
 @pytest.mark.parametrize("pool,dtype", [(tnn.max_pool2d, torch.uint8), (tnn.adaptive_max_pool2d, torch.int32)])
 def test_indices_on_request_alone(pool: Callable[..., Any], dtype: torch.dtype) -> None:
-    """A max pooling keeps a byte an output for its backward pass, or 4 for bins; int64 indices are made on request alone."""
+    """Max pooling saves 1 byte per output for backward, adaptive max pooling 4. int64 indices are computed only on request."""
     x = randn(2, 3, 6, 8).requires_grad_()
-    for asked in (False, True):
+    for requested in (False, True):
         kept: list[torch.Tensor] = []
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -113,15 +113,15 @@ def test_indices_on_request_alone(pool: Callable[..., Any], dtype: torch.dtype) 
             return tensor
 
         with Kernels() as kernels, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            result = pool(x, 2, return_indices=asked)
-        y = result[0] if asked else result
+            result = pool(x, 2, return_indices=requested)
+        y = result[0] if requested else result
         assert [t.dtype for t in kept] == [dtype] and kept[0].shape == y.shape
-        assert sum(name == "max_pool2d_pick" for name in kernels.names) == asked
-        assert not asked or result[1].dtype == torch.int64
+        assert sum(name == "max_pool2d_pick" for name in kernels.names) == requested
+        assert not requested or result[1].dtype == torch.int64
 
 
-def test_no_axis_has_no_stride() -> None:
-    """Of one image a row lies 0 further: a stride of 1 would tell the compiler that the next one is not aligned."""
+def test_merged_axis_without_axes_has_stride_0() -> None:
+    """Merging no axes gives size 1 and stride 0. A stride of 1 would make the compiler assume unaligned rows."""
     x = randn(1, 4, 5, 6)
     assert memory_order(x, x, axes=[]) == ((1,), [(0,), (0,)])
     assert memory_order(x, axes=[3, 2, 1]) == memory_order(x) == ((120,), [(1,)])
@@ -142,10 +142,10 @@ GRADIENTS = {
 
 @pytest.mark.parametrize("wanted", range(3))
 @pytest.mark.parametrize(("function", "shapes", "kernels"), [pytest.param(*row, id=name) for name, row in GRADIENTS.items()])
-def test_gradients_that_nobody_wants(
+def test_unneeded_gradients_are_not_computed(
     function: Callable[..., Any], shapes: tuple[tuple[int, ...], ...], kernels: tuple[str, ...], wanted: int
 ) -> None:
-    """A backward pass starts the one kernel that the one gradient needs."""
+    """If one gradient is needed, backward launches only its kernel."""
     tensors = [randn(*shape) for shape in shapes]
     y = function(*(t.requires_grad_(i == wanted) for i, t in enumerate(tensors)))
     with Kernels() as run:
@@ -154,7 +154,7 @@ def test_gradients_that_nobody_wants(
 
 
 class Others(TorchDispatchMode):
-    """Notes the operators that run and are not ours."""
+    """Record the names of other operators that run, that is, torch's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ COPIES = {"batch_norm": {"clone"}, "batch_norm, training": {"clone"}, "relu, in 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_only_our_kernels_run(name: str) -> None:
-    """Forward and backward, torch makes views and nothing else: it computes nothing, and fills no gradient that is not used."""
+    """In forward and backward torch only makes views: it computes nothing, and fills no unused gradient with zeros."""
     case = EVERY[name]
     tensors = [t.requires_grad_() for t in case.tensors()]
     others = case.others()

@@ -1,4 +1,4 @@
-"""Launches from notes (kernels/runtime/launch_cache.py), on a GPU that stands still: they are the launchers' own, and cheap."""
+"""Launch cache (kernels/runtime/launch_cache.py) on the stub GPU: replayed launches equal the launchers' own and are cheap."""
 
 import functools
 import json
@@ -26,44 +26,44 @@ def run(*command: str) -> str:
     return result.stdout
 
 
-def test_launches_are_the_launchers() -> None:
-    """Drawn sizes, strides, dtypes, alignment and flags, in an order in which each could be taken for another."""
+def test_replayed_launches_equal_the_launchers() -> None:
+    """Random calls with random sizes, strides, dtypes, alignments and flags: a wrong cache hit would replay another call."""
     replayed = re.match(r"(\d+) of (\d+)", run("tests.cached_launches", "0", "400"))
     assert replayed is not None
     assert int(replayed[1]) > int(replayed[2])
 
 
 @pytest.mark.long
-def test_launches_in_threads_are_the_launchers() -> None:
-    """Threads that share notes launch on their own tensors."""
+def test_replayed_launches_in_threads_equal_the_launchers() -> None:
+    """Threads that share the launch cache launch on their own tensors."""
     replayed = re.match(r"(\d+) operators replayed in 4 threads", run("tests.cached_launches", "0", "20", "--threads", "4"))
     assert replayed is not None
     assert int(replayed[1]) > 500
 
 
-def test_launches_with_descriptors_are_the_launchers() -> None:
-    """Of a tensor that is given, of one that is made, and of views of both."""
+def test_replayed_launches_with_descriptors_equal_the_launchers() -> None:
+    """Descriptors of an argument, of an allocated tensor, and of views of both."""
     run("tests.descriptors")
 
 
-@pytest.mark.skipif(not HOPPER, reason="needs a GPU from Hopper on")
+@pytest.mark.skipif(not HOPPER, reason="needs a Hopper or newer GPU")
 def test_launches_with_descriptors_compute() -> None:
     run("tests.descriptors", "cuda")
 
 
-def test_copies_are_never_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher that copies, on the quiet in inference mode, runs every time."""
+def test_copies_are_never_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that copies a tensor is never cached, even in inference mode, where torch reports the copy as a view."""
     monkeypatch.setattr(launch_cache, "on_gpu", lambda tensor: True)
     strided = randn(6)[::2]
     given = [randn(1, 3, 2, 2), strided, strided.square()]
     for inference in (True, False):
         with torch.inference_mode(inference):
-            _, notes = launch_cache.record_call(launchers.batchnorm2d_forward, (*given, None, None, None, False, 1e-5), given)
-        assert notes == launch_cache.UNCACHEABLE
+            _, call = launch_cache.record_call(launchers.batchnorm2d_forward, (*given, None, None, None, False, 1e-5), given)
+        assert call == launch_cache.UNCACHEABLE
 
 
 def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pullback called after its transform has ended gets tensors that torch.func wrapped, whose memory nobody may ask for."""
+    """A pullback called after its transform has ended gets tensors wrapped by torch.func, whose memory is inaccessible."""
     monkeypatch.setattr(launch_cache, "on_gpu", lambda tensor: True)
     wrapped: list[torch.Tensor] = []
 
@@ -75,31 +75,31 @@ def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPat
     assert launch_cache._are_plain((randn(3),)) and not launch_cache._are_plain((randn(3), *wrapped))
 
 
-def test_tensors_off_the_gpu_are_never_noted() -> None:
+def test_cpu_tensors_are_never_cached() -> None:
     empty = torch.empty(0)
     assert launch_cache.record_call(launchers.relu_forward, (empty,), [empty])[1] == launch_cache.UNCACHEABLE
 
 
 @functools.cache
 def calls() -> dict[str, Any]:
-    """How many functions are called, Python's and C's: no clock is read, and the numbers are the same on every run."""
+    """Return the counts of called Python and C functions. Unlike times, they are the same on every run."""
     return json.loads(run("bench.launch_path", "--count", "--json"))
 
 
 def test_a_launch_is_cheap() -> None:
-    """Less than a quarter of Triton's own way, and no launcher's Python around it."""
-    for name, (launcher, triton, notes, start) in calls()["operators"].items():
+    """A cached launch costs less than a quarter of Triton's launch, and a cached call less than a third of the launcher."""
+    for name, (launcher, triton, cached, start) in calls()["operators"].items():
         assert start < triton / 4, name
-        assert notes < launcher / 3, name
+        assert cached < launcher / 3, name
 
 
 def test_a_functional_is_cheap() -> None:
-    """Not much more than its operator."""
+    """A functional costs less than 2.25 times its operator."""
     for name, (operator, whole) in calls()["functionals"].items():
         assert whole < 2.25 * operator, name
 
 
 def test_forward_and_backward_are_cheap() -> None:
-    """Less than twice a Function of torch's that does nothing."""
+    """Our convolution costs less than twice an empty torch Function."""
     found = calls()["autograd"]
-    assert found["ours"] < 2 * found["torch's Function"]
+    assert found["ours"] < 2 * found["empty torch Function"]

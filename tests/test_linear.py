@@ -8,16 +8,16 @@ from tests.check import DTYPES, check, raises_like, randn
 
 CASES = {
     "lenet fc3": ((5, 84), (10, 84), (10,)),
-    "no multiple of a tile anywhere": ((19, 37), (21, 37), (21,)),
-    "a long sum and few outputs: cut along the sum": ((3, 400), (5, 400), (5,)),
-    "many rows: the weight's gradient is cut": ((150, 6), (3, 6), (3,)),
+    "no size is a multiple of a tile": ((19, 37), (21, 37), (21,)),
+    "a long sum and few outputs: split along the sum": ((3, 400), (5, 400), (5,)),
+    "many rows: the weight's gradient is split": ((150, 6), (3, 6), (3,)),
     "one row": ((7,), (4, 7), (4,)),
     "three leading axes": ((2, 3, 2, 8), (4, 8), (4,)),
     "no bias": ((3, 8), (4, 8), None),
     "one weight vector": ((3, 8), (8,), None),
-    "one weight vector, bias of no axis": ((2, 3, 8), (8,), ()),
+    "one weight vector, scalar bias": ((2, 3, 8), (8,), ()),
     "empty batch": ((0, 8), (4, 8), (4,)),
-    "no input features: the bias": ((3, 0), (4, 0), (4,)),
+    "no input features: the output is the bias": ((3, 0), (4, 0), (4,)),
 }
 Case = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]
 
@@ -33,7 +33,7 @@ def test_equals_torch(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype: torch.dtype) -> None:
-    check(tnn.linear, F.linear, *operands(CASES["a long sum and few outputs: cut along the sum"], dtype))
+    check(tnn.linear, F.linear, *operands(CASES["a long sum and few outputs: split along the sum"], dtype))
 
 
 def test_any_strides() -> None:
@@ -41,8 +41,8 @@ def test_any_strides() -> None:
 
 
 ERRORS = {
-    "features that do not fit": ((3, 7), (4, 8), (4,)),
-    "no axis": ((), (4, 8), (4,)),
+    "features of input and weight differ": ((3, 7), (4, 8), (4,)),
+    "scalar input": ((), (4, 8), (4,)),
     "weight of three axes": ((3, 8), (2, 4, 8), None),
     "bias too long": ((3, 8), (4, 8), (5,)),
 }

@@ -1,7 +1,7 @@
-"""Compiled code is held to what is on record: each way of getting worse is a fault, and recording ends it.
+"""Compiled code is compared with recorded rows: each number that gets worse is a fault, until it is recorded.
 
-And Hopper's matrix units are held to wait for nothing but the copy engine: each other thing in their loops is a fault.
-Instructions are counted as often as a launch executes them.
+The loops of Hopper's matrix units must wait for TMA (Hopper's copy engine) alone: anything else in them is a fault. Executed
+instructions are counted.
 """
 
 import json
@@ -45,7 +45,7 @@ def test_worse(change: dict[str, int], fault: str) -> None:
     assert held(row, record=False) == []
 
 
-def test_better_or_nearly_the_same() -> None:
+def test_better_or_within_the_slack() -> None:
     row = BEFORE._replace(registers=44, wide_loads=4, instructions=10.4, shared=0)
     assert held({"a kernel, a case": row}, record=False) == []
 
@@ -57,7 +57,7 @@ def test_rows_and_launches_are_the_same() -> None:
     assert held({"another": BEFORE}, record=False) == []
 
 
-# A loop in two stages, but for what follows a type's `<`: each copy is one turn ahead, and a product may run on for a turn.
+# A loop with two stages; types end after `<`. Each copy is one iteration ahead, and a product may run into the next iteration.
 TTGIR = """\
   tt.func public @kernel() {
     %cst = arith.constant dense<0.0> : tensor<128x128xf32, #mma>
@@ -80,7 +80,7 @@ TTGIR = """\
 """
 COPY = next(line + "\n" for line in TTGIR.splitlines() if "%w[%0, %1]" in line)
 
-# The same in machine code, with the wait for the copy engine behind the end of the program.
+# The same loop in machine code. The wait for TMA is after the end of the program.
 SASS = [
     Instruction(0x00, "UTMALDG.2D", "[UR8], [UR4]"),
     Instruction(0x10, "SYNCS.PHASECHK.TRANS64.TRYWAIT", "P0, [UR11], R6"),
@@ -98,7 +98,7 @@ SASS = [
 ]
 
 
-def test_a_loop_that_is_fed() -> None:
+def test_loop_with_operands_from_tma() -> None:
     (loop,) = read_loops(TTGIR)
     assert loop.operations["ttng.warp_group_dot"] == loop.pending == 1 and loop.in_registers == 0
     assert loop.ahead == loop.operations["ttng.async_tma_copy_global_to_local"] == 2
@@ -116,12 +116,12 @@ def test_a_loop_that_is_fed() -> None:
         ("ttng.warp_group_dot %", "tt.dot %", "has tt.dot"),
         ("} : !ttg.memdesc<> * !ttg", "} : tensor<> * !ttg", "an operand of a product passes through registers"),
         ("pendings = 1", "pendings = 0", "a loop waits for each of its products"),
-        (COPY, "", "1 copies are ahead of a loop of 2, in 2 stages"),
-        (COPY, COPY + COPY, "3 copies are ahead of a loop of 2, in 2 stages"),
-        ("scf.for", "scf.if", "no loop multiplies"),
+        (COPY, "", "1 copies precede a loop of 2 copies, with 2 stages"),
+        (COPY, COPY + COPY, "3 copies precede a loop of 2 copies, with 2 stages"),
+        ("scf.for", "scf.if", "no loop has a product"),
     ],
 )
-def test_a_loop_that_is_not_fed(line: str, instead: str, fault: str) -> None:
+def test_loop_that_waits(line: str, instead: str, fault: str) -> None:
     assert line in TTGIR
     assert fault in " ".join(unfed(read_loops(TTGIR.replace(line, instead)), stages=2))
 
@@ -131,7 +131,7 @@ def test_the_second_of_two_loops_is_read() -> None:
     assert list(faults) == ["a loop waits for each of its products"]
 
 
-def test_a_loop_that_adds_products_up_waits_for_them() -> None:
+def test_loop_with_additions_may_wait() -> None:
     waits = TTGIR.replace("pendings = 1", "pendings = 0")
     adds_up = waits.replace("      %next", "      %sum = arith.addf %acc_0, %wait#0 : tensor<>\n      %next")
     assert list(unfed(read_loops(adds_up), stages=2)) == []
@@ -139,7 +139,7 @@ def test_a_loop_that_adds_products_up_waits_for_them() -> None:
     assert list(unfed(read_loops(adds_up.replace(product, 2 * product)), stages=2)) == ["a loop waits for each of its products"]
 
 
-def test_a_loop_in_another_is_read() -> None:
+def test_nested_loop_is_read() -> None:
     head, rest = TTGIR.split("\n", 1)
     body, tail = rest.split("    %out", 1)
     nested = [
@@ -150,7 +150,7 @@ def test_a_loop_in_another_is_read() -> None:
         f"    %out{tail}",
     ]
     assert list(unfed(read_loops("\n".join(nested)), stages=2)) == [
-        "the copies of a loop run dry whenever it begins again, in another"
+        "an outer loop restarts the loop, and its copies, in each iteration"
     ]
 
 
@@ -165,7 +165,7 @@ def test_a_loop_in_another_is_read() -> None:
         (6, "IADD3", "R2, R3, R4", "a loop with wgmma has no UTMALDG"),
     ],
 )
-def test_machine_code_that_stalls(number: int, name: str, operands: str, fault: str) -> None:
+def test_stalling_machine_code(number: int, name: str, operands: str, fault: str) -> None:
     changed = [i._replace(name=name, operands=operands) if at == number else i for at, i in enumerate(SASS)]
     assert fault in list(stalled(changed))
     assert list(stalled([i for i in SASS if not i.name.startswith("HGMMA")])) == ["no loop has wgmma"]
@@ -173,9 +173,9 @@ def test_machine_code_that_stalls(number: int, name: str, operands: str, fault: 
 
 def test_wgmma_waits_for_the_wgmma_before() -> None:
     wait = Instruction(0x38, "WARPGROUP.DEPBAR.LE", "gsb0, 0x0")
-    assert list(stalled([*SASS[:4], wait, *SASS[4:]])) == []  # once in a turn, for two of them
+    assert list(stalled([*SASS[:4], wait, *SASS[4:]])) == []  # one wait per iteration, for two wgmma
     serial = [*SASS[:4], wait, SASS[4], wait, *SASS[6:]]
-    assert list(stalled(serial)) == ["ptxas has wgmma wait for one another"]
+    assert list(stalled(serial)) == ["ptxas serialises wgmma"]
     adds_up = [*serial[:6], Instruction(0x58, "FADD", "R2, R2, R24"), *serial[6:]]
     assert list(stalled(adds_up, awaited=2)) == []
     assert list(stalled(adds_up, awaited=1)) == list(stalled(serial, awaited=2)) == list(stalled(serial))
@@ -197,13 +197,13 @@ def test_tma_convolutions_are_fed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]]
     found, measured = json.loads(done.stdout)
-    boxes, others = ([launch for launch in found if launch["tma"] == in_boxes] for in_boxes in (True, False))
-    assert [launch["kernel"] for launch in boxes] == [
+    by_tma, others = ([launch for launch in found if launch["tma"] == tma] for tma in (True, False))
+    assert [launch["kernel"] for launch in by_tma] == [
         "_conv2d_gather_tma_kernel",
         "_conv2d_gather_tma_kernel",
         "_conv2d_wgrad_tma_kernel",
     ]
-    for launch in boxes:
+    for launch in by_tma:
         (loop,) = launch["loops"]
         copies = loop["operations"]["ttng.async_tma_copy_global_to_local"]
         assert loop["operations"]["ttng.warp_group_dot"] == 1 and loop["in registers"] == 0 < loop["pending"]
@@ -211,7 +211,7 @@ def test_tma_convolutions_are_fed(tmp_path: Path) -> None:
         assert {"HGMMA", "UTMALDG"} <= set(launch["instructions"]) and "HMMA" not in launch["instructions"]
         assert launch["waits"] == launch["reported"] == [] and launch["spilled"] == 0
         assert launch["shared"] <= SHARED_MEMORY["sm_90"]
-    # What reads through pointers is not fed so, and would be seen.
+    # The pointer kernels' loops wait for loads, and `waits` detects this.
     assert len(others) == 3 and all(launch["waits"] and not launch["reported"] for launch in others)
 
     assert {case.partition(",")[0] for case, _ in measured} == {"NVIDIA H200"}
@@ -221,7 +221,7 @@ def test_tma_convolutions_are_fed(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-# A loop of as many turns as the launch has of a program, which is the number of the program and the argument together.
+# A loop whose trip count is the program's number plus the argument.
 PTX = """\
 .visible .entry kernel(
 	.param .u64 .ptr .global .align 1 kernel_param_0,
@@ -265,33 +265,33 @@ def _code(*lines: str) -> list[Instruction]:
 
 
 PLAIN = _code("MOV R1, R2", "@P0 BRA 0x50", "LDG.E R1", "IADD3 R2", "@P1 BRA 0x20", "STG.E R1", "EXIT", "BRA 0x70")
-# Four turns at once, then two, then one.
+# Four iterations at once, then two, then one.
 UNROLLED = _code(
     "MOV R1, R2", "@P0 BRA 0xf0", "@P1 BRA 0x80", "LDG.E R1", "LDG.E R1", "LDG.E R1", "LDG.E R1", "@P1 BRA 0x30",
     "@P2 BRA 0xc0", "LDG.E R1", "LDG.E R1", "IADD3 R2", "@P3 BRA 0xf0", "LDG.E R1", "IADD3 R2", "STG.E R1", "EXIT",
 )  # fmt: skip
-# The same, with a loop for what four turns leave.
+# Four iterations at once, and a loop for the remaining ones.
 WITH_REST = _code(
     "@P0 BRA 0x90", "@P1 BRA 0x70", "LDG.E R1", "LDG.E R1", "LDG.E R1", "LDG.E R1", "@P1 BRA 0x20", "LDG.E R1", "@P3 BRA 0x70",
     "STG.E R1", "EXIT",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("turns", range(12))
-def test_instructions_of_a_loop(turns: int) -> None:
-    """However ptxas unrolled it, a launch executes as many loads as the loop has turns."""
+@pytest.mark.parametrize("trips", range(12))
+def test_instructions_of_a_loop(trips: int) -> None:
+    """A launch executes one load per iteration, however ptxas unrolled the loop."""
     for code in (PLAIN, UNROLLED, WITH_REST):
-        found = executed_of(PTX, code, 1, [None, turns])
-        assert found.names["LDG.E"] == turns and found.names["STG.E"] == 1
+        found = executed_of(PTX, code, 1, [None, trips])
+        assert found.names["LDG.E"] == trips and found.names["STG.E"] == 1
         assert found.doubt == 0 and not found.of_data
-        assert found.bytes("LDG") == ({4: 4 * turns} if turns else {4: 0})
-    assert executed_of(PTX, PLAIN, 1, [None, turns]).instructions == 4 + 3 * turns
-    of_all = executed_of(PTX, PLAIN, 5, [None, turns])  # programs 0 to 4
-    assert of_all.names["LDG.E"] == turns + 2
+        assert found.bytes("LDG") == ({4: 4 * trips} if trips else {4: 0})
+    assert executed_of(PTX, PLAIN, 1, [None, trips]).instructions == 4 + 3 * trips
+    of_all = executed_of(PTX, PLAIN, 5, [None, trips])  # programs 0 to 4
+    assert of_all.names["LDG.E"] == trips + 2
 
 
 @pytest.mark.long
-def test_what_cannot_be_counted() -> None:
+def test_instructions_that_cannot_be_counted() -> None:
     with pytest.raises(ValueError, match="parameters"):
         executed_of(PTX, PLAIN, 1, [None, 1, None, None])
     endless = PTX.replace("add.s32 	%r4, %r4, 1", "add.s32 	%r4, %r4, 0")
@@ -300,7 +300,7 @@ def test_what_cannot_be_counted() -> None:
     of_data = executed_of(PTX.replace("%p2, %r4, %r3", "%p2, %r5, %r3"), PLAIN, 1, [None, 9])
     assert of_data.of_data and of_data.names["LDG.E"] == 1
     other = [i._replace(name="IADD3") if i.name == "LDG.E" else i for i in PLAIN]
-    assert executed_of(PTX, other, 1, [None, 9]).doubt > 0.1  # no machine code of it
+    assert executed_of(PTX, other, 1, [None, 9]).doubt > 0.1  # machine code without the PTX's load
 
 
 COUNTED = """
@@ -329,7 +329,7 @@ def halves(x, y, height, scale):
     for row in range(height):
         source = tl.floor((row + 0.5) * scale).to(tl.int32)
         if source != before:
-            value = tl.sqrt(tl.exp(tl.load(x + source * 512 + lane)) + 1)  # too much for ptxas to do it by predicates
+            value = tl.sqrt(tl.exp(tl.load(x + source * 512 + lane)) + 1)  # too long for ptxas to predicate
             before = source
         tl.store(y + row * 512 + lane, value)
 
@@ -364,7 +364,7 @@ print(json.dumps(found))
 
 
 def test_instructions_of_compiled_kernels(tmp_path: Path) -> None:
-    """Loads and stores of a thread, by what the loops say: trips differ from program to program, and branches skip loads."""
+    """Loads and stores of a thread follow from the source's loops: trip counts depend on the program, loads on branches."""
     (tmp_path / "counted.py").write_text(COUNTED)
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{root}".lstrip(":")}
@@ -422,7 +422,7 @@ def test_limits() -> None:
 
 
 def test_launches_are_held_to_limits() -> None:
-    """Forward and backward, in three arithmetics and two memory formats, each with a line."""
+    """Each launch has a line: forward and backward, in three dtypes and precisions, and two memory formats."""
     command = [sys.executable, "-m", "bench.compile_report", "--limits", "--cases", "^LeNet pool1"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import trinn.layers as tnn
 from tests.cases import named
-from tests.check import DEVICE, DTYPES, check, raises_like, randn
+from tests.check import DEVICE, DTYPES, check, on_a_cpu, raises_like, randn
 from trinn.kernels import ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_unpooling2d.* does not have a deterministic implementation")
@@ -42,25 +42,21 @@ def pooled(case: Unpool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
 @pytest.mark.parametrize("case", named(CASES))
 def test_equals_torch(case: Unpool) -> None:
     x, indices = pooled(case)
-    check(tnn.max_unpool2d, F.max_unpool2d, x, indices, **case.options, output_size=case.size)
+    check(tnn.max_unpool2d, on_a_cpu(F.max_unpool2d), x, indices, **case.options, output_size=case.size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype: torch.dtype) -> None:
-    check(tnn.max_unpool2d, F.max_unpool2d, *pooled(CASES["lenet"], dtype), kernel_size=2)
+    check(tnn.max_unpool2d, on_a_cpu(F.max_unpool2d), *pooled(CASES["lenet"], dtype), kernel_size=2)
 
 
 @pytest.mark.parametrize("values", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("places", [torch.contiguous_format, torch.channels_last])
 def test_layouts(values: torch.memory_format, places: torch.memory_format) -> None:
     """The result has the order of `values`, as torch's has on a CPU; torch's on a GPU is contiguous."""
-
-    def torchs(x: torch.Tensor, indices: torch.Tensor, kernel_size: int) -> torch.Tensor:
-        return F.max_unpool2d(x, indices, (kernel_size, kernel_size)).contiguous(memory_format=values)
-
     x, indices = pooled(CASES["lenet"])
     x, indices = x.contiguous(memory_format=values), indices.contiguous(memory_format=places)
-    check(tnn.max_unpool2d, torchs, x, indices, kernel_size=2)
+    check(tnn.max_unpool2d, on_a_cpu(F.max_unpool2d), x, indices, kernel_size=2)
 
 
 def test_strided() -> None:

@@ -1,4 +1,4 @@
-"""The notes' networks and layers of one's own are those that torch makes of the notes' own text."""
+"""The networks and custom layers of the lecture notes equal the notes' own code on torch.nn."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.networks import OPTIMIZERS, check_network, check_training
 from tests.test_lenet import OnlyOurs
 from trinn import models
 
-# As the notes have them.
+# Code from the notes.
 
 
 class MLP(nn.Module):
@@ -57,7 +57,7 @@ TORCHS = {"MLP": MLP, "MyLayer": MyLayer, "MyListDense": MyListDense, "MyDictDen
 
 
 def twins(name: str) -> tuple[nn.Module, nn.Module]:
-    """Ours and torch's, drawn from the same seed."""
+    """trinn's and torch's network with the same random parameters."""
     torch.manual_seed(0)
     ours = getattr(models, name)().to(DEVICE)
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ def twins(name: str) -> tuple[nn.Module, nn.Module]:
 
 @pytest.mark.parametrize("name", TORCHS)
 def test_names_shapes_and_repr(name: str) -> None:
-    """The same parameters by the same draws, and both ways a strict load."""
+    """The same random parameters; strict loading works in both directions."""
     ours, torchs = twins(name)
     assert repr(ours) == repr(torchs)
     assert list(ours.state_dict()) == list(torchs.state_dict())
@@ -76,7 +76,7 @@ def test_names_shapes_and_repr(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TORCHS)
-def test_arguments_that_no_module_takes(name: str) -> None:
+def test_unknown_arguments(name: str) -> None:
     raises_like(TORCHS[name], getattr(models, name), width=3)
 
 
@@ -85,7 +85,7 @@ def test_mlp_equals_torch(large_tiles: None, full_float32: None) -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_mlp_trains_like_torchs(optimizer: str, large_tiles: None, full_float32: None) -> None:
+def test_mlp_trains_like_torch(optimizer: str, large_tiles: None, full_float32: None) -> None:
     check_training(*twins("MLP"), [randn(4, 784, seed=step) for step in range(5)], OPTIMIZERS[optimizer])
 
 
@@ -100,7 +100,7 @@ def test_centring_equals_torch(shape: tuple[int, ...], dtype: torch.dtype) -> No
 
 
 def test_centring_of_other_tensors() -> None:
-    """Strided, expanded, empty, not finite, and of a sum that float16 does not hold."""
+    """Strided, expanded, empty and infinite tensors, and a sum beyond float16's range."""
     layer, torchs = models.MyLayer(), MyLayer()
     check(layer, torchs, randn(4, 6)[:, ::2].t())
     check(layer, torchs, randn(4, 1).expand(4, 3))
@@ -109,13 +109,13 @@ def test_centring_of_other_tensors() -> None:
     check(layer, torchs, torch.full((40,), 6e4, dtype=torch.float16, device=DEVICE))
 
 
-def test_centring_is_the_notes_example() -> None:
+def test_centring_matches_the_notes() -> None:
     expected = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0], device=DEVICE)
     assert torch.equal(models.MyLayer()(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], device=DEVICE)), expected)
 
 
 def test_integers_have_no_mean() -> None:
-    """The notes' own call, which torch refuses."""
+    """The notes' own call raises in torch."""
     integers = torch.tensor([1, 2, 3, 4, 5], device=DEVICE)
     raises_like(MyLayer(), models.MyLayer(), integers)
     with pytest.raises(RuntimeError, match="could not infer output dtype.*torch.int64"):
@@ -152,7 +152,7 @@ def called(network: nn.Module) -> Any:
 
 
 def chosen(network: nn.Module) -> Any:
-    """A network as a function of its input and the parameter that is chosen."""
+    """A network as a function of its input and the chosen parameter."""
 
     def call(x: Tensor, weight: Tensor, **options: str) -> Tensor:
         return torch.func.functional_call(network, {f"params.{options.get('choice', 'linear1')}": weight}, x, options)
@@ -161,8 +161,8 @@ def chosen(network: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("name", TORCHS)
-def test_nothing_of_torchs_computes(name: str, large_tiles: None) -> None:
-    """`mean` and `sum` included, forward and backward."""
+def test_no_torch_kernel_runs(name: str, large_tiles: None) -> None:
+    """Neither forward nor backward, `mean` and `sum` included."""
     ours, _ = twins(name)
     with OnlyOurs() as mode:
         output = ours(randn(2, 784 if name == "MLP" else 4).requires_grad_())

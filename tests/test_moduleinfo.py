@@ -1,7 +1,7 @@
-"""torch's own inputs for its modules (ModuleInfo), given to ours.
+"""trinn on torch's own module inputs (ModuleInfo).
 
-Ours and torch's print alike, load each other's state_dict strictly in both directions, and in training and evaluation have
-the same outputs, gradients and buffers; a copy and a pickle of ours is ours still.
+trinn's and torch's modules have the same repr, load each other's state_dict strictly, and have the same outputs, gradients and
+buffers in training and evaluation. Copies and pickles keep trinn's class.
 """
 
 import copy
@@ -28,7 +28,7 @@ MODULES: dict[str, ModuleInfo] = {
 
 
 def made(name: str, training: bool) -> list[tuple[Any, nn.Module, nn.Module]]:
-    """Each of torch's inputs, with torch's module for it and ours."""
+    """(input, torch's module, trinn's module) for each of torch's inputs."""
     torch.manual_seed(0)
     info = MODULES[name]
     inputs = info.module_inputs_func(info, device=DEVICE, dtype=torch.float32, requires_grad=True, training=training)
@@ -43,7 +43,7 @@ def made(name: str, training: bool) -> list[tuple[Any, nn.Module, nn.Module]]:
 
 
 def run(module: nn.Module, given: Any) -> dict[str, Any]:
-    """The outputs, the gradients of inputs and parameters, and the state afterwards."""
+    """The outputs, the gradients of inputs and parameters, and the state_dict after the call."""
     inputs = [a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in given.args]
     result = module(*inputs, **given.kwargs)
     outputs = result if isinstance(result, tuple) else (result,)
@@ -53,8 +53,8 @@ def run(module: nn.Module, given: Any) -> dict[str, Any]:
     return {"outputs": [y.detach() for y in outputs], "gradients": list(gradients), "state": dict(module.state_dict())}
 
 
-def become_whole(ours: nn.Module, theirs: nn.Module, given: Any) -> None:
-    """The first call of lazy modules, which makes their parameters, the same from the same seed."""
+def check_first_call(ours: nn.Module, theirs: nn.Module, given: Any) -> None:
+    """Compare the first calls of lazy modules from the same seed; the calls create the parameters."""
     torch.manual_seed(1)
     with OnlyOurs():
         got = ours(*given.args, **given.kwargs)
@@ -69,7 +69,7 @@ def test_module(name: str, training: bool, record_property: Any) -> None:
     for given, theirs, ours in modules:
         assert repr(ours) == repr(theirs)
         if name.startswith("Lazy"):
-            become_whole(ours, theirs, given)
+            check_first_call(ours, theirs, given)
             assert type(ours) is getattr(tnn, name.removeprefix("Lazy"))
         ours.load_state_dict(theirs.state_dict(), strict=True)
         theirs.load_state_dict(ours.state_dict(), strict=True)

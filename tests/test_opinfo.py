@@ -1,8 +1,8 @@
-"""torch's own inputs for its operators (OpInfo), given to ours: samples, gradients, second gradients, errors.
+"""trinn on torch's own operator inputs (OpInfo): samples, gradients, second gradients, errors.
 
-Each operator's samples run against torch in float32, as they are and with strides, outputs and gradients and what is changed
-in place; in float64 through gradcheck and gradgradcheck. A slice of them runs in `make test`, all of them in `make test-long`.
-The tolerance is the one torch's tests use for these operators; tests/check.py holds the tighter rule for our own cases.
+Each sample runs in float32, contiguous and strided, and its outputs, gradients and in-place changes are compared with torch.
+In float64 it runs through gradcheck and gradgradcheck. `make test` runs a few samples, `make test-long` all of them. The
+tolerance is from torch's own tests of these operators; tests/check.py has the tighter rule for trinn's own cases.
 """
 
 import random
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 class Ours(NamedTuple):
-    """Our side of an OpInfo, and how many parts its samples are cut into."""
+    """trinn's function for an OpInfo, the OpInfo's variant, and the number of tests that share its samples."""
 
     function: Callable[..., Any]
     variant: str = ""
@@ -61,10 +61,10 @@ OPERATORS = {
     "upsample_bilinear": Ours(upsample_bilinear),
     "upsample_nearest": Ours(upsample_nearest),
 }
-# Signals of one axis and volumes of three, which torch's resizing takes and ours refuses.
+# torch resizes (N, C, W), (N, C, H, W) and (N, C, D, H, W); trinn takes (N, C, H, W) only.
 FOUR_AXES = {name for name in OPERATORS if name.startswith(("interpolate", "upsample"))}
-# Where windows overlap, values for one place replace each other and all of them get its gradient: no derivative, in torch too.
-# Which value stays is the same in ours and in torch on a CPU; on a GPU torch leaves it open.
+# With overlapping windows, one value of several is kept, and all of them receive its gradient. This is no derivative, in
+# torch either. trinn keeps the same value as torch on a CPU; on a GPU torch's choice is undefined.
 NO_DERIVATIVE = {"max_unpool2d"}
 
 
@@ -74,7 +74,7 @@ def opinfo(name: str) -> OpInfo:
 
 
 def samples(name: str, dtype: torch.dtype) -> tuple[list[SampleInput], int]:
-    """torch's samples, and how many of them are left out."""
+    """torch's samples, and the number of samples left out."""
     torch.manual_seed(0)
     found = list(opinfo(name).sample_inputs(DEVICE, dtype, requires_grad=True))
     chosen = [sample for sample in found if name not in FOUR_AXES or sample.input.dim() == 4]
@@ -82,7 +82,7 @@ def samples(name: str, dtype: torch.dtype) -> tuple[list[SampleInput], int]:
 
 
 def fresh(value: Any) -> Any:
-    """The arguments anew: leaves with the same memory, buffers with their own."""
+    """Copy the arguments: new leaves share the memory, other tensors are cloned."""
     if isinstance(value, Tensor):
         return value.detach().requires_grad_() if value.requires_grad else value.clone()
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
@@ -102,7 +102,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 
 def run(function: Callable[..., Any], sample: SampleInput) -> dict[str, Any]:
-    """The outputs, the gradients of all leaves, and what became of the buffers."""
+    """The outputs, the gradients of all leaves, and the buffers after the call."""
     arguments = fresh([sample.input, list(sample.args), sample.kwargs])
     outputs = list(tensors_of(function(arguments[0], *arguments[1], **arguments[2])))
     leaves = [t for t in tensors_of(arguments) if t.requires_grad]
@@ -118,11 +118,11 @@ def run(function: Callable[..., Any], sample: SampleInput) -> dict[str, Any]:
 
 
 def equals_torch(name: str, sample: SampleInput) -> None:
-    there = (
+    torchs_sample = (
         sample.transform(lambda value: value.cpu() if isinstance(value, Tensor) else value) if name in NO_DERIVATIVE else sample
     )
     got = run(OPERATORS[name].function, sample)
-    expected = run(opinfo(name).op, there)
+    expected = run(opinfo(name).op, torchs_sample)
     assert got.pop("strides") == expected.pop("strides")
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5, equal_nan=True, check_device=name not in NO_DERIVATIVE)
 
@@ -132,7 +132,7 @@ def equals_torch_strided(name: str, sample: SampleInput) -> None:
 
 
 def differentiable(name: str, sample: SampleInput) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The operator as a function of its leaves alone."""
+    """The operator as a function of its leaves, and the leaves."""
     arguments = [sample.input, list(sample.args), sample.kwargs]
     leaves = [t for t in tensors_of(arguments) if t.requires_grad]
 
@@ -166,19 +166,19 @@ CHECKS: dict[str, tuple[torch.dtype, Callable[[str, SampleInput], None]]] = {
 }
 
 
-def go_through(name: str, check: str, chosen: Callable[[int], Sequence[int]], record: Any) -> None:
-    """Check the chosen ones of the samples and report how many passed, and how many there are."""
+def check_samples(name: str, check: str, chosen: Callable[[int], Sequence[int]], record: Any) -> None:
+    """Check the samples with the chosen numbers, and record the counts of passed and of all samples."""
     dtype, checks = CHECKS[check]
     if checks in (first_derivative, second_derivative) and name in NO_DERIVATIVE:
-        pytest.skip("no derivative where windows overlap, in torch too")
-    them, left_out = samples(name, dtype)
-    numbers, failed = chosen(len(them)), []
+        pytest.skip("no derivative with overlapping windows, in torch either")
+    found, left_out = samples(name, dtype)
+    numbers, failed = chosen(len(found)), []
     for number in numbers:
         try:
-            checks(name, them[number])
+            checks(name, found[number])
         except Exception as error:
-            failed.append((error, f"sample {number}, {them[number].summary()}: {error}"))
-    record("torch's material", (name, check, len(numbers) - len(failed), len(them), left_out))
+            failed.append((error, f"sample {number}, {found[number].summary()}: {error}"))
+    record("torch's material", (name, check, len(numbers) - len(failed), len(found), left_out))
     if failed:
         raise AssertionError(f"{len(failed)} of {len(numbers)}:\n" + "\n".join(text for _, text in failed[:5])) from failed[0][
             0
@@ -187,9 +187,9 @@ def go_through(name: str, check: str, chosen: Callable[[int], Sequence[int]], re
 
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("check, count", [("samples", 12), ("strided", 3), ("gradchecks", 1), ("gradgradchecks", 1)])
-def test_slice(name: str, check: str, count: int, record_property: Any) -> None:
-    """A few samples, always the same; drawn, because every n-th would share an argument."""
-    go_through(name, check, lambda n: random.Random(0).sample(range(n), min(n, count)), record_property)
+def test_some_samples(name: str, check: str, count: int, record_property: Any) -> None:
+    """A fixed random choice of samples: every n-th sample would share an argument."""
+    check_samples(name, check, lambda n: random.Random(0).sample(range(n), min(n, count)), record_property)
 
 
 @pytest.mark.long
@@ -197,11 +197,11 @@ def test_slice(name: str, check: str, count: int, record_property: Any) -> None:
     "name, part", [pytest.param(n, p, id=f"{n}-{p}") for n, ours in OPERATORS.items() for p in range(ours.parts)]
 )
 @pytest.mark.parametrize("check", CHECKS)
-def test_all(name: str, part: int, check: str, record_property: Any) -> None:
-    go_through(name, check, lambda n: range(part, n, OPERATORS[name].parts), record_property)
+def test_all_samples(name: str, part: int, check: str, record_property: Any) -> None:
+    check_samples(name, check, lambda n: range(part, n, OPERATORS[name].parts), record_property)
 
 
-# Words of torch's that speak of its own internals, and ours in their place.
+# torch's error texts about its own internals, and trinn's texts for the same errors.
 OTHER_WORDS = {
     "internal error": "output_size must be 2",
     "Trying to create tensor with negative dimension": "elements of output_size must be greater than or equal to 0",
@@ -211,12 +211,12 @@ OTHER_WORDS = {
 @pytest.mark.torchs_material
 @pytest.mark.parametrize("name", OPERATORS)
 def test_errors(name: str, record_property: Any) -> None:
-    """Each call that torch refuses raises its exception with its words."""
+    """Each of torch's error inputs raises torch's exception type and text."""
     info = opinfo(name)
-    refused = list(info.error_inputs(torch.device(DEVICE))) if info.error_inputs_func is not None else []
-    for case in refused:
+    cases = list(info.error_inputs(torch.device(DEVICE))) if info.error_inputs_func is not None else []
+    for case in cases:
         sample = case.sample_input
         with pytest.raises(case.error_type, match=OTHER_WORDS.get(case.error_regex, case.error_regex)):
             OPERATORS[name].function(sample.input, *sample.args, **sample.kwargs)
-    if refused:
-        record_property("torch's material", (name, "errors", len(refused), len(refused), 0))
+    if cases:
+        record_property("torch's material", (name, "errors", len(cases), len(cases), 0))

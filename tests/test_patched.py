@@ -1,4 +1,4 @@
-"""`trinn.patched`: functions of torch on trinn's kernels, wherever they are called."""
+"""Inside `trinn.patched`, torch's functions run on trinn's kernels, whoever calls them."""
 
 import threading
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
@@ -21,8 +21,8 @@ from tests.test_lenet import OnlyOurs
 from trinn.layers.patched import FUNCTIONS
 
 
-class Ran(TorchDispatchMode):
-    """Whether operators of trinn ran."""
+class Namespaces(TorchDispatchMode):
+    """Records the namespaces of all operators called inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Ran(TorchDispatchMode):
 
 
 def runs_ours(call: Callable[[], Any]) -> bool:
-    with Ran() as mode:
+    with Namespaces() as mode:
         call()
     return "trinn" in mode.namespaces
 
@@ -80,7 +80,8 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
 
 
 ATTENTION = nn.MultiheadAttention(6, 2).to(DEVICE)
-# What calls functions that `patched` covers, but is one function to a mode, so that all of it stays torch's.
+# torch.nn.functional functions that call a patched function internally. A mode intercepts only the outer call, so they
+# stay on torch's kernels.
 AS_ONE: dict[str, Callable[[Tensor], Any]] = {
     "local_response_norm": lambda x: F.local_response_norm(x[0], 2),
     "lp_pool1d": lambda x: F.lp_pool1d(x[0], 2, 2),
@@ -88,14 +89,14 @@ AS_ONE: dict[str, Callable[[Tensor], Any]] = {
     "lp_pool3d": lambda x: F.lp_pool3d(x, 2, 2),
     "multi_head_attention_forward": lambda x: ATTENTION(x[0], x[1], x[0])[0],
 }
-# One calls torch._C's function of the same name as ours; the other torch has from 2.13 on.
+# max_unpool1d calls a function of torch._C with the name of a patched function; linear_cross_entropy exists from torch 2.13 on.
 NOT_OURS = {"max_unpool1d", "linear_cross_entropy"}
 
 
 @pytest.mark.filterwarnings("ignore:`nn.functional.upsample` is deprecated", "ignore:max_unpooling2d")
 @pytest.mark.parametrize("name", CALLS)
-def test_calls(name: str, full_float32: None) -> None:
-    """What torch returns, from our kernels alone."""
+def test_patched_calls(name: str, full_float32: None) -> None:
+    """The results are torch's, and only trinn's kernels run."""
     call = CALLS[name]
     check(trinn.patched()(call), call, _image())
     with trinn.patched(), OnlyOurs() as mode:
@@ -104,22 +105,21 @@ def test_calls(name: str, full_float32: None) -> None:
     assert not runs_ours(lambda: call(_image()))
 
 
-def test_every_function_is_called_above() -> None:
-    """Each function of torch that `patched` covers."""
-    covered = {name for name in tnn.__all__ if name.islower() and hasattr(F, name)}
+def test_calls_covers_every_patched_function() -> None:
+    covered = {name for name in vars(tnn)["__all__"] if name.islower() and hasattr(F, name)}
     assert covered <= {name.removeprefix("F.") for name in CALLS}
     assert {FUNCTIONS[getattr(F, name)] for name in covered} == {getattr(tnn, name) for name in covered}
 
 
 @pytest.mark.parametrize("name", AS_ONE)
-def test_calls_that_stay_torchs(name: str) -> None:
+def test_calls_left_on_torch(name: str) -> None:
     x, call = _image(), AS_ONE[name]
     assert not runs_ours(lambda: trinn.patched()(call)(x))
     torch.testing.assert_close(trinn.patched()(call)(x), call(x), equal_nan=True)
 
 
-def test_every_function_that_stays_torchs_is_called_above() -> None:
-    """Of torch.nn.functional's functions that name one of those that `patched` covers, and that a mode sees as one."""
+def test_as_one_covers_every_function_left_on_torch() -> None:
+    """AS_ONE has every torch.nn.functional function that reaches a patched function and is a single call to a mode."""
 
     def names(code: CodeType) -> set[str]:
         return {*code.co_names}.union(*(names(c) for c in code.co_consts if isinstance(c, CodeType)))
@@ -134,14 +134,14 @@ def test_every_function_that_stays_torchs_is_called_above() -> None:
 
 
 def test_unflatten_compiles() -> None:
-    """A method that torch.compile does not follow as a function."""
+    """torch.compile cannot trace `Tensor.unflatten` as a function."""
     torch._dynamo.reset()
     x, call = _image(), trinn.patched()(lambda x: F.relu(x.unflatten(1, (2, 2))))
     assert torch.equal(torch.compile(call, fullgraph=True, backend="eager")(x), call(x))
 
 
 def test_a_generator() -> None:
-    """It holds while the generator runs, for values and exceptions that are sent to it too, and not while its caller does."""
+    """The patch is active while the generator runs, after `send` and `throw` too, and inactive while its caller runs."""
     x = _image()
 
     @trinn.patched()
@@ -166,7 +166,7 @@ def test_a_generator() -> None:
     assert ended == [True] and not runs_ours(x.relu)
 
 
-def test_async_functions_are_refused() -> None:
+def test_async_functions_raise() -> None:
     async def function() -> None: ...
 
     async def generator() -> AsyncIterator[None]:
@@ -200,8 +200,8 @@ def networks() -> tuple[FunctionalLeNet, FunctionalLeNet]:
     return ours, torchs
 
 
-def test_a_forward_that_calls_functions(full_float32: None, large_tiles: None) -> None:
-    """Nothing of torch's computes, forward and backward, with layers converted or not."""
+def test_a_forward_with_function_calls(full_float32: None, large_tiles: None) -> None:
+    """No torch kernel runs, forward or backward, with converted layers or without."""
     ours, torchs = networks()
     images = randn(2, 1, 28, 28)
     with trinn.patched(), OnlyOurs():
@@ -215,8 +215,8 @@ def test_a_forward_that_calls_functions(full_float32: None, large_tiles: None) -
     check_network(Patched(ours), Plain(torchs), images)
 
 
-def test_it_ends() -> None:
-    """After the block, after an exception, within itself, and in other threads it does not hold."""
+def test_scope() -> None:
+    """The patch ends with its block, also at an exception; it nests, and it does not affect other threads."""
     x = _image()
     with pytest.raises(ZeroDivisionError), trinn.patched():
         raise ZeroDivisionError
@@ -234,16 +234,16 @@ def test_it_ends() -> None:
     assert not runs_ours(x.relu)
 
 
-def test_what_it_cannot_compute_is_said() -> None:
-    """A function that trinn has for other inputs raises; all others are torch's."""
+def test_unsupported_calls() -> None:
+    """A patched function raises for unsupported inputs; functions without a trinn version run on torch."""
     with trinn.patched():
         with pytest.raises(NotImplementedError, match="interpolate needs 4D input"):
             F.interpolate(randn(1, 1, 4), scale_factor=2)
         assert not runs_ours(lambda: F.gelu(_image())) and not runs_ours(lambda: F.max_pool1d(_image()[0], 2))
 
 
-def test_compiles_whole() -> None:
-    """Entered outside of what is compiled, or within; outside of it again, the plain function is compiled anew."""
+def test_compiles_in_one_graph() -> None:
+    """The block may be outside or inside the compiled function. The plain function recompiles when the block begins."""
 
     def function(x: Tensor) -> Tensor:
         return F.max_pool2d(F.relu(x), 2)
@@ -272,7 +272,7 @@ def test_compiles_whole() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoint(reentrant: bool) -> None:
-    """Entered inside of what is checkpointed, it holds when that runs anew in the backward pass."""
+    """A patch inside a checkpointed function is active again for the recomputation in the backward pass."""
 
     @trinn.patched()
     def function(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mean of each plane and its gradient, which adaptive pooling to one pixel is."""
+"""The mean of each (H, W) plane of one channel, and its gradient: adaptive average pooling to one pixel."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,11 +15,11 @@ from trinn.kernels.runtime.settings import settings
 
 CASES: dict[str, Callable[[], Tensor]] = {
     "plain": lambda: randn(3, 5, 4, 6),
-    "small planes: a tile takes several": lambda: randn(4, 37, 7, 7),
-    "few large planes, in parts": lambda: randn(2, 1, 41, 83),
+    "small planes: several per tile": lambda: randn(4, 37, 7, 7),
+    "few large planes, in splits": lambda: randn(2, 1, 41, 83),
     "channels_last": lambda: randn(3, 5, 4, 6).contiguous(memory_format=torch.channels_last),
     "channels_last, past one tile": lambda: randn(2, 70, 7, 7).contiguous(memory_format=torch.channels_last),
-    "channels_last, in parts": lambda: randn(1, 3, 61, 53).contiguous(memory_format=torch.channels_last),
+    "channels_last, in splits": lambda: randn(1, 3, 61, 53).contiguous(memory_format=torch.channels_last),
     "one pixel": lambda: randn(3, 5, 1, 1),
     "one column": lambda: randn(3, 5, 9, 1),
     "no image": lambda: randn(0, 5, 4, 6),
@@ -59,7 +59,7 @@ def test_gradient_is_each_pixels_share(case: Callable[[], Tensor], channels_last
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype: torch.dtype) -> None:
-    """Sums are in float32, or float64 for float64, and rounded once."""
+    """Sums are in float32, or in float64 for float64, and are rounded once."""
     x = (randn(2, 3, 31, 29) + 20).to(dtype)
     y, exact = plane_mean(x), x.double().mean((2, 3), keepdim=True)
     assert y.dtype == dtype
@@ -79,7 +79,7 @@ def test_no_pixels() -> None:
     assert plane_mean(randn(2, 3, 0, 4)).isnan().all() and _gradient(randn(2, 3, 1, 1), (0, 4), True).shape == (2, 3, 0, 4)
 
 
-def test_as_many_programs_as_fill_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enough_programs_to_fill_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from trinn.kernels import reduce
 
     monkeypatch.setattr(settings, "wanted_programs", 264)

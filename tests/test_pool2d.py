@@ -24,7 +24,7 @@ BOTH = {
     "alexnet: windows overlap": Pool((2, 3, 13, 13), {"kernel_size": 3, "stride": 2}),
     "resnet": Pool((2, 3, 9, 8), {"kernel_size": 3, "stride": 2, "padding": 1}),
     "stride 1": Pool((1, 2, 6, 7), {"kernel_size": (2, 3), "stride": 1, "padding": (1, 0)}),
-    "stride larger than the kernel: pixels no window reads": Pool((2, 2, 9, 9), {"kernel_size": 2, "stride": (3, 4)}),
+    "stride larger than the kernel: pixels outside all windows": Pool((2, 2, 9, 9), {"kernel_size": 2, "stride": (3, 4)}),
     "ceil_mode: the last window overhangs": Pool((2, 2, 6, 8), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
     "ceil_mode: no window starts in the far padding": Pool((2, 2, 5, 5), {"kernel_size": 2, "padding": 1, "ceil_mode": True}),
     "ceil_mode and padding": Pool((1, 2, 6, 7), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
@@ -41,7 +41,7 @@ MAX = BOTH | {
         (1, 2, 12, 13), {"kernel_size": 3, "stride": (2, 4), "dilation": (4, 6), "padding": 1}
     ),
     "dilated, ceil_mode": Pool((1, 2, 8, 9), {"kernel_size": 2, "stride": 3, "dilation": 2, "ceil_mode": True}),
-    "more taps than a byte counts": Pool((1, 1, 19, 18), {"kernel_size": (18, 17), "stride": 1, "padding": 1}),
+    "more taps than a byte can count": Pool((1, 1, 19, 18), {"kernel_size": (18, 17), "stride": 1, "padding": 1}),
 }
 AVG = BOTH | {
     "padding not counted": Pool((2, 2, 7, 6), {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False}),
@@ -78,32 +78,36 @@ def test_max_of_integers(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, F.max_pool2d(x, 3, 2, 1, return_indices=True), strict=True))
 
 
-def test_winner_past_a_byte() -> None:
-    """The last taps of 306 win, numbers 289 and 305."""
+def test_argmax_beyond_a_byte() -> None:
+    """Taps 289 and 305 of 306 are the maxima."""
     x = torch.arange(2.0 * 18 * 18, device=DEVICE).view(1, 2, 18, 18)
     x[0, 0] = x[0, 0].flip(1)
     check(tnn.max_pool2d, F.max_pool2d, x, kernel_size=(18, 17), stride=1, return_indices=True)
 
 
 def test_avg_of_integers() -> None:
-    """int64 alone, cut towards zero as in torch."""
+    """int64 only, rounded towards zero as in torch."""
     x = torch.arange(-32, 32, device=DEVICE).roll(9).view(1, 1, 8, 8)
     for options in ({}, {"count_include_pad": False}, {"divisor_override": -3}):
         got = tnn.avg_pool2d(x, 3, 2, 1, **options)
         assert torch.equal(got.cpu(), F.avg_pool2d(x.cpu(), 3, 2, 1, **options))
-    large = x * (2**40 + 1)  # more than float32 tells apart
+    large = x * (2**40 + 1)  # not representable in float32
     assert torch.equal(tnn.avg_pool2d(large, 3, 2, 1).cpu(), F.avg_pool2d(large.cpu(), 3, 2, 1))
     raises_like(F.avg_pool2d, tnn.avg_pool2d, x.to(torch.uint8), 3)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8, torch.int64])
 def test_window_without_a_pixel(dtype: torch.dtype) -> None:
-    """Columns -1 and 2 of two: the least value. torch's place for it is beyond the row; ours is in the image, untouched."""
+    """The window reads columns -1 and 2 of an image with two columns.
+
+    The maximum is the smallest value of the dtype. torch's index is outside the row; trinn's is inside the image, and the
+    pixel there gets no gradient.
+    """
     x = torch.ones(1, 2, 3, 2, dtype=dtype, device=DEVICE, requires_grad=dtype.is_floating_point)
     options: dict[str, Any] = {"kernel_size": (1, 2), "stride": 1, "padding": (0, 1), "dilation": (1, 3)}
-    y, places = tnn.max_pool2d(x, **options, return_indices=True)
+    y, indices = tnn.max_pool2d(x, **options, return_indices=True)
     assert torch.equal(y, F.max_pool2d(x, **options))
-    assert places.min() >= 0 and places.max() < 6
+    assert indices.min() >= 0 and indices.max() < 6
     if x.requires_grad:
         (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
         _, codes = ops.max_pool2d_forward(x.detach(), (3, 1), (1, 2), (1, 1), (0, 1), (1, 3))
@@ -130,7 +134,7 @@ def test_layouts(layout: Any) -> None:
 
 HARD = {
     "NaN wins": [[1.0, NAN], [3.0, 2.0]],
-    "the last of two NaN": [[NAN, 1.0], [2.0, NAN]],
+    "two NaN: the last": [[NAN, 1.0], [2.0, NAN]],
     "all -inf": [[-INF, -INF], [-INF, -INF]],
     "ties: the first": [[2.0, 2.0], [2.0, 2.0]],
     "-0. before 0.": [[-0.0, 0.0], [-1.0, -1.0]],
@@ -141,7 +145,7 @@ HARD = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("values", named(HARD))
 def test_hard_values(values: list[list[float]], dtype: torch.dtype) -> None:
-    """Value, place, sign and the way of the gradient are torch's, with and without padding."""
+    """Value, index, sign and gradient are torch's, with and without padding."""
     x = torch.tensor([[values]], dtype=dtype, device=DEVICE, requires_grad=True)
     for padding in (0, 1):
         results = []
@@ -165,7 +169,7 @@ POOLS: dict[str, tuple[Any, Any]] = {"max": (tnn.max_pool2d, F.max_pool2d), "avg
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradient_keeps_the_format(memory_format: torch.memory_format) -> None:
-    """Also behind `flatten`, whose gradient is contiguous: all layers before the pooling would get that order."""
+    """Also before `flatten`: its gradient is contiguous and must not change the format for all earlier layers."""
     for ours, torchs in POOLS.values():
         for kernel in (2, 6):
             x = randn(2, 5, 6, 6).contiguous(memory_format=memory_format).requires_grad_()
@@ -202,11 +206,13 @@ def test_errors(name: str, case: tuple[tuple[int, ...], dict[str, Any]]) -> None
     raises_like(torchs, ours, randn(*case[0]), **case[1])
 
 
-def test_errors_of_one() -> None:
+def test_errors_of_one_function() -> None:
     raises_like(F.max_pool2d, tnn.max_pool2d, randn(6, 6), 2)
-    with pytest.raises(RuntimeError, match="4D"):  # torch's own is an IndexError about its axes
+    with pytest.raises(RuntimeError, match="4D"):  # torch raises an IndexError about its axes
         tnn.avg_pool2d(randn(6, 6), 2)
     raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6), 2, dilation=0)
-    raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6), 3, padding=2, dilation=2)  # half of the kernel undilated
+    raises_like(
+        F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6), 3, padding=2, dilation=2
+    )  # the limit is half of the undilated kernel
     raises_like(F.max_pool2d, tnn.max_pool2d, randn(1, 2, 6, 6) > 0, 2)
     raises_like(F.avg_pool2d, tnn.avg_pool2d, randn(1, 2, 6, 6), 2, divisor_override=0)

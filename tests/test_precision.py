@@ -1,4 +1,4 @@
-"""float32 products obey torch's TF32 flags, old and new, and every dot states its precision."""
+"""float32 products obey torch's old and new TF32 flags, and every dot passes its precision."""
 
 import ast
 from collections.abc import Iterator
@@ -49,18 +49,18 @@ def test_new_flags() -> None:
 
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_flags_are_for_float32_alone(dtype: torch.dtype) -> None:
+def test_flags_affect_float32_only(dtype: torch.dtype) -> None:
     assert conv_precision(dtype, CUDA) == matmul_precision(dtype, CUDA) == "ieee"
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "gfx942", "interpreter"])
-def test_no_tf32_where_there_is_none(architecture: str) -> None:
+def test_hardware_without_tf32(architecture: str) -> None:
     with intercepted(lambda *_: None, architecture):
         assert conv_precision(torch.float32, CUDA) == "ieee"
 
 
-def test_dots_and_launches_say_it_all() -> None:
-    """tl.dot stands once, with input_precision; kernels start in launch.py alone, which passes enable_fp_fusion."""
+def test_dots_and_launches_pass_their_precision() -> None:
+    """The only tl.dot has input_precision; launch.py launches all kernels, with enable_fp_fusion."""
     dots, fusions = [], []
     for path in KERNELS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,7 +1,7 @@
-"""What torch protects from being written over or saved: in-place operators on every kind of tensor, and inference tensors.
+"""In-place operators on every kind of tensor, and operators on inference tensors.
 
-torch's answer is the oracle: the value, whether the version moved, what autograd knows of the result and what a backward pass
-says; or the exception.
+torch is the oracle: the value, the version counter, autograd's attributes of the result, the outcome of a backward pass, or
+the exception must be the same.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class Viewed(torch.autograd.Function):
     """A Function that returns views of its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parts: bool) -> Any:
-        return (x[:1], x[1:]) if parts else x.view_as(x)
+    def forward(ctx: Any, x: Tensor, split: bool) -> Any:
+        return (x[:1], x[1:]) if split else x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -55,12 +55,12 @@ def _first(x: Tensor) -> Tensor:
 KINDS: dict[str, Callable[[], Tensor]] = {
     "plain": _values,
     "float64": lambda: _values().double(),
-    "16 bits": lambda: _values().half(),
+    "float16": lambda: _values().half(),
     "integers": lambda: torch.arange(-3, 3, device=DEVICE),
     "bool": lambda: _values() > 0,
     "complex": lambda: _values().to(torch.complex64),
     "empty": lambda: _values()[:0],
-    "one number": lambda: torch.tensor(-1.0, device=DEVICE),
+    "scalar": lambda: torch.tensor(-1.0, device=DEVICE),
     "strided": lambda: _values().transpose(0, 3)[:, 1:],
     "a leaf": _leaf,
     "an empty leaf": lambda: _values()[:0].requires_grad_(),
@@ -68,15 +68,15 @@ KINDS: dict[str, Callable[[], Tensor]] = {
     "a frozen parameter": lambda: nn.Parameter(_values(), requires_grad=False),
     "a detached leaf": lambda: _leaf().detach(),
     "a result": lambda: _leaf() * 1,
-    "a result that its backward needs": lambda: _leaf().exp(),
+    "a result saved for its backward": lambda: _leaf().exp(),
     "a convolution's result": lambda: F.conv2d(_leaf(), torch.ones(3, 3, 1, 1, device=DEVICE)),
     "a view of a plain tensor": lambda: _first(_values()),
     "a view of a leaf": lambda: _first(_leaf()),
     "a view of a result": lambda: _first(_leaf() * 1),
-    "a view of a plain tensor, made in no_grad": lambda: _without_gradients(_first, _values()),
-    "a view of a leaf, made in no_grad": lambda: _without_gradients(_first, _leaf()),
-    "a view of a result, made in no_grad": lambda: _without_gradients(_first, _leaf() * 1),
-    "a view of a result, made in inference mode": lambda: _in_inference_mode(_first, _leaf() * 1),
+    "a view of a plain tensor, from no_grad": lambda: _without_gradients(_first, _values()),
+    "a view of a leaf, from no_grad": lambda: _without_gradients(_first, _leaf()),
+    "a view of a result, from no_grad": lambda: _without_gradients(_first, _leaf() * 1),
+    "a view of a result, from inference mode": lambda: _in_inference_mode(_first, _leaf() * 1),
     "one of several views of a plain tensor": lambda: _values().split(1)[0],
     "one of several views of a leaf": lambda: _leaf().split(1)[0],
     "one of several views of a result": lambda: (_leaf() * 1).unbind(0)[1],
@@ -86,11 +86,11 @@ KINDS: dict[str, Callable[[], Tensor]] = {
     "a view as another dtype": lambda: torch.view_as_real(_values().to(torch.complex64).requires_grad_() * 1),
     "expanded": lambda: _values()[:1].expand(2, 3, 2, 2),
     "expanded, empty": lambda: _values()[:1, :, :0].expand(2, 3, 0, 2),
-    "rows that overlap": lambda: _values().flatten().as_strided((4, 3), (2, 1)),
-    "a sign that is still to be turned": lambda: torch.complex(_values(), _values()).conj().imag,
-    "of inference mode": lambda: _in_inference_mode(torch.clone, _values()),
-    "of inference mode, empty": lambda: _in_inference_mode(torch.clone, _values()[:0]),
-    "of inference mode, a view": lambda: _in_inference_mode(_first, _in_inference_mode(torch.clone, _values())),
+    "overlapping rows": lambda: _values().flatten().as_strided((4, 3), (2, 1)),
+    "negative bit": lambda: torch.complex(_values(), _values()).conj().imag,
+    "inference tensor": lambda: _in_inference_mode(torch.clone, _values()),
+    "inference tensor, empty": lambda: _in_inference_mode(torch.clone, _values()[:0]),
+    "inference tensor, a view": lambda: _in_inference_mode(_first, _in_inference_mode(torch.clone, _values())),
 }
 IN_PLACE: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
     "relu_": lambda library: library.relu_,
@@ -105,25 +105,25 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 def _written(function: Callable[[Tensor], Tensor], x: Tensor, mode: str) -> Any:
-    """What there is to see after a write."""
+    """The observable result of a write, or the type of its exception."""
     version = None if x.is_inference() else x._version
     try:
         with MODES[mode]():
             y = function(x)
     except Exception as error:
         return type(error)
-    seen: dict[str, Any] = {
+    found: dict[str, Any] = {
         "the input is returned": y is x,
         "a new version": None if version is None else x._version > version,
     }
-    try:  # autograd may find out later that a view must not have been written to
-        seen["values"] = y.detach().clone()
-        seen["autograd"] = y.requires_grad, y.is_leaf, y.grad_fn is None, y._is_view(), y.is_inference()
+    try:  # autograd may report a forbidden write to a view only now
+        found["values"] = y.detach().clone()
+        found["autograd"] = y.requires_grad, y.is_leaf, y.grad_fn is None, y._is_view(), y.is_inference()
         if y.requires_grad:
             (y * 1).sum().backward()
     except RuntimeError as error:
-        seen["later"] = str(error)[:60]
-    return seen
+        found["later"] = str(error)[:60]
+    return found
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -138,14 +138,14 @@ def test_in_place(kind: str, operator: str, mode: str) -> None:
         assert torch.equal(got.pop("values"), expected.pop("values")) and got == expected
 
 
-# What encloses a function of one tensor that writes over it: it may write over the tensor itself, or over one from outside.
+# torch.func transforms around an in-place function: the written tensor is an input of the transform or comes from outside.
 TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
     "vmap": lambda function, x: torch.vmap(function)(x),
     "grad": lambda function, x: torch.func.grad(lambda v: function(v * 1).sum())(x),
     "grad of the input": lambda function, x: torch.func.grad(lambda v: function(v).sum())(x),
     "jvp": lambda function, x: torch.func.jvp(lambda v: function(v * 1), (x,), (torch.ones_like(x),)),
-    "vmap, from outside": lambda function, x: torch.vmap(lambda _: function(x))(torch.ones(2, device=x.device)),
-    "grad, from outside": lambda function, x: torch.func.grad(lambda v: (function(x) * v).sum())(torch.ones_like(x)),
+    "vmap, outer tensor": lambda function, x: torch.vmap(lambda _: function(x))(torch.ones(2, device=x.device)),
+    "grad, outer tensor": lambda function, x: torch.func.grad(lambda v: (function(x) * v).sum())(torch.ones_like(x)),
     "vmap of grad": lambda function, x: torch.vmap(torch.func.grad(lambda v: function(v * 1).sum()))(x),
 }
 
@@ -164,16 +164,16 @@ def test_in_place_in_a_transform(transform: str) -> None:
     assert isinstance(expected, tuple) or got == expected
 
 
-# Running statistics, which torch moves wherever they come from.
+# Kinds of running statistics. torch updates all of them.
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "plain": torch.clone,
     "strided": lambda v: torch.stack([v, v], 1)[:, 0],
     "a leaf": lambda v: v.clone().requires_grad_(),
     "a result": lambda v: v.clone().requires_grad_() * 1,
     "a frozen parameter": lambda v: nn.Parameter(v.clone(), requires_grad=False),
-    "a view of a leaf, made in no_grad": lambda v: _without_gradients(torch.detach, v.clone().requires_grad_()),
+    "a view of a leaf, from no_grad": lambda v: _without_gradients(torch.detach, v.clone().requires_grad_()),
     "one of several views": lambda v: torch.stack([v, v]).unbind(0)[0],
-    "of inference mode": lambda v: _in_inference_mode(torch.clone, v),
+    "inference tensor": lambda v: _in_inference_mode(torch.clone, v),
 }
 
 
@@ -197,7 +197,7 @@ def test_running_statistics(kind: str, training: bool, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_counting_batches(mode: str) -> None:
-    """A batch norm that was made in inference mode counts batches there alone."""
+    """A batch norm created in inference mode can count batches only in inference mode."""
     found = []
     for library in (tnn, nn):
         with torch.inference_mode():
@@ -213,7 +213,7 @@ def test_counting_batches(mode: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_inference_tensors(name: str) -> None:
-    """Each tensor of a call in turn, in and out of inference mode: what a backward would need is refused."""
+    """Replace each tensor of a call in turn by an inference tensor: an error where backward would save it, as in torch."""
     for place in range(len(EVERY[name].shapes) + len(EVERY[name].others())):
         for mode, enter in MODES.items():
             for gradients in (False, True):
@@ -232,8 +232,8 @@ def test_inference_tensors(name: str) -> None:
                 assert found[0] == found[1], f"tensor {place}, {mode}: {found[0]}, torch has {found[1]}"
 
 
-def test_a_statistic_that_a_backward_needs() -> None:
-    """docs/differences.md: torch's backward goes on with what the running statistics have become; ours raises."""
+def test_running_statistics_saved_for_backward() -> None:
+    """docs/differences.md: torch's backward uses the updated running statistics without an error; trinn's raises."""
     mean, factor = torch.ones(3, device=DEVICE), torch.ones(3, device=DEVICE, requires_grad=True)
     loss = (mean * factor).sum()
     tnn.batch_norm(randn(2, 3, 4, 4), mean, torch.ones(3, device=DEVICE), training=True)

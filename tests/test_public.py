@@ -1,4 +1,4 @@
-"""Functions and classes as torch.nn's are to what looks at them: torch.fx, tensor subclasses, modes, and what is no tensor."""
+"""trinn behaves like torch.nn under torch.fx, with tensor subclasses and modes, and for arguments of other types."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ import trinn.layers as tnn
 from tests.check import DEVICE, randn
 from trinn.layers.convert import OURS
 
-# Tensors for each function that torch.nn.functional has too, by the names of its arguments, and what else it needs.
+# Functions with a twin in torch.nn.functional: their tensor arguments besides `input`, then their required options.
 TENSORS: dict[str, dict[str, Callable[[], Tensor]]] = {
     "adaptive_avg_pool2d": {},
     "adaptive_max_pool2d": {},
@@ -46,7 +46,7 @@ NO_TENSORS: dict[str, Any] = {
     "text": "x",
     "None": None,
 }
-# For each class of modules that torch.nn has too, what it needs.
+# Modules with a twin in torch.nn, and their required arguments.
 MODULES: dict[str, dict[str, Any]] = {
     "AdaptiveAvgPool2d": {"output_size": 2},
     "AdaptiveMaxPool2d": {"output_size": 2},
@@ -84,9 +84,9 @@ def tensors(name: str) -> dict[str, Tensor]:
 
 
 def inputs(name: str) -> list[Tensor]:
-    """Of a class of MODULES."""
-    x, *places = tensors("max_unpool2d" if name == "MaxUnpool2d" else "relu").values()
-    return [x[..., 0] if name.endswith("BatchNorm1d") else x, *places]
+    """Inputs of a module of MODULES."""
+    x, *indices = tensors("max_unpool2d" if name == "MaxUnpool2d" else "relu").values()
+    return [x[..., 0] if name.endswith("BatchNorm1d") else x, *indices]
 
 
 def outcome(function: Callable[..., Any], *args: Any, **options: Any) -> type[Exception] | None:
@@ -97,17 +97,17 @@ def outcome(function: Callable[..., Any], *args: Any, **options: Any) -> type[Ex
     return None
 
 
-def test_tables_have_every_name() -> None:
-    functions = {name for name in tnn.__all__ if name.islower()}
+def test_tables_are_complete() -> None:
+    functions = {name for name in vars(tnn)["__all__"] if name.islower()}
     assert TENSORS.keys() == {name for name in functions if hasattr(F, name)}
     assert MODULES.keys() == {cls.__name__ for cls in OURS}
-    assert MODULES.keys() | FUSED.keys() == set(tnn.__all__) - functions
+    assert MODULES.keys() | FUSED.keys() == set(vars(tnn)["__all__"]) - functions
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules", "ignore:max_unpooling2d")
 @pytest.mark.parametrize("name", MODULES)
-def test_modules_are_torchs(name: str, full_float32: None) -> None:
-    """The same parameters by the same draws, state_dict, repr and outputs, by torch's own `__init__`."""
+def test_modules_match_torch(name: str, full_float32: None) -> None:
+    """The same random parameters, state_dict, repr and outputs; torch's own `__init__` builds them."""
     modules, outputs = [], []
     for library in (tnn, nn):
         torch.manual_seed(0)
@@ -121,8 +121,8 @@ def test_modules_are_torchs(name: str, full_float32: None) -> None:
 
 @pytest.mark.filterwarnings("ignore:max_unpooling2d")
 @pytest.mark.parametrize("name", TENSORS)
-def test_what_is_no_tensor(name: str) -> None:
-    """torch's TypeError, in place of each tensor, by position and by name; also where torch trips over an attribute."""
+def test_non_tensor_arguments(name: str) -> None:
+    """torch's TypeError for each tensor argument, by position and by name; TypeError too for torch's AttributeError."""
     given, options = tensors(name), OPTIONS.get(name, {})
     getattr(tnn, name)(**given, **options)
     for argument in given:
@@ -134,13 +134,13 @@ def test_what_is_no_tensor(name: str) -> None:
             assert outcome(getattr(tnn, name), *changed.values(), **options) is expected, f"{name}({argument}={kind})"
 
 
-def test_words_for_what_is_no_tensor() -> None:
+def test_message_for_a_non_tensor() -> None:
     with pytest.raises(TypeError, match=r"conv2d\(\): argument 'bias' \(position 3\) must be Tensor, not bool"):
         tnn.conv2d(randn(1, 2, 3, 3), randn(2, 2, 1, 1), False)  # type: ignore[arg-type]
 
 
 class Labelled(Tensor):
-    """A tensor that notes what is called with it."""
+    """A tensor subclass that records each function called with it."""
 
     called: list[Any] = []
 
@@ -150,7 +150,7 @@ class Labelled(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-class Noted(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.called: list[Any] = []
@@ -163,7 +163,7 @@ class Noted(TorchFunctionMode):
 @pytest.mark.filterwarnings("ignore:max_unpooling2d")
 @pytest.mark.parametrize("name", TENSORS)
 def test_overrides(name: str) -> None:
-    """A subclass sees the call and gets one of its own back, as from torch; a mode sees it too; results stay the same."""
+    """As in torch, `__torch_function__` of subclasses and modes receives the call, and subclasses propagate to the result."""
     function, options = getattr(tnn, name), OPTIONS.get(name, {})
     expected = function(**tensors(name), **options)
     for argument in ("input", *TENSORS[name]):
@@ -173,13 +173,13 @@ def test_overrides(name: str) -> None:
         got = function(**given, **options)
         assert function in Labelled.called and type(got) is Labelled
         assert torch.equal(got.as_subclass(Tensor), expected)
-    with Noted() as mode:
+    with Recorder() as mode:
         assert torch.equal(function(**tensors(name), **options), expected)
     assert function in mode.called
 
 
 class Network(nn.Module):
-    """A layer under two names, called twice."""
+    """One layer, registered under two names and called twice."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -192,15 +192,15 @@ class Network(nn.Module):
 
 
 def nodes(network: nn.Module, tracer: torch.fx.Tracer | None = None) -> list[tuple[str, str, str]]:
-    """The calls in a trace."""
+    """(op, name, target) of the call nodes in a trace."""
     graph = (tracer or torch.fx.Tracer()).trace(network)
     return [(n.op, n.name, str(n.target)) for n in graph.nodes if n.op.startswith("call")]
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 @pytest.mark.parametrize("name", MODULES)
-def test_leaves(name: str) -> None:
-    """A converted layer gives the nodes that torch's layer gives, names and targets, as its class itself does."""
+def test_layers_are_leaves(name: str) -> None:
+    """Converted layers and trinn's own classes trace to the same nodes, names and targets as torch's layers."""
     theirs = nodes(Network(getattr(nn, name)(**MODULES[name])))
     assert [op for op, *_ in theirs].count("call_module") == 2
     assert nodes(trinn.convert(Network(getattr(nn, name)(**MODULES[name])))) == theirs
@@ -218,42 +218,42 @@ def test_fused_layers_are_leaves(name: str) -> None:
             return self.fused(x, x) if name == "BNAddReLU2d" else self.fused(x)
 
     assert nodes(Twice()) == [("call_module", "fused", "fused")]
-    if "BN" not in name:  # whose forward, torch's too, asks for its input's axes
-        assert len(nodes(Twice(), Nothing())) > 1, "a tracer without leaves sees the operators"
+    if "BN" not in name:  # a batch norm's forward, torch's too, branches on the number of axes
+        assert len(nodes(Twice(), NoLeaves())) > 1, "a tracer without leaves records the operators"
 
 
-class Nothing(torch.fx.Tracer):
-    """Without leaves."""
+class NoLeaves(torch.fx.Tracer):
+    """No module is a leaf."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return False
 
 
-class Convolutions(torch.fx.Tracer):
-    """Convolutions alone are leaves."""
+class ConvolutionLeaves(torch.fx.Tracer):
+    """Only convolutions are leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.Conv2d)
 
 
-@pytest.mark.parametrize("tracer", [Nothing, Convolutions])
-def test_a_tracer_with_leaves_of_its_own(tracer: type[torch.fx.Tracer]) -> None:
-    """Where torch's layer is none, ours is traced: a function of ours stands where torch's does."""
+@pytest.mark.parametrize("tracer", [NoLeaves, ConvolutionLeaves])
+def test_tracers_with_other_leaves(tracer: type[torch.fx.Tracer]) -> None:
+    """A layer outside the leaves is traced into: trinn's functions appear in place of torch's."""
     network = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU())
     theirs = nodes(Network(network), tracer())
     ours = nodes(Network(trinn.convert(network)), tracer())
     assert [op for op, *_ in ours] == [op for op, *_ in theirs]
     targets = [n.target for n in tracer().trace(network).nodes if n.op == "call_function"]
-    assert tnn.relu in targets and (tnn.conv2d in targets) == (tracer is Nothing)
+    assert tnn.relu in targets and (tnn.conv2d in targets) == (tracer is NoLeaves)
 
 
-def test_a_layer_itself_is_traced() -> None:
+def test_a_layer_as_root_is_traced_into() -> None:
     traced = torch.fx.symbolic_trace(tnn.ReLU())
     assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [tnn.relu]
     assert torch.equal(traced(randn(3)), tnn.relu(randn(3)))
 
 
-def test_hooks_act_when_the_graph_runs() -> None:
+def test_hooks_run_with_the_graph() -> None:
     network, counted = nn.Sequential(tnn.ReLU(), tnn.Linear(3, 3)).to(DEVICE), []
     network[0].register_forward_hook(lambda module, args, output: output + 1)
     network[1].register_forward_pre_hook(lambda module, args: counted.append(args[0]))  # type: ignore[func-returns-value]
@@ -268,7 +268,7 @@ class Functional(nn.Module):
 
 
 def test_functions_are_nodes() -> None:
-    """Of trinn's, called as such or inside `patched`; the graph runs our kernels without it."""
+    """A trace inside `patched` records trinn's functions; the graph runs trinn's kernels outside `patched` too."""
     with trinn.patched():
         traced = torch.fx.symbolic_trace(Functional())
     targets = [n.target for n in traced.graph.nodes if n.op.startswith("call")]

@@ -1,4 +1,4 @@
-"""The rates that tile rules assume: both kernels are right, compile to what is to be timed, and their rates become a report."""
+"""bench/rates.py: both kernels are right and compile to the intended instructions; the rates are reported."""
 
 import json
 import subprocess
@@ -17,19 +17,19 @@ from trinn.kernels.runtime.interpreter import INTERPRETED
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cpu" if INTERPRETED else "cuda"
-# Sizes that compile on a GPU as well: 16 or more of each axis of a product.
+# The product axes have at least 16 elements, so that the kernels also compile on a GPU.
 SMALL = {"SOURCE": (4, 4, 8, 16), "COPIES": 4, "LANES": 32, "STEPS": 9}
 SMALL_BOXES = {"a matrix": (32, 16), "rows": (1, 4, 8, 16), "images": (4, 2, 4, 16)}
 
 
 @pytest.mark.parametrize("box", SMALL_BOXES.values(), ids=SMALL_BOXES)
 def test_boxes_are_copied(box: tuple[int, ...]) -> None:
-    programs, steps = 3, 5  # more copies than boxes
+    programs, steps = 3, 5  # more copies than TMA boxes (blocks moved by one TMA copy)
     source = torch.randn(4, 4, 8, 16).mul(8).round().to(DEVICE, torch.half)
     sums = torch.empty(programs, 32, device=DEVICE)
     rates.copy_boxes(source, torch.ones(rates.ROWS, 16, dtype=torch.half, device=DEVICE), sums, box, steps)
 
-    images, rows, columns = box[:3] if len(box) == 4 else (1, 4, 8)  # 32 pixels that lie side by side are one image
+    images, rows, columns = box[:3] if len(box) == 4 else (1, 4, 8)  # a matrix box of 32 pixels is one image
     boxes = [
         source[n : n + images, h : h + rows, w : w + columns].float().sum(-1).flatten()
         for n in range(0, 4, images)
@@ -43,7 +43,7 @@ def test_boxes_are_copied(box: tuple[int, ...]) -> None:
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
 def test_maxima_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of equal values the first wins, and the last NaN, as in max pooling."""
+    """As in max pooling, the first of equal values is the maximum, and the last NaN."""
     monkeypatch.setattr(rates, "LANES", 16)
     nan, inf, steps = float("nan"), float("inf"), 6
     cases = {  # start and slope: the step of the maximum
@@ -51,19 +51,19 @@ def test_maxima_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     start, slope = torch.zeros(2, 32, device=DEVICE)
     wanted = torch.zeros(32, dtype=torch.int32, device=DEVICE)
-    for at, ((begin, growth), step) in enumerate(cases.items(), start=12):  # in both programs
+    for at, ((begin, growth), step) in enumerate(cases.items(), start=12):  # lanes of both programs
         start[at], slope[at], wanted[at] = begin, growth, step
     values, codes = torch.empty_like(start), torch.empty_like(wanted)
     rates.compare_select(start, slope, values, codes, steps)
     assert torch.equal(codes, wanted)
-    # Growing step by step, since steps * slope may be another infinity.
+    # Add step by step, because start + steps * slope may overflow differently.
     every = [start]
     for _ in range(steps - 1):
         every.append(every[-1] + slope)
     assert torch.equal(values.nan_to_num(7.0), torch.stack(every).amax(0).nan_to_num(7.0))
 
 
-def test_kernels_compile_to_what_is_timed(tmp_path: Path) -> None:
+def test_kernels_compile_to_the_intended_instructions(tmp_path: Path) -> None:
     out = tmp_path / "compiled.json"
     command = [sys.executable, "-m", "bench.rates", "--compile-only", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -74,7 +74,7 @@ def test_kernels_compile_to_what_is_timed(tmp_path: Path) -> None:
     assert len(boxes) == len(rates.BOXES)
     for of in boxes:
         (loop,) = of["products"]
-        # In a pipeline: every iteration starts one copy, and others under way before the loop; one more is that of the ones.
+        # Pipelined: each iteration starts one copy, and the loop prologue starts more. One other copy loads the ones.
         assert loop["operations"]["ttng.async_tma_copy_global_to_local"] == 1 and loop["ahead"] == rates.STAGES
         assert loop["operations"]["ttng.warp_group_dot"] == 1 and loop["in_registers"] == 0 < loop["pending"]
         assert not {"ttg.local_load", "ttg.local_alloc", "ttg.convert_layout", "tt.load"} & set(loop["operations"])
@@ -84,14 +84,14 @@ def test_kernels_compile_to_what_is_timed(tmp_path: Path) -> None:
     loop = Counter[str]()
     for name, count in compares["loop"].items():
         loop[name.split(".")[0]] += count
-    elements = rates.LANES // 128  # of a thread
-    # One addition, two comparisons and two selections for each, and one more comparison that ends the loop.
+    elements = rates.LANES // 128  # per thread
+    # One addition, two comparisons and two selections per element, and one comparison for the end of the loop.
     assert loop["FADD"] == elements and sum(loop[name] for name in rates.COMPARES) == 4 * elements + 1
     assert not {"LDG", "STG", "LDS", "STS", "LDL", "STL"} & set(loop)
 
 
-class Still(Machine):
-    """A machine on which every call takes a millisecond."""
+class FakeMachine(Machine):
+    """A machine with 1 ms per call."""
 
     def __init__(self) -> None:
         super().__init__(DEVICE, self)
@@ -112,9 +112,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rates, name, value)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="one multiprocessor, and no machine code")
+@pytest.mark.skipif(not INTERPRETED, reason="expects the interpreter: one multiprocessor, no machine code")
 def test_rates(small: None) -> None:
-    found = rates.rates(Still())
+    found = rates.rates(FakeMachine())
     assert json.loads(json.dumps(found)) == found
     assert (found["multiprocessors"], found["compares"]) == (1, 4.0)
     by_name = {rate["name"]: rate for rate in found["rates"]}
@@ -135,17 +135,17 @@ def test_rates(small: None) -> None:
     assert len(table) == 1 + len(by_name) and all(name in line for name, line in zip(by_name, table[1:], strict=True))
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="kernels are replaced as they are interpreted")
+@pytest.mark.skipif(not INTERPRETED, reason="replaces interpreted kernels")
 @pytest.mark.parametrize("name", ["copy_boxes", "compare_select"])
 def test_wrong_results_are_not_timed(name: str, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     right = getattr(rates, name)
-    monkeypatch.setattr(rates, name, lambda *args: right(*args[:-1], args[-1] - 1))  # a step is missing
+    monkeypatch.setattr(rates, name, lambda *args: right(*args[:-1], args[-1] - 1))  # one step too few
     with pytest.raises(RuntimeError, match="the result is wrong"):
-        rates.rates(Still())
+        rates.rates(FakeMachine())
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert rates.main([]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "no GPU" in err
+    assert out == "" and err.count("\n") == 1 and "No GPU" in err

@@ -12,7 +12,7 @@ def test_code_runs() -> None:
         exec(compile(block, "README.md", "exec"), {})
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_point_to_existing_files() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []

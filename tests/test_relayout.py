@@ -18,14 +18,14 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
     "several tiles along each axis": lambda: randn(18, 19, 4, 8),
     "sizes of 16": lambda: randn(16, 32, 4, 4),
     "channels_last": lambda: randn(3, 5, 6, 7).contiguous(memory_format=LAST),
-    "channels_last, of more channels and columns": lambda: randn(3, 12, 6, 9).contiguous(memory_format=LAST)[:, 2:8, :, 1:8],
+    "channels_last, a slice of channels and columns": lambda: randn(3, 12, 6, 9).contiguous(memory_format=LAST)[:, 2:8, :, 1:8],
     "every second and third": lambda: randn(6, 13, 6, 7)[1::2, ::3, 1:6, ::2],
     "expanded": lambda: randn(1, 5, 1, 7).expand(3, 5, 6, 7),
     "one number expanded": lambda: randn(1, 1, 1, 1).expand(3, 5, 6, 7),
     "transposed": lambda: randn(5, 3, 7, 6).permute(1, 0, 3, 2),
     "images innermost": lambda: randn(5, 6, 7, 20).permute(3, 0, 1, 2),
     "rows innermost": lambda: randn(3, 5, 7, 6).transpose(2, 3),
-    "windows that overlap": lambda: randn(40).as_strided((2, 3, 4, 5), (1, 1, 5, 2)),
+    "overlapping windows": lambda: randn(40).as_strided((2, 3, 4, 5), (1, 1, 5, 2)),
     "one image": lambda: randn(1, 5, 6, 7),
     "one channel": lambda: randn(3, 1, 6, 7),
     "one pixel": lambda: randn(3, 5, 1, 1),
@@ -36,7 +36,7 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
 
 
 def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same values, rounded, with the same strides, also where elements share memory."""
+    """The values rounded to a dtype, with the same strides, even if elements share memory."""
     first, last = x.storage_offset(), x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
     if x.numel() == 0:
         return x.to(dtype)
@@ -58,7 +58,7 @@ def test_channels_last(layout: Callable[[], Tensor], dtype: torch.dtype) -> None
 
 
 def test_channels_last_already() -> None:
-    """It is what it is given; but for the strides along axes of one element, which torch leaves open."""
+    """The input is returned. Strides along axes of one element become canonical."""
     x = randn(3, 8, 6, 7).contiguous(memory_format=LAST)
     assert to_channels_last(x) is x and to_channels_last(x, 8) is x
     for shape, strides in (((1, 8, 6, 7), (3, 1, 56, 8)), ((3, 1, 6, 7), (42, 99, 7, 1)), ((3, 8, 1, 1), (8, 1, 5, 77))):
@@ -76,7 +76,7 @@ def test_channels_last_from_an_odd_address() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", named(LAYOUTS))
 def test_images_last(layout: Callable[[], Tensor], dtype: torch.dtype) -> None:
-    """Between the rows nothing is written: fresh memory is NaN here."""
+    """The gaps between rows are not written: fresh memory is NaN here."""
     x = in_dtype(layout(), dtype)
     n, c, h, w = x.shape
     for least in (4, 8):
@@ -88,7 +88,7 @@ def test_images_last(layout: Callable[[], Tensor], dtype: torch.dtype) -> None:
             assert got.as_strided((pitch - n, c, h, w), got.stride(), n).isnan().all()
 
 
-def torchs_planes(x: Tensor) -> Tensor:
+def torchs_terms(x: Tensor) -> Tensor:
     largest = torch.finfo(torch.bfloat16).max
     first = torch.where(x.isinf(), x, x.clamp(-largest, largest)).bfloat16()
     rest = torch.where(x.isfinite(), x - first.float(), 0)
@@ -97,25 +97,25 @@ def torchs_planes(x: Tensor) -> Tensor:
 
 
 def same_bits(got: Tensor, expected: Tensor) -> bool:
-    """Of what is not NaN."""
+    """Whether both have NaN at the same positions and equal bits elsewhere."""
     nan = expected.isnan()
     return torch.equal(got.isnan(), nan) and torch.equal(got.view(torch.int16)[~nan], expected.view(torch.int16)[~nan])
 
 
 @pytest.mark.parametrize("layout", named(LAYOUTS))
-def test_planes(layout: Callable[[], Tensor]) -> None:
+def test_bf16_terms(layout: Callable[[], Tensor]) -> None:
     x = layout()
     n, c, h, w = x.shape
     got = to_bf16_terms(x)
     assert got.dtype == torch.bfloat16 and got.shape == (n, 3 * c, h, w)
     if x.numel():
         assert got.stride() == (3 * h * w * c, 1, 3 * w * c, 3 * c)
-    assert same_bits(got, torchs_planes(x))
+    assert same_bits(got, torchs_terms(x))
     assert torch.equal(got.double().view(n, 3, c, h, w).sum(1), x.double())
 
 
 def image_of(bits: list[int]) -> Tensor:
-    """(1, C, 1, 1) of float32 that have these bits, and of their negatives."""
+    """The float32 numbers with these bits, and their negatives: (1, C, 1, 1)."""
     both = torch.tensor(bits + [b - 2**31 for b in bits], dtype=torch.int32)
     return both.view(torch.float32).view(1, -1, 1, 1).to(DEVICE)
 
@@ -128,42 +128,42 @@ def every_exponent() -> Tensor:
 
 EDGES = {
     "ties, to even": [0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x3F80FFFF, 0x3FFF8000],
-    "a second plane that ties": [0x3F800080, 0x3F808080, 0x3F808180, 0x3F800180],
+    "a tie in the second term": [0x3F800080, 0x3F808080, 0x3F808180, 0x3F800180],
     "the largest, which would round to infinity": [0x7F7FFFFF, 0x7F7F8000, 0x7F7F8001, 0x7F7F7FFF, 0x7F7F0000, 0x7F7E8000],
     "infinite": [0x7F800000],
     "NaN of any bits": [0x7FC00000, 0x7F800001, 0x7FFFFFFF, 0x7F808000],
     "zero": [0],
-    "the smallest that keep 24 bits": [0x08FFFFFF, 0x08800000, 0x08800001],
+    "the smallest with 24 exact bits": [0x08FFFFFF, 0x08800000, 0x08800001],
     "subnormal": [1, 0x7FFF, 0x8000, 0x8001, 0x18000, 0x7FFFFF, 0x400000, 0x00800000, 0x00800001],
 }
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in subtract")
 @pytest.mark.parametrize("bits", named(EDGES))
-def test_planes_at_the_edges(bits: list[int]) -> None:
+def test_bf16_terms_of_special_values(bits: list[int]) -> None:
     x = image_of(bits)
     got = to_bf16_terms(x)
-    assert same_bits(got, torchs_planes(x))
+    assert same_bits(got, torchs_terms(x))
     first, second, third = got.chunk(3, dim=1)
     assert torch.equal(first.isinf(), x.isinf())
     assert not second[~x.isfinite()].any() and not third[~x.isfinite()].any()
 
 
-def test_planes_sum_to_every_number() -> None:
-    """Exactly from 2^-110 on; what is lost of smaller ones is at most half of bfloat16's smallest number."""
+def test_bf16_terms_sum_to_the_number() -> None:
+    """The sum is exact from 2^-110 on. For smaller numbers the error is at most half of bfloat16's smallest number."""
     x = every_exponent()
     got = to_bf16_terms(x)
-    assert same_bits(got, torchs_planes(x))
+    assert same_bits(got, torchs_terms(x))
     error = (got.double().view(3, -1).sum(0) - x.double().flatten()).abs()
     assert not error[x.flatten().abs() >= 2.0**-110].any() and error.max() <= 2.0**-134
 
 
 def launched(copy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments and constants of the kernel that a copy starts."""
-    seen: list[tuple[Any, ...]] = []
-    with intercepted(lambda kernel, _, args, constants: seen.append((args, constants)), "sm_90"):
+    """The arguments and constants of the kernel launched by a copy."""
+    launches: list[tuple[Any, ...]] = []
+    with intercepted(lambda kernel, _, args, constants: launches.append((args, constants)), "sm_90"):
         copy(x)
-    (found,) = seen
+    (found,) = launches
     return found
 
 
@@ -176,8 +176,8 @@ COPIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("copy", named(COPIES))
 @pytest.mark.parametrize("layout", named({name: LAYOUTS[name] for name in LAYOUTS if not name.startswith("no ")}))
-def test_what_moves_at_once(layout: Callable[[], Tensor], copy: Callable[[Tensor], Tensor]) -> None:
-    """What a GPU is told, and the interpreter ignores: a run starts at a multiple of its length, and is there or is not."""
+def test_vector_accesses(layout: Callable[[], Tensor], copy: Callable[[Tensor], Tensor]) -> None:
+    """The contiguity hints for the compiler, which the interpreter ignores: a run is aligned to its length and has one mask."""
     (_, _, x_strides, out_strides, sizes, there, plane), constants = launched(copy, layout())
     tile = constants["TILE"]
     lane, row = (torch.arange(math.ceil(n / t) * t) for n, t in zip(sizes[:2], tile, strict=True))
@@ -195,12 +195,12 @@ def test_what_moves_at_once(layout: Callable[[], Tensor], copy: Callable[[Tensor
             runs = start.unfold(1, run[0], run[0]).unfold(2, run[1], run[1]).flatten(3).flatten(0, 2)
             length = max(run)
             assert (runs[:, 0] % length == 0).all() and (runs == runs[:, :1] + torch.arange(length)).all()
-        parts = exists.unfold(0, run[0], run[0]).unfold(1, run[1], run[1]).flatten(2)
-        assert (parts.all(-1) == parts.any(-1)).all()
+        masks = exists.unfold(0, run[0], run[0]).unfold(1, run[1], run[1]).flatten(2)
+        assert (masks.all(-1) == masks.any(-1)).all()
 
 
-def test_sixteen_bytes_move_at_once() -> None:
-    """Where the axes allow it, and they need not be multiples of 16."""
+def test_accesses_of_16_bytes() -> None:
+    """Accesses have 16 bytes if the axes allow it. The axes need not be multiples of 16."""
     for dtype, most in ((torch.float16, 8), (torch.float32, 4)):
         x = randn(8, 24, 2, 8).to(dtype)
         for copy in (to_channels_last, to_images_last):

@@ -1,4 +1,4 @@
-"""The strides of every operator's outputs are torch's, for images and filters of every layout and with axes of one element."""
+"""Output strides equal torch's for every operator, every layout of images and filters, and axes of size 1."""
 
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -16,11 +16,11 @@ from trinn.kernels.runtime.observe import intercepted
 
 LAST = torch.channels_last
 
-# Copies of an image, or of filters, that lie in memory in another way.
+# Copies of an image or of filters in other memory layouts.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": Tensor.contiguous,
     "channels_last": lambda x: x.to(memory_format=LAST),
-    "channels_last, also where it is contiguous": lambda x: torch.empty(x.shape, dtype=x.dtype, memory_format=LAST).copy_(x),
+    "channels_last, strides of size-1 axes too": lambda x: torch.empty(x.shape, dtype=x.dtype, memory_format=LAST).copy_(x),
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     "transposed, channels_last": lambda x: x.transpose(2, 3).contiguous(memory_format=LAST).transpose(2, 3),
     "channels before images": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
@@ -38,12 +38,15 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded rows": lambda x: x[:, :, :1].expand(x.shape),
     "expanded": lambda x: x[:1, :1, :1, :1].expand(x.shape),
 }
-# Where torch's float64 has strides of its own, of a loop over groups: docs/differences.md.
+# In float64, torch loops over groups here, and its strides differ: docs/differences.md.
 FLOAT32 = ("conv2d, depthwise", "conv_transpose2d, depthwise")
 
 
 def _one(tensor: Tensor, shape: torch.Size, ones: tuple[int, ...]) -> Tensor:
-    """A tensor with as many channels, or of such an image's size, as an image that has one element along some axes."""
+    """Shrink `tensor` to fit an image of shape `shape`, reduced to size 1 along the axes in `ones`.
+
+    Images are sliced. Filters, parameters and statistics keep one channel if the image does.
+    """
     if tensor.shape == shape:
         return tensor[tuple(slice(0, 1 if one else None) for one in ones)].contiguous()
     if ones[1] and shape[1] in tensor.shape:  # filters, parameters or statistics
@@ -52,17 +55,17 @@ def _one(tensor: Tensor, shape: torch.Size, ones: tuple[int, ...]) -> Tensor:
 
 
 def calls(name: str) -> Iterator[tuple[str, list[Tensor]]]:
-    """Arguments for each layout of the image, of what else has four axes, or of all, and each choice of axes of one element."""
+    """Yield arguments with each layout of the image, of the last 4D tensor or of all, and each choice of axes of size 1."""
     case, dtype = EVERY[name], torch.float32 if name in FLOAT32 else torch.float64
     given = [t.to("cpu", dtype if t.is_floating_point() else t.dtype) for t in (*case.tensors(), *case.others())]
-    places = [i for i, t in enumerate(given) if t.dim() == 4 and t.is_floating_point()]
+    images = [i for i, t in enumerate(given) if t.dim() == 4 and t.is_floating_point()]
     for ones in product((0, 1), repeat=given[0].dim()):
         tensors = [_one(t, given[0].shape, ones) for t in given]
-        for laid in {(0,), (places[-1],), tuple(places)} if places else ():
-            for layout, place in LAYOUTS.items():
+        for chosen in {(0,), (images[-1],), tuple(images)} if images else ():
+            for layout, copied in LAYOUTS.items():
                 yield (
-                    f"{layout}, tensors {laid}, shape {list(tensors[0].shape)}",
-                    [place(t) if i in laid else t for i, t in enumerate(tensors)],
+                    f"{layout}, tensors {chosen}, shape {list(tensors[0].shape)}",
+                    [copied(t) if i in chosen else t for i, t in enumerate(tensors)],
                 )
 
 
@@ -77,17 +80,17 @@ def strides(case: Every, tensors: list[Tensor]) -> Any:
 @pytest.mark.parametrize("name", [name for name in EVERY if len(EVERY[name].shapes[0]) == 4])
 def test_strides(name: str) -> None:
     computed = 0
-    for what, tensors in calls(name):
-        with intercepted(lambda *_: None, "sm_90"):  # where outputs lie does not depend on what is in them
+    for call, tensors in calls(name):
+        with intercepted(lambda *_: None, "sm_90"):  # strides do not depend on values
             got = strides(EVERY[name], tensors)
         expected = strides(TORCHS[name], tensors)
-        assert got == expected, f"{what}: {got}, torch has {expected}"
+        assert got == expected, f"{call}: {got}, torch has {expected}"
         computed += isinstance(expected, list)
     assert computed >= 4 * len(LAYOUTS)
 
 
-def test_a_sequence_with_a_last_axis() -> None:
-    """docs/differences.md: only torch tells it from a sequence."""
+def test_a_sequence_with_an_added_last_axis() -> None:
+    """docs/differences.md: with an added last axis, torch's result is channels_last, and trinn's is contiguous."""
     x = randn(2, 4, 3).transpose(1, 2)
     for library in (tnn, F):
         assert library.batch_norm(x, None, None, training=True).is_contiguous()

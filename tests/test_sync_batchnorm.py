@@ -1,4 +1,4 @@
-"""Several processes normalise as one does that has all their images."""
+"""SyncBatchNorm in several processes equals one process with all images."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from trinn.kernels.runtime.settings import settings
 
 
 class Case(NamedTuple):
-    """All images, and how many of them the first process has."""
+    """All images, and the number of images in the first process."""
 
     images: Callable[[], Tensor]
     first: int
@@ -30,18 +30,18 @@ class Case(NamedTuple):
 
 RAMP = torch.arange(4, device=DEVICE)[:, None, None, None]
 CASES = {
-    "as many images each": Case(lambda: randn(4, 5, 4, 6), 2),
-    "more images in the first": Case(lambda: randn(5, 5, 4, 3), 4),
-    "no image in the first": Case(lambda: randn(3, 5, 4, 3), 0),
-    "no image in the second": Case(lambda: randn(3, 5, 4, 3), 3),
-    "one value for each channel": Case(lambda: randn(2, 3), 1),
+    "equal batches": Case(lambda: randn(4, 5, 4, 6), 2),
+    "a larger first batch": Case(lambda: randn(5, 5, 4, 3), 4),
+    "an empty first batch": Case(lambda: randn(3, 5, 4, 3), 0),
+    "an empty second batch": Case(lambda: randn(3, 5, 4, 3), 3),
+    "one value per channel and image": Case(lambda: randn(2, 3), 1),
     "several tiles": Case(lambda: randn(6, 20, 9, 7), 2),
     "sequences": Case(lambda: randn(5, 3, 11), 2),
     "three axes of pixels": Case(lambda: randn(3, 3, 2, 3, 4), 1),
     "channels_last": Case(lambda: randn(5, 6, 4, 3).contiguous(memory_format=torch.channels_last), 2),
     "every second column": Case(lambda: randn(4, 3, 4, 8)[..., ::2], 2),
-    "far from 0, and farther in the second": Case(lambda: randn(4, 3, 4, 4).add_(1e3).mul_(1 + (RAMP > 1)), 2),
-    "neither weight nor bias": Case(lambda: randn(4, 5, 4, 6), 2, affine=False),
+    "a large mean, larger in the second batch": Case(lambda: randn(4, 3, 4, 4).add_(1e3).mul_(1 + (RAMP > 1)), 2),
+    "no weight or bias": Case(lambda: randn(4, 5, 4, 6), 2, affine=False),
     "float64": Case(lambda: randn(5, 5, 4, 3, dtype=torch.float64), 2),
     "float16, float32 parameters": Case(lambda: randn(5, 5, 4, 3, dtype=torch.float16), 2, parameters=torch.float32),
     "bfloat16, float32 parameters": Case(lambda: randn(5, 5, 4, 3, dtype=torch.bfloat16), 2, parameters=torch.float32),
@@ -54,7 +54,7 @@ def given(case: Case) -> list[Tensor]:
 
 
 def step(name: str, rank: int) -> dict[str, Tensor]:
-    """One process's outputs and gradients, by the names that `check` has for them."""
+    """One process's outputs and gradients, under the names of `check`."""
     case = CASES[name]
     x, *vectors = given(case)
     mine = slice(0, case.first) if rank == 0 else slice(case.first, len(x))
@@ -71,8 +71,8 @@ def step(name: str, rank: int) -> dict[str, Tensor]:
 
 
 def all_cases(rank: int) -> dict[str, dict[str, Tensor]]:
-    """Every case twice, with the same bits."""
-    settings.interpreted_block, settings.wanted_programs = 64, 8  # several tiles and parts
+    """Run every case twice, assert the same bits, and return the results."""
+    settings.interpreted_block, settings.wanted_programs = 64, 8  # several tiles and splits
     results = {}
     for name in CASES:
         results[name], again = step(name, rank), step(name, rank)
@@ -81,16 +81,16 @@ def all_cases(rank: int) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What both processes found."""
+def both_results(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The results of both processes."""
     return together(all_cases, tmp_path_factory.mktemp("processes"))
 
 
 @needs_processes
 @pytest.mark.parametrize("name", CASES)
-def test_equal_one_process(name: str, parts: list[Any]) -> None:
-    """Outputs, running statistics and gradients are those of torch's batch norm of all images, by the rule of all operators."""
-    first, second = (part[name] for part in parts)
+def test_equals_one_process(name: str, both_results: list[Any]) -> None:
+    """Outputs, running statistics and gradients equal torch's batch norm of all images, by the rule of check.py."""
+    first, second = (results[name] for results in both_results)
     got = {key: torch.cat([first[key], second[key]]) for key in ("output 0", "gradient 0")}
     for key in ("output 1", "output 2"):
         assert torch.equal(first[key], second[key]), f"{key} is not the same in both processes"
@@ -104,7 +104,7 @@ def test_equal_one_process(name: str, parts: list[Any]) -> None:
 
 
 def modules(rank: int) -> None:
-    """What a module does in each of two processes, of which the first has one image and the second has two."""
+    """Test modules in two processes: the first has one image, the second has two."""
     x = randn(3, 5, 4, 3)
     mine = x[:1] if rank == 0 else x[1:]
 
@@ -115,7 +115,7 @@ def modules(rank: int) -> None:
     torch.testing.assert_close(averaged.state_dict(), whole.state_dict())
 
     averaged.eval()
-    if rank == 0:  # alone: no process waits for another
+    if rank == 0:  # evaluation does not communicate
         torch.testing.assert_close(averaged(x), whole.eval()(x))
 
     untracked = tnn.SyncBatchNorm(5, track_running_stats=False).to(DEVICE)
@@ -131,7 +131,7 @@ def modules(rank: int) -> None:
     assert torch.equal(untracked(mine), tnn.BatchNorm2d(5, track_running_stats=False).to(DEVICE)(mine))
     untracked.process_group = None
 
-    # nobody wants the gradient of the images: those of the parameters have the same bits
+    # without the gradient of the images, the gradients of the parameters have the same bits
     wanted = torch.autograd.grad(untracked(mine.clone().requires_grad_()).pow(3).sum(), list(untracked.parameters()))
     found = torch.autograd.grad(untracked(mine).pow(3).sum(), list(untracked.parameters()))
     assert all(map(torch.equal, wanted, found))
@@ -152,7 +152,7 @@ def modules(rank: int) -> None:
 
 
 def compiled(rank: int) -> None:
-    """torch.compile finds no break, and the same bits."""
+    """torch.compile makes one graph with the same bits."""
     module = tnn.SyncBatchNorm(5).to(DEVICE)
     whole: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
     images = randn(1 + rank, 5, 4, 3).requires_grad_()
@@ -167,7 +167,7 @@ def test_modules(tmp_path: Path) -> None:
 
 @needs_processes
 @pytest.mark.long
-def test_compiles_whole(tmp_path: Path) -> None:
+def test_compiles_in_one_graph(tmp_path: Path) -> None:
     together(compiled, tmp_path)
 
 
@@ -179,8 +179,8 @@ def test_one_process_is_batch_norm(training: bool) -> None:
     assert all(map(torch.equal, ours.state_dict().values(), whole.state_dict().values()))
 
 
-def test_sums_of_more_pixels() -> None:
-    """The gradient of a part of a batch, by the sums of all of it."""
+def test_sums_of_the_whole_batch() -> None:
+    """The gradient of a part of the batch uses the sums over the whole batch."""
     x, dy, mean, var = randn(6, 3, 4, 5), randn(6, 3, 4, 5, seed=1), randn(3), randn(3).square()
     sums = ops.batchnorm2d_sums(x, dy, mean, var, 1e-5)
     whole = ops.batchnorm2d_backward(x, dy, mean, var, None, sums, 1e-5)
@@ -189,8 +189,8 @@ def test_sums_of_more_pixels() -> None:
     torch.testing.assert_close(part, whole[:2])
 
 
-def test_update_counts_on_the_device() -> None:
-    """Running statistics move as if the host had known how many pixels there are."""
+def test_update_with_a_count_on_the_device() -> None:
+    """A pixel count on the device gives the same running statistics as a count on the host; 0 changes nothing."""
     mean, var, pixels = randn(7), randn(7).square(), torch.full((1,), 11.0, device=DEVICE)
     states = []
     for count, on_device in ((11, None), (0, pixels), (0, 0 * pixels)):
@@ -201,7 +201,7 @@ def test_update_counts_on_the_device() -> None:
 
 
 class Net(nn.Module):
-    """Batch normalisations of both libraries, one of them twice, and one within fused layers."""
+    """Batch norms of both libraries, one of them inside fused layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,20 +216,20 @@ class Net(nn.Module):
 
 
 def test_conversion() -> None:
-    """All batch normalisations become ours, with their tensors, options and mode; what is fused computes the same."""
+    """All batch norms become trinn's and keep tensors, options and mode; fused layers compute the same."""
     net = Net().to(DEVICE)
     net.norms[1].eval()
     x, before = randn(2, 3, 8, 8), copy.deepcopy(net)
 
-    def seen() -> list[Any]:
-        """Everything but the classes and the group."""
+    def attributes() -> list[Any]:
+        """Tensors and options of all batch norms, without classes and groups."""
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         tensors = [(name, id(t)) for name, t in (*net.named_parameters(), *net.named_buffers())]
         return [tensors, [(m.eps, m.momentum, m.affine, m.track_running_stats, m.training) for m in norms]]
 
-    expected = seen()
+    expected = attributes()
     assert tnn.SyncBatchNorm.convert_sync_batchnorm(net, "a group") is net
-    assert seen() == expected
+    assert attributes() == expected
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert [(type(m), m.process_group) for m in norms] == [(tnn.SyncBatchNorm, "a group")] * 4
     torch.testing.assert_close(net(x), before(x))
@@ -237,5 +237,5 @@ def test_conversion() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 0, 4, 4)], ids=["one axis", "no channels"])
-def test_refused(shape: tuple[int, ...]) -> None:
+def test_errors(shape: tuple[int, ...]) -> None:
     raises_like(nn.SyncBatchNorm(3).to(DEVICE), tnn.SyncBatchNorm(3).to(DEVICE), randn(*shape))

@@ -1,4 +1,4 @@
-"""Several threads call layers at the same time, and get the same results as one thread."""
+"""Several threads that call layers at the same time get the results of one thread."""
 
 import random
 import sys
@@ -24,7 +24,7 @@ THREADS = 4
 
 @pytest.fixture(autouse=True)
 def many_switches() -> Iterator[None]:
-    """Python goes from one thread to another as often as it can."""
+    """Make Python switch threads as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -32,7 +32,7 @@ def many_switches() -> Iterator[None]:
 
 
 def in_threads(function: Callable[[int], Any]) -> list[Any]:
-    """What a function of a number returns in each of several threads that begin together."""
+    """The results of `function(thread)` in several threads with a common start."""
     begin = threading.Barrier(THREADS)
 
     def work(thread: int) -> Any:
@@ -44,12 +44,12 @@ def in_threads(function: Callable[[int], Any]) -> list[Any]:
 
 
 def test_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs, gradients and second gradients; each thread has half of the operators, in an order of its own."""
+    """Outputs, gradients and second gradients. Each thread runs half of the operators, in its own order."""
     monkeypatch.setattr(settings, "interpreted_block", 1024)
     monkeypatch.setattr(settings, "wanted_programs", 1 if INTERPRETED else settings.wanted_programs)
 
     def computed(names: list[str]) -> dict[str, dict[str, Tensor]]:
-        table = operators(Ours())  # its modules are this thread's: functional_call replaces parameters
+        table = operators(Ours())  # modules per thread, because functional_call replaces parameters
         return {name: results(table[name], table[name].tensors(), table[name].others()) for name in names}
 
     expected = computed(list(EVERY))
@@ -66,7 +66,7 @@ def network(seed: int) -> nn.Module:
 
 
 def step(model: nn.Module, seed: int) -> list[Tensor]:
-    """Output and gradients."""
+    """The output and the gradients."""
     x = randn(2, 2, 6, 6, seed=seed).requires_grad_()
     y = model(x)
     return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])]
@@ -83,7 +83,7 @@ def test_networks(shared: bool) -> None:
 
 
 def test_backward_in_another_thread() -> None:
-    """As a GPU's backward passes are."""
+    """On a GPU, autograd runs backward passes in another thread."""
     x = randn(2, 2, 6, 6).requires_grad_()
     model = network(0)
     expected = step(model, 0)[1:]
@@ -94,7 +94,7 @@ def test_backward_in_another_thread() -> None:
 
 @pytest.mark.parametrize("interpreted", [True, False], ids=["interpreted", "compiled"])
 def test_one_launch_at_a_time(interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither Triton's interpreter nor its loading of what it compiled is made for two threads."""
+    """Neither Triton's interpreter nor its loading of compiled kernels is thread-safe."""
     monkeypatch.setattr(launch, "INTERPRETED", interpreted)
     monkeypatch.setattr(hardware, "GPU", "cpu")
     monkeypatch.setattr(hardware, "current_device", lambda: None)
@@ -104,7 +104,7 @@ def test_one_launch_at_a_time(interpreted: bool, monkeypatch: pytest.MonkeyPatch
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
-        threading.Event().wait(1e-3)  # so that another thread can start
+        threading.Event().wait(1e-3)  # let another thread start
         at_once -= 1
 
     kernel = type("Kernel", (SimpleNamespace,), {"__getitem__": lambda self, grid: run})()

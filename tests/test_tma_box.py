@@ -1,6 +1,7 @@
-"""What the copy engine is told of memory: no descriptor reaches past its tensor, and all keep to the rules of the engine.
+"""TMA descriptors end with their tensors and obey TMA's rules. TMA is Hopper's copy engine.
 
-What an engine reads outside of a tensor would go unseen: nothing traps, and zeros of the filters hide most of it.
+Other tests would miss a read outside of a tensor: TMA does not trap, and zeros in the filters hide most of the values. A TMA
+box is the block of a tensor moved by one TMA copy.
 """
 
 import math
@@ -25,8 +26,8 @@ from trinn.kernels.runtime.settings import settings
 CASES = test_conv2d_tma.CASES | test_few_channels.CASES
 ARITHMETIC = test_conv2d_tma.ARITHMETIC
 LAST = torch.channels_last
-MOST = 256  # elements of a box along an axis
-# Where images may lie, in storage that ends where they do.
+MOST = 256  # elements of a TMA box along an axis
+# Memory layouts of images, in storage that ends with them.
 LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], Tensor]] = {
     "contiguous": lambda shape, dtype: new(shape, dtype),
     "channels_last": lambda shape, dtype: new(shape, dtype).contiguous(memory_format=LAST),
@@ -48,7 +49,7 @@ def new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def wider(
     shape: tuple[int, ...], dtype: torch.dtype, more: tuple[int, ...], order: torch.memory_format, step: int = 1
 ) -> Tensor:
-    """The end of a tensor that is larger by so much, each image or every second."""
+    """The end of a tensor larger by `more`; with `step` every second image of it."""
     whole = new(tuple(n + m for n, m in zip(shape, more, strict=True)), dtype).contiguous(memory_format=order)
     images, *rest = (slice(-n, None) for n in shape)
     return whole[(slice(None, None, step) if step > 1 else images, *rest)]
@@ -59,15 +60,15 @@ def more_channels(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def boxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Of few channels too, and cut into parts as for a large GPU."""
+def tma_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """TMA for every convolution, with as many splits as for a large GPU."""
     monkeypatch.setattr(settings, "wanted_programs", 264)
     with tma_everywhere():
         yield
 
 
 def described(case: Conv, dtype: torch.dtype, layout: str) -> list[TensorDescriptor]:
-    """What the launches of all three passes are told on a Hopper GPU; no kernel runs."""
+    """The descriptors of all three passes on a Hopper GPU; no kernel runs."""
     found: list[TensorDescriptor] = []
 
     def observe(kernel: Any, programs: int, args: Any, constants: Any) -> None:
@@ -98,10 +99,10 @@ def reach_of(shape: Any, strides: Any) -> int:
 
 
 def is_right(descriptor: TensorDescriptor) -> None:
-    """It ends where its tensor does, which ends inside its memory; and cuTensorMapEncodeTiled takes it."""
+    """Assert that a descriptor ends with its tensor, inside the storage, and is valid for cuTensorMapEncodeTiled."""
     base, shape, strides, block = descriptor.base, descriptor.shape, descriptor.strides, descriptor.block_shape
     size = base.element_size()
-    assert reach_of(shape, strides) == reach_of(base.shape, base.stride()), "it ends elsewhere than its tensor"
+    assert reach_of(shape, strides) == reach_of(base.shape, base.stride()), "the descriptor and its tensor have different ends"
     assert (base.storage_offset() + reach_of(shape, strides) + 1) * size <= base.untyped_storage().nbytes()
     assert 1 <= len(shape) == len(strides) == len(block) <= 5
     assert base.data_ptr() % 16 == 0 and strides[-1] == 1
@@ -115,13 +116,13 @@ def is_right(descriptor: TensorDescriptor) -> None:
 def test_descriptors_end_with_their_tensors(case: Conv, layout: str) -> None:
     for dtype, torch.backends.cudnn.conv.fp32_precision in ARITHMETIC.values():
         found = described(case, dtype, layout)
-        assert found or dtype == torch.float32, "nothing is done in boxes"
+        assert found or dtype == torch.float32, "no TMA kernel is launched"
         for descriptor in found:
             is_right(descriptor)
 
 
 def drawn(draw: random.Random) -> Conv:
-    """Any geometry, and channels as networks have them."""
+    """Any geometry, with typical numbers of channels."""
     groups = draw.choice((1, 1, 1, 2, 3, 32))
     channels, filters = (draw.choice((4, 8, 16)) if groups == 32 else draw.choice((3, 16, 24, 40, 64, 128)) for _ in range(2))
     height, width, padding = draw.randint(1, 12), draw.randint(1, 70), (draw.randint(0, 4), draw.randint(0, 4))
@@ -150,7 +151,7 @@ def test_of_any_geometry(start: int) -> None:
 
 
 def plan(x: Tensor, stride: int, size: tuple[int, int], taps: int = 1) -> tma.TmaGather:
-    """Of a convolution without padding on a Hopper GPU."""
+    """The plan of a convolution without padding on a Hopper GPU."""
     weight, shape = x.new_empty(64, 64, taps, taps), (x.shape[0], 64, *size)
     with intercepted(lambda *_: None, "sm_90"):
         found = tma.plan_tma_gather(x, weight, shape, True, (stride, stride), (0, 0), (1, 1), 1, False)
@@ -159,7 +160,7 @@ def plan(x: Tensor, stride: int, size: tuple[int, int], taps: int = 1) -> tma.Tm
 
 
 def test_coordinates_are_int32() -> None:
-    """All pixels are one row while they are fewer than int32 counts, with room for the end of a box."""
+    """All pixels form one row only if their number, plus a TMA box, fits in int32."""
     for images, in_a_row in ((2**17 - 2**7, True), (2**17 - 1, False), (2**19, False)):
         x = torch.empty(images, 64, 128, 128, dtype=torch.float16, device="meta").to(memory_format=LAST)
         of = plan(x, 1, (128, 128))
@@ -167,8 +168,8 @@ def test_coordinates_are_int32() -> None:
         assert max(of.size) + MOST < 2**31
 
 
-def test_columns_far_apart() -> None:
-    """Two of them side by side would be more elements than int32 counts: they are copied."""
+def test_columns_with_a_large_stride() -> None:
+    """A merged pair of columns would not fit in int32, so the image is copied."""
     found: list[TensorDescriptor] = []
     x = torch.empty_strided((32, 64, 2, 4), (2**34, 1, 2**33, 2**31), dtype=torch.float16, device="meta")
 

@@ -1,4 +1,4 @@
-"""torch's tools, given a model of ours: what each makes of it has the outputs and gradients of the model itself."""
+"""torch's tools applied to a trinn model: the result has the outputs and gradients of the model."""
 
 import copy
 import io
@@ -47,7 +47,7 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 def network(training: bool = True) -> nn.Sequential:
-    """A layer of almost every kind, and fused ones."""
+    """Almost every kind of layer, and fused ones."""
     torch.manual_seed(0)
     layers = nn.Sequential(
         tnn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), tnn.BatchNorm2d(4), tnn.ReLU(inplace=True),
@@ -63,9 +63,7 @@ def images(count: int = 2) -> Tensor:
 
 
 def same_step(call: Callable[[Tensor], Any], module: nn.Module, x: Tensor, model: nn.Module | None = None) -> None:
-    """A step by `call`, with the module's parameters, is that of a copy of `model` in plain eager mode; it is the module itself
-    where no other is given.
-    """
+    """Assert that a step by `call`, with the module's parameters, equals an eager step of a copy of `model` (or `module`)."""
     twin = copy.deepcopy(model if model is not None else module)
     torch.testing.assert_close(step(call, module, x), step(twin, twin, x), rtol=1e-4, atol=1e-5)
     assert all(p.grad is not None for p in module.parameters())
@@ -107,7 +105,7 @@ def test_export_of_many_sizes() -> None:
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 def test_make_fx(mode: Any) -> None:
-    """A graph of forward and backward."""
+    """The traced graph has forward and backward."""
     model = network(training=False)
 
     def gradient(x: Tensor) -> Tensor:
@@ -119,7 +117,7 @@ def test_make_fx(mode: Any) -> None:
 
 
 def test_fx() -> None:
-    """Each of our layers is a node, and a trace trains like the model."""
+    """Each trinn layer is a node, and the traced module trains like the model."""
     model = network()
     traced = torch.fx.symbolic_trace(model)
     assert model[1].num_batches_tracked == 0
@@ -171,7 +169,7 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     ],
 )
 def test_opcheck(checks: str | tuple[str, ...]) -> None:
-    """Every operator: its schema, its dispatch, its fake twin and its place in a compiled graph."""
+    """Every operator: its schema, its dispatch, its fake twin and its use in a compiled graph."""
     found = calls()
     assert found.keys() == vars(ops).keys(), found.keys() ^ vars(ops).keys()
     for op, args, kwargs in found.values():
@@ -180,7 +178,7 @@ def test_opcheck(checks: str | tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("where", ["fake", "meta"])
 def test_without_data(where: str) -> None:
-    """Shapes, dtypes and strides of outputs, gradients and second gradients are those of a run."""
+    """Outputs, gradients and second gradients have the shapes, dtypes and strides of a real run."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     place = mode.from_tensor if where == "fake" else partial(Tensor.to, device="meta")
     for name, case in EVERY.items():
@@ -194,7 +192,7 @@ def test_without_data(where: str) -> None:
 
 
 def test_grad_scaler() -> None:
-    """A step whose gradient is infinite is left out, and the scale falls; the next one is taken."""
+    """A step with an infinite gradient is skipped and the scale is halved; the next step is done."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**10)
@@ -211,7 +209,7 @@ def test_grad_scaler() -> None:
 
 
 def test_per_sample_gradients() -> None:
-    """Of LeNet, by vmap of grad, without a warning: a loop's."""
+    """LeNet's gradients per sample by vmap of grad equal a loop's, without a warning."""
     model = LeNet(num_classes=3).to(DEVICE)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     x, labels = randn(2, 1, 32, 32), torch.tensor([2, 0], device=DEVICE)
@@ -251,7 +249,7 @@ def test_checkpoint(reentrant: bool) -> None:
 
 
 def test_saved_tensors_hooks() -> None:
-    """What is kept for the backward pass may live elsewhere; all of it passes the hooks, and it is no more than is needed."""
+    """Every saved tensor passes through the hooks, which may move it, and only needed tensors are saved."""
     model, packed = network(), []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -263,7 +261,7 @@ def test_saved_tensors_hooks() -> None:
             return model(x)
 
     same_step(kept, model, images())
-    # Operands, codes and results of ReLU, in order: 2 + 4 + 1, 2, 2 + 5, 1, 3, 2.
+    # Operands, argmax codes and results of ReLU, in order: 2 + 4 + 1, 2, 2 + 5, 1, 3, 2.
     assert len(packed) == 22
 
 
@@ -276,7 +274,7 @@ def test_saved_tensors_hooks() -> None:
     ],
 )  # fmt: skip
 def test_a_hook_before_an_in_place_relu(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    """It gets the gradient of what the layer had returned."""
+    """The hook gets the gradient of the layer's output."""
     y = layer.to(DEVICE)(randn(*shape).requires_grad_())
     seen: list[Tensor] = []
     y.register_hook(seen.append)
@@ -309,7 +307,7 @@ def test_state_dict_by_weights_only() -> None:
 
 
 def test_lazy_modules() -> None:
-    """The first call makes layers of ours, with torch's parameters and outputs."""
+    """The first call turns lazy modules into trinn layers, with torch's parameters and outputs."""
     models = []
     for source in (tnn, nn):
         lazy = nn.Sequential(
@@ -329,20 +327,20 @@ def test_lazy_modules() -> None:
 @pytest.mark.parametrize("fuse", [fuse_conv_bn_eval, fuse_linear_bn_eval])
 @torch.no_grad()
 def test_fusion(fuse: Callable[..., nn.Module]) -> None:
-    """torch's own folding of a batch norm into the layer before it makes a layer of ours."""
+    """torch's fusion of a batch norm into the layer before it returns a trinn layer."""
     layer, norm, x = {
         fuse_conv_bn_eval: (tnn.Conv2d(2, 4, 3), tnn.BatchNorm2d(4), images()),
         fuse_linear_bn_eval: (tnn.Linear(6, 4), tnn.BatchNorm1d(4), randn(5, 6)),
     }[fuse]
     both = nn.Sequential(layer, norm).to(DEVICE)
-    both(x)  # statistics that are not those of a new layer
+    both(x)  # changes the running statistics
     fused = fuse(*both.eval())
     assert type(fused) is type(layer)
     torch.testing.assert_close(fused(x), both(x), rtol=1e-4, atol=1e-5)
 
 
 def test_channels_last() -> None:
-    """A model in channels_last keeps to it, its gradients too, and has the same numbers."""
+    """A model in channels_last has outputs and gradients in channels_last, with the same values."""
     model = network()[:9]
     twin: Any = copy.deepcopy(model)
     twin.to(memory_format=torch.channels_last)
@@ -362,7 +360,7 @@ def test_channels_last() -> None:
 
 @only_on_a_gpu
 def test_reduce_overhead(fresh_dynamo: None) -> None:
-    """Warmed up, recorded, replayed."""
+    """CUDA graphs: warm-up, capture and replay."""
     model = network()
     compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
     for seed in range(4):

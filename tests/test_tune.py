@@ -1,4 +1,4 @@
-"""Tiles that were measured: how candidates are chosen, measured by processes that may crash, kept, and found again."""
+"""Tile tuning: choice of candidates, measurement in processes that may crash, and storage of the fastest tiles."""
 
 import json
 import math
@@ -29,7 +29,7 @@ TMA = Gemm("tma conv2d", 256, 50176, 1152, torch.bfloat16, "ieee")
 TILES = [GemmTile(16 << i, 64, 32, 4, 3) for i in range(6)]
 SMALL_CONV = registry.CASES["LeNet conv2 b128"].small()
 
-# Its first and last tiles cannot be compiled. It crashes at its second, hangs at its third, and says that the fourth is wrong.
+# Worker: the first and last tiles do not compile, the second crashes, the third hangs, the fourth has a wrong result.
 CHILD = """
 import json, os, sys, time
 compiles = "--compile-only" in sys.argv
@@ -37,7 +37,7 @@ for tile in map(json.loads, sys.stdin):
     print(json.dumps({"at": tile}), flush=True)
     if tile[0] == 32 and not compiles: os._exit(9)
     if tile[0] == 64 and not compiles: time.sleep(60)
-    found = {16: "no room", 512: "no room"}.get(tile[0]) if compiles else {128: "computes something else"}.get(tile[0], 12.5)
+    found = {16: "no room", 512: "no room"}.get(tile[0]) if compiles else {128: "wrong result"}.get(tile[0], 12.5)
     print(json.dumps({"of": tile, "result": found}), flush=True)
 """
 
@@ -51,59 +51,59 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tuning.measured_tiles.cache_clear()
 
 
-def test_crashes_and_hangs_are_struck_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crashes_and_hangs_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "PATIENCE", 2.0)
     found = tune.settled(list(map(list, TILES)), [sys.executable, "-c", CHILD], math.inf)
     assert {tile[0]: what for tile, what in found} == {
         16: "no room",
         32: "crashed, exit status 9: ",
         64: "took more than 2 s",
-        128: "computes something else",
+        128: "wrong result",
         256: 12.5,
         512: "no room",
     }
 
 
 def test_a_process_that_cannot_start_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="not even begun, exit status 1:\nnonsense"):
+    with pytest.raises(RuntimeError, match="before its first item, exit status 1:\nnonsense"):
         list(tune.settled([[16]], [sys.executable, "-c", "raise SystemExit('nonsense')"], math.inf))
 
 
-def test_winners_are_kept_and_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fastest_tiles_are_stored_and_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device, other = torch.device("cuda"), PRODUCT._replace(m=1)
-    guess = tuning.gemm_tile(PRODUCT, device)
+    default = tuning.gemm_tile(PRODUCT, device)
     tune.record("NVIDIA H200", {other.key: TILES[0]})
     tune.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
     tuning.measured_tiles.cache_clear()
     assert tune.path_of("NVIDIA H200") == folder / "nvidia_h200.json"
-    assert guess != tuning.gemm_tile(PRODUCT, device) == TILES[1]
+    assert default != tuning.gemm_tile(PRODUCT, device) == TILES[1]
     assert tuning.gemm_tile(PRODUCT._replace(m=65, k=2049), device) == TILES[1]  # the same powers of two
     assert tuning.gemm_tile(other, device) == TILES[0]
     assert tuning.gemm_tile(PRODUCT._replace(m=129), device) not in TILES
-    tune.record("NVIDIA H200", {PRODUCT.key: None})  # measured again: the guess is as fast
+    tune.record("NVIDIA H200", {PRODUCT.key: None})  # measured again: the default tile is as fast
     tuning.measured_tiles.cache_clear()
-    assert tuning.gemm_tile(PRODUCT, device) == guess and tuning.gemm_tile(other, device) == TILES[0]
+    assert tuning.gemm_tile(PRODUCT, device) == default and tuning.gemm_tile(other, device) == TILES[0]
     monkeypatch.setattr(settings, "gpu", "NVIDIA A100")
     assert tuning.gemm_tile(other, device) not in TILES
 
 
 def test_winners() -> None:
-    """The guess is kept unless another tile is clearly faster, or the guess has no time."""
-    guess = tuning.guessed_tile(TMA, "sm_90")
-    others = [tile for tile in tune.candidates(TMA, 4, "sm_90") if tile != guess]
+    """The default tile is kept unless another tile is clearly faster, or the default tile has no time."""
+    default = tuning.guessed_tile(TMA, "sm_90")
+    others = [tile for tile in tune.candidates(TMA, 4, "sm_90") if tile != default]
 
     def winner(*times: Any) -> GemmTile | None:
-        named = dict(zip(map(tune.named, [guess, *others]), times, strict=False))
+        named = dict(zip(map(tune.named, [default, *others]), times, strict=False))
         return tune.winners([TMA, PRODUCT], {TMA.key: named}, "sm_90")[TMA.key]
 
     assert winner(10.0, 9.8, 11.0) is None and winner(10.0, 9.6, 9.5) == others[1]
-    assert winner("crashed", 12.0) == others[0] and winner(10.0, "computes something else", 9.0) == others[1]
-    assert PRODUCT.key not in tune.winners([PRODUCT], {PRODUCT.key: {tune.named(guess): "crashed"}}, "sm_90")
-    (line,) = tune.lines_of([TMA, PRODUCT], {TMA.key: {tune.named(guess): 10.0, tune.named(others[0]): 8.0}}, "sm_90")
-    assert line.split()[-9:] == ["guess", "10.0", "us", "best", "8.0", "us", *tune.named(others[0]).split()]
+    assert winner("crashed", 12.0) == others[0] and winner(10.0, "wrong result", 9.0) == others[1]
+    assert PRODUCT.key not in tune.winners([PRODUCT], {PRODUCT.key: {tune.named(default): "crashed"}}, "sm_90")
+    (line,) = tune.lines_of([TMA, PRODUCT], {TMA.key: {tune.named(default): 10.0, tune.named(others[0]): 8.0}}, "sm_90")
+    assert line.split()[-9:] == ["default", "10.0", "us", "best", "8.0", "us", *tune.named(others[0]).split()]
 
 
-def test_tiles_of_another_triton_are_not_taken(folder: Path) -> None:
+def test_tiles_of_another_triton_are_ignored(folder: Path) -> None:
     tune.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
     path = folder / "nvidia_h200.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"triton": "1.0.0"}))
@@ -128,18 +128,18 @@ def test_candidates_fit() -> None:
         for tile in found[1:]:
             assert tile.stages * tile.k * (tile.m + tile.n) * product.dtype.itemsize <= SHARED_MEMORY["sm_90"]
             assert tile.m * tile.n <= 128 * 32 * tile.warps
-            if product.kernel.startswith("tma "):  # 64 rows are what wgmma multiplies
+            if product.kernel.startswith("tma "):  # wgmma multiplies 64 rows
                 assert tile.m % 64 == 0 and 64 <= tile.n <= 320 and tile.m <= max(64, product.m)
             else:
                 assert tile.m <= max(16, 2 * product.m) and tile.n <= max(16, 2 * product.n)
 
 
-def test_float32_in_planes_lies_in_shared_memory_as_bfloat16() -> None:
-    """And has its sums in registers twice."""
-    planes = TMA._replace(dtype=torch.float32, precision="bf16x6")
+def test_float32_as_bf16_terms_has_bfloat16_operands() -> None:
+    """With bf16x6, shared memory holds bfloat16 operands, and registers hold two accumulators."""
+    terms = TMA._replace(dtype=torch.float32, precision="bf16x6")
     wide = {tile for tile in tune.candidates(TMA, 9999, "sm_90") if tile.m * tile.n <= 64 * 32 * tile.warps}
-    assert set(tune.candidates(planes, 9999, "sm_90")) == wide | {tuning.guessed_tile(planes, "sm_90")}
-    assert len(tune.candidates(planes._replace(precision="tf32"), 999, "sm_90")) < len(tune.candidates(TMA, 999, "sm_90"))
+    assert set(tune.candidates(terms, 9999, "sm_90")) == wide | {tuning.guessed_tile(terms, "sm_90")}
+    assert len(tune.candidates(terms._replace(precision="tf32"), 999, "sm_90")) < len(tune.candidates(TMA, 999, "sm_90"))
 
 
 def test_products_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,13 +151,13 @@ def test_products_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LeNet conv2 b128", "channels_last", 1, "conv2d"),
         ("LeNet conv2 b128", "channels_last", 2, "wgrad"),
         ("LeNet linear1 b128", "channels_last", 0, "linear"),
-        ("LeNet linear1 b128", "channels_last", 1, "linear"),  # the third is of the same kind
-        ("LeNet conv2 b128", "contiguous", 1, "conv2d"),  # its channels lie apart
+        ("LeNet linear1 b128", "channels_last", 1, "linear"),  # the third product has the same key
+        ("LeNet conv2 b128", "contiguous", 1, "conv2d"),  # its channels are strided
     ]
 
 
-def test_a_call_has_the_product_that_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two tiles that a launcher asks for, the last is that of the kernel it starts."""
+def test_a_recorded_call_has_its_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a launcher requests two tiles, the last one belongs to the kernel it launches."""
 
     def launcher(x: Tensor) -> Tensor:
         for product in (TMA, PRODUCT):
@@ -175,7 +175,7 @@ def test_a_call_has_the_product_that_it_computes(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("number", range(3))
 def test_timing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is timed is the call that computes the product, with the tile; not where the result is another."""
+    """Only the call that computes the product is timed, with the tile. A wrong result is not timed."""
     monkeypatch.setitem(registry.CASES, SMALL_CONV.name, SMALL_CONV)
     ran: list[Any] = []
     clock = SetClock(lambda call: ran.append((call.func.__name__, settings.tile_of(PRODUCT, ""))) or 2e-3)  # type: ignore[misc, func-returns-value]
@@ -185,7 +185,7 @@ def test_timing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
     assert set(ran) == {(names[number], tile) for tile in tiles} and len(timer.calls) == 2
     timer.expected = [t + 0.1 for t in timer.expected]
-    assert timer([*place, list(tiles[0])]) == "computes something else"
+    assert timer([*place, list(tiles[0])]) == "result differs from the first candidate's"
 
 
 CONFIG = ["fp32", "conv2d float32 ieee scattered", [32, 16, 16, 4, 2]]
@@ -198,43 +198,43 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
     return Judge(Here(SetClock()), "interpreter")
 
 
-def test_a_tile_that_is_right(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is that of each pass of the kernel that it is for, and of no other kernel."""
+def test_a_right_tile(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checked tile is used in each pass of its kernel, and in no other kernel."""
     used: list[tuple[str, GemmTile]] = []
 
-    def noted(product: Gemm, device: torch.device) -> GemmTile:
+    def recording(product: Gemm, device: torch.device) -> GemmTile:
         tile = tuning.gemm_tile(product, device)
         if device.type != "meta":
             used.append((product.kernel, tile))
         return tile
 
-    monkeypatch.setattr(pointer, "gemm_tile", noted)
+    monkeypatch.setattr(pointer, "gemm_tile", recording)
     assert judge(CONFIG) is None
     forced = GemmTile(32, 16, 16, 4, 2)
     assert [kernel for kernel, tile in used if tile == forced] == ["conv2d"] * 4
     assert [kernel for kernel, tile in used if tile != forced] == ["wgrad"] * 2
 
 
-def test_tiles_that_are_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one gradient alone; and in what comes out the second time."""
+def test_wrong_tiles(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wrong gradient, or different bits in the second run, makes a tile wrong."""
     right = launchers.conv2d_dgrad
     monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * 1.001)
     assert judge(CONFIG).startswith(f"WRONG, {SMALL_CONV.name}: input 0 is off by ")  # type: ignore[union-attr]
     times = iter(range(9))
     monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * (1 + 2**-23 * next(times)))
-    assert judge(CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: other bits when timed than when checked"
+    assert judge(CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: bits differ from the checked run"
 
 
-def test_what_is_not_written_is_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritten_output_is_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     right = launchers.conv2d_dgrad
     monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: torch.empty_like(right(*args)))
-    torch.use_deterministic_algorithms(False)  # which conftest has on
+    torch.use_deterministic_algorithms(False)  # conftest turns them on
     assert "input 0 is off by nan" in judge(CONFIG)  # type: ignore[operator]
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_tile_whose_kernel_runs_nowhere_is_not_right(judge: Judge) -> None:
-    with pytest.raises(LookupError, match="runs in no small case"):
+def test_a_tile_without_a_small_case_is_an_error(judge: Judge) -> None:
+    with pytest.raises(LookupError, match="no small case runs this kernel"):
         judge(["fp32", "tma conv2d float32 bf16x6", [64, 64, 32, 4, 3]])
 
 
@@ -251,7 +251,7 @@ for arithmetic in tune.ARITHMETICS:
 
 
 def test_small_cases_reach_every_kind_of_product() -> None:
-    """Those that the registry's convolutions have on Hopper; and its first layers' way into boxes."""
+    """The small cases cover all products of the registry's convolutions on Hopper. A first layer reaches the TMA kernels."""
     env = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", KINDS], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout.splitlines() == [

@@ -1,4 +1,4 @@
-"""What docs/unsupported.md says: each of its rows raises, or does, what stands there."""
+"""Each row of docs/unsupported.md raises the documented exception or has the documented effect."""
 
 import importlib.util
 import os
@@ -19,13 +19,13 @@ from tests.check import DEVICE, randn
 from tests.every import EVERY
 from trinn.models import LeNet
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's, of what it deprecates
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's deprecation warnings
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {
-    what: happens
-    for what, happens in re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]+ \|$", (ROOT / "docs/unsupported.md").read_text(), re.M)
-    if what not in ("what", "---")
+    feature: effect
+    for feature, effect in re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]+ \|$", (ROOT / "docs/unsupported.md").read_text(), re.M)
+    if feature not in ("what", "---")
 }
 FLOATING: dict[str, Callable[[Tensor], Any]] = {
     "conv2d": lambda x: tnn.conv2d(x, torch.ones(2, 3, 3, 3, dtype=x.dtype, device=x.device)),
@@ -46,16 +46,16 @@ CALLS: dict[str, Callable[[Tensor], Any]] = FLOATING | {
 
 
 def row(start: str) -> str:
-    """What is said to happen, in the one row that starts so."""
-    (found,) = (what for what in ROWS if what.startswith(start))
+    """The documented effect in the only row with this beginning."""
+    (found,) = (feature for feature in ROWS if feature.startswith(start))
     return ROWS[found]
 
 
-def refused(happens: str, function: Callable[..., Any], *inputs: Any, words: str | None = None) -> None:
-    """Assert that an exception comes that the row names."""
+def assert_raises(effect: str, function: Callable[..., Any], *inputs: Any, words: str | None = None) -> None:
+    """Assert an exception of a type in the documented effect."""
     with pytest.raises(Exception, match=words) as raised:
         function(*inputs)
-    assert f"`{type(raised.value).__name__}`" in happens, repr(raised.value)
+    assert f"`{type(raised.value).__name__}`" in effect, repr(raised.value)
 
 
 def on_cpu() -> Tensor:
@@ -71,10 +71,10 @@ class Own(nn.Module):
 
 @pytest.mark.parametrize("network", [LeNet(), tnn.ReLU(), tnn.relu, Own()], ids=["network", "module", "function", "user's"])
 def test_torchscript(network: Any) -> None:
-    happens = row("TorchScript")
-    refused(happens, torch.jit.script, network, words="trinn's layers; torch.export and torch.compile can")
-    refused(
-        happens, torch.jit.trace, network, randn(1, 1, 32, 32), words="trinn's operators; torch.export and torch.compile can"
+    effect = row("TorchScript")
+    assert_raises(effect, torch.jit.script, network, words="trinn's layers; torch.export and torch.compile can")
+    assert_raises(
+        effect, torch.jit.trace, network, randn(1, 1, 32, 32), words="trinn's operators; torch.export and torch.compile can"
     )
 
 
@@ -82,11 +82,11 @@ def test_onnx(tmp_path: Path) -> None:
     def export() -> None:
         torch.onnx.export(LeNet(), (torch.ones(1, 1, 32, 32),), tmp_path / "lenet.onnx", dynamo=False)
 
-    refused(row("The ONNX exporter that traces"), export, words="torch.export and torch.compile can")
+    assert_raises(row("The ONNX exporter that traces"), export, words="torch.export and torch.compile can")
 
 
-def test_onnx_by_default(tmp_path: Path) -> None:
-    """The exporter translates each operator of an exported program: ours are refused, and gone after `trinn.revert`."""
+def test_onnx_default_exporter(tmp_path: Path) -> None:
+    """The exporter translates an exported program and has no translation of trinn's operators; `trinn.revert` removes them."""
     network, images, path = LeNet().eval(), torch.ones(1, 1, 32, 32), tmp_path / "lenet.onnx"
     installed = importlib.util.find_spec("onnxscript") is not None
 
@@ -96,7 +96,9 @@ def test_onnx_by_default(tmp_path: Path) -> None:
 
     assert "trinn" in namespaces()
     if installed:
-        refused(row("The default ONNX exporter"), lambda: torch.onnx.export(network, (images,), path), words="No ONNX function")
+        assert_raises(
+            row("The default ONNX exporter"), lambda: torch.onnx.export(network, (images,), path), words="No ONNX function"
+        )
     trinn.revert(network)
     assert namespaces() == {"aten"}
     if installed:
@@ -126,23 +128,23 @@ def test_dtensor(one_process: None) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_dtypes(name: str) -> None:
-    refused(row("Complex"), CALLS[name], randn(2, 3, 6, 6).to(torch.complex64), words="complex64")
-    refused(row("8-bit"), CALLS[name], randn(2, 3, 6, 6).to(torch.float8_e4m3fn), words="float8")
+    assert_raises(row("Complex"), CALLS[name], randn(2, 3, 6, 6).to(torch.complex64), words="complex64")
+    assert_raises(row("8-bit"), CALLS[name], randn(2, 3, 6, 6).to(torch.float8_e4m3fn), words="float8")
 
 
 @pytest.mark.parametrize("name", FLOATING)
 def test_integers(name: str) -> None:
-    refused(row("Integers"), FLOATING[name], randn(2, 3, 6, 6).to(torch.int32), words="int32")
+    assert_raises(row("Integers"), FLOATING[name], randn(2, 3, 6, 6).to(torch.int32), words="int32")
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_kinds_of_tensors(name: str) -> None:
-    refused(row("Quantised"), quantised(CALLS[name]), on_cpu())
+    assert_raises(row("Quantised"), quantised(CALLS[name]), on_cpu())
     for kind in (Tensor.to_sparse, Tensor.to_mkldnn):
-        refused(row("Sparse"), CALLS[name], kind(on_cpu()))
+        assert_raises(row("Sparse"), CALLS[name], kind(on_cpu()))
     for layout in (torch.strided, torch.jagged):
         images = [torch.ones(3, 6, 6), torch.ones(3, 6, 6)]
-        refused(row("Nested"), CALLS[name], torch.nested.nested_tensor(images, layout=layout))
+        assert_raises(row("Nested"), CALLS[name], torch.nested.nested_tensor(images, layout=layout))
 
 
 def quantised(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
@@ -150,18 +152,18 @@ def quantised(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
 
 
 def test_quantising_a_network() -> None:
-    happens = row("Quantising a network")
+    effect = row("Quantising a network")
     network = nn.Sequential(tnn.Conv2d(3, 4, 3), tnn.ReLU(), tnn.Linear(4, 5)).eval()
-    refused(happens, torch.ao.quantization.fuse_modules, network, [["0", "1"]], words="trinn")
+    assert_raises(effect, torch.ao.quantization.fuse_modules, network, [["0", "1"]], words="trinn")
     dynamic = torch.ao.quantization.quantize_dynamic(network, {nn.Linear, tnn.Linear})
     assert [type(layer) for layer in dynamic] == [tnn.Conv2d, tnn.ReLU, tnn.Linear]
     assert all(p.dtype == torch.float32 for p in dynamic.parameters())
-    assert "our layers stay as they are" in happens
+    assert "our layers stay as they are" in effect
 
 
-def test_what_is_not_there() -> None:
-    refused(row("Layers that"), lambda: tnn.Conv3d, words="Conv3d")  # type: ignore[attr-defined]
-    refused(row("Other modes"), lambda: tnn.interpolate(randn(1, 1, 4, 4), size=5, mode="bicubic"), words="bicubic")
+def test_missing_layers_and_modes() -> None:
+    assert_raises(row("Layers that"), lambda: tnn.Conv3d, words="Conv3d")  # type: ignore[attr-defined]
+    assert_raises(row("Other modes"), lambda: tnn.interpolate(randn(1, 1, 4, 4), size=5, mode="bicubic"), words="bicubic")
 
 
 def test_a_cpu_without_the_interpreter() -> None:
@@ -172,8 +174,8 @@ def test_a_cpu_without_the_interpreter() -> None:
     assert f"`{kind}`" in row("A CPU, where kernels are not interpreted") and "set TRITON_INTERPRET=1" in words
 
 
-def test_tested_elsewhere() -> None:
-    """SyncBatchNorm's refusals are seen where there are two processes, in tests/test_sync_batchnorm.py."""
+def test_rows_with_tests_elsewhere() -> None:
+    """tests/test_sync_batchnorm.py tests SyncBatchNorm's errors in two processes."""
     assert row("`SyncBatchNorm` over several processes") == "`NotImplementedError`"
     assert "`ValueError`" in row("Wrapping a `SyncBatchNorm` on a CPU in DDP")
 
@@ -181,11 +183,11 @@ def test_tested_elsewhere() -> None:
 def test_every_row_has_a_test() -> None:
     called = re.findall(r"\brow\(\"(.+?)\"\)", Path(__file__).read_text())
     assert len(ROWS) >= 15
-    assert [what for what in ROWS if not any(what.startswith(start) for start in called)] == []
+    assert [feature for feature in ROWS if not any(feature.startswith(start) for start in called)] == []
 
 
 def test_data_parallel() -> None:
-    """A replica's forward finds the layers of the model that it was made from, on whatever GPU they are."""
+    """A replica's forward still uses the layers of the original model, on their GPU."""
     model = trinn.convert(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()), fuse=True)
     replica: Any = model._replicate_for_data_parallel()
     assert replica.forward.args[0] is model and "RuntimeError" in row("`nn.DataParallel`")

@@ -1,4 +1,4 @@
-"""The output-size formulas are torch's, for every geometry; and options are what torch takes."""
+"""The output-size formulas agree with torch for every geometry, and options accept the same types."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ PADDING = st.tuples(st.integers(0, 4), st.integers(0, 4)) | st.integers(0, 4)
 
 
 def agree(ours: Any, torchs: Any) -> None:
-    """Assert the same size, or that both refuse with the same exception."""
+    """Assert equal sizes, or the same exception type from both."""
     try:
         expected = tuple(torchs().shape[2:])
-    except Exception as refusal:
-        with pytest.raises(type(refusal)):
+    except Exception as error:
+        with pytest.raises(type(error)):
             ours()
     else:
         assert ours() == expected
@@ -30,7 +30,7 @@ def agree(ours: Any, torchs: Any) -> None:
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.tuples(SIZE, SIZE), st.tuples(TAPS, TAPS), PAIR, PADDING | st.sampled_from(["valid", "same", "full"]), PAIR)
 def test_convolution(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
-    x, w = torch.zeros(1, 1, *size).double(), torch.zeros(1, 1, *kernel).double()  # float32 refuses less on a CPU
+    x, w = torch.zeros(1, 1, *size).double(), torch.zeros(1, 1, *kernel).double()  # float32 raises in fewer cases on a CPU
     agree(
         lambda: conv_output_size(size, kernel, stride, padding, dilation),
         lambda: F.conv2d(x, w, None, stride, padding, dilation),
@@ -39,8 +39,8 @@ def test_convolution(size: Any, kernel: Any, stride: Any, padding: Any, dilation
 
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.tuples(SIZE, SIZE), st.tuples(TAPS, TAPS), PAIR, PADDING, PADDING, PAIR)
-def test_transposed(size: Any, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any) -> None:
-    x, w = torch.zeros(1, 1, *size).double(), torch.zeros(1, 1, *kernel).double()  # float32 refuses less on a CPU
+def test_transposed_convolution(size: Any, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any) -> None:
+    x, w = torch.zeros(1, 1, *size).double(), torch.zeros(1, 1, *kernel).double()  # float32 raises in fewer cases on a CPU
     agree(
         lambda: conv_transpose_output_size(size, kernel, stride, padding, output_padding, dilation),
         lambda: F.conv_transpose2d(x, w, None, stride, padding, output_padding, 1, dilation),
@@ -55,15 +55,15 @@ def test_pooling(size: int, kernel: int, stride: Any, padding: int) -> None:
     agree(lambda: conv_output_size(size, kernel, stride, padding), lambda: F.max_pool2d(x, kernel, stride, padding))
 
 
-def test_a_number_stands_for_both_axes() -> None:
+def test_a_number_applies_to_both_axes() -> None:
     assert conv_output_size(8, 3, padding=1) == conv_output_size((8, 8), (3, 3), padding=(1, 1)) == (8, 8)
     assert conv_output_size(8, (5, 3), padding=(2, 1)) == (8, 8)
     assert conv_output_size(2**40, 2, stride=2) == (2**39, 2**39)
     assert conv_transpose_output_size(4, 2, stride=2) == conv_transpose_output_size((4, 4), (2, 2), (2, 2)) == (8, 8)
 
 
-def test_without_dilation() -> None:
-    """The formula without dilation is the one with a dilation of 1."""
+def test_default_dilation() -> None:
+    """The default dilation is 1."""
     for size, kernel, stride, padding in ((32, 5, 1, 0), (224, 11, 4, 2), (27, 5, 1, 2), (13, 3, 2, 1)):
         expected = (size + 2 * padding - kernel) // stride + 1
         assert conv_output_size(size, kernel, stride, padding) == (expected, expected)
@@ -82,12 +82,12 @@ def test_without_dilation() -> None:
         (((4, 4, 4), 3), "tuple of 2 ints"),
     ],
 )
-def test_refusals(arguments: tuple[Any, ...], words: str) -> None:
+def test_errors(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(RuntimeError, match=words):
         conv_output_size(*arguments)
 
 
-def test_refusals_of_a_transposed_one() -> None:
+def test_transposed_errors() -> None:
     with pytest.raises(RuntimeError, match="Output size is too small"):
         conv_transpose_output_size(1, 2, padding=1)
     with pytest.raises(RuntimeError, match="output padding must be smaller"):
@@ -105,8 +105,8 @@ def test_refusals_of_a_transposed_one() -> None:
         ("interpolate", "align_corners", {"size": 3, "mode": "bilinear"}),
     ],
 )
-def test_an_option_is_a_bool(name: str, option: str, more: dict[str, Any]) -> None:
-    """torch takes no number for one."""
+def test_options_require_a_bool(name: str, option: str, more: dict[str, Any]) -> None:
+    """A number raises TypeError, as in torch."""
     x = torch.zeros(1, 2, 6, 6)
     for library in (F, tnn):
         with pytest.raises(TypeError, match=option if library is tnn else ""):

@@ -1,4 +1,4 @@
-"""Convolution in boxes for tests: of few channels too, and in the interpreter."""
+"""The TMA kernels of convolution for tests: in the interpreter, and with few channels too."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from trinn.kernels.runtime.settings import settings
 
 @contextlib.contextmanager
 def tma_everywhere() -> Iterator[list[str]]:
-    """Within, boxes wherever they can be, large ones stored in halves; the names of their kernels that are started."""
+    """Use TMA wherever possible, and store tiles in halves. Yields the names of launched TMA kernels."""
     names: list[str] = []
 
     def start(kernel: Any, *args: Any, **options: Any) -> None:
@@ -48,7 +48,7 @@ def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tenso
 
 
 def check_fused(x: Tensor, w: Tensor, shift: Tensor | None, options: dict[str, Any], started: list[str]) -> None:
-    """A scale and a shift, ReLU, and statistics, by the last lines of a kernel that gathers."""
+    """Check a scale, a shift, ReLU and statistics in the epilogue of the gather kernel."""
     scale, y = randn(w.shape[0], dtype=x.dtype, seed=3), F.conv2d(x, w, **options)
     stride, padding = (options.get(name, default) for name, default in (("stride", 1), ("padding", 0)))
     geometry = y.shape[2:], (stride, stride), (padding, padding), (1, 1), 1

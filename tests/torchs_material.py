@@ -1,9 +1,9 @@
-"""torch's test inputs, imported without what importing them changes: torch then forbids setting the flags of its backends."""
+"""torch's own test inputs. Their import forbids later changes of torch's backend flags; the context manager undoes this."""
 
 import pytest
 import torch
 
-pytest.importorskip("expecttest", reason="torch's test material imports it")
+pytest.importorskip("expecttest", reason="torch's test inputs need it")
 
 with torch.backends.__allow_nonbracketed_mutation():
     from torch.testing._internal.common_methods_invocations import op_db

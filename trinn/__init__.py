@@ -6,20 +6,20 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# In a checkout the folders stand beside this one; installed, they lie inside it.
+# In a checkout, kernels/, layers/ and models/ are next to this folder; in an installed package they are inside it.
 _checkout = Path(__file__).resolve().parent.parent
 if not Path(__file__).with_name("kernels").is_dir():
     __path__.append(str(_checkout))
 
 _submodules = ("kernels", "layers", "models")
-# What works on whole models, and the submodule that it is in.
+# The functions on whole models, and their submodules.
 _functions = {
     "convert": "convert", "revert": "convert", "report": "report", "patched": "patched", "compile_backend": "backend",
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """A submodule or function, imported when it is first asked for: torch takes seconds to import."""
+    """A submodule or function, imported at its first use, because importing torch takes seconds."""
     if name in _submodules:
         return importlib.import_module(f"trinn.{name}")
     if name in _functions:

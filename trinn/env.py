@@ -1,4 +1,4 @@
-"""What a bug report needs to say about a machine: `python -m trinn.env`."""
+"""Print the facts about a machine for a bug report: `python -m trinn.env`."""
 
 import importlib
 import os
@@ -12,18 +12,16 @@ from typing import Any
 
 import trinn
 
-# Of these variables the report shows those that are set.
+# The report shows these environment variables, if they are set.
 VARIABLES = re.compile(
     r"TRITON_|TORCH|PYTORCH_|CUDA_VISIBLE_DEVICES$|CUDA_LAUNCH_BLOCKING$|CUDA_MODULE_LOADING$|CUBLAS_|CUDNN_|NVIDIA_TF32_OVERRIDE$"
     r"|NCCL_|GLOO_|HIP_|ROCR_|OMP_|MKL_NUM_THREADS$|PYTHONPATH$|LD_LIBRARY_PATH$|LD_PRELOAD$"
 )
-
-
-GIVEN = dict(os.environ)  # before trinn.kernels tells Triton to interpret
+GIVEN = dict(os.environ)  # read here, since trinn.kernels may set TRITON_INTERPRET
 
 
 def report() -> Iterator[tuple[str, str]]:
-    """A name and what is known of it, line by line. What cannot be found out says why, and stops no other line."""
+    """Yield the lines of the report as (name, text). If a line fails, its text is the reason."""
     looks: dict[str, Callable[[], str]] = {
         "trinn": _trinn,
         "Python": lambda: f"{platform.python_version()}, {platform.python_implementation()}",
@@ -37,7 +35,7 @@ def report() -> Iterator[tuple[str, str]]:
         "float32": _float32,
         "determinism": _determinism,
         "tiles": _tiles,
-        "variables": lambda: "\n".join(sorted(f"{k}={v}" for k, v in GIVEN.items() if VARIABLES.match(k))) or "none is set",
+        "variables": lambda: "\n".join(sorted(f"{k}={v}" for k, v in GIVEN.items() if VARIABLES.match(k))) or "none set",
         "a kernel": _kernel,
     }
     for name, look in looks.items():
@@ -53,7 +51,7 @@ def _trinn() -> str:
 
 
 def _commit() -> str:
-    """Of a checkout; nothing for an installed package, or without git."""
+    """The commit of a checkout; empty for an installed package or without git."""
     git = ["git", "-C", str(trinn._checkout)]
     if not (trinn._checkout / ".git").exists():
         return ""
@@ -92,7 +90,7 @@ def _triton() -> str:
 def _driver() -> str:
     from torch.utils import collect_env
 
-    return collect_env.get_nvidia_driver_version(collect_env.run) or "no NVIDIA driver answers"
+    return collect_env.get_nvidia_driver_version(collect_env.run) or "no NVIDIA driver found"
 
 
 def _gpus() -> str:
@@ -114,7 +112,7 @@ def _float32() -> str:
     import torch
 
     convolution, product = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    return f"convolutions in {convolution}, linear layers in {product}: torch's flags"
+    return f"convolutions: {convolution}, linear layers: {product} (torch's fp32_precision)"
 
 
 def _determinism() -> str:
@@ -125,7 +123,7 @@ def _determinism() -> str:
         "cudnn.deterministic": torch.backends.cudnn.deterministic,
         "cudnn.benchmark": torch.backends.cudnn.benchmark,
     }
-    return ", ".join(f"{name} {'on' if on else 'off'}" for name, on in flags.items()) + "; trinn's kernels always are"
+    return ", ".join(f"{name} {'on' if on else 'off'}" for name, on in flags.items()) + "; trinn is always deterministic"
 
 
 def _tiles() -> str:
@@ -135,11 +133,11 @@ def _tiles() -> str:
 
     shipped = ", ".join(sorted(path.stem for path in tuning.TILES.glob("*.json"))) or "no GPU"
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return f"measured on {shipped}; for the GPU here, with this Triton, {len(tuning.measured_tiles(name))}"
+    return f"measured on {shipped}; {len(tuning.measured_tiles(name))} for this GPU and version of Triton"
 
 
 def _kernel() -> str:
-    """Whether one runs."""
+    """The result of running a kernel."""
     import torch
 
     from trinn.kernels import launchers
@@ -147,11 +145,11 @@ def _kernel() -> str:
 
     x = torch.tensor([-1.0, 0.0, 2.0], device="cpu" if INTERPRETED or NOWHERE else "cuda")
     y = launchers.relu_forward(x).tolist()
-    return "relu runs, and is right" if y == [0.0, 0.0, 2.0] else f"relu runs, and is WRONG: of [-1, 0, 2] it makes {y}"
+    return "relu runs correctly" if y == [0.0, 0.0, 2.0] else f"relu runs, but is WRONG: relu([-1, 0, 2]) is {y}"
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore", "trinn cannot compute here")  # a line says so
+    warnings.filterwarnings("ignore", "trinn cannot compute here")  # the report has this line
     for name, found in report():
         print(f"{name:13}" + found.replace("\n", "\n" + 13 * " "), flush=True)
 

@@ -1,4 +1,4 @@
-"""2-D convolution: passes.py has its launchers, fused.py those of a convolution and what follows it."""
+"""2-D convolution: passes.py has its launchers; fused.py has the launchers of a convolution fused with the next operator."""
 
 from . import fused, passes
 

@@ -4,11 +4,12 @@
     dgrad   dx[n, c, h, w] = sum_{k of c} sum_{r, s} dy[n, k, p, q] * w[k, 0, r, s] (+ b[c])
     wgrad   dw[k, 0, r, s] = sum_{n, p, q} dy[n, k, p, q] * x[n, c, h, w]
 
-    each with h = p * stride - padding + r * dilation, w from q and s likewise, and c = k // (filters a channel)
+    each with h = p * stride - padding + r * dilation, w from q and s likewise, and c = k // (filters per channel)
 
-conv2d hands such shapes over; nobody else needs to know. Those with one filter a channel mostly go on to depthwise2d_strips.py,
-which reads less often. Of the others, fprop and dgrad are one kernel. wgrad
-holds all taps of a block of filters in registers, so that x and dy are read once.
+passes.py selects this file through is_depthwise. Most convolutions with one filter per channel continue in
+depthwise_sliding.py, which reads memory less often. For the others, fprop and dgrad share one kernel. wgrad keeps all taps of
+a block of filters in registers, so it reads x and dy once. Its pixels are divided into *splits*, enough to fill the GPU;
+reduce.py adds the sums of the splits.
 """
 
 import triton
@@ -30,21 +31,23 @@ from .depthwise_sliding import can_slide, run_sliding_gather, run_sliding_wgrad
 def _depthwise2d_gather_kernel(
     source, weight, scale, bias, result,
     source_strides, weight_strides, result_strides,
-    source_height, source_width, result_height, result_width, cut,
+    source_height, source_width, result_height, result_width, grid,
     H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the result; FILTERS is their number a channel, ADJOINT is dgrad."""
+    """A tile of the result. FILTERS is the number of filters per channel. ADJOINT selects dgrad."""
     x_n, x_c, x_h, x_w = source_strides
     w_k, w_r, w_s = weight_strides
     y_n, y_c, y_h, y_w = result_strides
 
-    n, channel, col, first, steps = program_columns(cut, result_height, result_width, INDEX, TILE)
+    # A program owns columns and steps through their rows: it divides for the column indices once, not once per row.
+    n, channel, col, first, steps = program_columns(grid, result_height, result_width, INDEX, TILE)
     source += n * x_n
     result += n * y_n + channel * y_c + col * y_w
     for step in range(steps):
         row = first + step
         acc = full_tile(0, TILE, ACCUMULATOR)
+        # dgrad gathers through the taps that hit a pixel, so it needs no atomics.
         if ADJOINT:
             top, first_r, hits_h = small_from_big(row, H)
             left, first_s, hits_w = small_from_big(col, W)
@@ -66,6 +69,7 @@ def _depthwise2d_gather_kernel(
                     value = tl.load(source + at, mask=hit, other=0.0).to(ACCUMULATOR)
                     at = channel * w_k + tl.full((), r, INDEX) * w_r + tl.full((), s, INDEX) * w_s
                     acc += value * tl.load(weight + at).to(ACCUMULATOR)
+        # Epilogue and store, as apply_epilogue does for matrix products.
         if scale is not None:
             acc *= tl.load(scale + channel).to(ACCUMULATOR)
         if bias is not None:
@@ -83,7 +87,7 @@ def _depthwise2d_wgrad_kernel(
     H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """All taps of BLOCK_K filters, summed over one part of the pixels; TAPS is their number, to a power of two."""
+    """All taps of BLOCK_K filters, summed over one split of the pixels. TAPS is their number, rounded up to a power of two."""
     x_n, x_c, x_h, x_w = x_strides
     dy_n, dy_k, dy_p, dy_q = dy_strides
     program = tl.program_id(0)
@@ -112,7 +116,7 @@ def _depthwise2d_wgrad_kernel(
 
 
 def is_depthwise(w: Tensor, groups: int) -> bool:
-    """Whether conv2d hands filters of this shape over: groups of one channel and few filters."""
+    """Whether this file computes a convolution with these filters: its groups have one channel and at most 8 filters."""
     return groups > 1 and w.shape[1] == 1 and w.shape[0] <= 8 * groups
 
 
@@ -120,16 +124,16 @@ def depthwise2d_gather(
     source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
     stride: Ints, padding: Ints, dilation: Ints, adjoint: bool, relu: bool,
 ) -> None:  # fmt: skip
-    """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
+    """Fill the result of conv2d_fprop or, if `adjoint`, of conv2d_dgrad."""
     if can_slide(source, result, weight, stride, dilation, adjoint):
         return run_sliding_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
     w_k, _, w_r, w_s = weight.stride()
-    programs, cut, tile, _ = plan_columns(result, ())
+    programs, grid, tile, _ = plan_columns(result, ())
     H, W = axes_of(weight.shape[2:], stride, padding, dilation)
     launch(
         _depthwise2d_gather_kernel, programs, source, weight, scale, bias, result,
         source.stride(), (w_k, w_r, w_s), result.stride(),
-        *source.shape[2:], *result.shape[2:], cut,
+        *source.shape[2:], *result.shape[2:], grid,
         H=H, W=W, FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),
         ADJOINT=adjoint, RELU=relu, ACCUMULATOR=accumulator(source.dtype),
         INDEX=index_type(source, weight, result), TILE=tile, device=source.device,

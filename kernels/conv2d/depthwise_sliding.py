@@ -1,12 +1,14 @@
-"""Depthwise convolution with one filter a channel, in strips: a row of the larger image is read once, for all taps over it.
+"""Sliding kernels for depthwise convolution with one filter per channel: they load each row once for all rows of a filter.
 
-A program owns some columns of some channels and walks down the rows, H.stride of the larger image for each of the smaller.
-What it reads has a part in several rows of the smaller image, of which each step begins one and completes another: their sums,
-or for wgrad their gradients, are a tuple that moves on by one. So an element is read and widened once for each tap of a row of
-filters, not for all of them, and the next rows are on their way while those at hand are multiplied.
+The smaller image is the result of the convolution (or its gradient), the larger one is its input. A program owns some columns
+of some channels and slides down the rows: by one row of the smaller image per step, which is H.stride rows of the larger one.
+A row of the larger image contributes to several rows of the smaller image, so a step begins one of these and completes another.
+The program keeps the pending ones in a tuple and shifts it by one per step: partial sums, or in wgrad the upstream gradients.
+So it reads and widens an element once per tap of a filter row, not once per tap of the whole filter. It loads the next rows
+while it multiplies the current ones. The rows are divided into *splits*, enough to fill the GPU.
 
-A padded zero takes part in a convolution whatever the filter is, but a missing gradient does not: dgrad, which is fprop with
-the taps turned over, has filters of 0 there, so that an infinite one leaves no NaN.
+dgrad is fprop with flipped taps, except at the edges. fprop multiplies the zeros of its padding by any filter, even an
+infinite one. dgrad has no gradient there, so it sets these filter values to 0: an infinite one then leaves no NaN.
 """
 
 from typing import NamedTuple
@@ -27,9 +29,9 @@ from ..runtime.layout import Ints, index_type, is_channels_last
 from ..runtime.settings import settings
 from ..runtime.tuning import ElementTile
 
-# A thread holds a filter for each of its elements, in as many of its registers at most; among planes, of which it reads
-# elements one by one, also what that takes.
-MAX_REGISTERS, READING = 120, 10
+# A thread keeps the filter of each of its elements in registers, at most MAX_REGISTERS in all. In contiguous images it loads
+# element by element, for LOAD_REGISTERS more each.
+MAX_REGISTERS, LOAD_REGISTERS = 120, 10
 MAX_TAPS = 49
 
 
@@ -37,9 +39,9 @@ MAX_TAPS = 49
 def _positions(
     pixel_tile, channel_tile, pixels, channels, width, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):
-    """(image, column, channel, which pixels exist, which channels) of a tile, whose lanes are channels, or else pixels.
+    """(image, column, channel, mask of pixels, mask of channels) of a tile. Lanes are channels if CHANNELS_LAST, else pixels.
 
-    A pixel counts images and columns, since a strip goes through all rows.
+    Pixels are numbered through images and columns only, since the program steps through the rows.
     """
     row, lane = tl.arange(0, TILE.rows)[:, None], tl.arange(0, TILE.lanes)[None, :]
     if CHANNELS_LAST:
@@ -51,7 +53,7 @@ def _positions(
 
 @device_function
 def _load_rows(h, start, tap_exists, x_h, x_tap, height, H: tl.constexpr, W: tl.constexpr):
-    """H.stride rows from `h` on, each as one tile for each tap of a row, shifted by that."""
+    """H.stride rows from `h` on, each as W.taps tiles: one per tap of a filter row, shifted by it."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
     rows = empty_tuple()
@@ -63,7 +65,7 @@ def _load_rows(h, start, tap_exists, x_h, x_tap, height, H: tl.constexpr, W: tl.
 
 @device_function
 def _converted(tiles, DTYPE: tl.constexpr):
-    """The tiles, as that dtype."""
+    """The tiles converted to DTYPE."""
     result = empty_tuple()
     for i in tl.static_range(len(tiles)):
         result += (tiles[i].to(DTYPE),)
@@ -72,7 +74,7 @@ def _converted(tiles, DTYPE: tl.constexpr):
 
 @device_function
 def _add_products(sums, filters, rows, H: tl.constexpr, W: tl.constexpr):
-    """The sums of some rows of the smaller image, the last begun first, each with the products of its taps over `rows`."""
+    """The sums of the pending rows, newest first, plus the products of `rows` with the taps that read them."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
     result = empty_tuple()
@@ -88,7 +90,7 @@ def _add_products(sums, filters, rows, H: tl.constexpr, W: tl.constexpr):
 
 @device_function
 def _add_to_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    """The gradients of all taps, those over `rows` with their products with the row of the smaller image begun J steps ago."""
+    """The gradients of all taps, plus the products of `rows` with `upstream`, the gradient row begun J steps ago."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
     result = empty_tuple()
@@ -108,7 +110,10 @@ def _depthwise2d_sliding_gather_kernel(
     H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the result through one part of its rows. ADJOINT is dgrad; H and W are those of fprop all the same."""
+    """A tile of the result, through one split of its rows.
+
+    ADJOINT selects dgrad, computed as an fprop with flipped taps: H and W describe this fprop.
+    """
     x_n, x_c, x_h, x_w = source_strides
     w_k, w_r, w_s = weight_strides
     y_n, y_c, y_h, y_w = result_strides
@@ -117,6 +122,7 @@ def _depthwise2d_sliding_gather_kernel(
     ALL_TAPS: tl.constexpr = H.taps * W.taps
     PENDING: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1
 
+    # Channel tiles vary fastest: consecutive programs read neighbouring channels.
     program = tl.program_id(0)
     channel_tile, program = program % channel_tiles, program // channel_tiles
     first = (program // pixel_tiles).to(INDEX) * rows_per_split
@@ -124,6 +130,7 @@ def _depthwise2d_sliding_gather_kernel(
     n, col, channel, has_pixel, has_channel = _positions(
         program % pixel_tiles, channel_tile, pixels, channels, result_width, CHANNELS_LAST, INDEX, TILE
     )
+    # The columns of a program are fixed, so the masks and filters of all taps are too: compute them before the loop.
     left = big_from_small(col, 0, W)
     tap_exists = empty_tuple()
     for s in tl.static_range(TAPS):
@@ -134,6 +141,7 @@ def _depthwise2d_sliding_gather_kernel(
         at = channel * w_k + tl.full((), flipped // TAPS, INDEX) * w_r + tl.full((), flipped % TAPS, INDEX) * w_s
         filters += (tl.load(weight + at, mask=tap_exists[tap % TAPS] if ADJOINT else has_channel, other=0.0).to(ACCUMULATOR),)
 
+    # Load each row one step ahead, so that the loads overlap the products. The last PENDING steps only complete rows.
     source += n * x_n + channel * x_c + left * x_w
     result += n * y_n + channel * y_c + col * y_w
     x_tap = tl.full((), W.dilation, INDEX) * x_w
@@ -149,6 +157,7 @@ def _depthwise2d_sliding_gather_kernel(
                 sums = _add_products(sums, filters, rows, H, W)
         else:
             sums = _add_products(sums, filters, rows, H, W)
+        # The oldest row is complete now. Store no row above the split: it belongs to the previous one.
         pending, acc = sums[:PENDING], sums[PENDING]
         if scale is not None:
             acc *= tl.load(scale + channel, mask=has_channel, other=0.0).to(ACCUMULATOR)
@@ -170,7 +179,10 @@ def _depthwise2d_sliding_wgrad_kernel(
     CHANNELS_LAST: tl.constexpr, CHANNELS: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """All taps of a tile's channels, summed over one part of the chunks; a chunk is a tile through some rows of dy."""
+    """All taps of a tile's channels, summed over one split of the chunks.
+
+    A chunk is a tile of pixels through `rows_per_split` rows of dy.
+    """
     x_n, x_c, x_h, x_w = x_strides
     dy_n, dy_k, dy_p, dy_q = dy_strides
     x_h, dy_p = tl.full((), 1, INDEX) * x_h, tl.full((), 1, INDEX) * dy_p
@@ -178,6 +190,7 @@ def _depthwise2d_sliding_wgrad_kernel(
     ALL_TAPS: tl.constexpr = H.taps * W.taps
     PENDING: tl.constexpr = (H.taps + H.stride - 1) // H.stride - 1
 
+    # A program has a fixed range of chunks, so that the order of the sum never changes.
     program = tl.program_id(0)
     split, channel_tile = (program % splits).to(INDEX), program // splits
     zero = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
@@ -187,6 +200,7 @@ def _depthwise2d_sliding_wgrad_kernel(
         n, q, channel, has_pixel, has_channel = _positions(
             chunk // row_splits, channel_tile, pixels, channels, out_width, CHANNELS_LAST, INDEX, TILE
         )
+        # The columns of a chunk are fixed: compute masks and pointers before the loop over its rows.
         first = chunk % row_splits * rows_per_split
         last = tl.minimum(first + rows_per_split, out_height)
         exists = has_pixel & has_channel
@@ -196,6 +210,7 @@ def _depthwise2d_sliding_wgrad_kernel(
             tap_exists += (exists & inside(left + s * W.dilation, width),)
         from_x = x + n * x_n + channel * x_c + left * x_w
         from_dy = dy + n * dy_n + channel * dy_k + q * dy_q
+        # Load each row one step ahead, so that the loads overlap the products.
         pending = (zero,) * PENDING
         next_x = _load_rows(big_from_small(first, 0, H), from_x, tap_exists, x_h, x_tap, height, H, W)
         next_dy = tl.load(from_dy + first * dy_p, mask=exists & (first < last), other=0.0)
@@ -204,10 +219,12 @@ def _depthwise2d_sliding_wgrad_kernel(
             next_x = _load_rows(big_from_small(row + 1, 0, H), from_x, tap_exists, x_h, x_tap, height, H, W)
             next_dy = tl.load(from_dy + (row + 1) * dy_p, mask=exists & (row + 1 < last), other=0.0)
             for j in tl.static_range(PENDING + 1):
+                # Skip gradient rows outside the chunk: they are zeros here, and 0 * inf is NaN.
                 if (row - j >= first) & (row - j < last):
                     accs = _add_to_taps(accs, upstreams[j], rows, j, H, W)
             pending = upstreams[:PENDING]
 
+    # Sum the pixels of the tile last: inside the loop, threads would have to exchange data.
     channel = channel_tile.to(INDEX) * CHANNELS + tl.arange(0, CHANNELS)
     for tap in tl.static_range(ALL_TAPS):
         total = tl.sum(accs[tap], axis=0 if CHANNELS_LAST else 1)
@@ -216,7 +233,7 @@ def _depthwise2d_sliding_wgrad_kernel(
 
 
 def can_slide(source: Tensor, result: Tensor, filters: Tensor, stride: Ints, dilation: Ints, adjoint: bool = False) -> bool:
-    """Whether a convolution from one image to another, or dgrad if `adjoint`, is for this file."""
+    """Whether the kernels of this file can compute a convolution or, if `adjoint`, its dgrad."""
     one_filter_a_channel = source.shape[1] == result.shape[1]
     few_taps = filters.shape[2] * filters.shape[3] <= MAX_TAPS
     return one_filter_a_channel and few_taps and dilation[0] == 1 and not (adjoint and max(stride) > 1)
@@ -226,7 +243,7 @@ def run_sliding_gather(
     source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
     stride: Ints, padding: Ints, dilation: Ints, adjoint: bool, relu: bool,
 ) -> None:  # fmt: skip
-    """Fill the result of conv2d_fprop or, if `adjoint`, conv2d_dgrad."""
+    """Fill the result of conv2d_fprop or, if `adjoint`, of conv2d_dgrad."""
     if result.numel() == 0:
         return
     taps = weight.shape[2:]
@@ -269,7 +286,7 @@ def run_sliding_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: 
 
 
 class SlidingPlan(NamedTuple):
-    """How the smaller image is cut: into tiles of columns and channels, and its rows into parts."""
+    """How the smaller image is divided: into tiles of columns and channels, and its rows into splits."""
 
     channels_last: bool
     tile: ElementTile
@@ -280,14 +297,14 @@ class SlidingPlan(NamedTuple):
 
 
 def _plan(small: Tensor, H: Axis, W: Axis) -> SlidingPlan:
-    """The cut of an image, so that a filter fits into a thread's registers and programs fill the GPU.
+    """Divide the smaller image so that a thread's filters fit in its registers and the programs fill the GPU.
 
-    A part of the rows reads some rows of its neighbours again: it has several times as many of its own.
+    A split reads some rows of its neighbours again, so its own rows are several times as many.
     """
     images, channels, height, width = small.shape
     channels_last, pixels = is_channels_last(small), images * width
     lanes_axis, rows_axis = (channels, pixels) if channels_last else (pixels, channels)
-    registers = (H.taps * W.taps + (0 if channels_last else READING)) * triton.cdiv(small.dtype.itemsize, 4)
+    registers = (H.taps * W.taps + (0 if channels_last else LOAD_REGISTERS)) * triton.cdiv(small.dtype.itemsize, 4)
     room = tuning.elementwise_block(small.numel())
     while room > 128 and room // 128 * registers > MAX_REGISTERS and not INTERPRETED:
         room //= 2

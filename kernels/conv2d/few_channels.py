@@ -1,19 +1,20 @@
-"""First layers: images of few channels, copied so that Hopper's copy engine takes them.
+"""First layers: copies of images of few channels, for TMA to read.
 
-The engine moves whole lines, from addresses that are multiples of 16 bytes; a pixel of three channels is neither. But where
-channels are innermost, the S * C numbers of a row that a window sees lie side by side, and those that the next window sees lie
-stride * C further on. So the image is copied into memory (N, H, W', pitch): channels innermost, with zeros up to a `pitch` with
-which every window starts at a multiple of 16 bytes, and with columns of zeros where windows lie over an edge. Of that a view
-whose pixels are what windows see of a row, and overlap,
+TMA, Hopper's copy engine, moves *boxes* (CUDA's boxDim): blocks of a tensor whose rows are contiguous and start at multiples
+of 16 bytes. A pixel of three channels does not meet either condition. But with channels innermost, the S * C elements of one
+row of a window are contiguous, and the next window starts stride * C elements later. So this file makes a *window copy*: the
+copy of an image in which each window is contiguous. Its memory order is (N, H, W', pitch). Channels are innermost and padded
+with zeros to a `pitch` for which every window starts at a multiple of 16 bytes. Columns of zeros are added where windows reach
+over an edge. A view of this copy has one pixel per window and image row; adjacent pixels overlap in memory:
 
     (N, S * pitch, H, Q), with strides (..., 1, ..., stride * pitch)
 
-is the image of a convolution with R x 1 taps and all of S * pitch to sum over at each. It ends where a window does, so that
-what lies behind that in memory is not multiplied, not even by zero. Rows over an edge are the engine's zeros, as always.
-ResNet's 7 x 7 taps of 3 channels become 7 of 28 numbers, AlexNet's 11 x 11 become 11 of 44.
+For a convolution with R x 1 taps this view is an image with S * pitch channels, the *depth*. It ends where its last window
+ends, so the elements behind it are never multiplied, not even by zero. Rows over an edge are zeros from TMA, as in tma.py.
+ResNet's 7 x 7 taps of 3 channels become 7 taps of 28 elements, AlexNet's 11 x 11 become 11 taps of 44.
 
-Filters are copied into (K, R, S, pitch) by the same kernel, with zeros up to whole blocks. Their gradient needs no copy:
-conv2d_tma.py, which does all the rest, stores it where it belongs.
+The same kernel copies the filters into (K, R, S, pitch), with zeros up to whole blocks. Their gradient needs no copy:
+tma_wgrad.py stores it in place. The convolution itself is in tma.py.
 """
 
 import math
@@ -31,36 +32,35 @@ from ..runtime.launch import launch
 from ..runtime.layout import Ints, index_type
 from ..runtime.settings import settings
 
-# In elements that a box takes from L2 to shared memory, which takes an H100 half a picosecond each: what one costs conv2d.py's
-# kernels, that gather them one by one with some 60 of a thread's instructions; to write one of the copy and to read it; and to
-# start two kernels more.
+# Costs, relative to one element moved by TMA from L2 to shared memory (half a picosecond on an H100): an element gathered by
+# pointer.py, with about 60 instructions of a thread; an element of the copy, written and read; two more kernel launches.
 GATHERED, COPIED, STARTED = 4, 2, 2**23
 
 
 class WindowCopy(NamedTuple):
-    """How an image is copied, and how windows see the copy."""
+    """The plan of a window copy and its view, with windows as pixels."""
 
-    pitch: int  # elements of a column, a power of two
+    pitch: int  # elements per pixel, a power of two
     rows: int
     columns: int
     near: int  # columns of zeros at the near edge
-    taps: int  # columns that a window sees
+    taps: int  # columns per window
     stride: int  # columns from one window to the next
-    windows: int  # in a row
+    windows: int  # per row
 
     @property
     def depth(self) -> int:
         return self.taps * self.pitch
 
     def block(self, most: int) -> int:
-        """How much of the depth is summed over at once, at most so much: lines that are long, and few zeros past the depth."""
+        """The best BLOCK_K of at most `most`: few zeros past the depth, and then long rows of a box."""
         least = max(16, min(most // 2, triton.next_power_of_2(self.depth)))
         blocks = [n for n in (most, most // 2, most // 4, most // 8) if n >= least] or [most]
         return min(blocks, key=lambda n: triton.cdiv(self.depth, n) * n)
 
 
 class CopyTile(NamedTuple):
-    """What a program copies: so many columns of so many rows."""
+    """The pixels that one program copies: `rows` x `columns`."""
 
     rows: int
     columns: int
@@ -69,13 +69,15 @@ class CopyTile(NamedTuple):
 def plan_window_copy(
     x: Tensor, w: Ints, size: Ints, stride: Ints, padding: Ints, dilation: Ints, unit: int
 ) -> WindowCopy | None:
-    """How the image of a convolution is copied, for lines from multiples of `unit` elements on; None if that does not pay.
+    """Plan the window copy of a convolution's image; None if it does not pay.
 
-    It does unless most of what a box holds is zeros, as for one channel with few taps at stride 1, or windows are one pixel.
+    It does not pay if a box would be mostly zeros, as for one channel with few taps at stride 1, or if windows are one pixel.
+    Windows with dilated columns are not contiguous in a copy.
 
     Args:
         w: (K, C, R, S), the sizes of the filters.
         size: (P, Q).
+        unit: the number of elements in 16 bytes.
     """
     images, channels, height, _ = x.shape
     filters, _, taps_h, taps_w = w
@@ -86,21 +88,21 @@ def plan_window_copy(
     columns = triton.cdiv((size[1] - 1) * stride[1] + taps_w, least) * least
     rows = max(1, min(height, (size[0] - 1) * stride[0] + (taps_h - 1) * dilation[0] + 1 - padding[0]))
     plan = WindowCopy(pitch, rows, columns, padding[1], taps_w, stride[1], size[1])
-    pixels, block = triton.cdiv(filters, 64) * images * size[0] * size[1], plan.block(8 * unit)  # once for each tile of filters
+    pixels, block = triton.cdiv(filters, 64) * images * size[0] * size[1], plan.block(8 * unit)  # per tile of filters
     gathered = pixels * triton.cdiv(channels * taps_h * taps_w, 16) * 16
-    in_boxes = pixels * taps_h * triton.cdiv(plan.depth, block) * block
+    through_tma = pixels * taps_h * triton.cdiv(plan.depth, block) * block
     copied = images * rows * columns * pitch
-    return plan if in_boxes + COPIED * copied + STARTED <= GATHERED * gathered else None
+    return plan if through_tma + COPIED * copied + STARTED <= GATHERED * gathered else None
 
 
 @triton.jit
 def _few_channels_copy_kernel(
-    x, folded,
+    x, copy,
     x_strides,
-    channels, width, near, high, rows, units,
+    channels, width, near, copy_height, rows, units,
     PITCH: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the copy, as rows that are `units` times UNIT elements long, `high` of them an image."""
+    """A tile of the copy, whose rows have `units` x UNIT elements and whose images have `copy_height` rows."""
     x_n, x_c, x_h, x_w = x_strides
     across = cdiv(units, TILE.columns * PITCH // UNIT)
     program = tl.program_id(0)
@@ -108,18 +110,18 @@ def _few_channels_copy_kernel(
     first = program % across * TILE.columns
     w = first + tl.arange(0, TILE.columns) - near
     c = tl.arange(0, PITCH)
-    at = (row // high * x_n + row % high * x_h)[:, None, None]
+    at = (row // copy_height * x_n + row % copy_height * x_h)[:, None, None]
     at = at + (w.to(INDEX) * x_w)[None, :, None] + (c.to(INDEX) * x_c)[None, None, :]
-    there = (row < rows)[:, None, None] & inside(w, width)[None, :, None] & (c < channels)[None, None, :]
-    value = tl.load(x + at, mask=there, other=0.0)
+    in_image = (row < rows)[:, None, None] & inside(w, width)[None, :, None] & (c < channels)[None, None, :]
+    value = tl.load(x + at, mask=in_image, other=0.0)
     lane = first * PITCH + tl.arange(0, TILE.columns * PITCH)
     exists = (row < rows)[:, None] & (lane < units * UNIT)[None, :]
     at = (row * (units * UNIT))[:, None] + lane[None, :]
-    tl.store(folded + at, tl.reshape(value, (TILE.rows, TILE.columns * PITCH)), mask=exists)
+    tl.store(copy + at, tl.reshape(value, (TILE.rows, TILE.columns * PITCH)), mask=exists)
 
 
 def copy_image(x: Tensor, plan: WindowCopy) -> Tensor:
-    """The copy, as (N, pitch, rows, columns) with channels innermost.
+    """The window copy of an image: (N, pitch, rows, columns), channels innermost.
 
     Args:
         x: (N, C, H, W), any strides.
@@ -128,13 +130,13 @@ def copy_image(x: Tensor, plan: WindowCopy) -> Tensor:
 
 
 def window_view(copy: Tensor, plan: WindowCopy) -> Tensor:
-    """What windows see of each row of a copy, in whichever order it lies in memory: (N, depth, rows, windows), a view."""
+    """A view (N, depth, rows, windows) of a window copy: its pixels are rows of windows. The copy may have any memory order."""
     n, c, h, _ = copy.stride()
     return copy.as_strided((copy.shape[0], plan.depth, plan.rows, plan.windows), (n, c, h, plan.stride * plan.pitch * c))
 
 
 def copy_filters(w: Tensor, plan: WindowCopy, block: int) -> Tensor:
-    """The filters for what windows see: (K, depth, R, 1), its depth innermost and with zeros up to a multiple of `block`.
+    """The filters for a window view: (K, depth, R, 1), depth innermost and padded with zeros to a multiple of `block`.
 
     Args:
         w: (K, C, R, S), any strides.
@@ -160,7 +162,7 @@ def _copy(x: Tensor, rows: int, columns: int, pitch: int, near: int) -> Tensor:
 
 
 def _tile(rows: int, columns: int, pitch: int) -> CopyTile:
-    """16 elements for each thread, or 8 so that a small copy fills the GPU; not too many of them past the end of a row."""
+    """16 elements per thread, or 8 so that a small copy fills the GPU; few elements past the end of a row."""
     elements = rows * columns * pitch
     room = tuning.elementwise_block(elements) if INTERPRETED else 2048 if elements >= 2048 * settings.wanted_programs else 1024
     wide = triton.next_power_of_2(columns)

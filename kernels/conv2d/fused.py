@@ -1,10 +1,10 @@
-"""2-D convolution and what follows it, in one kernel: the result is changed while it is still in registers.
+"""2-D convolution fused with the operator after it: one kernel, which changes the result while it is still in registers.
 
     affine        y = relu(scale[k] * (x * w) + shift[k])    a bias, or a batch normalisation by given statistics
     max_pool2d    y = max over windows of relu(x * w + b)
-    statistics    y = x * w + b, and its mean and variance for each channel, with which a batch normalisation begins
+    statistics    y = x * w + b, and its mean and variance per channel, the first step of a batch normalisation
 
-Their gradients are those of the parts. Arguments are those of conv2d_fprop.
+The gradients are those of the separate operators. Arguments are those of conv2d_fprop.
 """
 
 import torch
@@ -26,7 +26,7 @@ def _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, gro
 
 
 def _channels_last(x, w, size):
-    """The order of a convolution's result behind a ReLU or a batch norm, which take what is contiguous for that."""
+    """Whether the fused result is channels_last. If both orders are the same, ReLU and batch norm return it as contiguous."""
     return is_channels_last(x, w) and not has_one_order((x.shape[0], w.shape[0], *size))
 
 
@@ -67,25 +67,25 @@ def conv2d_relu_max_pool2d(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The largest value of each window of relu(conv2d(x, w, b)).
 
-    One kernel where windows lie side by side and have 2, 4, 8 or 16 pixels: then a tile of the convolution is made of whole
-    windows. Windows that overlap would have pixels computed several times; for them a pooling follows as a kernel of its own,
-    and so it does where Hopper convolves in boxes.
+    The convolution's kernel also pools if the windows are adjacent and have 2, 4, 8 or 16 pixels: then its tiles consist of
+    whole windows. With overlapping windows it would compute pixels several times, so a second kernel pools. A second kernel
+    also pools if the convolution is depthwise or runs through TMA, Hopper's copy engine.
 
     Args:
-        size: (P, Q), of the convolution.
+        size: (P, Q), the size of the convolution's result.
         pooled: the size of the result; `window...`: as in max_pool2d_forward.
 
     Returns:
-        y and codes, as max_pool2d_forward returns them, channels_last if `x` or `w` is.
+        y and codes as from max_pool2d_forward, channels_last if `x` or `w` is.
     """
-    side_by_side = (
+    adjacent = (
         tuple(window_stride) == tuple(window) and tuple(pooled) == (size[0] // window[0], size[1] // window[1])
         and max(*window_padding, 0) == 0 and max(window_dilation) == 1 and window[0] * window[1] in (2, 4, 8, 16)
     )  # fmt: skip
     by_tma = plan_tma_gather(
         x, w, (x.shape[0], w.shape[0], *size), _channels_last(x, w, size), stride, padding, dilation, groups, adjoint=False
     )
-    if not side_by_side or is_depthwise(w, groups) or by_tma:
+    if not adjacent or is_depthwise(w, groups) or by_tma:
         y = conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)
         return max_pool2d_forward(y, pooled, window, window_stride, window_padding, window_dilation)
     y, codes = _empty_max_pool2d(
@@ -99,7 +99,7 @@ def conv2d_relu_max_pool2d(
 def conv2d_statistics(
     x: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """conv2d(x, w, b), and the mean and the variance of each of its channels as it is rounded.
+    """conv2d(x, w, b), and the mean and variance of each channel of the rounded result.
 
     Returns:
         (N, K, P, Q), channels_last if `x` or `w` is; and (K) and (K), float32, or float64 for a float64 `x`.

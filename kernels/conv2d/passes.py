@@ -1,4 +1,4 @@
-"""2-D convolution: y = x * w, its gradient with respect to the input and with respect to the filters.
+"""2-D convolution: y = x * w, its gradient with respect to the input, and its gradient with respect to the filters.
 
     fprop   y[n, k, p, q]  = sum_{c, r, s} x[n, c, h, w] * w[k, c, r, s] (+ b[k])
     dgrad   dx[n, c, h, w] = sum_{k, r, s} dy[n, k, p, q] * w[k, c, r, s] (+ b[c])
@@ -6,21 +6,31 @@
 
     each with h = p * stride - padding + r * dilation, and w from q and s likewise
 
-as three matrix products that are never laid out in memory:
+Each pass is an implicit matrix product: the kernels index its operands in place and never write the matrices to memory.
 
              M                  N            K (summed over)
     fprop    pixels (n, p, q)   filters k    taps and channels (r, s, c)
     dgrad    pixels (n, h, w)   channels c   taps and filters (r, s, k)
     wgrad    filters k          (r, s, c)    pixels (n, p, q)
 
-fprop and dgrad are one kernel: for every destination pixel it gathers the source pixels that its taps look at. With stride
-s, a dgrad pixel is hit by every s-th tap only; pixels with the same h mod s and w mod s share their taps and are done
-together, as one of s * s phases, or as many as there are pixels. Taps and channels share the K axis, so that one or three
-channels waste no tensor core. wgrad cuts its long K axis into parts that fill the GPU and adds the partial sums in a fixed
-order. Groups of one channel go to depthwise2d.py.
+A *tap* is a position (r, s) of a filter. Taps and channels share the K axis, so few channels fill the tensor cores too.
 
-Every pass is told the size of what it computes, since it does not follow from its operands: a strided convolution rounds
-down, and padding may be larger at the far edge than at the near one. `padding` is the near one.
+fprop and dgrad share one kernel. For every destination pixel, it gathers the source pixels under the taps. With stride s, only
+every s-th tap hits a dgrad pixel. A *phase* is the set of dgrad pixels with equal h mod s and equal w mod s: they share their
+taps, and programs compute them together. There are s * s phases, or fewer if the image has fewer than s rows or columns.
+
+wgrad divides its long K axis into *splits*, enough to fill the GPU. One program sums one split; reduce.py adds the partial
+sums in a fixed order.
+
+The kernels are in these files:
+
+    depthwise.py       groups of one channel and few filters
+    tma.py             fprop and dgrad through TMA, Hopper's copy engine
+    tma_wgrad.py       wgrad through TMA
+    pointer.py         every other case
+
+Every pass takes the size of its result, because the operands do not determine it: a strided convolution rounds down, and the
+far edges (bottom, right) may have more padding than the near edges (top, left). `padding` is the near padding.
 """
 
 from torch import Tensor
@@ -62,8 +72,8 @@ def conv2d_fprop(
         x: (N, C, H, W), any strides.
         w: (K, C / groups, R, S), same dtype as `x`.
         b: (K), or None.
-        size: (P, Q); windows that lie over the far edge see zeros.
-        stride, padding, dilation: in pixels, for height and width; `padding` is that of the near edges.
+        size: (P, Q); windows past the far edge read zeros.
+        stride, padding, dilation: in pixels, for height and width; `padding` is at the near edges.
 
     Returns:
         (N, K, P, Q), channels_last if `x` or `w` is.
@@ -86,7 +96,7 @@ def conv2d_dgrad(
         w: (K, C / groups, R, S), same dtype as `dy`.
         b: (C), or None.
         size: (H, W).
-        stride, padding, dilation: in pixels, for height and width; `padding` is that of the near edges.
+        stride, padding, dilation: in pixels, for height and width; `padding` is at the near edges.
 
     Returns:
         (N, C, H, W), channels_last if `dy` or `w` is.
@@ -106,7 +116,7 @@ def conv2d_wgrad(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints,
         x: (N, C, H, W), any strides.
         dy: (N, K, P, Q), same dtype as `x`, any strides.
         size: (R, S).
-        stride, padding, dilation: in pixels, for height and width; `padding` is that of the near edges.
+        stride, padding, dilation: in pixels, for height and width; `padding` is at the near edges.
 
     Returns:
         (K, C / groups, R, S), channels_last if `x` or `dy` is.
@@ -126,12 +136,14 @@ def conv2d_gather(
     groups: int, adjoint: bool = False, scale: Tensor | None = None, relu: bool = False,
     partials: PartialStatistics | None = None, codes: Tensor | None = None, window: Window = ONE_PIXEL,
 ) -> None:  # fmt: skip
-    """Fill the result of fprop or, if `adjoint`, dgrad, and apply the epilogue.
+    """Fill the result of fprop or, if `adjoint`, of dgrad, and apply the epilogue.
 
     Args:
-        scale, bias, relu: result = relu(scale * acc + bias), for each channel.
-        partials: results too, one for each of `count_partial_statistics` parts of the pixels; not for depthwise groups.
-        codes: result too, the position of the largest value in each `window` of a max pooling; not for depthwise groups.
+        source, weight: x and w in fprop, dy and w in dgrad.
+        scale, bias, relu: result = relu(scale * acc + bias), per channel.
+        partials: filled with the statistics of each of the `count_partial_statistics` pixel tiles; not for depthwise groups.
+        codes: filled with the argmax position of each `window` of a max pooling, whose maxima are then the result; not for
+            depthwise groups.
     """
     scale, bias = (v.contiguous() if v is not None else None for v in (scale, bias))
     if is_depthwise(weight, groups):
@@ -145,7 +157,7 @@ def conv2d_gather(
 
 
 def count_partial_statistics(x: Tensor, w: Tensor, y: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> int:
-    """The number of tiles of fprop's result that have statistics of their own."""
+    """The number of pixel tiles of fprop's result. Each has its own partial statistics."""
     if plan := plan_tma_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, adjoint=False):
         return plan.partials
     return count_pixel_tiles(x, w, y, stride, groups)

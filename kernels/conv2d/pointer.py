@@ -1,6 +1,7 @@
 """2-D convolution by pointers: the kernels for every geometry, dtype and GPU.
 
-passes.py has the formulas and how they map to matrix products; tma.py and tma_wgrad.py have the kernels for Hopper.
+passes.py has the formulas, maps them to matrix products, and defines tap, phase and split. tma.py and tma_wgrad.py have the
+kernels for Hopper.
 """
 
 import triton
@@ -29,14 +30,15 @@ def _conv2d_gather_kernel(
 ):  # fmt: skip
     """One (BLOCK_M pixels, BLOCK_N channels) tile of the result, in one group and one phase.
 
-    `weight_strides` go by (channel of the result, channel of the source, r, s); `pixels` counts those of the result, or of
-    one phase where all phases have as many rows and columns as the largest; ADJOINT is dgrad. With `codes`, pixels are
-    counted window by window, and the result is the largest of each.
+    ADJOINT selects dgrad. `weight_strides` follow the order (result channels, source channels, R, S). `pixels` is the number of
+    pixels of the result, or of one phase, padded to the size of the largest phase. With `codes`, the kernel max-pools: pixels
+    are numbered window by window, `result` gets the maximum of each window and `codes` its argmax position.
     """
     x_n, x_c, x_h, x_w = source_strides
     w_out, w_in, w_r, w_s = weight_strides
     y_n, y_c, y_h, y_w = result_strides
 
+    # Channel tiles vary fastest: consecutive programs gather the same pixels, from L2.
     channel_tiles = cdiv(channels_out, BLOCK_N)
     pixel_tiles = cdiv(pixels, BLOCK_M)
     program = tl.program_id(0)
@@ -50,10 +52,12 @@ def _conv2d_gather_kernel(
 
     pixel = pixel_tile.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = channel_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Number the pixels of a max pooling window by window, so that a tile holds whole windows.
     if codes is not None:
         n, row, col = pixel_of_window(pixel, phase_height, phase_width, WINDOW)
     else:
         n, row, col = split_pixel(pixel, phase_height, phase_width)
+    # Source pixel and taps of each destination pixel. All pixels of a phase have the same taps: these are scalars.
     if ADJOINT:
         first_row, first_col = phase // phases_w, phase % phases_w
         first_top, first_r, taps_h = small_from_big(first_row, H)
@@ -69,9 +73,10 @@ def _conv2d_gather_kernel(
     from_pixel = n * x_n + top * x_h + left * x_w
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
     depth = tl.full((), channels_in, INDEX) * (taps_h * taps_w)
-    # Triton computes the first indices ahead of the loop, even if no tap hits. A division by 0 there is undefined: the compiler
-    # would conclude that there are taps.
+    # Triton computes the first indices before the loop, even if no tap hits. Division by 0 is undefined, so the compiler would
+    # infer at least one tap.
     across = tl.maximum(taps_w, 1)
+    # Taps and channels share the K axis: a block of few channels covers several taps.
     for start in range(0, depth, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K).to(INDEX)
         tap, c = k // channels_in, k % channels_in
@@ -84,17 +89,19 @@ def _conv2d_gather_kernel(
             down, right = i * H.dilation, j * W.dilation
         hit = inside(top[:, None] + down[None, :], source_height) & inside(left[:, None] + right[None, :], source_width)
         hit &= (pixel < pixels)[:, None] & (k < depth)[None, :]
-        # A masked-off load may still form its address: keep it inside the image.
+        # A masked load may still compute its address: keep it inside the image.
         at = tl.where(hit, from_pixel[:, None] + (down * x_h + right * x_w)[None, :], 0)
         a = tl.load(source + at + (c * x_c)[None, :], mask=hit, other=0.0)  # (BLOCK_M, BLOCK_K)
         at = (c * w_in + r * w_r + s * w_s)[:, None] + (channel * w_out)[None, :]
         b = tl.load(weight + at, mask=(k < depth)[:, None] & (channel < channels_out)[None, :], other=0.0)
         acc = dot(a, b, acc, PRECISION)
 
+    # Apply the epilogue while the tile is in registers: it saves a pass over the result.
     channel_of_all = group * channels_out + channel
     exists = channel < channels_out
     in_result = (pixel < pixels) & (row < result_height) & (col < result_width)
     value = apply_epilogue(acc, scale, bias, channel_of_all, exists, RELU).to(result.dtype.element_ty)
+    # Take the statistics of the rounded values, as the batch normalisation will read them.
     if means is not None:
         at = channel_of_all * pixel_tiles + pixel_tile
         store_statistics(value, in_result, exists, means + at, variances + at)
@@ -106,6 +113,7 @@ def _conv2d_gather_kernel(
         pixel = pixel_tile.to(INDEX) * (BLOCK_M // WINDOW.taps) + tl.arange(0, BLOCK_M // WINDOW.taps)
         n, row, col = split_pixel(pixel, phase_height, phase_width)
         in_result = pixel < pixels // WINDOW.taps
+    # The result and its argmax positions have the same strides, so share the offsets.
     at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
     tl.store(result + at, value, mask=in_result[:, None] & exists[None, :])
     if codes is not None:
@@ -122,12 +130,13 @@ def _conv2d_wgrad_kernel(
 ):  # fmt: skip
     """One (BLOCK_M filters, BLOCK_N channels and taps) tile of dw in one group, summed over one split of the pixels.
 
-    `channels` and `filters` count those of a group.
+    `channels` and `filters` are per group.
     """
     x_n, x_c, x_h, x_w = x_strides
     dy_n, dy_k, dy_p, dy_q = dy_strides
     dw_k, dw_c, dw_r, dw_s = dw_strides
 
+    # Filter tiles vary fastest: consecutive programs read the same pixels of x, from L2.
     columns = tl.full((), channels, INDEX) * (H.taps * W.taps)
     filter_tiles = cdiv(filters, BLOCK_M)
     column_tiles = cdiv(columns, BLOCK_N)
@@ -136,6 +145,7 @@ def _conv2d_wgrad_kernel(
     column_tile, program = program % column_tiles, program // column_tiles
     split, group = (program % splits).to(INDEX), (program // splits).to(INDEX)
 
+    # Channels and taps share the N axis, so that few channels fill a tile too. Both are fixed here, pixels vary in the loop.
     k = filter_tile.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = column_tile.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
     tap, c = column // channels, column % channels
@@ -144,6 +154,7 @@ def _conv2d_wgrad_kernel(
     dy += group * filters * dy_k
     down, right = r * H.dilation, s * W.dilation
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, ACCUMULATOR)
+    # Pixels are the summed axis. The split has a fixed range of them, for a fixed order of the sum.
     first = split * pixels_per_split
     last = tl.minimum(first + pixels_per_split, pixels)
     for start in range(first, last, BLOCK_K):
@@ -158,6 +169,7 @@ def _conv2d_wgrad_kernel(
         b = tl.load(x + at + (c * x_c)[None, :], mask=hit, other=0.0)  # (BLOCK_K, BLOCK_N)
         acc = dot(a, b, acc, PRECISION)
 
+    # Each split has a partial result of its own: no atomics.
     at = ((group * filters + k) * dw_k)[:, None] + (c * dw_c + r * dw_r + s * dw_s)[None, :]
     owned = (k < filters)[:, None] & (column < columns)[None, :]
     tl.store(partials + split * dw_split + at, acc.to(partials.dtype.element_ty), mask=owned)
@@ -168,7 +180,7 @@ def run_gather(
     stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool, relu: bool,
     partials: PartialStatistics | None, codes: Tensor | None, window: Window,
 ) -> None:  # fmt: skip
-    """Fill the result of fprop or, if `adjoint`, dgrad; the arguments are those of conv2d_gather in passes.py."""
+    """Fill the result of fprop or, if `adjoint`, of dgrad. The arguments are those of conv2d_gather in passes.py."""
     images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
     height, width = result.shape[2:]
     w_k, w_c, w_r, w_s = weight.stride()
@@ -221,20 +233,20 @@ def run_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, di
 
 
 def count_pixel_tiles(x: Tensor, w: Tensor, y: Tensor, stride: Ints, groups: int) -> int:
-    """The number of tiles that run_gather cuts the pixels of fprop's result into."""
+    """The number of tiles into which run_gather splits the pixels of fprop's result."""
     pixels = y.numel() // y.shape[1]
     return triton.cdiv(pixels, _gather_tile(x, w, pixels, y.shape[1] // groups, stride, groups, adjoint=False).m)
 
 
 def _scattered(image: Tensor, channels: int) -> bool:
-    """Whether the channels of a group are read one by one, not several at a time, or far apart."""
+    """Whether loads of channels take one element at a time, because they are strided or no multiple of 8, or need int64."""
     return image.stride(1) != 1 or channels % 8 != 0 or exceeds_int32(image)
 
 
 def _gather_tile(
     source: Tensor, weight: Tensor, pixels: int, channels_out: int, stride: Ints, groups: int, adjoint: bool
 ) -> GemmTile:
-    """The tile of fprop or dgrad; `channels_out` are those of a group."""
+    """The tile of fprop or dgrad. `channels_out` is per group."""
     channels_in = source.shape[1] // groups
     taps = weight.shape[2] * weight.shape[3] // (stride[0] * stride[1] if adjoint else 1) or 1
     precision, scattered = conv_precision(source.dtype, source.device), _scattered(source, channels_in)

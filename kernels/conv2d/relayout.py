@@ -1,12 +1,12 @@
-"""Copies of images and filters in another memory order: what Hopper's copy engine takes, for kernels that read through it.
+"""Copies of images and filters, in memory orders for the TMA kernels (TMA is Hopper's copy engine).
 
-    channels_last   channels innermost, padded with zeros to a number of them
-    images_last     images innermost
-    planes          float32 as three bfloat16 whose sum it is, channels innermost
-    spread          filters of several narrow groups as those of one, channels innermost
+    to_channels_last   channels innermost, padded with zero channels to a given number
+    to_images_last     images innermost
+    to_bf16_terms      each float32 as three *bf16 terms*, bfloat16 values whose sum it is; channels innermost
+    merge_groups       the filters of several narrow groups as the filters of one group, channels innermost
 
-A tile spans the axis that lies densest in the source and the one that lies densest in the copy, so that both the loads and
-the stores run along memory. Where these are the same axis it spans that one and the next.
+A tile spans two axes: the one with the smallest stride in the source, and the one with the smallest stride in the copy. So
+both loads and stores are coalesced. If the two are the same axis, the tile spans it and the next one.
 """
 
 import math
@@ -34,22 +34,22 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @device_function
 def _bfloat16(value):
-    """A float32 rounded to the nearest bfloat16, subnormal ones too: on its bits in the interpreter, which would truncate."""
+    """A float32 rounded to the nearest bfloat16, subnormals included. The interpreter truncates, so round the bits there."""
     if not _INTERPRETED:
         return value.to(tl.bfloat16)
     bits = value.to(tl.uint32, bitcast=True)
     bits += tl.where(value == value, 0x7FFF + ((bits >> 16) & 1), 0).to(tl.uint32)
-    bits |= tl.where(value != value, 0x400000, 0).to(tl.uint32)  # a NaN may have no other of the bits that stay
+    bits |= tl.where(value != value, 0x400000, 0).to(tl.uint32)  # keep a NaN whose set bits are all dropped
     return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @device_function
 def _bf16_terms(value):
-    """The three planes of a value."""
+    """The three bf16 terms of a value."""
     within = tl.minimum(tl.maximum(value, -_LARGEST), _LARGEST)
     first = _bfloat16(tl.where(tl.abs(value) < float("inf"), within, value))
     rest = value - widen(first)
-    rest = tl.where(rest == rest, rest, 0.0)  # of what is not finite, NaN is left
+    rest = tl.where(rest == rest, rest, 0.0)  # NaN is the remainder of an infinity or a NaN
     second = _bfloat16(rest)
     return first, second, _bfloat16(rest - widen(second))
 
@@ -62,9 +62,10 @@ def _relayout_kernel(
     TERMS: tl.constexpr, X_LANES: tl.constexpr, X_ROWS: tl.constexpr, OUT_LANES: tl.constexpr,
     INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the copy, zero in the lanes that are not `there`; or of its planes, which lie `plane` elements apart.
+    """A tile of the copy, or of TERMS bf16 terms `term_pitch` elements apart. Lanes from `filled` on are zero.
 
-    X_LANES lanes or X_ROWS rows of x may move at once, and OUT_LANES lanes of the copy: Triton alone sees that of 16 only.
+    One instruction can move X_LANES lanes or X_ROWS rows of x, and OUT_LANES lanes of the copy. Hints tell Triton so:
+    by itself, it finds multiples of 16 only.
     """
     lanes, rows, outer_sizes = sizes
     x_lane, x_row, x_outer = x_strides
@@ -87,15 +88,14 @@ def _relayout_kernel(
 
 
 def to_channels_last(x: Tensor, channels: int | None = None) -> Tensor:
-    """`x` in dense channels_last memory, with as many channels, of which those that `x` does not have are zero.
+    """`x` in dense channels_last memory, padded with zero channels to `channels`.
 
     Args:
-        x: (N, C, H, W), any strides and dtype. A tensor that is so already, from an address that the copy engine takes, is not
-            copied.
-        channels: at least C; without it, C.
+        x: (N, C, H, W), any strides and dtype. A dense channels_last tensor at a multiple of 16 bytes is not copied.
+        channels: at least C, the default.
 
     Returns:
-        (N, channels, H, W) with the strides of its memory (N, H, W, channels), also along axes of one element.
+        (N, channels, H, W) with the strides of the memory order (N, H, W, channels), even for axes of one element.
     """
     n, c, height, width = x.shape
     channels = channels or c
@@ -110,13 +110,14 @@ def to_channels_last(x: Tensor, channels: int | None = None) -> Tensor:
 
 
 def to_images_last(x: Tensor, least: int = 4) -> Tensor:
-    """A copy in memory (H, W, C, N'), where N' is N rounded up to a multiple of `least`: rows start where the copy engine can.
+    """A copy in memory order (H, W, C, N'), with N rounded up to N', a multiple of `least`, so that TMA can read its rows.
 
     Args:
         x: (N, C, H, W), any strides and dtype.
 
     Returns:
-        (N, C, H, W) with the strides of that memory, also along axes of one element. What lies between N and N' is not written.
+        (N, C, H, W) with the strides of that memory order, even for axes of one element. The images from N to N' are not
+        initialised.
     """
     n, c, height, width = x.shape
     out = empty(x, (height, width, c, triton.cdiv(n, least) * least)).permute(3, 2, 0, 1)[:n]
@@ -126,16 +127,16 @@ def to_images_last(x: Tensor, least: int = 4) -> Tensor:
 
 
 def to_bf16_terms(x: Tensor) -> Tensor:
-    """Three bfloat16 planes whose sum is `x`: the first is `x` rounded, each other what is left of it, rounded.
+    """Three bfloat16 terms whose sum is `x`: the first is `x` rounded, each later one is the remainder, rounded.
 
-    The sum has all 24 bits, down to 2^-133: that is bfloat16's smallest number, and less than half of it is lost. What is
-    infinite or NaN is so in the first plane, and zero in the others. No finite number becomes infinite.
+    The sum has all 24 bits, down to 2^-133, the smallest bfloat16: the error is less than half of it. For an infinity or a NaN,
+    the first term is the value and the others are zero. No finite value becomes infinite.
 
     Args:
         x: float32 (N, C, H, W), any strides.
 
     Returns:
-        (N, 3 C, H, W), dense channels_last: channels [0, C) are the first plane.
+        (N, 3 C, H, W), dense channels_last: channels [0, C) are the first terms.
     """
     n, c, height, width = x.shape
     out = empty(x, (n, height, width, _TERMS * c), dtype=torch.bfloat16).permute(0, 3, 1, 2)
@@ -145,24 +146,24 @@ def to_bf16_terms(x: Tensor) -> Tensor:
 
 
 def copy_into(x: Tensor, out: Tensor) -> Tensor:
-    """Fill `out`, of the shape and dtype of `x`, in whichever order the two lie, and return it."""
+    """Fill and return `out`, of the shape and dtype of `x`. Both may have any memory order."""
     _copy(x, out)
     return out
 
 
 def _has_strides(x: Tensor, strides: tuple[int, ...]) -> bool:
-    """Whether a tensor has these strides, but for those that no element has."""
+    """Whether a tensor has these strides, except along axes of one element."""
     return all(stride == wanted for size, stride, wanted in zip(x.shape, x.stride(), strides, strict=True) if size > 1)
 
 
-def _copy(x: Tensor, out: Tensor, planes: int = 1) -> None:
-    """Fill `out`, whose channels are those of `x`, or are more, or are those of its planes."""
+def _copy(x: Tensor, out: Tensor, terms: int = 1) -> None:
+    """Fill `out`. It may have more channels than `x`, filled with zeros, or `terms` times as many, for bf16 terms."""
     if out.shape == x.shape:
         sizes, (out_strides, x_strides) = memory_order(out, x)
         filled = sizes[0]
     else:
         filled, (rest, (out_rest, x_rest)) = x.shape[1], memory_order(out[:, 0], x[:, 0])
-        sizes = out.shape[1] // planes, *rest
+        sizes = out.shape[1] // terms, *rest
         out_strides, x_strides = (out.stride(1), *out_rest), (x.stride(1), *x_rest)
     if len(sizes) == 1:
         sizes, out_strides, x_strides = (*sizes, 1), (*out_strides, 0), (*x_strides, 0)
@@ -177,7 +178,7 @@ def _copy(x: Tensor, out: Tensor, planes: int = 1) -> None:
         _relayout_kernel, programs, x, out,
         _nested(x_strides), _nested(out_strides),
         _nested(sizes), filled, sizes[0],
-        TERMS=planes, X_LANES=x_run.lanes, X_ROWS=x_run.rows, OUT_LANES=_run(out, sizes, out_strides).lanes,
+        TERMS=terms, X_LANES=x_run.lanes, X_ROWS=x_run.rows, OUT_LANES=_run(out, sizes, out_strides).lanes,
         INDEX=index_type(x, out), TILE=tile, device=x.device,
     )  # fmt: skip
 
@@ -187,7 +188,7 @@ def _nested(axes: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
 
 
 def _tile(lanes: int, rows: int, x: Tensor) -> ElementTile:
-    """As square as the axes allow; on a GPU rows and lanes of 64, or fewer so that a small tensor fills it."""
+    """As square as the axes allow; on a GPU 64 x 64, or less so that a small tensor fills it."""
     if INTERPRETED:
         room = tuning.elementwise_block(x.numel())
     else:
@@ -199,9 +200,9 @@ def _tile(lanes: int, rows: int, x: Tensor) -> ElementTile:
 
 
 def _run(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> ElementTile:
-    """How many lanes or rows of a tile lie side by side, all there or all not, from an address that is a multiple of as many.
+    """The lanes or rows of a tile per instruction: contiguous, aligned, and all or none of them masked.
 
-    16 bytes at most, which is what one instruction moves; 1 x 1 if neither lie so.
+    At most 16 bytes, the limit of an instruction; 1 x 1 if neither axis is contiguous.
     """
     if 1 not in strides[:2]:
         return ElementTile(1, 1)
@@ -217,7 +218,7 @@ def _merge_groups_kernel(
     elements, taps_w, filters, channels, taps, channels_at_once, at_once,
     INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of the filters of wide groups, (K, R, S, channels_at_once) in memory."""
+    """BLOCK elements of the filters of merged groups, in memory order (K, R, S, channels_at_once)."""
     w_k, w_c, w_r, w_s = w_strides
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     wide, rest = element % channels_at_once, element // channels_at_once
@@ -229,11 +230,11 @@ def _merge_groups_kernel(
 
 
 def merge_groups(w: Tensor, at_once: int, groups: int) -> Tensor:
-    """The filters of a convolution of `groups` as those of one with groups / at_once: zero for channels of other groups.
+    """The filters of a convolution of `groups`, for one of groups / at_once: zero for the channels of other groups.
 
     Args:
         w: (K, C / groups, R, S), any strides and dtype.
-        at_once: how many neighbouring groups become one.
+        at_once: the number of neighbouring groups merged into one.
 
     Returns:
         (K, at_once * C / groups, R, S), dense channels_last.

@@ -1,25 +1,31 @@
-"""2-D convolution on Hopper's copy engine (TMA) and its matrix instructions (wgmma): conv2d.py's fprop and dgrad, in boxes.
+"""fprop and dgrad of 2-D convolution on Hopper's copy engine (TMA) and its matrix instructions (wgmma).
 
-A host-side descriptor of an image lets one instruction copy a box of pixels and channels from global to shared memory, and
-write zeros for what lies outside the image, which is what padding asks for. wgmma multiplies what lies in shared memory. So
-there are no addresses to compute, no masks, and no operand passes through registers:
+A *TMA box* (CUDA's boxDim) is the block of a tensor that one TMA copy moves. The host makes a descriptor of each tensor. With
+it, one instruction copies a box of pixels and channels from global to shared memory and writes zeros outside the image, as
+padding requires. wgmma multiplies operands in shared memory. So a program computes no addresses and no masks, and no operand
+passes through registers:
 
     acc[channels, pixels] += w[channels, depth] @ box[pixels, depth]^T    for each tap, BLOCK_K of the depth at a time
 
-The box stands on the right of the product and the filters on the left, since Triton keeps a box of several rows in shared
-memory only as a right operand. dgrad reads the same filters, transposed by wgmma; no copy is made.
+The box is the right operand and the filters are the left one, since Triton keeps a box of several rows in shared memory only
+as a right operand. dgrad reads the same filters, and wgmma transposes them without a copy. Its programs compute one *phase*
+each: pixels with equal h mod stride and equal w mod stride, since these share their taps.
 
-A box is (images, rows, columns) of the result, whichever shape of so many pixels wastes the least: 64 pixels of 7 x 7 images
-are one pixel of 64 images. Taps that fall outside the image for all of a box are skipped; dilated convolutions of small images
-spend most of their time on those. A stride along the columns becomes a factor of the channels, as in a view
-(N, H, W / stride, stride * C); rows that are strided have boxes of one row.
+A box has (images, rows, columns) of the result, in the shape with the least work: for 7 x 7 images, a box of 64 pixels is one
+pixel of 64 images. A box skips the taps outside the image for all of its pixels: dilated convolutions of small images would
+spend most of their time on them. A column stride becomes a factor of the channels: the source is viewed as
+(N, H, W / stride, stride * C). With a row stride, boxes have one row.
 
-Images of few channels, which a copy engine does not take, are done by way of what few_channels.py makes of them. Narrow groups
-become wide ones, a block of 16 or fewer of them at once, by filters with zeros. TF32's matrix instruction sums along what lies
-side by side in memory, and nothing else: its dgrad takes filters from a copy in that order, which relayout.py makes. It makes
-channels_last copies of contiguous images too.
+Some operands need a copy or a change first:
 
-conv2d_tma_wgrad.py has the gradient of the filters. conv2d.py has kernels for all that is not done here, on any device.
+    few channels        TMA cannot read them in place. few_channels.py makes a *window copy*: the copy of an image in which each
+                        window is contiguous.
+    narrow groups       Up to 16 neighbouring groups are merged into one. The merged filters have zeros for other groups.
+    TF32 in dgrad       wgmma sums TF32 only along the contiguous axis. relayout.py copies the filters into that order.
+    float32, no TF32    relayout.py splits each value into three *bf16 terms*: bfloat16 values whose sum is the float32.
+    contiguous images   relayout.py copies them into channels_last.
+
+tma_wgrad.py computes the gradient of the filters. pointer.py has the kernels for all other cases, on any device.
 """
 
 import math
@@ -35,7 +41,7 @@ from ..device.epilogue import apply_epilogue, store_statistics
 from ..device.function import device_function
 from ..device.indexing import Axis, axes_of, big_from_small, cdiv, floor_div, hitting_taps, increment, small_from_big
 from ..device.precision import CROSS_PAIRS, conv_precision, dot, term_pair
-from ..runtime.hardware import architecture
+from ..runtime.hardware import architecture_of
 from ..runtime.launch import launch
 from ..runtime.layout import Ints, index_type
 from ..runtime.settings import settings
@@ -45,18 +51,17 @@ from .few_channels import WindowCopy, copy_filters, copy_image, plan_window_copy
 from .relayout import merge_groups, to_bf16_terms, to_channels_last
 from .tma_box import Box, GatherAxis, best_box, flat_view, planar_view, tma_can_read, tma_descriptor, tma_strides
 
-# Where no tap hits a tile, it is multiplied once by zeros, which come from this far outside of both tensors. Around a loop that
-# may have no turn there would be a way on which others than wgmma write its sum, and ptxas would have each wgmma wait for the
-# one before.
+# Coordinates outside every tensor, where TMA reads zeros. A tile without taps multiplies those once: if the loop could run zero
+# times, an instruction other than wgmma could write the sum, and ptxas would serialise every wgmma.
 OUTSIDE = tl.constexpr(2**30)
 
-# If a thread has more numbers of a tile, they are stored one half after the other: where they go must fit its registers too.
+# Above this many accumulators per thread, store in two halves so that the addresses fit in registers.
 MAX_STORED_AT_ONCE = 64
 
-# Channels on either side, for which the tensor cores would mostly multiply zeros.
+# With fewer channels on either side, the tensor cores would mostly multiply zeros.
 MIN_CHANNELS = 32
 
-# Groups with fewer channels become one of so many or more, with zeros among its filters, but no more than that of them at once.
+# Merge narrow groups, at most MAX_MERGED_GROUPS, into one of MIN_GROUP_CHANNELS or more, and pad its filters with zeros.
 MIN_GROUP_CHANNELS, MAX_MERGED_GROUPS = 64, 16
 
 
@@ -68,9 +73,9 @@ def _accumulate(
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr, ADJOINT: tl.constexpr,
     TRANSPOSED: tl.constexpr, PAIRS: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc (BLOCK_M, pixels) and the products of boxes with filters, for all taps that hit, pairs of planes and channels."""
+    """acc (BLOCK_M, pixels) + filters @ box^T, summed over all taps that hit, PAIRS pairs of bf16 terms, and channels."""
     c, pair, i, j = 0, 0, first_h, first_w
-    for _ in range(tl.maximum(steps * PAIRS, 1)):  # so that the compiler knows of a turn
+    for _ in range(tl.maximum(steps * PAIRS, 1)):  # the maximum proves to the compiler that the loop runs: see OUTSIDE
         term, other = term_pair(pair, PAIRS)
         if ADJOINT:
             row, col = top - i * H.tap_back, left - j * W.tap_back
@@ -82,7 +87,7 @@ def _accumulate(
         at = floor_div(col, SPAN)
         coordinates = (n, channel, left) if PLANAR else (n, row, at, (col - at * SPAN) * source_pitch + channel)
         at = weight_channel + tap * tap_pitch + other * term_pitches[1]
-        box = source.load(coordinates)  # one copy after the other, so that they have one barrier
+        box = source.load(coordinates)  # consecutive copies share one barrier
         filters = weight.load((weight_row + c, at) if TRANSPOSED else (weight_row, at + c))
         box = tl.reshape(box, (BLOCK_K, acc.shape[1])) if PLANAR else tl.reshape(box, (acc.shape[1], BLOCK_K)).T
         filters = filters.T if TRANSPOSED else filters
@@ -96,7 +101,7 @@ def _accumulate(
 
 @device_function
 def _halves(acc):
-    """The left columns and the right ones."""
+    """The left half and the right half of the columns."""
     return tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2)), (0, 2, 1)))
 
 
@@ -112,11 +117,12 @@ def _conv2d_gather_tma_kernel(
 ):  # fmt: skip
     """One BOX of pixels of the result and BLOCK_M of its channels, in one group and one phase.
 
-    `source` is a descriptor of (N, H, W / SPAN, SPAN * source_pitch), or PLANAR of (N, C, pixels). `weight` is one of (filters,
-    taps * tap_pitch); where it is TRANSPOSED, the depth runs down its rows. `channels_...` count those of a group. ADJOINT is
-    dgrad, as in conv2d.py.
+    `source` is a descriptor of (N, H, W / SPAN, SPAN * source_pitch) or, if PLANAR, of (N, C, pixels). `weight` is a descriptor
+    of (filters, taps * tap_pitch); if TRANSPOSED, its rows are the depth. `channels_in` and `channels_out` are per group.
+    ADJOINT selects dgrad.
     """
     y_n, y_c, y_h, y_w = result_strides
+    # Channel tiles vary fastest: consecutive programs copy the same boxes, from L2.
     program = tl.program_id(0)
     channel_tiles = cdiv(channels_out, BLOCK_M)
     channel_tile, program = program % channel_tiles, program // channel_tiles
@@ -127,6 +133,7 @@ def _conv2d_gather_tma_kernel(
     row0 = pixel_tile // column_tiles % row_tiles * BOX.rows
     n0 = pixel_tile // (column_tiles * row_tiles) * BOX.images
 
+    # Loop over the taps inside the image for some pixel of the box; all other products are zero.
     if ADJOINT:
         first_row, first_col = phase // phases_w, phase % phases_w
         top, first_r, taps_h = small_from_big(first_row, H)
@@ -140,6 +147,7 @@ def _conv2d_gather_tma_kernel(
         first_h, hits_h = hitting_taps(top, (BOX.rows - 1) * H.stride, source_height, H.taps, H.dilation)
         first_w, hits_w = hitting_taps(left, (BOX.columns - 1) * W.stride, source_width, W.taps, W.dilation)
 
+    # The loop needs at least one step, even for a box without taps: see OUTSIDE.
     source_channel = group * channels_in
     weight_row = source_channel if TRANSPOSED else group * channels_out + channel_tile * BLOCK_M
     weight_channel = channel_tile * BLOCK_M if TRANSPOSED else 0
@@ -147,8 +155,10 @@ def _conv2d_gather_tma_kernel(
         source_channel, weight_row = OUTSIDE, OUTSIDE
     steps = tl.maximum(hits_h * hits_w * cdiv(channels_in, BLOCK_K), 1)
 
+    # Add the CROSS products first: they are small. The product of the first terms alone decides where the result is infinite or
+    # NaN, so replace non-finite sums by 0 before it.
     acc = tl.full((BLOCK_M, BOX.pixels), 0.0, tl.float32)
-    if CROSS:  # what is small comes first; where the first planes are not finite, they alone say what the sum is
+    if CROSS:
         acc = _accumulate(
             acc, steps, source, weight,
             n0, top, left, first_h, first_w, hits_w, first_r, first_s,
@@ -163,6 +173,7 @@ def _conv2d_gather_tma_kernel(
         H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, CROSS > 0, PRECISION, BLOCK_K,
     )  # fmt: skip
 
+    # Transpose each half for the epilogue, so that channels run along the rows of the tile, and store it before the next half.
     channel = channel_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = channel < channels_out
     channel += group * channels_out
@@ -173,29 +184,32 @@ def _conv2d_gather_tma_kernel(
         row, col = row0 + at // BOX.columns % BOX.rows, col0 + at % BOX.columns
         if ADJOINT:
             row, col = first_row + row * H.stride, first_col + col * W.stride
+        # Boxes reach past the last image, row and column; the phases of dgrad differ in size.
         in_result = (n < images) & (row < result_height) & (col < result_width)
         value = apply_epilogue(stored[i].T, scale, bias, channel, exists, RELU).to(result.dtype.element_ty)  # (pixels, BLOCK_M)
+        # Take the statistics of the rounded values, as the batch normalisation will read them.
         if means is not None:
             partial = pixel_tile * HALVES + i
             at = channel.to(INDEX) * (pixel_tiles * HALVES) + partial
             store_statistics(value, in_result, exists, means + at, variances + at)
             count = tl.sum(in_result.to(tl.int32), axis=0).to(counts.dtype.element_ty)
             tl.store(counts + partial, count, mask=(channel_tile == 0) & (group == 0))
+        # The result may have any strides, so store through pointers.
         at = (n.to(INDEX) * y_n + row.to(INDEX) * y_h + col.to(INDEX) * y_w)[:, None] + (channel.to(INDEX) * y_c)[None, :]
         tl.store(result + at, value, mask=in_result[:, None] & exists[None, :])
 
 
 class TmaGather(NamedTuple):
-    """How fprop or dgrad is done in boxes."""
+    """The plan of an fprop or a dgrad through TMA."""
 
-    source: Tensor  # as it comes or a view of it; a copy is made when the kernel is started
+    source: Tensor  # as given, or a view of it; run_tma_gather makes the copies
     size: tuple[int, int, int]  # images, rows and columns of the result
-    view: Callable[[Tensor], Tensor | None] | None  # flat or planar: as that sees the source, the result is seen too
+    view: Callable[[Tensor], Tensor | None] | None  # flat_view or planar_view if applied to source and result
     stride: Ints
-    merged: int  # groups that became one
+    merged: int  # groups merged into one
     box: Box
     tile: GemmTile
-    window_copy: WindowCopy | None = None  # how the copy of an image of few channels is made
+    window_copy: WindowCopy | None = None  # for an image of few channels
 
     @property
     def halves(self) -> int:
@@ -203,7 +217,7 @@ class TmaGather(NamedTuple):
 
     @property
     def partials(self) -> int:
-        """Of how many parts of the pixels the kernel has statistics."""
+        """The number of pixel tiles with partial statistics."""
         tiles = math.prod(triton.cdiv(size, block) for size, block in zip(self.size, self.box, strict=True))
         return tiles * self.halves
 
@@ -212,7 +226,7 @@ def plan_tma_gather(
     source: Tensor, weight: Tensor, shape: Ints, channels_last: bool,
     stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool,
 ) -> TmaGather | None:  # fmt: skip
-    """How conv2d.py's gather_gemm does this in boxes, for a result of this shape and memory format; None if it does not."""
+    """Plan fprop or dgrad through TMA for a result of this shape and memory format; None leaves it to pointer.py."""
     merged = count_merged_groups(source.shape[1] // groups, shape[1] // groups, groups)
     groups //= merged
     channels_in, channels_out = source.shape[1] // groups, shape[1] // groups
@@ -223,7 +237,7 @@ def plan_tma_gather(
         window_copy := plan_few_channels(source, weight.shape, shape[2:], stride, padding, dilation, merged * groups)
     ):
         return _plan_window_copy(source, weight, shape, stride, padding, dilation, window_copy)
-    # Columns of the filters' matrix are the channels of the source, but where it is transposed.
+    # TMA needs a multiple of `unit` in each innermost axis: the source's channels, and in dgrad also the filters' channels.
     if channels_in % unit or channels_out % (unit if adjoint else 1) or too_few(channels_in, channels_out):
         return None
     if adjoint and groups > 1 and source.dtype == torch.float32 and not in_terms:
@@ -244,7 +258,7 @@ def plan_tma_gather(
     pixels = images * height * width * groups
     tile = gemm_tile(Gemm("tma conv2d", channels_out, pixels, depth, source.dtype, precision), source.device)
     block = min(tile.k, channels_in & -channels_in)
-    if block < 16:  # its channels end inside a block, where the filters have zeros
+    if block < 16:  # the last block reaches past the channels, where the filters are zero
         if groups > 1 or in_terms or (stride[1] > 1 and not adjoint):
             return None
         block = tile.k
@@ -259,7 +273,7 @@ def plan_tma_gather(
 def _plan_window_copy(
     x: Tensor, w: Tensor, shape: Ints, stride: Ints, padding: Ints, dilation: Ints, window_copy: WindowCopy
 ) -> TmaGather:
-    """The same for few channels, as R x 1 taps of what windows see."""
+    """Plan fprop of an image of few channels: R x 1 taps over its window copy."""
     (images, filters, height, width), taps = shape, w.shape[2]
     precision = conv_precision(x.dtype, x.device)
     tile = gemm_tile(
@@ -268,7 +282,8 @@ def _plan_window_copy(
     block = window_copy.block(tile.k)
     rows = GatherAxis(height, window_copy.rows, Axis(taps, stride[0], padding[0], dilation[0]), False, stride[0] > 1)
     columns = GatherAxis(width, width, Axis(1, 1, 0, 1), False)
-    box = best_box(tile.n, images, rows, columns, slack=0.1)  # windows overlap: what is read side by side is in L2
+    # The slack lets wide boxes win: adjacent windows overlap, and L2 serves the overlap.
+    box = best_box(tile.n, images, rows, columns, slack=0.1)
     tile = tile._replace(k=block, stages=tile.stages * tile.k // block)
     return TmaGather(x, (images, height, width), None, (stride[0], 1), 1, box, tile, window_copy)
 
@@ -276,7 +291,7 @@ def _plan_window_copy(
 def plan_few_channels(
     x: Tensor, w: Ints, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> WindowCopy | None:
-    """How few_channels.py copies an image of few channels for not few filters, whose sizes are `w`; None if it does not."""
+    """Plan the window copy of an image of few channels for many filters of sizes `w`, (K, C, R, S); None for other cases."""
     if groups > 1 or not too_few(w[1]) or too_few(w[0]) or uses_bf16_terms(x):
         return None
     return plan_window_copy(x, w, size, stride, padding, dilation, channel_multiple(x))
@@ -286,7 +301,7 @@ def run_tma_gather(
     plan: TmaGather, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
     padding: Ints, dilation: Ints, groups: int, adjoint: bool, relu: bool, partials: PartialStatistics | None,
 ) -> None:  # fmt: skip
-    """Fill a result by its plan; the other arguments are those of conv2d.py's gather_gemm."""
+    """Fill the result by its plan. The other arguments are those of conv2d_gather in passes.py."""
     source, (images, height, width), view, stride, merged, box, tile, window_copy = plan
     if window_copy:
         source, weight = window_view(copy_image(source, window_copy), window_copy), copy_filters(weight, window_copy, tile.k)
@@ -341,7 +356,7 @@ def run_tma_gather(
 
 
 def count_merged_groups(channels_in: int, channels_out: int, groups: int) -> int:
-    """How many neighbouring groups become one: enough for the tensor cores to multiply more than padding, or else one."""
+    """The number of neighbouring groups to merge into one, so that the tensor cores multiply more than padding; 1 for none."""
     few = min(channels_in, channels_out)
     enough = (n for n in range(1, min(groups, MAX_MERGED_GROUPS) + 1) if groups % n == 0 and n * few >= MIN_GROUP_CHANNELS)
     return next(enough, 1)
@@ -352,21 +367,21 @@ def too_few(*channels: int) -> bool:
 
 
 def may_use_tma(tensor: Tensor) -> bool:
-    """Whether this tensor may be convolved in boxes at all."""
-    name = architecture(tensor.device)
+    """Whether the TMA kernels support this tensor's dtype and device."""
+    name = architecture_of(tensor.device)
     return tensor.dtype.itemsize <= 4 and (name == "sm_90" or name == "interpreter" and settings.interpret_tma)
 
 
 def uses_bf16_terms(image: Tensor) -> bool:
-    """Whether float32 is multiplied exactly, as three bfloat16 planes."""
+    """Whether to multiply this image as bf16 terms: it is float32, and torch forbids TF32."""
     return image.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"
 
 
 def channel_multiple(image: Tensor) -> int:
-    """Of how many elements a number of channels must be a multiple: the copy engine counts 16 bytes."""
+    """Every number of channels must be a multiple of this: TMA needs multiples of 16 bytes."""
     return 8 if uses_bf16_terms(image) else 16 // image.dtype.itemsize
 
 
 def operand_precision(image: Tensor) -> str:
-    """`input_precision` of what is read from this image."""
+    """`input_precision` of a product with this operand."""
     return "tf32" if image.dtype == torch.float32 else "ieee"

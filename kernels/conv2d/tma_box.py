@@ -1,7 +1,10 @@
-"""Boxes of pixels that a copy engine moves: which shape wastes the least, and the images that it can take as they lie.
+"""TMA boxes: their shape with the least work, and the images TMA can read in place.
 
-A descriptor says where an image lies: up to five axes, the innermost of which lies side by side, while all others, and the
-image itself, begin at multiples of 16 bytes. What a box covers beyond an axis is read as zeros.
+TMA is Hopper's copy engine. A *TMA box* (CUDA's boxDim) is the block of a tensor that one TMA copy moves. A TMA descriptor
+holds the address, sizes and strides of a tensor with up to five axes. The innermost axis must be contiguous. The address and
+all other strides must be multiples of 16 bytes. Where a box reaches beyond an axis, TMA writes zeros.
+
+A *run* is a sequence of consecutive pixels of one row, or of one pixel in consecutive images. wgrad sums over runs.
 """
 
 import functools
@@ -19,7 +22,7 @@ _ROUNDED = {"round_f32_to_tf32": True} if "round_f32_to_tf32" in TensorDescripto
 
 
 class Box(NamedTuple):
-    """Pixels that one program computes, of so many images, rows and columns."""
+    """The pixels of the result that one program computes: `images` x `rows` x `columns`."""
 
     images: int
     rows: int
@@ -31,16 +34,20 @@ class Box(NamedTuple):
 
 
 class GatherAxis(NamedTuple):
-    """One axis of a pass that gathers: the sizes of its result and its source, and whether it is the adjoint."""
+    """Height or width in fprop or, if `adjoint`, in dgrad: the sizes of the result and the source."""
 
     size: int
     source: int
     axis: Axis
     adjoint: bool
-    one: bool = False  # a box has a single pixel along it
+    one: bool = False  # boxes have a single pixel along this axis
 
     def work(self, block: int) -> int:
-        """How many taps boxes of so many pixels multiply along the whole axis."""
+        """The number of taps multiplied by all boxes of `block` pixels along the axis.
+
+        A box skips the taps outside the image for all of its pixels. In dgrad, a box without taps counts as one: it
+        multiplies zeros.
+        """
         taps, stride, padding, dilation = self.axis
         if not self.adjoint:
             starts = range(-padding, self.size * stride - padding, block * stride)
@@ -57,7 +64,7 @@ class GatherAxis(NamedTuple):
 
 
 def _hits(start: int, reach: int, size: int, step: int, taps: int) -> int:
-    """As indexing.py's hitting_taps."""
+    """The number of taps from hitting_taps (indexing.py), computed on the host."""
     low, high = -start - reach, size - 1 - start
     first, last = (-(-low // step), high // step) if step > 0 else (-(high // -step), -low // -step)
     return max(0, min(last, taps - 1) - max(first, 0) + 1)
@@ -65,9 +72,9 @@ def _hits(start: int, reach: int, size: int, step: int, taps: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def best_box(pixels: int, images: int, rows: GatherAxis, columns: GatherAxis, slack: float = 0.0) -> Box:
-    """The box of so many pixels, a power of two, with which the fewest are multiplied; of several, that with long rows.
+    """The box with `pixels` pixels (a power of two) that does the least work; ties go to the longest rows.
 
-    And of those, too, with which at most that share more are, the `slack`.
+    A box ties if its work exceeds the least by at most the share `slack`.
     """
     powers = [1 << i for i in range(pixels.bit_length())]
     works_h = {high: rows.work(high) for high in (powers[:1] if rows.one else powers)}
@@ -79,28 +86,31 @@ def best_box(pixels: int, images: int, rows: GatherAxis, columns: GatherAxis, sl
 
 
 def best_run(most: int, images: int, columns: int) -> tuple[int, bool]:
-    """The length of the lines of pixels that wgrad sums over, and whether they run along the images; 0 if all waste too much.
+    """The length of wgrad's runs, at most `most`, and whether a run crosses images; length 0 if every run wastes too much.
 
-    Short ones keep the matrix units waiting.
+    A run wastes its pixels beyond the last image or column. Short runs lose time: the matrix units wait for data.
     """
     lengths = [n for n in (most, most // 2, most // 4) if n >= 16 or n == most]
-    lines = [(size / (-(-size // n) * n) * (0.7 + 0.3 * n / most), of_images, n)
+    runs = [(size / (-(-size // n) * n) * (0.7 + 0.3 * n / most), of_images, n)
              for of_images, size in ((True, images), (False, columns)) for n in lengths if size]  # fmt: skip
-    share, of_images, length = max(lines, default=(0.0, True, 0))
+    share, of_images, length = max(runs, default=(0.0, True, 0))
     return (length, of_images) if share > 0.3 else (0, True)
 
 
 def tma_descriptor(tensor: Tensor, shape: Ints, strides: Ints, block: Ints) -> TensorDescriptor:
-    """For float32, one that rounds to TF32 on the way where Triton can; elsewhere the matrix unit cuts off what TF32 lacks."""
+    """A descriptor of a tensor, copied in boxes of shape `block`.
+
+    TMA rounds float32 to TF32 if this version of Triton can request it. Otherwise the matrix unit truncates.
+    """
     return TensorDescriptor(
         tensor, list(shape), list(strides), list(block), **(_ROUNDED if tensor.dtype == torch.float32 else {})
     )
 
 
 def tma_can_read(image: Tensor, innermost: int = 1) -> bool:
-    """Whether boxes can be copied from where it lies: one axis side by side, all else at multiples of 16 bytes.
+    """Whether TMA can read an image in place: `innermost` axis contiguous, address and other strides multiples of 16 bytes.
 
-    Columns must not lie so far apart that some of them as one are more elements than int32 counts.
+    The column stride must be below 2^24, so that a merged span of columns fits in int32.
     """
     strides = tma_strides(image, innermost)
     others = [s * image.dtype.itemsize for axis, s in enumerate(strides) if axis != innermost]
@@ -109,7 +119,10 @@ def tma_can_read(image: Tensor, innermost: int = 1) -> bool:
 
 
 def tma_strides(image: Tensor, innermost: int = 1) -> list[int]:
-    """Its strides; of an axis of one element, which may have any, the least that a descriptor takes."""
+    """The strides of an image for its descriptor.
+
+    torch allows any stride for an axis of one element. Here such an axis has the smallest stride TMA accepts.
+    """
     unit = 16 // image.dtype.itemsize
     least = triton.cdiv(image.shape[innermost], unit) * unit
     sizes = enumerate(zip(image.shape, image.stride(), strict=True))
@@ -117,16 +130,16 @@ def tma_strides(image: Tensor, innermost: int = 1) -> list[int]:
 
 
 def flat_view(image: Tensor) -> Tensor | None:
-    """All pixels of a channels_last image as one row, if they lie side by side."""
+    """All pixels of a dense channels_last image as a single row; None for an image with gaps."""
     n, c, h, w = image.shape
     s_n, s_c, s_h, s_w = tma_strides(image)
-    side_by_side = (c == 1 or s_c == 1) and (h == 1 or s_h == w * s_w) and (n == 1 or s_n == h * w * s_w)
-    side_by_side &= n * h * w < 2**31 - 2**20  # coordinates are int32
-    return image.as_strided((1, c, 1, n * h * w), (s_w, 1, s_w, s_w)) if side_by_side else None
+    dense = (c == 1 or s_c == 1) and (h == 1 or s_h == w * s_w) and (n == 1 or s_n == h * w * s_w)
+    dense &= n * h * w < 2**31 - 2**20  # TMA coordinates are int32
+    return image.as_strided((1, c, 1, n * h * w), (s_w, 1, s_w, s_w)) if dense else None
 
 
 def planar_view(image: Tensor) -> Tensor | None:
-    """Each image of a contiguous one as a row of pixels, if the copy engine can take them as they lie."""
+    """A contiguous image with each plane, the (H, W) image of one channel, as a row; None if TMA cannot read it in place."""
     n, c, h, w = image.shape
     s_n, s_c, s_h, s_w = image.stride()
     rows = (w == 1 or s_w == 1) and (h == 1 or s_h == w)

@@ -1,16 +1,23 @@
-"""The gradient of 2-D convolution with respect to its filters on Hopper's copy engine and matrix instructions, in lines.
+"""wgrad of 2-D convolution on Hopper's copy engine (TMA) and its matrix instructions (wgmma).
 
-    acc[filters, channels] += dy[line, filters]^T @ x[line, channels]    for each line of pixels
+    acc[filters, channels] += dy[run, filters]^T @ x[run, channels]    for each run of pixels
 
-A sum over pixels has a line of them as its depth: BLOCK_K images at one place, which there are for every batch, at any stride,
-padding and dilation; or as many columns of one image. A line is what Triton keeps in shared memory as a left operand, which it
-does not with a box of several rows. Both operands are copied there and multiplied from there, as in conv2d_tma.py.
+A *run* is BLOCK_K pixels of the sum: consecutive columns of one image, or one pixel in consecutive images. The latter works
+for every batch, stride, padding and dilation. A *TMA box* (CUDA's boxDim) is the block of a tensor that one TMA copy moves,
+here a run of pixels and some of their channels. Triton keeps a run in shared memory as a left operand, unlike a box of several
+rows. So TMA copies both operands to shared memory and wgmma multiplies them there, as in tma.py.
 
-One program does several taps of a row with one copy of dy, or of a column where rows have one tap. The lines are cut into parts
-that fill the GPU, whose sums reduce.py adds in a fixed order. Lines for which a tap falls outside the image are left out.
+One program computes several taps of a filter row with one copy of dy; or of a filter column, if rows have one tap. It skips
+the pixels for which all of these taps are outside the image. The runs are divided into *splits*, enough to fill the GPU.
+reduce.py adds the sums of the splits in a fixed order.
 
-Of narrow groups several are done as one; what that computes for channels of other groups is not stored. TF32's matrix
-instruction sums along what lies side by side in memory: for that, both operands are copied with the images innermost.
+Some operands need a copy or a change first:
+
+    few channels        Read from a *window copy*: the copy of an image in which each window is contiguous (few_channels.py).
+    narrow groups       Merged, as in tma.py. The products between different groups are not stored.
+    TF32                wgmma sums TF32 only along the contiguous axis, so both operands are copied with images innermost:
+                        memory order (H, W, C, N).
+    float32, no TF32    Split into three *bf16 terms*: bfloat16 values whose sum is the float32.
 """
 
 from typing import NamedTuple
@@ -51,16 +58,18 @@ def _accumulate(
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, ALONG_IMAGES: tl.constexpr, IMAGES_LAST: tl.constexpr,
     PAIRS: tl.constexpr, APART: tl.constexpr, DOWN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """accs, one (BLOCK_M, BLOCK_N) for each tap from (r, s) on, along a row or DOWN a column, and the products of lines: of so
-    many from (n, p, q) on, for each pair of planes."""
+    """accs + dy^T @ x, summed over `steps` runs from (n, p, q) on and PAIRS pairs of bf16 terms.
+
+    accs has one (BLOCK_M, BLOCK_N) sum per tap from (r, s) on, along a filter row or DOWN a column.
+    """
     BLOCK_M: tl.constexpr = accs[0].shape[0]
     BLOCK_N: tl.constexpr = accs[0].shape[1]
     pair = 0
-    for _ in range(tl.maximum(steps * PAIRS, 1)):  # so that the compiler knows of a turn
+    for _ in range(tl.maximum(steps * PAIRS, 1)):  # the maximum proves to the compiler that the loop runs
         term, other = term_pair(pair, PAIRS)
         k = dy_channel + term * term_pitches[1]
         a = dy.load((p, q, k, n) if IMAGES_LAST else (p, q, n, k) if ALONG_IMAGES else (n, p, q, k))
-        boxes = ()  # one copy after the other, so that they have one barrier
+        boxes = ()  # consecutive copies share one barrier
         for i in tl.static_range(len(accs)):
             row, col = big_from_small(p, r + i * DOWN, H), big_from_small(q, s + i * (1 - DOWN), W)
             at = floor_div(col, SPAN)
@@ -98,12 +107,13 @@ def _conv2d_wgrad_tma_kernel(
     CROSS: tl.constexpr, TAPS: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps, in one group, summed over one part of the lines.
+    """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps, in one group, summed over one split of the runs.
 
-    Where several narrow groups are one, a filter keeps what it has with the channels of its own. With a PITCH, x is what
-    windows see of a copy by few_channels.py: its channels are those of (S, PITCH), of which dw has `narrow_channels`.
+    Where narrow groups are merged, the program stores the products of each filter with the channels of its own group. With a
+    PITCH, x is a view of a window copy: its channels are (S, PITCH), and dw has the first `narrow_channels` of each PITCH.
     """
     dw_k, dw_c, dw_r, dw_s = dw_strides
+    # Filter tiles vary fastest: consecutive programs copy the same runs of x, from L2.
     program = tl.program_id(0)
     filter_tiles, channel_tiles = cdiv(filters, BLOCK_M), cdiv(channels, BLOCK_N)
     filter_tile, program = program % filter_tiles, program // filter_tiles
@@ -115,6 +125,7 @@ def _conv2d_wgrad_tma_kernel(
     r, program = program % cdiv(H.taps, TAPS_H) * TAPS_H, program // cdiv(H.taps, TAPS_H)
     split, group = program % splits, program // splits
 
+    # Number the runs of the pixels under any of these taps, in int64: runs * splits may exceed int32.
     first_p, count_p = hitting_smalls(r, r + TAPS_H - 1, out_height, height, H)
     first_q, count_q = hitting_smalls(s, s + TAPS_W - 1, out_width, width, W)
     end_p, end_q = first_p + count_p, first_q + count_q
@@ -122,6 +133,7 @@ def _conv2d_wgrad_tma_kernel(
     runs = tl.full((), run_tiles, tl.int64) * count_p * count_q
     first, last = (split * runs // splits).to(tl.int32), ((split + 1) * runs // splits).to(tl.int32)
 
+    # An empty split multiplies zeros once, from outside both tensors: see OUTSIDE in tma.py.
     x_channel, dy_channel = group * channels + channel_tile * BLOCK_N, group * filters + filter_tile * BLOCK_M
     if first == last:
         x_channel, dy_channel = OUTSIDE, OUTSIDE
@@ -129,8 +141,9 @@ def _conv2d_wgrad_tma_kernel(
     n, p = first // (count_q * count_p) * (BLOCK_K if ALONG_IMAGES else 1), first_p + first // count_q % count_p
     q = first_q + first % count_q * (1 if ALONG_IMAGES else BLOCK_K)
 
+    # Add the small CROSS products first, and replace non-finite sums by 0, as in tma.py.
     accs = _zeros(TAPS, BLOCK_M, BLOCK_N)
-    if CROSS:  # as in conv2d_tma.py
+    if CROSS:
         accs = _accumulate(
             accs, steps, x, dy,
             n, p, q, first_p, end_p, first_q, end_q, r, s, x_channel, x_pitch, dy_channel, term_pitches,
@@ -146,6 +159,7 @@ def _conv2d_wgrad_tma_kernel(
         H, W, SPAN, ALONG_IMAGES, IMAGES_LAST, 1, CROSS > 0, DOWN, PRECISION, BLOCK_K,
     )  # fmt: skip
 
+    # Mask the products without a place in dw: beyond its filters and channels, in the padded pitch, between merged groups.
     k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     owned = (k < filters)[:, None] & (c < channels)[None, :]
@@ -157,6 +171,7 @@ def _conv2d_wgrad_tma_kernel(
         c = c % narrow_channels
     at = ((group * filters + k).to(INDEX) * dw_k)[:, None] + (c * dw_c + s * dw_s)[None, :]
     partials += split.to(INDEX) * dw_split
+    # TAPS divides a filter row, but down a column the last program may have fewer taps.
     for i in tl.static_range(TAPS):
         value = accs[i].to(partials.dtype.element_ty)
         if DOWN:
@@ -166,34 +181,34 @@ def _conv2d_wgrad_tma_kernel(
 
 
 class TmaWgrad(NamedTuple):
-    """How wgrad is done in lines."""
+    """The plan of a wgrad through TMA."""
 
-    x: Tensor  # as they come or views of them; copies are made when the kernel is started
+    x: Tensor  # x and dy as given, or views of them; run_tma_wgrad makes the copies
     dy: Tensor
     H: Axis
     W: Axis
     groups: int
-    filters: int  # of a group
-    channels: int
-    run: int
-    along_images: bool
-    images_last: bool  # images innermost
-    tile: GemmTile  # its k is the length
+    filters: int  # per group
+    channels: int  # per group
+    run: int  # pixels
+    along_images: bool  # a run is one pixel in consecutive images
+    images_last: bool  # copy x and dy with images innermost
+    tile: GemmTile  # tile.k == run
     block_n: int
     taps_at_once: int
-    window_copy: WindowCopy | None  # how the copy of an image of few channels is made
+    window_copy: WindowCopy | None  # for an image of few channels
 
     @property
     def tiles(self) -> int:
         taps_h, taps_w = self.H.taps, self.W.taps
-        turns = triton.cdiv(taps_h, self.taps_at_once) if taps_w == 1 else taps_h * taps_w // self.taps_at_once
-        return triton.cdiv(self.filters, self.tile.m) * triton.cdiv(self.channels, self.block_n) * turns * self.groups
+        tap_blocks = triton.cdiv(taps_h, self.taps_at_once) if taps_w == 1 else taps_h * taps_w // self.taps_at_once
+        return triton.cdiv(self.filters, self.tile.m) * triton.cdiv(self.channels, self.block_n) * tap_blocks * self.groups
 
 
 def plan_tma_wgrad(
     x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> TmaWgrad | None:
-    """How conv2d_wgrad does this in lines; None if it does not."""
+    """Plan conv2d_wgrad through TMA; None leaves it to pointer.py."""
     merged = count_merged_groups(x.shape[1] // groups, dy.shape[1] // groups, groups)
     groups //= merged
     filters, channels, (taps_h, taps_w) = dy.shape[1] // groups, x.shape[1] // groups, size
@@ -209,7 +224,7 @@ def plan_tma_wgrad(
         x, stride = x[:, :, :: stride[0], :: stride[1]][:, :, : dy.shape[2], : dy.shape[3]], (1, 1)
         for view in (flat_view, planar_view) if x.shape[2:] == dy.shape[2:] else ():
             if (image := view(x)) is not None and (gradient := view(dy)) is not None:
-                # Pixels and images change places, which both are summed over: a line of images is then one of pixels.
+                # wgrad sums over images and pixels alike: swap the two axes, and a run of images is a run of pixels.
                 x, dy = (t.transpose(0, 3) for t in (image, gradient))
                 break
 
@@ -227,11 +242,11 @@ def plan_tma_wgrad(
         return None
     block_n = min(1 << tile.n.bit_length() - 1, padded, 256)
     most = max(1, min(tile.n, 320 if block_n > 64 else tile.n) // block_n)  # accumulators
-    if taps_w == 1:  # in as few turns, of which the last may have fewer
+    if taps_w == 1:  # the fewest programs per column; the last may have fewer taps
         taps_at_once = triton.cdiv(taps_h, triton.cdiv(taps_h, most))
     else:
         taps_at_once = max(n for n in range(1, most + 1) if taps_w % n == 0)
-    # Eight warps would share the columns of 64 filters, and read dy twice.
+    # Eight warps would split the columns of a tile of 64 filters, and dy would be read twice.
     warps = min(tile.warps, 4) if window_copy and tile.m == 64 and taps_at_once * block_n <= 256 else tile.warps
     H, W = axes_of((taps_h, taps_w), stride, padding, dilation)
     tile = tile._replace(k=run, warps=warps)
@@ -241,7 +256,7 @@ def plan_tma_wgrad(
 
 
 def run_tma_wgrad(plan: TmaWgrad, dw: Tensor, groups: int) -> Tensor:
-    """Fill the result of conv2d_wgrad of so many groups by its plan, and return it."""
+    """Fill and return the result of conv2d_wgrad by its plan. `groups` counts the groups before merging."""
     x, dy, tile, window_copy, images_last = plan.x, plan.dy, plan.tile, plan.window_copy, plan.images_last
     images, _, height, width = dy.shape
     term_pitches, in_terms = (x.shape[1], dy.shape[1]), uses_bf16_terms(x)
@@ -256,7 +271,7 @@ def run_tma_wgrad(plan: TmaWgrad, dw: Tensor, groups: int) -> Tensor:
         x, dy = (image if tma_can_read(image) else to_channels_last(image) for image in (x, dy))
     span = 1 if plan.along_images else plan.W.stride
     splits = count_splits(plan.tiles, images * height * width, plan.run)
-    # Sums are stored with channels innermost, as they stand side by side in a tile.
+    # Store sums with channels innermost, as in a tile, so that the stores are contiguous.
     sums = dw if dw.is_contiguous(memory_format=torch.channels_last) else empty(dw, dw.shape, channels_last=True)
     partials = partials_of(sums, splits)
     launch(
@@ -275,7 +290,7 @@ def run_tma_wgrad(plan: TmaWgrad, dw: Tensor, groups: int) -> Tensor:
 
 
 def _run_descriptor(image: Tensor, plan: TmaWgrad, channels: int, span: int) -> TensorDescriptor:
-    """A descriptor of boxes of a line of pixels, with so many channels."""
+    """A descriptor with boxes of one run and `channels` channels; `span` columns are merged into the channels."""
     n, c, h, w = image.shape
     s_n, s_c, s_h, s_w = tma_strides(image, 0 if plan.images_last else 1)
     if plan.images_last:

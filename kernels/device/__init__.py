@@ -1,1 +1,1 @@
-"""What kernels call: index arithmetic, precision, epilogues, and the order in which programs walk through tensors."""
+"""Device functions of the kernels: index arithmetic, precision, epilogues, and the traversal of tensors."""

@@ -1,21 +1,36 @@
-"""A walk down the rows: how a kernel fills an image when the memory, and not arithmetic, should set its speed.
+"""Traversal of an image for kernels limited by memory bandwidth: a program fills some columns, one row after the other.
 
-A program owns a tile of columns and walks down one part of the rows:
+The plan divides an image tensor (N, C, H, W) among the programs:
 
-    n, c, col, first, steps = columns_of(...)
+    column   one (n, c, w): the H elements below each other in one channel of one image
+    row      one h
+    tile     the elements that a program computes in one iteration: its columns, in one row
+    split    a range of consecutive rows; each program fills its columns in one split
+
+A kernel computes once, before its loop, all values that depend on the column. The row is a scalar. So an iteration costs only
+the loads, the arithmetic and the stores of one tile:
+
+    n, c, col, first, steps = program_columns(...)
     for step in range(steps):
         row = first + step
 
-What depends on the column is computed once, before the loop. What depends on the row is a scalar. So a step costs its loads,
-its arithmetic and its stores. Sizes are known at run time only: a new shape needs no new kernel.
+Example: a contiguous image of shape (2, 3, 8, 5) has 2 * 3 * 5 = 30 columns of 8 rows. Two tiles of 16 lanes cover them; the
+last two lanes of the second tile repeat column 29. With 2 splits of 4 rows there are 2 * 2 = 4 programs. Program 3 fills the
+columns 16 to 29 in the rows 4 to 7: `first` is 4, `steps` is 4, and n, c and col are blocks with one element per column.
 
-    order             along the lanes of a tile, neighbours in memory            along its rows
-    "channels_last"   channels                                                   columns of all images
-    "few channels"    channels, then columns of all images, in channels_last
-    "contiguous"      columns of all images and channels
+The lanes of a tile follow the memory order of the image, so that loads and stores coalesce. A channels_last tile has another
+axis, of `columns` positions:
 
-The interpreter pays for each step and not for its size. There a tile takes several parts of the rows at once, along its own
-rows, and `first` is a block instead of a scalar.
+    order             lanes, fastest index first                    other axis
+    "channels_last"   channels                                      w, then n
+    "few channels"    channels, w, n of a channels_last image       1
+    "contiguous"      w, c, n                                       1
+
+Splits exist because the tiles alone may be too few to fill the GPU. Sizes are run-time arguments: a new shape compiles no new
+kernel.
+
+The interpreter takes the same time for a small tile as for a large one. There a tile covers several splits at once, stacked
+along its other axis, and `first` is a block instead of a scalar.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,35 +41,35 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime import tuning
-from ..runtime.hardware import architecture
+from ..runtime.hardware import architecture_of
 from ..runtime.layout import Ints, index_type, is_channels_last
 from ..runtime.settings import settings
 from .function import device_function
 from .indexing import Axis
 
-MIN_ROWS = 6  # of a part on a GPU: before its first row a kernel computes what depends on the column
-PROGRAMS = 4  # parts are cut so that there are this many times settings.wanted_programs
+MIN_ROWS = 6  # of a split on a GPU: the work before the loop must pay off
+PROGRAMS = 4  # splits are chosen for about this many times settings.wanted_programs
 
 
 class ColumnTile(NamedTuple):
-    """The columns of a program, known when a kernel is compiled: its shape is (parts * columns, lanes)."""
+    """Tile of one program, a compile-time constant: a block of shape (splits * columns, lanes)."""
 
     order: str
-    whole: bool  # whether every tile is full
-    splits: int
-    columns: int
+    whole: bool  # every tile is full
+    splits: int  # that one program covers at once; 1 on a GPU
+    columns: int  # (n, w) positions along the other axis; 1 except in "channels_last"
     lanes: int
 
 
 class TapRange(NamedTuple):
-    """The taps of an axis that lie inside the image for every window: low <= tap < high."""
+    """Taps of an axis that are inside the image in every window: low <= tap < high."""
 
     low: int
     high: int
 
 
 def taps_always_inside(axis: Axis, size: int, out_size: int) -> TapRange:
-    """Those taps, for `out_size` windows over `size` pixels."""
+    """The TapRange of `out_size` windows over `size` pixels."""
     low = min(axis.taps, -(-axis.padding // axis.dilation))
     last_window = (out_size - 1) * axis.stride - axis.padding
     return TapRange(low, max(low, min(axis.taps, (size - 1 - last_window) // axis.dilation + 1)))
@@ -62,10 +77,11 @@ def taps_always_inside(axis: Axis, size: int, out_size: int) -> TapRange:
 
 @device_function
 def program_columns(grid, height, width, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """(image, channel, column, first row, number of rows) of this program, of an image that `cut` cuts.
+    """(image, channel, column, first row, number of rows) of this program, from the grid of plan_columns.
 
-    A column or channel past the last is the last once more: it reads and writes the same, and needs no mask.
+    Lanes past the last column or channel repeat the last one. They read and write the same values, so no mask is needed.
     """
+    # `places` counts the (n, w) in "channels_last", else the (n, c, w). Channel tiles vary fastest, then splits, then tiles.
     places, channels, splits, split_tiles, channel_tiles, rows_per_split = grid
     program = tl.program_id(0)
     channel_tile, program = program % channel_tiles, program // channel_tiles
@@ -86,7 +102,7 @@ def program_columns(grid, height, width, INDEX: tl.constexpr, TILE: tl.constexpr
         else:
             plane, col = place // width, place % width
             n, c = plane // channels, plane % channels
-    if TILE.splits > 1:  # whole parts, of which the last may be there twice
+    if TILE.splits > 1:  # splits have equal length here; lanes past the last split repeat it
         first = tl.minimum(split * TILE.splits + row // TILE.columns, splits - 1) * rows_per_split
         steps = rows_per_split
     else:
@@ -97,7 +113,7 @@ def program_columns(grid, height, width, INDEX: tl.constexpr, TILE: tl.constexpr
 
 @device_function
 def any_row(condition, TILE: tl.constexpr):
-    """Whether to do at all what a condition on the row allows: where the row is a block, some of it may need it."""
+    """A condition on the row, for work that may be skipped. True if `row` is a block: some of its rows may need the work."""
     if TILE.splits > 1:
         condition = True
     return condition
@@ -105,7 +121,7 @@ def any_row(condition, TILE: tl.constexpr):
 
 @device_function
 def all_rows(condition, TILE: tl.constexpr):
-    """Whether a condition on the row is true; where the row is a block, nobody knows."""
+    """A condition on the row, for a shortcut. False if `row` is a block: it may hold for some of its rows only."""
     if TILE.splits > 1:
         condition = False
     return condition
@@ -113,41 +129,41 @@ def all_rows(condition, TILE: tl.constexpr):
 
 @device_function
 def full_tile(value, TILE: tl.constexpr, DTYPE: tl.constexpr):
-    """A tile of one value."""
+    """A tile filled with one value."""
     return tl.full((TILE.splits * TILE.columns, TILE.lanes), value, DTYPE)
 
 
 @device_function
 def plane_at(tensor, strides, n, c):
-    """Where a channel of an image begins, and the strides of its rows and columns."""
+    """The (H, W) plane of one channel of an image: its first element, its row stride and its column stride."""
     return tensor + (n * strides[0] + c * strides[1]), strides[2], strides[3]
 
 
 def wide_index_type(axes: Iterable[Sequence[Any]], *tensors: Tensor) -> tl.dtype:
-    """The type of offsets, and of products of the first two numbers of an axis."""
+    """Integer type for offsets into the tensors and for the product of the first two numbers of each axis, as in bin_start."""
     return tl.int64 if max((axis[0] + 1) * (axis[1] + 1) for axis in axes) >= 2**31 else index_type(*tensors)
 
 
 class ColumnPlan(NamedTuple):
-    """How an image is filled: the number of programs, and the arguments that columns_of needs in the kernel."""
+    """Launch of a kernel over an image: the number of programs, and the arguments of program_columns."""
 
     programs: int
     grid: tuple[int, ...]
     tile: ColumnTile
-    strides: list[tuple[int, ...]]  # of the tensors
+    strides: list[tuple[int, ...]]  # of each tensor, for the indices of program_columns
 
 
 def plan_columns(
     image: Tensor, tensors: Sequence[Tensor], channels_last: bool | None = None, room: int = 1024, lanes: int = 256,
     size: Ints = (),
 ) -> ColumnPlan:  # fmt: skip
-    """The columns of an image (N, C, H, W), and the strides of these tensors, which have the same images and channels.
+    """Plan the traversal of an image (N, C, H, W), and of other tensors with the same N and C.
 
     Args:
-        channels_last: the order, where the strides of the image do not tell.
-        room: elements of a tile in channels_last.
-        lanes: elements of a tile that lies along columns.
-        size: rows and columns to walk, if they are not those of the image.
+        channels_last: the order of the tiles; by default the order of the image's strides.
+        room: largest number of elements of a channels_last tile.
+        lanes: largest number of elements of any other tile.
+        size: rows and columns to traverse; by default (H, W).
     """
     n, c, height, width = (*image.shape[:2], *(size or image.shape[2:]))
     channels_last = is_channels_last(image) if channels_last is None else channels_last
@@ -156,9 +172,9 @@ def plan_columns(
     if image.numel() == 0:
         return ColumnPlan(0, (1,) * 6, ColumnTile(order, False, 1, 1, 16), strides)
     if order == "contiguous" and strides and all(s[0] == c * s[1] for s in strides):
-        n, c, strides = n * c, 1, [(s[1], 0, *s[2:]) for s in strides]  # a channel is an image: there is less to divide
-    interpreted = architecture(image.device) == "interpreter"
-    if image.dtype.itemsize == 8:  # takes twice as many registers
+        n, c, strides = n * c, 1, [(s[1], 0, *s[2:]) for s in strides]  # channels become images: fewer divisions
+    interpreted = architecture_of(image.device) == "interpreter"
+    if image.dtype.itemsize == 8:  # twice the registers per element
         room, lanes = room // 2, lanes // 2
     if interpreted:
         room = lanes = tuning.elementwise_block(n * c * height * width)

@@ -1,4 +1,4 @@
-"""Functions that kernels call, and how a kernel takes one as an argument."""
+"""Device functions, called by kernels, and their use as kernel arguments."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -8,19 +8,20 @@ import triton
 
 from ..runtime.interpreter import INTERPRETED
 
-# What a kernel calls. The interpreter would prepare each call anew, for some milliseconds, where a plain call does the same.
+# Decorator of a device function. The interpreter would spend milliseconds per call on a triton.jit function; a plain Python
+# function computes the same.
 device_function: Callable[..., Any] = (lambda function: function) if INTERPRETED else triton.jit
 
 
 class FunctionName(str):
-    """A device function as a constant of a kernel: a text, since Triton 3.6 writes constants down for its hooks."""
+    """A device function as a constexpr argument. It is a str because Triton 3.6 serialises constants for its hooks."""
 
     function: Any
 
 
 @functools.cache
 def name_of(function: Callable[..., Any]) -> FunctionName:
-    """A device function by its name and, where it is compiled, its key: a kernel's key follows from that."""
+    """The FunctionName of a device function. If compiled, it includes the cache key, so the kernel's key depends on it."""
     name = FunctionName(f"{function.__module__}.{function.__name__} {getattr(function, 'cache_key', '')}")
     name.function = function
     return name
@@ -28,12 +29,12 @@ def name_of(function: Callable[..., Any]) -> FunctionName:
 
 @triton.constexpr_function
 def function_of(name: FunctionName) -> Any:
-    """The function."""
+    """The device function of a FunctionName."""
     return name.function
 
 
 def hash_device_functions(modules: Iterable[Any]) -> None:
-    """Hash what kernels call before any kernel: Triton's key of a kernel depends on whether that was hashed before."""
+    """Compute the cache keys of device functions before those of kernels: Triton's keys depend on the order."""
     for module in modules:
         for value in list(vars(module).values()):
             if isinstance(value, triton.JITFunction) and not value.__name__.endswith("_kernel"):

@@ -1,17 +1,17 @@
-"""Which arithmetic a matrix product uses.
+"""Precision of matrix products.
 
-16-bit inputs multiply exactly into a float32 accumulator, float64 stays float64. float32 follows torch's flags, in their
-old form (`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`, `set_float32_matmul_precision`) and
-their new one (`fp32_precision`): TF32 where the user allows it, else a product of float32 accuracy. Where there are TF32
-tensor cores that is three TF32 products (`tf32x3`), elsewhere plain float32 multiplication (`ieee`). Hopper's convolutions in
-boxes take six bfloat16 products instead: relayout.py's `planes` splits each float32 into three numbers of 8 bits, whose
-products are exact, and which its matrix units read from shared memory in any order.
+16-bit inputs multiply exactly into a float32 accumulator. float64 stays float64. float32 follows torch's flags, the old ones
+(`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`, `set_float32_matmul_precision`) and the new one
+(`fp32_precision`): TF32 where the user allows it, otherwise a product of float32 accuracy. With TF32 tensor cores this is three
+TF32 products (`tf32x3`), elsewhere plain float32 multiplication (`ieee`). Convolutions through TMA use six bfloat16 products
+instead (`bf16x6`): relayout.py splits each float32 into three bf16 terms of 8 bits, with the float32 as their sum. Products of
+such terms are exact, and wgmma reads 16-bit operands from shared memory in either order of their axes.
 """
 
 import torch
 import triton.language as tl
 
-from ..runtime.hardware import architecture
+from ..runtime.hardware import architecture_of
 from ..runtime.interpreter import INTERPRETED
 from .function import device_function
 
@@ -19,28 +19,28 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 def conv_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """`input_precision` of a convolution's products: torch allows TF32 here unless told otherwise."""
+    """`input_precision` of a convolution's products. torch allows TF32 here by default."""
     return _precision(dtype, device, torch.backends.cudnn.conv.fp32_precision)
 
 
 def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """`input_precision` of a linear layer's products: torch forbids TF32 here unless told otherwise."""
+    """`input_precision` of a linear layer's products. torch forbids TF32 here by default."""
     return _precision(dtype, device, torch.backends.cuda.matmul.fp32_precision)
 
 
 def _precision(dtype: torch.dtype, device: torch.device, allowed: str) -> str:
-    if dtype != torch.float32 or not has_tf32(architecture(device)):
+    if dtype != torch.float32 or not has_tf32(architecture_of(device)):
         return "ieee"
     return "tf32" if allowed == "tf32" else "tf32x3"
 
 
 def has_tf32(architecture: str) -> bool:
-    """NVIDIA's tensor cores from Ampere on."""
+    """Whether the GPU has TF32 tensor cores: NVIDIA from Ampere on."""
     return architecture.startswith("sm_") and int(architecture[3:]) >= 80
 
 
 def accumulator(dtype: torch.dtype, whole: bool = False) -> tl.dtype:
-    """float64 for float64, float32 for all else; int64 for integers whose results are `whole`."""
+    """dtype of the accumulator: float64 for float64, int64 for integers with `whole` results, otherwise float32."""
     if whole and not dtype.is_floating_point:
         return tl.int64
     return tl.float64 if dtype == torch.float64 else tl.float32
@@ -48,24 +48,24 @@ def accumulator(dtype: torch.dtype, whole: bool = False) -> tl.dtype:
 
 @device_function
 def dot(a, b, acc, PRECISION: tl.constexpr, APART: tl.constexpr = False):
-    """acc + a @ b, where APART by an addition that rounds: a matrix unit cuts off what does not fit its sum, towards zero."""
+    """acc + a @ b. APART adds acc outside the tensor core, with rounding: a tensor core truncates its sum towards zero."""
     if _INTERPRETED:  # NumPy has no bfloat16; widening changes no product
         a = widen(a).to(acc.dtype)
         b = widen(b).to(acc.dtype)
-    # With a limit to what is summed inexactly, Triton does not make the product and the addition one.
+    # Setting max_num_imprecise_acc stops Triton from fusing the addition into the dot.
     LIMIT: tl.constexpr = 1 if APART else 0
     start = None if APART else acc
     product = tl.dot(a, b, start, input_precision=PRECISION, out_dtype=acc.dtype, max_num_imprecise_acc=LIMIT)
     return acc + product if APART else product
 
 
-# Of two float32, each the sum of three bfloat16 planes, the products that float32 notices, but for that of the first planes.
+# Products between the bf16 terms of two float32 that matter in float32, besides the product of the two first terms.
 CROSS_PAIRS = 5
 
 
 @device_function
 def term_pair(number, PAIRS: tl.constexpr):
-    """The planes that one of CROSS_PAIRS products is of: 0 1, 1 0, 0 2, 2 0, 1 1; of a single product, the first ones."""
+    """The terms of product `number` of CROSS_PAIRS: 0 1, 1 0, 0 2, 2 0, 1 1. With a single pair, the first terms."""
     if PAIRS == 1:
         return 0, 0
     return (0b01_10_00_01_00 >> 2 * number) & 3, (0b01_00_10_00_01 >> 2 * number) & 3
@@ -73,9 +73,9 @@ def term_pair(number, PAIRS: tl.constexpr):
 
 @device_function
 def widen(value):
-    """A bfloat16 value as float32, any other as it is: NumPy, under the interpreter, has no bfloat16 to compare.
+    """bfloat16 converted to float32; any other value unchanged. NumPy, under the interpreter, cannot compare bfloat16.
 
-    Its bits are the upper half of a float32's. The interpreter's own conversion loses subnormals.
+    The bits of a bfloat16 are the upper half of a float32's. The interpreter's own conversion loses subnormals.
     """
     if value.dtype == tl.bfloat16:
         value = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
@@ -84,18 +84,18 @@ def widen(value):
 
 @device_function
 def beats(value, best):
-    """Whether a later value wins over the largest so far: it is larger, or NaN."""
+    """Whether a later value replaces the maximum so far: it is larger, or NaN."""
     return (value > best) | (value != value)
 
 
 def lowest(dtype: torch.dtype) -> float | int:
-    """The value of a dtype that no other is below."""
+    """The lowest value of a dtype."""
     return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 @device_function
 def divide(value, by):
-    """value / by, two tensors of one dtype, rounded to nearest: Triton's own float32 division is off by up to two units."""
+    """value / by in one dtype, rounded to nearest. Triton's own float32 division may be off by two units in the last place."""
     if value.dtype == tl.float32:
         value = tl.div_rn(value, by)
     else:
@@ -105,7 +105,7 @@ def divide(value, by):
 
 @device_function
 def round_to(value, DTYPE: tl.constexpr):
-    """A value as one of DTYPE, an integer of a fraction to the nearest."""
+    """The value converted to DTYPE; floating point becomes the nearest integer."""
     if DTYPE.is_int() and value.dtype.is_floating():
         value = tl.floor(value + 0.5)
     return value.to(DTYPE)

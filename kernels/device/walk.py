@@ -1,10 +1,27 @@
-"""A walk down the rows of tensors of one shape (N, C, H, W), in the order of the first one's memory.
+"""Traversal of tensors of one shape (N, C, H, W) as matrices, in the memory order of the first tensor.
 
-Columns are the channels and what lies closer together than they do, rows are all else. In a contiguous tensor a row is an image
-and a channel has H * W columns, side by side; in channels_last a row is a pixel and a channel one column. A program takes some
-columns and steps down some of the rows. What depends on the column it computes once; a step is loads, arithmetic and stores.
+The plan views each tensor as a matrix and divides it among the programs:
 
-A pass that changes each element takes any columns. One that sums channels takes some channels whole, or a piece of one.
+    column   an index of the inner axes: the channels, and the axes with smaller strides than theirs
+    row      an index of the outer axes
+    tile     `rows` consecutive rows of `lanes` adjacent columns, which a program processes at once
+    split    a range of consecutive rows; each program loops over its columns in one split
+
+A program computes once, before its loop, all values that depend on the column, such as the parameters of a channel. An
+iteration is loads, arithmetic and stores.
+
+Example: x of shape (4, 3, 2, 2), with tiles of 1 row and 16 lanes.
+
+    contiguous      4 rows (images) of 12 columns (c, h, w); each channel has `inner` = 4 adjacent columns
+    channels_last   16 rows (pixels of all images) of 3 columns (channels); inner = 1
+
+In the contiguous case one tile covers the 12 columns, and 4 lanes are idle. With 2 splits, program 0 traverses the rows 0 and
+1, program 1 the rows 2 and 3.
+
+In an elementwise pass, a tile may have any columns. In a pass with sums over each channel, a tile has a *group*: the columns of
+one or several whole channels. If one channel has more columns than a tile, it is a group of several *pieces*, with a tile each.
+In the example, with 8 lanes, the channels 0 and 1 are one group, and channel 2 is the next. Every program stores a partial sum
+for each of its channels.
 """
 
 import math
@@ -22,57 +39,60 @@ from .function import device_function
 from .indexing import empty_tuple, offset_of
 from .precision import accumulator
 
-SETUP = 4  # how many steps take as long as all that a program does besides
+SETUP = 4  # fixed cost of a program, in iterations of its loop
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 class WalkTile(NamedTuple):
-    """What a program holds at once: `lanes` columns of `rows` rows; where it sums, these are `pixels` of some `channels`."""
+    """Tile of one program: `rows` rows of `lanes` columns. In a pass with sums the lanes are `channels` times `pixels`."""
 
     rows: int
     lanes: int
-    ahead: int  # how many such tiles, one below the other, are read before the first is used
-    rows_fit: bool  # none of the rows lies past the last one
-    lanes_fit: bool
-    vectors_fit: bool  # of 16 neighbours all exist, or none
+    ahead: int  # tiles, one below the other, that an iteration loads before it uses the first
+    rows_fit: bool  # no row of a tile is past the last row
+    lanes_fit: bool  # no lane is idle
+    vectors_fit: bool  # 16 aligned, adjacent columns all exist, or none does
     channels: int = 1
     pixels: int = 1
 
 
 class WalkGrid(NamedTuple):
-    """What kernels need to know of the tensors and the programs. A tile's columns are some channels, or a piece of one."""
+    """Run-time arguments of a kernel: the sizes of the matrix, and its division among programs."""
 
-    column_axes: tuple[int, ...]
+    column_axes: tuple[int, ...]  # sizes, innermost first; adjacent axes are merged
     row_axes: tuple[int, ...]
     columns: int
     rows: int
     channels: int
     inner: int  # columns of a channel
-    tiles: int  # side by side
+    tiles: int  # next to each other, to cover all columns
     rows_per_split: int
-    group: int  # columns of the channels that a tile holds, or holds a piece of
-    pieces: int  # of a group
+    group: int  # columns of a group
+    pieces: int  # of a group; each is one tile
     span: int  # columns of a piece
     together: int  # channels of a group
 
 
-Strides = tuple[tuple[int, ...], tuple[int, ...]]  # of the axes of columns, of rows
+Strides = tuple[tuple[int, ...], tuple[int, ...]]  # of the column axes, of the row axes
 
 
 class Walk(NamedTuple):
-    """How to start a kernel that walks. Where it sums, each channel has `partials` sums, by as many programs."""
+    """Launch of a kernel over a matrix. In a pass with sums, each channel gets `partials` sums, from as many programs."""
 
     programs: int
     partials: int
     grid: WalkGrid
     strides: list[Strides]
-    constants: dict[str, Any]  # that each such kernel takes
+    constants: dict[str, Any]  # options of launch(): constexpr arguments of every such kernel, and the device
 
 
 def plan_walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
-    """The walk in the memory order of the first of these tensors, none of which is empty; whether it sums channels.
+    """Plan the traversal of tensors in the memory order of the first. No tensor is empty.
 
-    `ahead` tiles are read at once, where there are so many: the fewer tensors are read, the more are needed on their way.
+    Args:
+        sums: whether the pass sums each channel.
+        ahead: tiles that an iteration loads at once, if the matrix has enough of them. A kernel that reads fewer tensors needs
+            more, to keep as many loads in flight.
     """
     x = tensors[0]
     channels, room = x.shape[1], (1 if x.dtype.itemsize == 8 else 2) * tuning.elementwise_block(x.numel())
@@ -83,7 +103,7 @@ def plan_walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
     row_axes, row_strides = memory_order(*tensors, axes=order[outer:])
     columns, rows = math.prod(column_axes), math.prod(row_axes)
 
-    # Columns of a tile.
+    # Columns of a tile: with sums, whole channels or a piece of one, so that a program can add up its lanes.
     shape, pixels, together = (1, 1), inner, channels
     if not sums:
         lanes = choose_lanes(columns, room)
@@ -101,7 +121,7 @@ def plan_walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
         lanes, group, span, pieces = math.prod(shape), together * inner, together * pixels, triton.cdiv(inner, pixels)
     tiles = triton.cdiv(columns, group) * pieces
 
-    # Rows of a tile, and how many in a row a program takes.
+    # Rows of a tile and of a split. Fewer tiles ahead, if the last iteration would be partial or programs too few.
     at_once = min(triton.next_power_of_2(rows), max(1, room // lanes))
     while ahead > 1 and (
         rows % at_once == 0 < rows % (ahead * at_once) or tiles * rows < settings.wanted_programs * ahead * at_once
@@ -121,7 +141,7 @@ def plan_walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
 
 
 def choose_lanes(columns: int, most: int, waste: float = 1.15) -> int:
-    """How many columns side by side, a power of two; not too many of the last ones idle."""
+    """Lanes of a tile: a power of two up to `most`. It is halved, down to 16, until all lanes are at most `waste` * columns."""
     lanes = min(triton.next_power_of_2(columns), most)
     while lanes > 16 and not tuning.INTERPRETED and triton.cdiv(columns, lanes) * lanes > waste * columns:
         lanes //= 2
@@ -129,16 +149,16 @@ def choose_lanes(columns: int, most: int, waste: float = 1.15) -> int:
 
 
 def choose_splits(tiles: int, steps: int) -> tuple[int, int]:
-    """Into how many parts to cut the steps, and the steps of each: a few programs for each multiprocessor, and all as many."""
-    units, many = (settings.wanted_programs, [1]) if tuning.INTERPRETED else (max(1, settings.wanted_programs // 2), [3, 4, 5])
-    longest = (triton.cdiv(steps, min(steps, max(1, turns * units // tiles))) for turns in many)
+    """(splits, steps of each), for a few programs per multiprocessor, evenly loaded. A step is one iteration."""
+    units, waves = (settings.wanted_programs, [1]) if tuning.INTERPRETED else (max(1, settings.wanted_programs // 2), [3, 4, 5])
+    longest = (triton.cdiv(steps, min(steps, max(1, wave * units // tiles))) for wave in waves)
     steps_per_split = min(longest, key=lambda n: triton.cdiv(tiles * triton.cdiv(steps, n), units) * (n + SETUP))
     return triton.cdiv(steps, steps_per_split), steps_per_split
 
 
 @device_function
 def tile_columns(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """(columns, whether they are the program's, their channels) of a tile; idle lanes read some column that exists."""
+    """(columns, whether the lane is in use, channels) of a tile. Idle lanes get an existing column, because they load too."""
     tile = (tl.program_id(0) % grid.tiles).to(INDEX)
     lane = tl.broadcast_to(tl.arange(0, TILE.lanes)[None, :], (TILE.rows, TILE.lanes))
     at = tile % grid.pieces * grid.span + lane
@@ -155,14 +175,14 @@ def tile_columns(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
 
 @device_function
 def program_rows(grid, INDEX: tl.constexpr):
-    """The first row of a program, and the row after its last."""
+    """First row of a program, and one past its last row."""
     first = (tl.program_id(0) // grid.tiles).to(INDEX) * grid.rows_per_split
     return first, tl.minimum(first + grid.rows_per_split, grid.rows)
 
 
 @device_function
 def tile_start(tensor, column, grid, strides, TILE: tl.constexpr):
-    """Where the columns of a tile begin; `down` is how far it is from there to the tile that begins with some row."""
+    """Pointers to the columns of a tile, to which row_offset is added. With a single row axis they include the tile's rows."""
     start = tensor + offset_of(column, grid.column_axes, strides[0])
     if len(grid.row_axes) == 1:
         start += (tl.arange(0, TILE.rows).to(column.dtype) * strides[1][0])[:, None]
@@ -171,7 +191,8 @@ def tile_start(tensor, column, grid, strides, TILE: tl.constexpr):
 
 @device_function
 def row_offset(row, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
-    row = tl.full((), row, INDEX)  # a loop's counter is no tensor where kernels are interpreted
+    """Offset from tile_start to the tile at `row`."""
+    row = tl.full((), row, INDEX)  # in the interpreter, a loop counter is a Python int
     if len(grid.row_axes) == 1:
         offset = row * strides[1][0]
     else:
@@ -181,16 +202,16 @@ def row_offset(row, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
 
 @device_function
 def rows_exist(row, last, TILE: tl.constexpr):
-    """Which rows of the tile that begins with that row exist."""
-    left = row + tl.arange(0, TILE.rows) < last
+    """Mask of the rows before `last`, for the tile at `row`."""
+    exist = row + tl.arange(0, TILE.rows) < last
     if TILE.rows_fit:
-        left = tl.full((TILE.rows,), True, tl.int1)
-    return left[:, None]
+        exist = tl.full((TILE.rows,), True, tl.int1)
+    return exist[:, None]
 
 
 @device_function
 def load_tiles(start, row, last, grid, strides, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """The tiles from that row on, TILE.ahead of them; 0 where no row exists."""
+    """Load TILE.ahead tiles, the first at `row`. Rows from `last` on are 0."""
     AHEAD: tl.constexpr = TILE.ahead
     tiles = empty_tuple()
     for i in tl.static_range(AHEAD):
@@ -201,7 +222,7 @@ def load_tiles(start, row, last, grid, strides, INDEX: tl.constexpr, TILE: tl.co
 
 @device_function
 def program_channels(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """(channels, whether they exist, which of the partial sums, pixels in a row) of a program that sums."""
+    """For sums: (channels, whether they exist, index of the partial sum, pixels per channel and row) of this program."""
     tile, lane = (tl.program_id(0) % grid.tiles).to(INDEX), tl.arange(0, TILE.channels)
     c, piece = tile // grid.pieces * grid.together + lane, tile % grid.pieces
     pixels = tl.minimum(grid.span, grid.group - piece * grid.span) // grid.together
@@ -211,7 +232,7 @@ def program_channels(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
 
 @device_function
 def by_channel(value, pixels, grid, TILE: tl.constexpr):
-    """A tile as (TILE.rows * TILE.pixels, TILE.channels), and 0 where a program has no such pixel."""
+    """A tile reshaped to (TILE.rows * TILE.pixels, TILE.channels). Idle lanes are 0."""
     place, channel = tl.arange(0, TILE.rows * TILE.pixels)[:, None], tl.arange(0, TILE.channels)[None, :]
     pixel = place % TILE.pixels
     if TILE.channels > 1 and TILE.pixels > 1:
@@ -224,7 +245,7 @@ def by_channel(value, pixels, grid, TILE: tl.constexpr):
 
 @device_function
 def sum_rows(value):
-    """The sums of columns. NumPy adds one row after the other, and would lose what a GPU, which adds in pairs, does not."""
+    """Sum of each column. In float64 under the interpreter: NumPy adds row after row, less accurately than a GPU in pairs."""
     if _INTERPRETED:
         total = tl.sum(value.to(tl.float64), axis=0).to(value.dtype)
     else:

@@ -1,1 +1,1 @@
-"""How kernels are started: the interpreter, launches, operators of torch, the launch cache, tiles."""
+"""Runtime of the kernels: interpreter, launches, torch operators, launch cache, tiles."""

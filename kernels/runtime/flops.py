@@ -1,6 +1,6 @@
-"""What torch.utils.flop_counter.FlopCounterMode counts for our operators: as many as for torch's that do the same.
+"""Formulas for torch.utils.flop_counter.FlopCounterMode: an operator counts as many FLOPs as its equivalent in torch.
 
-torch counts the multiplications and additions of products alone, and the gradient of filters as if there were one group.
+torch counts only the multiplications and additions of matrix products. It counts the gradient of filters as for one group.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def _convolution(x: Any, w: Any, size: Any, **_: Any) -> int:
     return 2 * x[0] * prod(size) * prod(w)
 
 
-# Of the operators that torch counts: the number, from the arguments by name, where a tensor is its shape.
+# FLOPs of the operators counted by torch, from their arguments by name, with shapes in place of tensors.
 FLOPS: dict[str, Count] = {
     "conv2d_affine": _convolution,
     "conv2d_dgrad": lambda dy, w, **_: 2 * dy[0] * prod(dy[2:]) * prod(w),
@@ -32,7 +32,7 @@ FLOPS: dict[str, Count] = {
 
 
 def register_flops() -> None:
-    """Give torch the formulas of the table."""
+    """Register the formulas of the table with torch."""
     for name, count in FLOPS.items():
         register_flop_formula(getattr(torch.ops.trinn, name))(_formula(name, count))
 

@@ -1,4 +1,4 @@
-"""The GPU that a tensor is on, as the tile rules see it."""
+"""Properties of a tensor's GPU for the tile rules."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ GPU = "cuda"
 current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
-def architecture(device: torch.device) -> str:
-    """ "sm_90" for a Hopper GPU, "gfx942" for an MI300, "interpreter" where kernels are interpreted."""
+def architecture_of(device: torch.device) -> str:
+    """ "sm_90" for a Hopper GPU, "gfx942" for an MI300, "interpreter" if kernels are interpreted."""
     if settings.intercept is not None:
         return settings.architecture
     if INTERPRETED or device.type != GPU:
@@ -25,7 +25,7 @@ def architecture(device: torch.device) -> str:
 
 
 def gpu_name(device: torch.device) -> str:
-    """The name of a GPU, "NVIDIA H200"; empty where kernels are interpreted or launches intercepted."""
+    """Name of a GPU, as "NVIDIA H200"; empty if kernels are interpreted or launches intercepted."""
     if settings.gpu is not None:
         return settings.gpu
     if settings.intercept is not None or INTERPRETED or device.type != GPU:

@@ -1,4 +1,4 @@
-"""Whether kernels are interpreted: decided here, before one is written, whoever imported Triton first."""
+"""Decides whether Triton interprets kernels: before any kernel is defined, even if the user imported Triton earlier."""
 
 import importlib
 import os
@@ -10,27 +10,27 @@ import torch
 
 
 def _reason() -> str:
-    """What decides. Triton is told to interpret where torch sees no GPU and the user has not said otherwise."""
+    """The reason for the decision. Turn the interpreter on if torch finds no GPU and the user has not decided otherwise."""
     if "TRITON_INTERPRET" in os.environ:
         return f"TRITON_INTERPRET={os.environ['TRITON_INTERPRET']} is set"
     if torch.cuda.is_available():
         return "torch sees a GPU"
     if "triton" in sys.modules and sys.modules["triton"].runtime.driver._active is not None:
         return "Triton has compiled for another device already"
-    os.environ["TRITON_INTERPRET"] = "1"  # read whenever Triton asks, also by processes that this one starts
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at every use; child processes inherit it
     return "torch sees no GPU"
 
 
 REASON = _reason()
-triton: Any = importlib.import_module("triton")  # by now it knows
+triton: Any = importlib.import_module("triton")  # after TRITON_INTERPRET is set
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
-# Imported before, it has prepared for its compiler what it wrote in its own language, `tl.sum` and the like.
+# Triton imported earlier has defined its own device functions, such as tl.sum, for the compiler. Reload them.
 if INTERPRETED and isinstance(triton.language.sum, triton.JITFunction):
     for _module in (triton.language.standard, triton.language.random, triton.language):
         importlib.reload(_module)
 
-# Where kernels can run on no device, what a user has to know; else empty.
+# Message to the user if kernels can run on no device; else empty.
 NOWHERE = ""
 if not INTERPRETED and not torch.cuda.is_available():
     NOWHERE = (
@@ -41,7 +41,7 @@ if not INTERPRETED and not torch.cuda.is_available():
 
 
 def unfit_interpreter(triton_version: str, numpy_version: str) -> str:
-    """The reason that this version of Triton cannot interpret with this NumPy, and the remedy; empty if it can."""
+    """Why this version of Triton cannot interpret with this NumPy, and the remedy; empty if it can."""
     triton_minor, numpy_minor = (tuple(map(int, version.split(".")[:2])) for version in (triton_version, numpy_version))
     if triton_minor >= (3, 7) or numpy_minor < (2, 4):
         return ""
@@ -51,5 +51,5 @@ def unfit_interpreter(triton_version: str, numpy_version: str) -> str:
     )
 
 
-# Not looked for where kernels are compiled: they need no NumPy.
+# Compiled kernels need no NumPy, so there is no check for them.
 UNFIT = unfit_interpreter(triton.__version__, importlib.import_module("numpy").__version__) if INTERPRETED else ""

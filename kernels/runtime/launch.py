@@ -1,4 +1,4 @@
-"""Starting a kernel: in the interpreter, or on the GPU of its tensors, by any thread."""
+"""Launches of kernels, in the interpreter or on the GPU of their tensors, from any thread."""
 
 import contextlib
 import threading
@@ -13,18 +13,18 @@ from .interpreter import INTERPRETED, NOWHERE, REASON, UNFIT
 from .observe import record
 from .settings import settings
 
-# Triton's interpreter patches Triton's language and counts programs in globals: one thread at a time.
+# The interpreter patches triton.language and keeps the program index in a global, so only one thread at a time may interpret.
 _interpreting = threading.Lock()
-# Of a kernel that one thread is loading, Triton hands another thread half. A lock for each GPU: loading may wait for what runs
-# on it. A hook of a launch may launch.
+# While one thread loads a kernel, Triton may give the half-loaded kernel to another thread. Each GPU has its own lock, because
+# loading may wait for work on that GPU. The lock is reentrant, because a launch hook may launch kernels.
 _launching: defaultdict[int | None, threading.RLock] = defaultdict(threading.RLock)
 
 
 def with_room(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, called from a frame so large that all frames below lie in one piece of CPython's stack.
+    """Call a function from a frame so large that all deeper frames share one chunk of CPython's stack.
 
-    From CPython 3.11 on the stack is made of pieces of 16 KiB. A call that crosses the end of one maps the next, and unmaps it
-    on its return. Where the interpreter's many small calls lie on such an end, that takes more time than they do.
+    From CPython 3.11 on the stack consists of chunks of 16 KiB. A call across the end of a chunk maps the next chunk, and its
+    return unmaps it. If the interpreter's many small calls happen at such an end, the mapping takes longer than the calls.
     """
 
     def call(*args: Any, **options: Any) -> Any:
@@ -45,13 +45,14 @@ def launch(
     kernel: Any, programs: int, *args: Any, device: torch.device, warps: int = 4, stages: int = 3, asserts: bool = False,
     **constants: Any,
 ) -> None:  # fmt: skip
-    """Start `programs` programs of a kernel on a device, in torch's current stream. Any thread may.
+    """Launch `programs` programs of a kernel on a device, in torch's current stream. Thread-safe.
 
-    The grid has one axis, which may be 2^31 - 1 long; the other two end at 65,535. Contraction to fused multiply-adds is
-    always asked for in words, since Triton's default is due to change. A kernel that `asserts` does so on a GPU.
+    The grid has one axis, because its limit is 2^31 - 1 programs; the limit of the other two is 65,535. The option
+    enable_fp_fusion is always explicit, because Triton's default is due to change. With `asserts`, the kernel checks its device
+    assertions on a GPU.
 
     Raises:
-        RuntimeError: a CPU tensor, and Triton does not interpret; or its interpreter does not work with this NumPy.
+        RuntimeError: the tensors are on the CPU but Triton compiles, or the interpreter does not work with this NumPy.
     """
     if programs == 0:
         return
@@ -64,7 +65,6 @@ def launch(
         raise RuntimeError(UNFIT)
     elif INTERPRETED:
         _interpret(kernel, programs, args, constants)
-        record(kernel, None, programs, args, constants)
     elif device.type != hardware.GPU:
         raise RuntimeError(
             NOWHERE

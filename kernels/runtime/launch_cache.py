@@ -1,17 +1,29 @@
-"""Calls like an earlier one: what the launcher then allocated and started is done again, and neither it nor Triton is asked.
+"""Launch cache: replays the allocations and launches of an earlier call, without the Python code of the launcher and of Triton.
 
-A launcher's own Python, and Triton's on the way to a kernel that it has compiled, look at every argument anew, for several
-times as long as a small kernel runs. But what they decide follows from what makes a key here, and from nothing else: dtype,
-sizes, strides, device of each tensor, and how it is aligned; all other arguments; what torch allows float32 to be computed
-in. So of a key that comes back the launches are written down: which tensors were made, which kernels were started on which
-places in them. From then on they are started from these notes.
+In every call, the launcher and then Triton examine all arguments. This takes several times as long as a small kernel runs. But
+their decisions follow from the key of the call alone, so one recorded call serves all calls with the same key.
 
-A tensor descriptor is a place, too. Triton encodes it for the GPU at every launch, as a tensor map, which takes as long as the
-rest of a start from notes. But all of the map except the address follows from the key, and training comes back to the same
-addresses in every step: for each descriptor its last maps are kept, by address.
+    Key         dtype, shape, strides, alignment (address modulo 16) and device of each tensor; all other arguments; torch's
+                precision flags, if a tensor is float32; settings.tile_of and settings.wanted_programs
+    Recorded    size, strides and dtype of each tensor that the launcher allocates; each launch with its compiled kernel, its
+                number of programs and its arguments. A tensor argument is recorded as (number of the tensor, byte offset).
+    Replay      allocate the tensors, replace the numbers by addresses, launch
 
-`REPLAYS` says where that is known to be right; elsewhere, and while someone listens to Triton's launches, launchers run. What
-is set in `triton.knobs` after a call was noted does not reach it.
+The first call with a key runs the launcher. The second also runs it and records. All later ones are replays.
+
+A tensor descriptor is a tensor argument too. At every launch Triton encodes it as a tensor map for TMA, which takes as long as
+the rest of a replay. All of the map except the address follows from the key, and training reuses the same addresses in every
+step. So each descriptor argument keeps its latest maps by address.
+
+The cache is not used, and the launcher runs at each call,
+
+    - in the interpreter, on AMD's GPUs, and with versions of Triton other than those in SUPPORTED;
+    - while launches are intercepted, or a profiler has set a launch hook in triton.knobs;
+    - if a tensor is not on the GPU;
+    - if the launcher calls anything in torch besides allocations and views, such as a copy, or returns an argument.
+
+A call with the same tensor in two arguments may be replayed but is not recorded, because its pointers would be ambiguous.
+Replays ignore later changes of triton.knobs.
 """
 
 import copy
@@ -32,18 +44,18 @@ from .interpreter import INTERPRETED
 from .observe import Launch, recorded
 from .settings import settings
 
-# Notes stand on how these versions of Triton start a kernel on NVIDIA's GPUs.
+# Replays depend on the internal launch code of these versions of Triton for NVIDIA's GPUs.
 SUPPORTED = (
     not INTERPRETED and torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in ((3, 6), (3, 7))
 )
-MAX_ENTRIES = 4096  # keys; a program whose shapes never repeat starts over
-MAX_TENSOR_MAPS = 128  # of a descriptor; where more layers are of one shape, maps are encoded anew
+MAX_ENTRIES = 4096  # keys of a launcher; at the limit its cache is cleared, as shapes that never repeat would fill memory
+MAX_TENSOR_MAPS = 128  # of a descriptor argument; with more layers of one shape, maps are encoded again
 
 _runtime = triton.knobs.runtime
-_current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)  # what Triton asks too
+_current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)  # as Triton does
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
-_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # also after its transform has ended
+_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # even after the end of its transform
 on_gpu: Callable[[Tensor], bool] = torch._C.TensorBase.is_cuda.__get__  # type: ignore[attr-defined]
 _PLAIN = (Tensor, torch.nn.Parameter)
 _aten = torch.ops.aten
@@ -51,31 +63,31 @@ _MAKE = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_lik
 
 
 class Allocation(NamedTuple):
-    """A tensor that a launcher makes."""
+    """A tensor that a launcher allocates."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
 
 
-Expand = Callable[[Any], list[Any]]  # a descriptor to its map, its sizes and its strides
-Encode = Callable[[int], Any]  # an address to the map of a descriptor of what is there
+Expand = Callable[[Any], list[Any]]  # from a descriptor to its tensor map, sizes and strides
+Encode = Callable[[int], Any]  # from an address to the tensor map of a descriptor with this base
 
 
 class CachedLaunch(NamedTuple):
-    """A kernel that a launcher starts."""
+    """A recorded launch of a kernel."""
 
     run: Callable[..., None]
     programs: int
     function: int
     metadata: Any
-    args: tuple[Any, ...]  # of all its parameters, descriptors expanded
-    pointers: tuple[tuple[int, int, int], ...]  # (which argument, which tensor, how many bytes from its first element)
-    maps: tuple[tuple[int, int, int, Encode], ...]  # (the same, and what is made of that address)
+    args: tuple[Any, ...]  # for all parameters, with descriptors expanded
+    pointers: tuple[tuple[int, int, int], ...]  # (index of the argument, number of the tensor, byte offset)
+    maps: tuple[tuple[int, int, int, Encode], ...]  # the same for descriptors, with the encoder of the map
 
 
 class CachedCall(NamedTuple):
-    """What a launcher does. Tensors are numbered: those it is given, then those it makes."""
+    """A recorded call of a launcher. Tensors are numbered: first its arguments, then its allocations."""
 
     device: torch.device
     made: tuple[Allocation, ...]
@@ -83,30 +95,30 @@ class CachedCall(NamedTuple):
     results: tuple[int, ...] | int | None
 
 
-SEEN_ONCE, UNCACHEABLE = "seen once", "does what notes cannot tell"
+SEEN_ONCE, UNCACHEABLE = "seen once", "uncacheable"
 Cache = dict[Any, CachedCall | str]
 _caches: list[Cache] = []
 
 
 def clear() -> None:
-    """Forget all notes: for who changes what a launcher does, as tests do."""
-    for known in _caches:
-        known.clear()
+    """Clear all caches. Tests that patch launchers need this."""
+    for cache in _caches:
+        cache.clear()
 
 
 def cached(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """The launcher, replayed from the third call with a key."""
+    """Add a cache to a launcher: calls are replayed from the third with the same key on."""
     if not SUPPORTED:
         return launcher
-    known: Cache = {}
-    _caches.append(known)
+    cache: Cache = {}
+    _caches.append(cache)
 
     @functools.wraps(launcher)
     def call(*args: Any) -> Any:
         if settings.intercept is not None or _is_hooked():
             return launcher(*args)
         tensors, key = _key(args)
-        entry = known.get(key)
+        entry = cache.get(key)
         if isinstance(entry, CachedCall):
             if entry.device.index == hardware.current_device():
                 return _replay(entry, tensors)
@@ -115,26 +127,26 @@ def cached(launcher: Callable[..., Any]) -> Callable[..., Any]:
         if entry == UNCACHEABLE:
             return launcher(*args)
         if entry == SEEN_ONCE:
-            result, known[key] = record_call(launcher, args, tensors)
+            result, cache[key] = record_call(launcher, args, tensors)
             return result
-        if len(known) >= MAX_ENTRIES:
-            known.clear()
-        known[key] = SEEN_ONCE
+        if len(cache) >= MAX_ENTRIES:
+            cache.clear()
+        cache[key] = SEEN_ONCE
         return launcher(*args)
 
     return call
 
 
 def _is_hooked() -> bool:
-    """Whether someone listens to Triton's launches."""
+    """Whether a launch hook is set in triton.knobs."""
     before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
     return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
 
 
 def without_dispatcher(launcher: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator; a call that torch's dispatcher would only hand on to the launcher does not go through it.
+    """Skip torch's dispatcher in calls in which it would only call the launcher.
 
-    A TorchFunctionMode, which sees calls before the dispatcher does, sees those of the functions in torch.nn alone.
+    A TorchFunctionMode is independent of this: it intercepts calls earlier, at the functions of torch.nn.
     """
     if not SUPPORTED:
         return operator
@@ -149,7 +161,7 @@ def without_dispatcher(launcher: Callable[..., Any], operator: Callable[..., Any
 
 
 def _are_plain(args: tuple[Any, ...]) -> bool:
-    """Whether nothing but a launcher has to know of a call with these arguments: tensors of a GPU, and nobody listens."""
+    """Whether a call needs no dispatcher: plain tensors on a GPU, and no mode, transform or profiler is active."""
     if _modes() or _transforms() or torch.autograd._profiler_enabled():
         return False
     for arg in args:
@@ -162,12 +174,12 @@ def _are_plain(args: tuple[Any, ...]) -> bool:
 
 
 def _key(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """The tensors among a launcher's arguments, and all that what it does depends on."""
+    """(tensors among the arguments, key of the call)."""
     tensors: list[Tensor] = []
     key: list[Any] = [settings.tile_of, settings.wanted_programs]
     float32 = False
     for arg in args:
-        if arg is None or arg is True or arg is False:  # faster to tell than a type
+        if arg is None or arg is True or arg is False:  # faster than isinstance
             key.append(arg)
         elif isinstance(arg, Tensor):
             tensors.append(arg)
@@ -186,7 +198,7 @@ def _key(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
 
 
 class _AllocationMode(TorchDispatchMode):
-    """The tensors made within, and whether torch did anything else than make tensors and look at them in another way."""
+    """Collects the tensors that torch allocates. `only` is whether allocations and views were all that torch did."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,17 +211,17 @@ class _AllocationMode(TorchDispatchMode):
             self.tensors.append(result)
         elif not func.is_view:
             self.only = False
-        else:  # which in inference mode also `contiguous` is called
+        else:  # in inference mode `contiguous` counts as a view, but may copy
             views = result if isinstance(result, (tuple, list)) else (result,)
             self.only &= {_memory(args[0])}.issuperset(map(_memory, views))
         return result
 
 
 def record_call(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Tensor]) -> tuple[Any, CachedCall | str]:
-    """What a launcher returns, and notes of what it did; SEEN where another call with the same key may be told better."""
-    if not all(map(on_gpu, given)):  # a launcher refuses them, or finds nothing to do
+    """(result of the launcher, recorded call). SEEN_ONCE in its place: the next call must be recorded."""
+    if not all(map(on_gpu, given)):  # the launcher raises, or launches nothing
         return launcher(*args), UNCACHEABLE
-    if len(set(map(id, given))) < len(given):  # on which of the two was a kernel started?
+    if len(set(map(id, given))) < len(given):  # the tensor number of a pointer would be ambiguous
         return launcher(*args), SEEN_ONCE
     with _AllocationMode() as makes, recorded() as launches:
         result = launcher(*args)
@@ -224,7 +236,7 @@ def record_call(launcher: Callable[..., Any], args: tuple[Any, ...], given: list
         return result, UNCACHEABLE
 
     def place(tensor: Tensor) -> tuple[int, int] | None:
-        """Which tensor it is or views, and how many bytes from its first element; None for a view of one of several."""
+        """(number of the tensor or of its base, byte offset). None if it is a view and its storage has several numbers."""
         storage = _memory(tensor)
         number = next((n for n, t in enumerate(given) if t is tensor), numbers[storage])
         if tensor is not tensors[number] and storages.count(storage) > 1:
@@ -232,18 +244,18 @@ def record_call(launcher: Callable[..., Any], args: tuple[Any, ...], given: list
         return number, tensor.data_ptr() - tensors[number].data_ptr()
 
     starts = []
-    for one in launches:
-        noted = _cached_launch(one, place)
-        if noted is None:
+    for launch in launches:
+        cached_launch = _cached_launch(launch, place)
+        if cached_launch is None:
             return result, SEEN_ONCE
-        starts.append(noted)
+        starts.append(cached_launch)
     returned = tuple(numbered) if isinstance(result, tuple) else numbered[0] if numbered else None
     return result, CachedCall(given[0].device, tuple(map(_allocation, makes.tensors)), tuple(starts), returned)
 
 
-def _cached_launch(one: Launch, place: Callable[[Tensor], tuple[int, int] | None]) -> CachedLaunch | None:
-    """How the kernel is started again; None where a tensor has no one place."""
-    kernel, compiled, programs, positional, constants = one
+def _cached_launch(launch: Launch, place: Callable[[Tensor], tuple[int, int] | None]) -> CachedLaunch | None:
+    """Record a launch; None if `place` is ambiguous for one of its tensors."""
+    kernel, compiled, programs, positional, constants = launch
     values = [*positional, *(constants[name] for name in kernel.arg_names[len(positional) :])]
     run: Any = compiled.run
     expansions: Iterator[Expand] = iter(())
@@ -271,7 +283,7 @@ def _cached_launch(one: Launch, place: Callable[[Tensor], tuple[int, int] | None
 
 
 def _unwrapped(run: Any) -> tuple[Any, Iterator[Expand]]:
-    """Triton's start of a kernel that has descriptors, taken apart: a start that takes them expanded, and what expands each."""
+    """Split Triton's launch function for descriptors: (a launch of expanded descriptors, the expansion of each descriptor)."""
     wrapper = inspect.getclosurevars(run.launch)
     unwrapped = copy.copy(run)
     unwrapped.launch = wrapper.nonlocals["launcher"]
@@ -280,7 +292,7 @@ def _unwrapped(run: Any) -> tuple[Any, Iterator[Expand]]:
 
 
 class _At(NamedTuple):
-    """The tensor at an address, as far as the expansion of a descriptor asks."""
+    """A stand-in for the tensor at an address: the expansion of a descriptor reads nothing else."""
 
     address: int
 
@@ -317,7 +329,7 @@ def _replay(entry: CachedCall, tensors: list[Tensor]) -> Any:
 
 
 def start(starts: Iterable[CachedLaunch], addresses: list[int], stream: int) -> None:
-    """Start kernels on tensors at these addresses."""
+    """Launch kernels on the tensors at these addresses."""
     for run, programs, function, metadata, args, pointers, maps in starts:
         placed = list(args)
         for place, tensor, offset in pointers:

@@ -1,4 +1,4 @@
-"""How tensors lie in memory: the width of their offsets, their memory format, the order of their axes."""
+"""Memory layout of tensors: the width of their offsets, their memory format, the order of their axes."""
 
 from collections.abc import Sequence
 
@@ -11,29 +11,29 @@ Ints = Sequence[int]  # sizes, strides and the like; (height, width) where two a
 
 
 def index_type(*tensors: Tensor) -> tl.dtype:
-    """The type of a kernel's offsets: int32, or int64 where it must be and in the interpreter."""
+    """Integer type of a kernel's offsets: int32, or int64 if a tensor requires it and in the interpreter."""
     return tl.int64 if settings.int64_offsets or exceeds_int32(*tensors) else tl.int32
 
 
 def exceeds_int32(*tensors: Tensor) -> bool:
-    """Whether one of these tensors has an element further away, or more of them, than int32 counts."""
-    # A block of lanes may run past the last element by its own length before its mask stops it.
+    """Whether an offset or the number of elements in one of these tensors may not fit in int32."""
+    # Kernels compute offsets before they mask them: masked lanes exceed the last element by up to one block.
     return max(map(_reach, tensors)) >= 2**31 - 2**20
 
 
 def _reach(tensor: Tensor) -> int:
-    """How far its last element lies from its first, or would if none shared memory: kernels count elements too."""
+    """Offset of the last element, or the number of elements if larger (expanded tensors): kernels count elements too."""
     offset = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return max(offset, tensor.numel())
 
 
 def is_channels_last(*tensors: Tensor) -> bool:
-    """Whether torch would make a result channels_last: one of these 4-d tensors has the order of strides, dense or not."""
+    """Whether torch would return channels_last: one of these 4-d tensors has strides in that order, dense or not."""
     return any(_has_channels_last_strides(t) for t in tensors)
 
 
 def _has_channels_last_strides(tensor: Tensor) -> bool:
-    """Strides grow from channels over columns and rows to images, and not just because an axis has one element."""
+    """Whether strides grow from channels over columns and rows to images, and not only because an axis has one element."""
     if tensor.stride(1) == 0 or 0 in tensor.shape:
         return False
     least = 0
@@ -45,15 +45,15 @@ def _has_channels_last_strides(tensor: Tensor) -> bool:
 
 
 def has_one_order(shape: Ints) -> bool:
-    """Whether contiguous and channels_last are one order for images (N, C, H, W): of one channel, or of one pixel."""
+    """Whether contiguous and channels_last are the same order for (N, C, H, W): with one channel or one pixel."""
     return shape[1] == 1 or (shape[2] == 1 and shape[3] == 1)
 
 
 def memory_order(*tensors: Tensor, axes: Ints | None = None) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """The axes of tensors of one shape as an elementwise kernel walks them, innermost first: (sizes, strides of each).
+    """Axes of tensors of one shape for an elementwise kernel, innermost first: (sizes, strides of each tensor).
 
-    Innermost is the smallest stride of the first tensor, if `axes` does not say it. Axes that lie end to end in all of them
-    become one.
+    The order is `axes`, by default the order of the first tensor's strides. Two axes become one if, in all tensors, the stride
+    of the outer axis is the extent of the inner one.
     """
     first = tensors[0]
     axes = sorted(range(first.dim()), key=first.stride) if axes is None else axes

@@ -1,4 +1,4 @@
-"""Observing launches: `intercepted` compiles without running, `recorded` lists what ran."""
+"""Observers of launches: `intercepted` replaces the launches, `recorded` lists them."""
 
 import contextlib
 import threading
@@ -11,7 +11,7 @@ _recording = threading.local()
 
 
 class Launch(NamedTuple):
-    """A launch of a kernel, and the compiled kernel; None in the interpreter."""
+    """A launch of a compiled kernel."""
 
     kernel: Any
     compiled: Any
@@ -25,7 +25,7 @@ def intercepted(handle: Callable[..., None], architecture: str) -> Iterator[None
     """Call `handle(kernel, programs, args, constants)` instead of each launch, in any thread.
 
     Args:
-        architecture: the GPU that tiles are chosen for, as "sm_90".
+        architecture: the GPU for the choice of tiles, as "sm_90".
     """
     with settings.changed(intercept=handle, architecture=architecture):
         yield
@@ -33,7 +33,7 @@ def intercepted(handle: Callable[..., None], architecture: str) -> Iterator[None
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Collect the launches of this thread."""
+    """Collect the launches of compiled kernels by this thread."""
     before = getattr(_recording, "launches", None)
     launches: list[Launch] = []
     _recording.launches = launches
@@ -44,7 +44,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def record(*launch: Any) -> None:
-    """Append a launch to the list of `recorded`, if this thread has one."""
+    """Append a launch to the list of `recorded`, if this thread records."""
     launches = getattr(_recording, "launches", None)
     if launches is not None:
         launches.append(Launch(*launch))

@@ -1,8 +1,7 @@
-"""Turns a launcher into an opaque torch operator with a fake twin.
+"""Registers a launcher as an opaque torch operator with a fake twin.
 
-Opaque operators are the form that survives torch.compile, export, meta and fake tensors also where the kernels are
-interpreted. The fake twin allocates the outputs and does nothing else; a launcher calls it too, so that shapes, dtypes and
-strides agree by construction.
+Opaque operators work under torch.compile and export and with meta and fake tensors, even if the kernels are interpreted. The
+fake twin only allocates the outputs. The launcher calls it too, so both agree on shapes, dtypes and strides.
 """
 
 import inspect
@@ -17,12 +16,12 @@ from .launch_cache import cached, without_dispatcher
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 
 library = torch.library.Library("trinn", "DEF")
-launchers = SimpleNamespace()  # the plain functions
-ops = SimpleNamespace()  # the operators as layers call them
+launchers = SimpleNamespace()  # plain functions
+ops = SimpleNamespace()  # operators, for layers to call
 
 
 def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Launcher], Launcher]:
-    """Register a launcher as `torch.ops.trinn.<its name>`, with the schema of its annotations."""
+    """Register a launcher as `torch.ops.trinn.<its name>`, with a schema from its annotations."""
 
     def register(launcher: Launcher) -> Launcher:
         name = launcher.__name__
@@ -40,15 +39,15 @@ def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Lau
 
 
 def _with_version_bump(launcher: Launcher, mutates: tuple[str, ...]) -> Callable[..., Any]:
-    """The launcher, and then autograd is told which tensors were written over."""
+    """The launcher, followed by a version bump of the tensors in `mutates`, so that autograd notices the write."""
     parameters = list(inspect.signature(launcher).parameters)
     places = [parameters.index(name) for name in mutates]
 
-    def launch_and_tell(*args: Any) -> Any:
+    def launch_and_bump(*args: Any) -> Any:
         result = launcher(*args)
         for place in places:
             if not args[place].is_inference():
                 torch.autograd.graph.increment_version(args[place])
         return result
 
-    return launch_and_tell
+    return launch_and_bump

@@ -1,4 +1,4 @@
-"""Settings of this process that tests and benchmarks change for a while."""
+"""Settings of this process. Tests and benchmarks change them temporarily."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,21 +10,21 @@ from .interpreter import INTERPRETED
 
 @dataclass
 class Settings:
-    """How kernels are tiled and started. Launchers read these values at every call."""
+    """Settings of tiles and launches. Launchers read them at every call."""
 
-    interpreted_block: int = 16384  # elements; an interpreted program costs milliseconds whatever its size, so blocks are large
-    interpreted_rows: int = 1  # rows that one interpreted program of device/columns.py steps through
-    wanted_programs: int = 1 if INTERPRETED else 264  # two for each multiprocessor of a large GPU
+    interpreted_block: int = 16384  # elements; an interpreted program takes milliseconds at any size, so blocks are large
+    interpreted_rows: int = 1  # most rows of a split of device/columns.py in the interpreter
+    wanted_programs: int = 1 if INTERPRETED else 264  # two per multiprocessor of a large GPU
     tile_of: Callable[..., Any] | None = None  # replaces the rules of tuning.py: (product, architecture) -> tile
-    interpret_tma: bool = False  # the interpreter takes the kernels for Hopper's copy engine too
-    int64_offsets: bool = INTERPRETED  # the interpreter checks every int32 operation for overflow, which is slow
-    intercept: Callable[..., None] | None = None  # gets each launch instead of a device
-    architecture: str = ""  # that launches are intercepted for
-    gpu: str | None = None  # the name of the GPU that tiles are chosen for
+    interpret_tma: bool = False  # the interpreter runs the TMA kernels too
+    int64_offsets: bool = INTERPRETED  # the interpreter is slow in int32: it checks for overflow
+    intercept: Callable[..., None] | None = None  # receives each launch in place of a device
+    architecture: str = ""  # of the GPU for intercepted launches
+    gpu: str | None = None  # name of the GPU for the choice of tiles; None: of the device
 
     @contextlib.contextmanager
     def changed(self, **values: Any) -> Iterator[None]:
-        """Set some values, and restore the former ones at the end."""
+        """Set some values, and restore the previous ones at the end."""
         before = {name: getattr(self, name) for name in values}
         vars(self).update(values)
         try:

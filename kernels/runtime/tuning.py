@@ -1,7 +1,7 @@
-"""Which tile for which shape.
+"""Choice of the tile for each shape.
 
-The choice depends on the shape, the dtype and the GPU alone, never on a timing: the order of every sum, and so every bit of a
-gradient, is the same from run to run. What was measured on a GPU is in tiles/, shipped with the code.
+It depends only on the shape, the dtype and the GPU, never on a timing at run time. So the order of every sum, and every bit of
+a gradient, is the same in each run. The folder tiles/ has the tiles measured on a GPU, and ships with the code.
 """
 
 import functools
@@ -13,17 +13,17 @@ from typing import NamedTuple
 import torch
 import triton
 
-from .hardware import architecture, gpu_name
+from .hardware import architecture_of, gpu_name
 from .interpreter import INTERPRETED
 from .settings import settings
 
 TILES = Path(__file__).with_name("tiles")
 
-_LARGEST_TENSOR = 2**19  # elements, for an interpreted tile; Triton allows twice that
+_LARGEST_TENSOR = 2**19  # elements of an interpreted tile; Triton allows twice as many
 
 
 class GemmTile(NamedTuple):
-    """The part of a matrix product (m, k) @ (k, n) that one program computes, a block of k at a time."""
+    """Tile of a matrix product (m, k) @ (k, n): the block of the result per program, and the block of k per iteration."""
 
     m: int
     n: int
@@ -33,41 +33,41 @@ class GemmTile(NamedTuple):
 
 
 class ElementTile(NamedTuple):
-    """What one program fills of an image: `lanes` side by side in memory, at `rows` places."""
+    """Tile of an elementwise kernel: `rows` runs of `lanes` contiguous elements."""
 
     rows: int
     lanes: int
 
 
 class Gemm(NamedTuple):
-    """(m, k) @ (k, n), for which a tile is chosen, and the kernel that computes it."""
+    """A matrix product (m, k) @ (k, n) that needs a tile, and its kernel."""
 
-    kernel: str  # "linear", "conv2d" for its fprop and dgrad, or "wgrad"; of conv2d_tma.py "tma conv2d" and "tma wgrad"
+    kernel: str  # "linear", "conv2d" (fprop and dgrad) or "wgrad"; through TMA "tma conv2d" or "tma wgrad"
     m: int
     n: int
     k: int
     dtype: torch.dtype
     precision: str
-    scattered: bool = False  # neighbours in the product are not neighbours in memory, or offsets are int64
+    scattered: bool = False  # adjacent elements of the product are not adjacent in memory, or offsets are int64
 
     @property
     def key(self) -> str:
-        """What products have in common that share a tile: sizes to a power of two, and all else."""
+        """Products with the same key share a measured tile: sizes, rounded up to powers of two, and all other properties."""
         sizes = (str(triton.next_power_of_2(size)) for size in (self.m, self.n, self.k))
         scattered = ["scattered"] if self.scattered else []
         return " ".join([self.kernel, str(self.dtype).removeprefix("torch."), self.precision, *scattered, *sizes])
 
 
 def gemm_tile(product: Gemm, device: torch.device) -> GemmTile:
-    """The tile for a product: the one that was the fastest on this GPU where that is on record, else a good guess."""
+    """Tile of a product: the fastest one measured on this GPU if there is a record, else the default tile."""
     if settings.tile_of is not None:
-        return settings.tile_of(product, architecture(device))
-    return measured_tiles(gpu_name(device)).get(product.key) or guessed_tile(product, architecture(device))
+        return settings.tile_of(product, architecture_of(device))
+    return measured_tiles(gpu_name(device)).get(product.key) or guessed_tile(product, architecture_of(device))
 
 
 @functools.cache
 def measured_tiles(name: str) -> dict[str, GemmTile]:
-    """By Product.key, the tiles that `python -m bench.tune` found on a GPU of that name with this Triton."""
+    """Tiles by Gemm.key, from `python -m bench.tune` on a GPU of this name with this version of Triton."""
     path = TILES / f"{name.lower().replace(' ', '_')}.json"
     if not name or not path.exists():
         return {}
@@ -76,10 +76,10 @@ def measured_tiles(name: str) -> dict[str, GemmTile]:
 
 
 def guessed_tile(product: Gemm, architecture: str) -> GemmTile:
-    """The tile by rules alone.
+    """The default tile, chosen by rules.
 
-    Smaller where a launcher cannot cut k to fill the GPU, and for a `scattered` product: there a thread holds an address for
-    each of its elements.
+    It is smaller if the launcher cannot split k to fill the GPU. It is also smaller for a `scattered` product, because a thread
+    then needs registers for the address of each element.
     """
     kernel, m, n, k, dtype, _, scattered = product
     if kernel.startswith("tma "):
@@ -90,10 +90,10 @@ def guessed_tile(product: Gemm, architecture: str) -> GemmTile:
     if scattered:
         most_n, most_k = min(most_n, 64), max(most_k // 2, 16)
     block_m, block_n, block_k = _clamp(m, 16, most_m), _clamp(n, 16, most_n), _clamp(k, 16, most_k)
-    whole = kernel == "conv2d"  # k is not cut
+    whole = kernel == "conv2d"  # k is not split
     while whole and block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < settings.wanted_programs // 2:
         block_m //= 2
-    # What a program has in registers: the accumulator, and both operands on their way in.
+    # Elements in registers: the accumulator, and both operands during their loads.
     held = (block_m * block_n + (block_m + block_n) * block_k) * (2 if scattered else 1)
     return GemmTile(
         block_m,
@@ -105,55 +105,55 @@ def guessed_tile(product: Gemm, architecture: str) -> GemmTile:
 
 
 def _guessed_tma_tile(product: Gemm, architecture: str) -> GemmTile:
-    """For wgmma, which has 64 rows for each four warps: the tile that a model says is the fastest.
+    """The default tile for wgmma, which computes 64 rows per four warps: the fastest tile according to a model.
 
-    A multiprocessor takes turns at its tiles, and each turn as long as its products or the copies from L2 to shared memory do,
-    by rates that are assumed of an H200. Two small programs share a multiprocessor, so that one loads while the other stores,
-    and where the sum is short there are no others. wgrad's columns are taps times channels, and no power of two; its sum is
-    cut, so that there are turns enough.
+    In the model the multiprocessors compute the tiles in waves. A wave takes as long as its products or its copies from L2 to
+    shared memory, at rates assumed for an H200. Two programs with small tiles share a multiprocessor, so one loads while the
+    other stores; if the sum is short, only small tiles are candidates. The columns of wgrad are taps times channels, so their
+    number is no power of two. The sum of wgrad is split, so it always has enough waves.
     """
     kernel, m, n, k, dtype, precision, _ = product
     if architecture == "interpreter":
         return GemmTile(_clamp(m, 16, 64), _clamp(n, 16, 64), 16, warps=1, stages=1)
-    in_planes = precision == "bf16x6"  # of bfloat16, whose sums are kept twice
-    itemsize = 2 if in_planes else dtype.itemsize
-    block_k = 128 // itemsize  # lines of 128 bytes
-    room = 128 * 128 if in_planes else 128 * 256  # accumulators of eight warps
+    in_terms = precision == "bf16x6"  # three bf16 terms per float32, with two accumulators
+    itemsize = 2 if in_terms else dtype.itemsize
+    block_k = 128 // itemsize  # rows of 128 bytes
+    room = 128 * 128 if in_terms else 128 * 256  # accumulators of eight warps
     short = k <= 8 * block_k
     if kernel == "tma wgrad":
         block_m = _clamp(m, 64, 128)
-        block_n = n if n * block_m <= (1.0 if in_planes else 1.25) * room else room // block_m
+        block_n = n if n * block_m <= (1.0 if in_terms else 1.25) * room else room // block_m
     else:
         tiles = [(rows, columns) for columns in (64, 128, 256) for rows in (64, 128) if rows * columns <= room]
         tiles = [tile for tile in tiles if tile[1] <= (128 if short else 256)]
         block_m, block_n = min(tiles, key=lambda tile: (_turns(m, n, tile, itemsize), -math.prod(tile)))
     stage = (block_m + block_n) * block_k * itemsize
-    warps = 8 if block_m * block_n > (128 * 64 if in_planes else 128 * 128 - 1) else 4
-    half = 110 << 10  # of a multiprocessor's shared memory
+    warps = 8 if block_m * block_n > (128 * 64 if in_terms else 128 * 128 - 1) else 4
+    half = 110 << 10  # half of a multiprocessor's shared memory
     shared = half if block_m * block_n <= 128 * 128 and 3 * stage <= half else 2 * half
     return GemmTile(block_m, block_n, block_k, warps, stages=max(2, min(3 if short else 4, shared // stage)))
 
 
 def _turns(m: int, n: int, tile: tuple[int, int], itemsize: int) -> float:
-    """How long 132 multiprocessors take for all tiles of (m, k) @ (k, n), in nanoseconds for one of k."""
+    """Time of all waves of (m, k) @ (k, n) on 132 multiprocessors, in nanoseconds per unit of k."""
     rows, columns = tile
     products, copies = 2 * rows * columns / 6e3 * itemsize / 2, (rows + columns) * itemsize / 50
     return triton.cdiv(triton.cdiv(m, rows) * triton.cdiv(n, columns), 132) * max(products, copies)
 
 
 def count_splits(tiles: int, depth: int, block: int) -> int:
-    """Into how many parts to cut a reduction over `depth` elements so that `tiles` output tiles fill the GPU."""
+    """Number of splits of a reduction over `depth` elements, for `tiles` output tiles to fill the GPU."""
     return max(1, min(triton.cdiv(settings.wanted_programs, tiles), depth // (4 * block)))
 
 
 def elementwise_block(elements: int) -> int:
-    """How many elements one program of an elementwise kernel takes."""
+    """Elements per program of an elementwise kernel."""
     return _clamp(elements, 16, min(16 * settings.interpreted_block, 2**16) if INTERPRETED else 1024)
 
 
 def _interpreted_tile(m: int, n: int, k: int) -> GemmTile:
     block_n = _clamp(n, 16, min(settings.interpreted_block, 512))
-    # Most of the time goes into the addresses of the (m, k) block: a short k wastes the fewest on rounding up.
+    # The addresses of the (m, k) block take most of the time: a small block_k wastes the least when k is rounded up to it.
     block_k = _clamp(k, 16, settings.interpreted_block if m <= block_n else min(settings.interpreted_block, 32))
     block_m = _clamp(m, 16, min(settings.interpreted_block, _LARGEST_TENSOR // max(block_n, block_k)))
     block_k = min(block_k, _LARGEST_TENSOR // block_n)

@@ -1,8 +1,8 @@
-"""torch.vmap's rule for every operator: a launch of many images, channels or groups in place of many launches.
+"""torch.vmap's rule for every operator: one launch over more images, channels or groups in place of many launches.
 
-Where only images are mapped, the mapped axis becomes part of their first. Where filters, statistics or other vectors of the
-channels are, it becomes part of the channels, and a convolution has so many times more groups. What is left, a linear layer
-with mapped weights, runs once for each: a convolution would have another precision.
+If only images are mapped, the rule merges the mapped axis into the batch. If filters, statistics or other vectors with one
+element per channel are mapped, it merges the axis into the channels, and multiplies the groups of a convolution. A linear layer
+with mapped weights runs once per element of the axis: a grouped convolution would have another precision.
 """
 
 from collections.abc import Callable
@@ -15,22 +15,22 @@ Dims = tuple[int | None, ...]
 
 
 class BatchFold(NamedTuple):
-    """The axis of each tensor that takes the mapped axis in, of the arguments and of the results; None where it cannot."""
+    """The axis of each argument and result to merge the mapped axis into; None if the argument cannot be mapped."""
 
     arguments: Dims
     results: tuple[int, ...]
 
 
-# Every tensor and every result takes the mapped axis in along its first.
+# Operators whose rule merges the mapped axis into the first axis of every argument and result.
 FIRST_AXIS = (
     "antialias2d_backward", "antialias2d_forward", "avg_pool2d_backward", "avg_pool2d_forward", "batchnorm2d_fold",
     "bilinear2d_backward", "bilinear2d_forward", "max_pool2d_backward", "max_pool2d_forward", "max_pool2d_pick",
     "max_unpool2d_add", "max_unpool2d_backward", "max_unpool2d_forward", "nearest2d_backward", "nearest2d_forward",
     "pad2d_backward", "pad2d_forward",
 )  # fmt: skip
-# Any shape will do, so the mapped axis is one more.
+# Operators on any shape: the mapped axis is an additional axis.
 ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")
-# Of all others. Tried from left to right; arguments are counted without those that are no tensors.
+# All other operators. A rule uses the first fitting entry. Entries list tensor arguments only.
 FOLDS: dict[str, tuple[BatchFold, ...]] = {
     "batchnorm2d_backward": (BatchFold((1, 1, 0, 0, 0, 1, None), (1,)),),
     "batchnorm2d_forward": (BatchFold((1, 0, 0, 0, 0, 1), (1,)),),
@@ -53,7 +53,7 @@ FOLDS: dict[str, tuple[BatchFold, ...]] = {
 
 
 def register_vmap(library: torch.library.Library) -> None:
-    """Give every operator of the tables its rule."""
+    """Register the rule of every operator in the tables."""
     for name in (*FIRST_AXIS, *ELEMENTWISE, *FOLDS):
         torch.library.register_vmap(f"{library.ns}::{name}", _rule(name), lib=library)
 
@@ -68,7 +68,7 @@ def _rule(name: str) -> Callable[..., Any]:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any, **options: Any) -> tuple[Any, Any]:
         left_out = len(parameters) - len(args) - len(options)
-        given, in_dims = [*args, *left_out * [None]], (*in_dims, *left_out * [None])  # None is their default
+        given, in_dims = [*args, *left_out * [None]], (*in_dims, *left_out * [None])  # omitted arguments default to None
         mapped = [place for place in tensors if in_dims[place] is not None]
         for place in written:
             if place not in mapped:
@@ -102,7 +102,7 @@ def _rule(name: str) -> Callable[..., Any]:
 
 
 def _expanded(given: list[Any], places: list[int], mapped: list[int], size: int) -> list[Any]:
-    """The arguments, those at these places with the mapped axis first."""
+    """The arguments. Those at `places` have the mapped axis first, expanded if they are not mapped."""
     return [
         a.expand(size, *a.shape) if place in places and place not in mapped and a is not None else a
         for place, a in enumerate(given)
@@ -110,7 +110,7 @@ def _expanded(given: list[Any], places: list[int], mapped: list[int], size: int)
 
 
 def _unfolded(y: Tensor, axis: int, size: int) -> Tensor:
-    """The mapped axis before the one that took it in. No view for autograd, which forbids to write over a Function's views."""
+    """Split the mapped axis off again. Not a view for autograd, which forbids in-place writes to the views of a Function."""
     shape = *y.shape[:axis], size, y.shape[axis] // size, *y.shape[axis + 1 :]
     return torch.ops.aten._unsafe_view(y, shape)
 
@@ -123,5 +123,5 @@ def _one_by_one(op: Any, given: list[Any], mapped: list[int], size: int, options
 
 
 def _leading(results: Any) -> tuple[Any, Any]:
-    """Results whose mapped axis is the first."""
+    """Results with the mapped axis first, and its position."""
     return results, None if results is None else (0,) * len(results) if isinstance(results, tuple) else 0

@@ -24,7 +24,7 @@ from trinn.kernels.runtime.settings import settings
 
 INF, NAN = float("inf"), float("nan")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-TORCH = SimpleNamespace(**{name: getattr(F, name, getattr(nn, name, None)) for name in tnn.__all__})
+TORCH = SimpleNamespace(**{name: getattr(F, name, getattr(nn, name, None)) for name in vars(tnn)["__all__"]})
 
 
 class Row(NamedTuple):
