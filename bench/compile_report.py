@@ -258,7 +258,7 @@ def unreached(jobs: Sequence[Job]) -> Iterator[str]:
             reached = {tuple(job.constants.get(name) for name in names) for job in ours if job.dtype == dtype}
             for m, n, k in itertools.product(SIZES, repeat=3):
                 for name, scattered in (("linear", False), ("conv2d", False), ("wgrad", True)):
-                    tile = tuning.guessed_tile(tuning.Gemm(name, m, n, k, dtype, "ieee", scattered), architecture)
+                    tile = tuning.default_tile(tuning.Gemm(name, m, n, k, dtype, "ieee", scattered), architecture)
                     if tile not in reached:
                         reached.add(tile)
                         yield f"{tile} of {dtype} on {architecture} is launched by no case"
@@ -278,7 +278,7 @@ def tma_tiles_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
     wanted: set[str] = set()
     for m, n, k in itertools.product(SIZES, repeat=3):
         product = tuning.Gemm("tma conv2d", m, n, k, dtype, "bf16x6" if in_terms else precision)
-        tile = tuning.guessed_tile(product, "sm_90")
+        tile = tuning.default_tile(product, "sm_90")
         sizes = {"BLOCK_M": tile.m, "BOX": (tile.n,), "BLOCK_K": tile.k, "num_warps": tile.warps, "num_stages": tile.stages}
         wanted |= {_box_tile(sizes | {"ADJOINT": adjoint}) for adjoint in (False, True)}
 

@@ -70,7 +70,7 @@ def results_of(config: Config, cases: Sequence[str], device: str) -> Iterator[tu
     Raises:
         LookupError: no case runs this kernel.
     """
-    default_tile, ran = tuning.guessed_tile, False
+    default_tile, ran = tuning.default_tile, False
 
     def rule(product: Gemm, architecture: str) -> GemmTile:
         return config.tile if kind(product) == config.kind else default_tile(product, architecture)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench import still_gpu  # before trinn
+from bench import stub_gpu  # before trinn
 
 import trinn.layers as tnn  # isort: skip
 from trinn.kernels import launchers
@@ -175,7 +175,7 @@ def autograd(cost: Cost) -> dict[str, float]:
 
 def main() -> int:
     torch.set_num_threads(1)
-    still_gpu.stand_in()
+    stub_gpu.stand_in()
     cost = calls if "--count" in sys.argv else microseconds
     operators, over, both = {name: operator(name, cost) for name in OPERATORS}, functionals(cost), autograd(cost)
     if "--json" in sys.argv:

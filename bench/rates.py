@@ -205,13 +205,13 @@ def rates(machine: Machine) -> dict[str, Any]:
 def assumed_rates() -> dict[str, float]:
     """Return the assumptions of the tile rules, per multiprocessor and nanosecond: bytes from L2, and product operations.
 
-    Derive them from `_turns` of tuning.py: its time for a small tile is limited by copies, for a large tile by products. No
+    Derive them from `_wave_time` of tuning.py: its time for a small tile is limited by copies, for a large tile by products. No
     rule assumes a rate for memory, for float32 products without TF32, or for comparisons.
     """
     small, large = (64, 64), (4096, 4096)
-    found = {"L2": sum(small) * 2 / tuning._turns(*small, small, itemsize=2)}
+    found = {"L2": sum(small) * 2 / tuning._wave_time(*small, small, itemsize=2)}
     for arithmetic, itemsize in {"bf16": 2, "fp16": 2, "tf32": 4}.items():
-        found[f"{arithmetic} products"] = 2 * math.prod(large) / tuning._turns(*large, large, itemsize)
+        found[f"{arithmetic} products"] = 2 * math.prod(large) / tuning._wave_time(*large, large, itemsize)
     return found
 
 

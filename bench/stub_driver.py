@@ -1,6 +1,6 @@
 """A stub CUDA driver that records launches: Triton 3.6 builds and calls its real C launchers, without a GPU.
 
-Call `install` after `still_gpu.stand_in`. It builds bench/stub_libcuda.c and loads it under the name of NVIDIA's driver, so
+Call `install` after `stub_gpu.stand_in`. It builds bench/stub_libcuda.c and loads it under the name of NVIDIA's driver, so
 Triton's C code links to it. A callback gets the arguments of each call of cuLaunchKernelEx.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from bench import still_gpu  # before triton
+from bench import stub_gpu  # before triton
 
 import triton  # isort: skip
 from triton.backends.nvidia import driver
@@ -95,9 +95,9 @@ def install(seen: Callable[[Reached], None]) -> None:
         return SimpleNamespace(launch=launch)
 
     driver.library_dirs, driver.compile_module_from_src = lambda: [folder.name], build.compile_module_from_src
-    still_gpu.StillDriver.utils = driver.CudaUtils()  # builds Triton's driver.c
+    stub_gpu.StubDriver.utils = driver.CudaUtils()  # builds Triton's driver.c
     driver.compile_module_from_src = build_launcher
-    still_gpu.StillDriver.get_current_stream = lambda self, device: STREAM  # type: ignore[method-assign]
+    stub_gpu.StubDriver.get_current_stream = lambda self, device: STREAM  # type: ignore[method-assign]
     launch_cache._current_stream = lambda device: STREAM
 
 
@@ -126,4 +126,4 @@ def compile_nothing() -> None:
         swizzle = {16: 0, 32: 1, 64: 2, 128: 3}[block[-1] * size]
         return {"swizzle": swizzle, "elem_size": size, "elem_type": number, "block_size": block, "fp4_padded": False}
 
-    still_gpu.replace_compiler(compiled, map_metadata)
+    stub_gpu.replace_compiler(compiled, map_metadata)

@@ -127,7 +127,7 @@ def recorded(rule: Rule) -> Iterator[list[Call]]:
 def calls_of(case: registry.Case, arithmetic: str, layout: str, device: str, architecture: str, seed: int = 0) -> list[Call]:
     """Return the calls of a forward and backward pass that compute products, with random tensors. No kernel runs."""
     with using(arithmetic) as dtype, intercepted(lambda *_: None, architecture):
-        with recorded(tuning.guessed_tile) as calls:
+        with recorded(tuning.default_tile) as calls:
             Instance(case, "ours", dtype, layout, device, seed).call("backward")()
     return calls
 
@@ -153,7 +153,7 @@ def products(at: Iterable[Place], architecture: str) -> dict[Place, Gemm]:
 @functools.cache
 def candidates(product: Gemm, most: int, architecture: str) -> list[GemmTile]:
     """Return the default tile, then the most similar tiles that fit into registers and shared memory."""
-    default = tuning.guessed_tile(product, architecture)
+    default = tuning.default_tile(product, architecture)
     sizes = (64, 128, 256) if _by_tma(product) else (16, 32, 64, 128, 256)
     columns = (*sizes, 192, 320) if product.kernel == "tma wgrad" else sizes  # 3 or 5 taps with 64 channels each
     tiles = (GemmTile(*t) for t in itertools.product(sizes, columns, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)))
@@ -337,7 +337,7 @@ def winners(wanted: Iterable[Gemm], times: Times, architecture: str) -> dict[str
     found: dict[str, GemmTile | None] = {}
     for product in wanted:
         if measured := _measured(product, times):
-            default = measured.get(tuning.guessed_tile(product, architecture), math.inf)
+            default = measured.get(tuning.default_tile(product, architecture), math.inf)
             best = min(measured, key=lambda tile: measured[tile])
             found[product.key] = best if measured[best] < CLEARLY * default else None
     return found
@@ -367,7 +367,7 @@ def lines_of(wanted: Iterable[Gemm], times: Times, architecture: str) -> Iterato
     """Yield one line per measured product: the times of its default tile and its best tile."""
     for product in wanted:
         if measured := _measured(product, times):
-            default = measured.get(tuning.guessed_tile(product, architecture), math.nan)
+            default = measured.get(tuning.default_tile(product, architecture), math.nan)
             best = min(measured, key=lambda tile: measured[tile])
             yield f"{product.key:48} default {default:9.1f} us   best {measured[best]:9.1f} us  {named(best)}"
 

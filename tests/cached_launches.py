@@ -26,7 +26,7 @@ import torch
 import triton
 from torch import Tensor
 
-from bench import still_gpu, stub_driver  # before trinn
+from bench import stub_driver, stub_gpu  # before trinn
 
 import trinn.layers as tnn  # isort: skip
 from tests.every import EVERY, TMA_OPERATORS, Every, Ours, operators, results
@@ -74,7 +74,7 @@ class Launches(threading.local):
         self.found.append((*reached[:-1], tuple(parameters)))
 
     def _plain(self, arg: Any) -> Any:
-        if isinstance(arg, still_gpu.TensorMap):
+        if isinstance(arg, stub_gpu.TensorMap):
             return self._plain(arg.address), *arg[1:]
         if not isinstance(arg, Tensor) and not (isinstance(arg, int) and arg > 2**32):
             return arg
@@ -248,12 +248,12 @@ def compare_threads(seed: int, calls: int, threads: int) -> None:
 def main() -> int:
     given = arguments()
     rng = random.Random(given.seed)
-    still_gpu.stand_in()
+    stub_gpu.stand_in()
     if given.stub:
         stub_driver.install(LAUNCHES.add_reached)
         stub_driver.compile_nothing()
     else:
-        still_gpu.compile_nothing(LAUNCHES.add)
+        stub_gpu.compile_nothing(LAUNCHES.add)
     compiled = torch.compile(lambda *t: tnn.relu(tnn.conv2d(*t)), fullgraph=True, backend="aot_eager")
     compiled(*(torch.ones(shape, requires_grad=True) for shape in ((1, 2, 3, 3), (4, 2, 3, 3), (4,)))).sum().backward()
     with torch.inference_mode():  # torch reports a copy as a view here

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bench import still_gpu, stub_driver  # before trinn
+from bench import stub_driver, stub_gpu  # before trinn
 
 from tests.cached_launches import LAUNCHES, shifted, track_allocations  # isort: skip
 from trinn.kernels.runtime import launch_cache
@@ -116,12 +116,12 @@ def on_a_stub_gpu(dtype: torch.dtype) -> None:
 def main() -> int:
     check = on_a_gpu if sys.argv[1:] == ["cuda"] else on_a_stub_gpu
     if check is on_a_stub_gpu:
-        still_gpu.stand_in()
+        stub_gpu.stand_in()
         if sys.argv[1:] == ["--stub"]:
             stub_driver.install(LAUNCHES.add_reached)
         else:
-            still_gpu.watch(LAUNCHES.add)
-        utils: Any = still_gpu.StillDriver.utils
+            stub_gpu.watch(LAUNCHES.add)
+        utils: Any = stub_gpu.StubDriver.utils
         utils.fill_tma_descriptor = utils.fill_tma_descriptor_tiled = encoding(utils.fill_tma_descriptor)
         track_allocations()
     for dtype in (torch.float16, torch.float32):

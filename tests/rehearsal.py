@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from bench import still_gpu  # sets TRITON_INTERPRET, so it comes before trinn and triton
+from bench import stub_gpu  # sets TRITON_INTERPRET, so it comes before trinn and triton
 
 import torch  # isort: skip
 from torch.autograd.gradcheck import GradcheckError
@@ -61,11 +61,11 @@ class Stream:
 
 def stand_in() -> None:
     """Install the stub GPU in this process."""
-    still_gpu.stand_in()
+    stub_gpu.stand_in()
     if os.environ.get("REHEARSAL_COMPILES"):
         stub_driver.install(lambda reached: launches.append(str(reached.function)))
     else:
-        still_gpu.compile_nothing(lambda programs, function, args: launches.append(repr(function)))
+        stub_gpu.compile_nothing(lambda programs, function, args: launches.append(repr(function)))
     torch.cuda.get_device_name = lambda _=None: gpu_cache.GPU  # type: ignore[assignment]
     torch.cuda.get_device_capability = lambda _=None: (9, 0)  # type: ignore[assignment]
     torch.cuda.mem_get_info = lambda _=None: (0, 0)  # type: ignore[assignment]

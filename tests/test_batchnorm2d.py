@@ -67,14 +67,14 @@ def tracked(batch_norm: Callable[..., Tensor], **options: Any) -> Callable[..., 
     return function
 
 
-def torchs(x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, **options: Any) -> Tensor:
+def with_a_weight(x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, **options: Any) -> Tensor:
     """F.batch_norm. Its gradient on a GPU raises for a bias without a weight."""
     w = torch.ones_like(b) if w is None and b is not None and x.is_cuda else w
     return F.batch_norm(x, mean, var, w, b, **options)
 
 
 def check_batch_norm(x: Tensor, w: Tensor | None, b: Tensor | None, **options: Any) -> None:
-    check(tracked(tnn.batch_norm, **options), tracked(torchs, **options), x, w, b)
+    check(tracked(tnn.batch_norm, **options), tracked(with_a_weight, **options), x, w, b)
 
 
 @MODES

@@ -224,5 +224,5 @@ def test_splits_of_a_linear_layers_sum(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def splits_of(m: int, k: int, n: int, dtype: torch.dtype) -> tuple[int, int]:
     """The number of splits of a linear layer's sum, and its block size."""
-    tile = tuning.guessed_tile(tuning.Gemm("linear", m, n, k, dtype, "ieee"), "sm_90")
+    tile = tuning.default_tile(tuning.Gemm("linear", m, n, k, dtype, "ieee"), "sm_90")
     return tuning.count_splits(-(-m // tile.m) * -(-n // tile.n), k, tile.k), tile.k

@@ -89,7 +89,7 @@ def test_fastest_tiles_are_stored_and_used(folder: Path, monkeypatch: pytest.Mon
 
 def test_winners() -> None:
     """The default tile is kept unless another tile is clearly faster, or the default tile has no time."""
-    default = tuning.guessed_tile(TMA, "sm_90")
+    default = tuning.default_tile(TMA, "sm_90")
     others = [tile for tile in tune.candidates(TMA, 4, "sm_90") if tile != default]
 
     def winner(*times: Any) -> GemmTile | None:
@@ -124,7 +124,7 @@ def test_candidates_fit() -> None:
     ):  # fmt: skip
         found = tune.candidates(product, 24, "sm_90")
         assert 12 < len(found) == len(set(found)) <= 24
-        assert found[0] == tuning.guessed_tile(product, "sm_90")
+        assert found[0] == tuning.default_tile(product, "sm_90")
         for tile in found[1:]:
             assert tile.stages * tile.k * (tile.m + tile.n) * product.dtype.itemsize <= SHARED_MEMORY["sm_90"]
             assert tile.m * tile.n <= 128 * 32 * tile.warps
@@ -138,7 +138,7 @@ def test_float32_as_bf16_terms_has_bfloat16_operands() -> None:
     """With bf16x6, shared memory holds bfloat16 operands, and registers hold two accumulators."""
     terms = TMA._replace(dtype=torch.float32, precision="bf16x6")
     wide = {tile for tile in tune.candidates(TMA, 9999, "sm_90") if tile.m * tile.n <= 64 * 32 * tile.warps}
-    assert set(tune.candidates(terms, 9999, "sm_90")) == wide | {tuning.guessed_tile(terms, "sm_90")}
+    assert set(tune.candidates(terms, 9999, "sm_90")) == wide | {tuning.default_tile(terms, "sm_90")}
     assert len(tune.candidates(terms._replace(precision="tf32"), 999, "sm_90")) < len(tune.candidates(TMA, 999, "sm_90"))
 
 

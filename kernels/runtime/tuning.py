@@ -62,7 +62,7 @@ def gemm_tile(product: Gemm, device: torch.device) -> GemmTile:
     """Tile of a product: the fastest one measured on this GPU if there is a record, else the default tile."""
     if settings.tile_of is not None:
         return settings.tile_of(product, architecture_of(device))
-    return measured_tiles(gpu_name(device)).get(product.key) or guessed_tile(product, architecture_of(device))
+    return measured_tiles(gpu_name(device)).get(product.key) or default_tile(product, architecture_of(device))
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def measured_tiles(name: str) -> dict[str, GemmTile]:
     return {like: GemmTile(*tile) for like, tile in found["tiles"].items()} if found["triton"] == triton.__version__ else {}
 
 
-def guessed_tile(product: Gemm, architecture: str) -> GemmTile:
+def default_tile(product: Gemm, architecture: str) -> GemmTile:
     """The default tile, chosen by rules.
 
     It is smaller if the launcher cannot split k to fill the GPU. It is also smaller for a `scattered` product, because a thread
@@ -83,7 +83,7 @@ def guessed_tile(product: Gemm, architecture: str) -> GemmTile:
     """
     kernel, m, n, k, dtype, _, scattered = product
     if kernel.startswith("tma "):
-        return _guessed_tma_tile(product, architecture)
+        return _default_tma_tile(product, architecture)
     if architecture == "interpreter":
         return _interpreted_tile(m, n, k)
     most_m, most_n, most_k = {2: (128, 128, 64), 4: (64, 128, 32), 8: (64, 32, 16)}[dtype.itemsize]
@@ -104,7 +104,7 @@ def guessed_tile(product: Gemm, architecture: str) -> GemmTile:
     )
 
 
-def _guessed_tma_tile(product: Gemm, architecture: str) -> GemmTile:
+def _default_tma_tile(product: Gemm, architecture: str) -> GemmTile:
     """The default tile for wgmma, which computes 64 rows per four warps: the fastest tile according to a model.
 
     In the model the multiprocessors compute the tiles in waves. A wave takes as long as its products or its copies from L2 to
@@ -126,7 +126,7 @@ def _guessed_tma_tile(product: Gemm, architecture: str) -> GemmTile:
     else:
         tiles = [(rows, columns) for columns in (64, 128, 256) for rows in (64, 128) if rows * columns <= room]
         tiles = [tile for tile in tiles if tile[1] <= (128 if short else 256)]
-        block_m, block_n = min(tiles, key=lambda tile: (_turns(m, n, tile, itemsize), -math.prod(tile)))
+        block_m, block_n = min(tiles, key=lambda tile: (_wave_time(m, n, tile, itemsize), -math.prod(tile)))
     stage = (block_m + block_n) * block_k * itemsize
     warps = 8 if block_m * block_n > (128 * 64 if in_terms else 128 * 128 - 1) else 4
     half = 110 << 10  # half of a multiprocessor's shared memory
@@ -134,7 +134,7 @@ def _guessed_tma_tile(product: Gemm, architecture: str) -> GemmTile:
     return GemmTile(block_m, block_n, block_k, warps, stages=max(2, min(3 if short else 4, shared // stage)))
 
 
-def _turns(m: int, n: int, tile: tuple[int, int], itemsize: int) -> float:
+def _wave_time(m: int, n: int, tile: tuple[int, int], itemsize: int) -> float:
     """Time of all waves of (m, k) @ (k, n) on 132 multiprocessors, in nanoseconds per unit of k."""
     rows, columns = tile
     products, copies = 2 * rows * columns / 6e3 * itemsize / 2, (rows + columns) * itemsize / 50

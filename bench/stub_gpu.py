@@ -29,7 +29,7 @@ class TensorMap(NamedTuple):
     padding: int
 
 
-class StillDriver(Driver):
+class StubDriver(Driver):
     """A driver that compiles kernels but loads and launches nothing. Triton's own Python code prepares the launches."""
 
     launcher_cls = driver.CudaLauncher
@@ -45,9 +45,9 @@ class StillDriver(Driver):
 
 def stand_in(architecture: str = "sm_90") -> None:
     """Make CPU tensors count as tensors on this GPU, and compile kernels for it, from now on in this process."""
-    triton.runtime.driver.set_active(StillDriver(architecture))
+    triton.runtime.driver.set_active(StubDriver(architecture))
     driver.PyKernelArg = SimpleNamespace
-    driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StillDriver.utils  # it has `launch`
+    driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StubDriver.utils  # it has `launch`
     hardware.GPU, hardware.current_device = "cpu", lambda: None  # type: ignore[assignment,return-value]
     interpreter.NOWHERE = ""
     launch_cache._current_stream, launch_cache.on_gpu = lambda device: 0, torch._C.TensorBase.is_cpu.__get__  # type: ignore[attr-defined]
@@ -67,7 +67,7 @@ def watch(observer: Observer) -> None:
         )
         observer(g0, function, tuple(args))
 
-    StillDriver.utils.launch = started
+    StubDriver.utils.launch = started
 
 
 def compile_nothing(observer: Observer) -> None:
