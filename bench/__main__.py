@@ -2,17 +2,19 @@
 
     python -m bench                       full benchmark, both memory formats; at most 28 minutes
     python -m bench --quick               the most informative cases; less than 8 minutes
-    python -m bench 'AlexNet conv' ResNet --arithmetics bf16
+    python -m bench 'AlexNet conv' ResNet --arithmetics bf16     only the cases and networks with these words in their name
     python -m bench --compile-only        compile all kernels of the benchmark for an H100 or H200; needs no GPU
     python -m bench conv --tune           convolutions only: check the tiles, find the fastest, time against torch
-    python -m bench report RESULT.json    print the table of an earlier run, or the summary of a `make gpu` folder
+    python -m bench report RESULT.json    print the table of an earlier run
+    python -m bench report FOLDER         print the summary of a run of `make gpu`
     python -m bench plot RESULT.json      plot an earlier run, into a folder beside it or into --out
 
 Every result is compared with float64 on the same inputs before it is timed; WRONG results are not timed. torch runs in both
-memory formats with cudnn.benchmark on and the same float32 flags, and the faster format counts. Fused layers and networks are
-also compared with torch.compile. trinn's networks are torch's networks after `trinn.convert(network, fuse=...)`, or
-torch.compile with trinn's backend. An arithmetic is a dtype with a precision: bf16, fp16, tf32 or fp32. Results are written as
-JSON to bench/results/ during the run, with plots if matplotlib is installed; `--resume` continues an interrupted run.
+memory formats with cudnn.benchmark on and the same float32 flags, and its faster format is compared with trinn's faster format.
+Fused layers and networks are also compared with torch.compile. In eager mode, `trinn.convert(network, fuse=...)` converts
+torch's network to trinn's. In the comparison with torch.compile, trinn's side is torch.compile with trinn's backend. An
+arithmetic is a dtype with a precision: bf16, fp16, tf32 or fp32. Results are written as JSON to bench/results/ during the run,
+with plots if matplotlib is installed; `--resume` continues an interrupted run.
 """
 
 import sys
@@ -33,11 +35,11 @@ from bench import conv, gpu, models, registry, report, runs, workers
 from bench.runs import Item
 from bench.timing import Machine
 
-MINUTES = {True: 7.5, False: 28.0}  # whether quick
+MINUTES = {True: 7.5, False: 28.0}  # time limit with and without --quick
 
 
 def items_of(names: Sequence[str], quick: bool, arithmetics: Sequence[str]) -> list[Item]:
-    """Return the items to measure, the most informative first. torch.compile is last because it compiles the longest."""
+    """Return the items (see runs.Item), the most informative first. torch.compile is last because it compiles the longest."""
     cases = registry.QUICK if quick else {name: case.arithmetics for name, case in registry.CASES.items()}
     networks = models.QUICK if quick else {name: model.arithmetics for name, model in models.MODELS.items()}
 
@@ -54,7 +56,7 @@ def items_of(names: Sequence[str], quick: bool, arithmetics: Sequence[str]) -> l
 
 
 def run(args: argparse.Namespace, command: Sequence[str], environment: dict[str, Any]) -> int:
-    """Compile, measure, write and print. `command` runs this module."""
+    """Compile, measure, write and print. Return the exit status. `command` runs this module."""
     start = time.monotonic()
     items = items_of(args.names, args.quick, args.arithmetics)
     if not items:
@@ -77,8 +79,14 @@ def run(args: argparse.Namespace, command: Sequence[str], environment: dict[str,
 
 def read_again(kind: str, arguments: Sequence[str]) -> int:
     """Print the table of an earlier run, or draw its plots."""
-    parser = argparse.ArgumentParser(prog=f"python -m bench {kind}")
-    parser.add_argument("result", type=Path)
+    what = {
+        "report": "Print the table of an earlier run, or the summary of a run of `make gpu`.",
+        "plot": "Plot an earlier run.",
+    }
+    parser = argparse.ArgumentParser(prog=f"python -m bench {kind}", description=what[kind])
+    parser.add_argument(
+        "result", type=Path, help="RESULT.json" + (", or the folder of a run of `make gpu`" if kind == "report" else "")
+    )
     if kind == "plot":
         parser.add_argument("--out", type=Path, help="folder; default: beside the result, with its name")
     args = parser.parse_args(arguments)
@@ -105,14 +113,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions; select matching names")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="regular expressions; run only cases and networks with a matching name"
+    )
     parser.add_argument("--quick", action="store_true", help="the most informative cases, in less than 8 minutes")
     parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; time nothing")
-    parser.add_argument("--arithmetics", nargs="+", choices=registry.PRODUCTS, default=registry.PRODUCTS, metavar="NAME")
+    parser.add_argument("--arithmetics", nargs="+", choices=registry.PRODUCTS, default=registry.PRODUCTS, metavar="NAME",
+                        help="bf16, fp16, tf32, fp32; default: all")  # fmt: skip
     parser.add_argument("--minutes", type=float, help="time limit; default: 7.5 for --quick, else 28")
     parser.add_argument("--resume", type=Path, metavar="RESULT.json", help="continue this run: add the missing rows")
     parser.add_argument("--out", type=Path, help="folder for results; default: bench/results")
-    parser.add_argument("--architecture", default="sm_90", help="for --compile-only")
+    parser.add_argument("--architecture", default="sm_90", help="for --compile-only: the target; default: %(default)s")
     parser.add_argument("--gpu", default="", metavar="NAME", help="for --compile-only: use the tiles tuned for this GPU")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)

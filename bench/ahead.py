@@ -1,7 +1,7 @@
 """Compile the kernels of the benchmark ahead of time, on all cores, into Triton's cache. Needs no GPU.
 
-The modules run on meta tensors in both memory formats, forward and backward. Each operator calls its launcher, and the observed
-launches are compiled. On the measuring machine, Triton's C launchers are compiled too.
+The modules run on meta tensors in both memory formats, forward and backward. Each operator calls its launcher; the launches are
+intercepted and compiled. Where libcuda can be linked, as on the measuring machine, Triton's C launchers are compiled too.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def _runs(
 
 
 def launches_of(name: str, arithmetic: str, layout: str, what: str, architecture: str = "sm_90") -> list[Launch]:
-    """Return the launches of a pass of a case, without those of the passes it depends on."""
+    """Return the launches of one pass of a case. For a backward pass, leave out the launches of its forward pass."""
     found: list[Launch] = []
     with using(arithmetic) as dtype, settings.changed(gpu=""), _Launchers():
         with intercepted(lambda *_: None, architecture):
@@ -115,7 +115,7 @@ def instructions_of(name: str, arithmetic: str, layout: str, what: str) -> float
 
 
 def counted(cases: Mapping[str, Sequence[str]]) -> int:
-    """Count and store the instructions of the passes without products. Return the number of counted passes."""
+    """Count and store the instructions of the passes without matrix products. Return the number of counted passes."""
     passes = []
     for name, arithmetics in cases.items():
         works = [what for what, work in registry.CASES[name].works.items() if not work.flops]

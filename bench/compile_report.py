@@ -2,8 +2,8 @@
 
 The real launchers run on meta tensors of the shapes in shapes.py. The report compiles each launched kernel with its tile on
 each architecture, and prints one row per distinct compilation. It fails on spilled registers, on too much shared memory, and on
-a kernel or a tile without a shape. It also fails when Hopper's matrix units would wait for anything other than TMA (Hopper's
-copy engine); machine_code.py has the criteria.
+a kernel or a tile that no shape launches. It also fails when Hopper's matrix units would wait for anything other than TMA
+(Hopper's copy engine); machine_code.py has the criteria.
 
 On sm_90 the report compares the launches of typical networks with their rows in bench/compiled/. A row has registers, spills,
 shared memory, the number of global loads and stores, the number of 16-byte ones among them, and the number of instructions:
@@ -37,8 +37,8 @@ from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
 
-# ptxas may spill one or two values although registers are left, to fit one more program on a multiprocessor. The report accepts
-# this. If the registers are used up, or the spill is larger, the tile is too large.
+# Tolerated spill. ptxas may spill one or two values although registers are left, to fit one more program on a multiprocessor.
+# If the registers are used up, or the spill is larger, the tile is too large.
 PUT_ASIDE = 32  # bytes per thread
 
 SIZES = [2**i for i in range(13)]
@@ -48,13 +48,13 @@ class Job(NamedTuple):
     """A launch to compile."""
 
     architecture: str
-    case: str
+    case: str  # label, with arithmetic and memory format
     dtype: torch.dtype
     kernel: Any
     programs: int
     args: tuple[Any, ...]
-    constants: dict[str, Any]
-    held: bool
+    constants: dict[str, Any]  # keyword arguments: tl.constexpr values, num_warps and num_stages
+    held: bool  # whether it has a row in bench/compiled/
 
     @property
     def elements(self) -> float:
@@ -72,7 +72,7 @@ class Job(NamedTuple):
 
     @property
     def words(self) -> tuple[str, str, str]:
-        """The kernel, the case, and its blocks, warps and stages."""
+        """The label of the launch: kernel, case, and blocks, warps and stages."""
         blocks = [value for name, value in self.constants.items() if name.startswith("BLOCK")]
         blocks += [size for size in self.constants.get("TILE", ()) if type(size) is int]
         warps, stages = self.constants["num_warps"], self.constants["num_stages"]
@@ -84,13 +84,13 @@ class Job(NamedTuple):
 def jobs_of(architecture: str, pattern: str) -> list[Job]:
     """The launches of all cases with a label that matches the pattern, without repeated compilations.
 
-    On sm_90 also the TMA convolutions with a new tile, or with a new way of loading its operands.
+    On sm_90, add convolutions of `shapes.convolutions` that have a TMA trait (see tma_traits) of no earlier case.
     """
     triton.runtime.driver.set_active(Driver(architecture))
     jobs: dict[Any, Job] = {}
     is_hopper, seen = architecture == "sm_90", set[str]()
 
-    def add(case: Case, tile: tuning.GemmTile | None = None, all_of_it: bool = True) -> None:
+    def add(case: Case, tile: tuning.GemmTile | None = None, only_new_traits: bool = False) -> None:
         name, arithmetic, channels_last, passes = case
         label = f"{name}, {arithmetic}{', channels_last' if channels_last else ''}"
         if not re.search(pattern, label):
@@ -100,7 +100,7 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
 
         def observe(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
             traits = {f"{arithmetic} {trait}" for trait in tma_traits(args, constants)}
-            if all_of_it or traits - seen:
+            if not only_new_traits or traits - seen:
                 remember(kernel, programs, args, constants)
             seen.update(traits)
 
@@ -111,12 +111,12 @@ def jobs_of(architecture: str, pattern: str) -> list[Job]:
     for case, tile in measured_cases() if is_hopper else ():
         add(case, tile)
     for case in convolutions() if is_hopper else ():
-        add(case, all_of_it=False)
+        add(case, only_new_traits=True)
     return list(jobs.values())
 
 
 def tma_traits(args: Sequence[Any], constants: dict[str, Any]) -> list[str]:
-    """What determines the code of a TMA convolution: the tile and the loads of its operands. Empty for other kernels."""
+    """Labels of the tile and of the operand loads of a TMA convolution, which determine its code. Empty for other kernels."""
     if not any(isinstance(arg, TensorDescriptor) for arg in args):
         return []
     if "BOX" in constants:
@@ -272,7 +272,8 @@ def unreached(jobs: Sequence[Job]) -> Iterator[str]:
 
 
 def tma_tiles_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
-    """Tiles of TMA convolutions without a job: those of tuning.py for any product, and the ones wgrad derives from them."""
+    """Tiles of TMA convolutions without a job: the tiles that tuning.py chooses, and the tiles that wgrad derives from them."""
+    # float32 without TF32 is split into bfloat16 terms.
     (dtype, precision), in_terms = ARITHMETIC[arithmetic], arithmetic == "fp32"
     ours = [job.constants for job in jobs if job.dtype == dtype and bool(job.constants["CROSS"]) == in_terms]
     wanted: set[str] = set()
@@ -311,8 +312,11 @@ def line_printer(words: Sequence[Sequence[str]]) -> Callable[[Sequence[str], Seq
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architectures", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="NAME")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.compile_report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--architectures", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="NAME",
+                        help=f"{', '.join(SHARED_MEMORY)}; default: all")  # fmt: skip
     parser.add_argument("--cases", default="", metavar="REGEX", help="compile these cases only; do not require all kernels")
     parser.add_argument("--record", action="store_true", help="rewrite the rows in bench/compiled/")
     parser.add_argument("--limits", action="store_true", help="compile only the launches in bench/limits.py")

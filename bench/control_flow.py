@@ -16,7 +16,10 @@ EVENTS = {
 
 
 class Part:
-    """A loop, or the whole program. Each iteration begins with the block `header`."""
+    """A loop, or the whole program. Blocks are numbers.
+
+    Each iteration begins with the block `header` and ends with a block of `last`. `inner` has the loops directly inside.
+    """
 
     def __init__(self, header: int, last: Sequence[int], blocks: set[int], dominators: Sequence[set[int]]) -> None:
         self.header, self.last, self.blocks, self.inner = header, set(last), blocks, list[Part]()
@@ -63,7 +66,10 @@ class Graph:
         return sum((self.events[b] for b in blocks), Counter())
 
     def skipped(self, part: Part) -> dict[str, list[int]]:
-        """Groups of conditional blocks of a part. Blocks of a group have the same events, and dominate the same events."""
+        """Group the conditional blocks of a part.
+
+        Blocks of a group have equal events, and the blocks that they dominate have equal events. The key is a text.
+        """
         found: dict[str, list[int]] = {}
         for b in sorted(part.own - part.certain):
             events = self.events_of(other for other in part.blocks if b in self.dominators[other])
@@ -86,11 +92,13 @@ class Graph:
 
     def _parts(self, reached: set[int]) -> list[Part]:
         """The program and its loops: outer before inner, in program order."""
+        # Predecessors of each block.
         before: dict[int, list[int]] = {b: [] for b in reached}
         for b in reached:
             for after in self.next(b):
                 before[after].append(b)
         found = [Part(0, [b for b in reached if not self.next(b)], reached, self.dominators)]
+        # Natural loops: a jump back to a dominator closes a loop. Collect its blocks backwards, from the jump to the header.
         for header in sorted(reached):
             last = [b for b in before[header] if header in self.dominators[b]]
             if last:
@@ -100,6 +108,7 @@ class Graph:
                         blocks.add(b)
                         left += before[b]
                 found.append(Part(header, last, blocks, self.dominators))
+        # Nest each loop in the smallest part around it.
         found.sort(key=lambda part: (-len(part.blocks), part.header))
         for i, part in enumerate(found):
             around = [other for other in found[:i] if part.header in other.blocks]

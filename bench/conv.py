@@ -7,10 +7,10 @@
 
     check   compare every candidate tile with float64 on small images; reject tiles that are wrong, crash or hang
     tune    time the tiles that passed on the registry's convolutions; write the fastest to kernels/runtime/tiles/
-    sweep   benchmark the registry's convolutions like `python -m bench`, and print its targets
+    sweep   benchmark the registry's convolutions like `python -m bench`, and print the performance targets of bench/report.py
 
 Each step compiles ahead of time on all cores. A step that reached its time limit resumes in the next run, if the kernels have
-not changed. Results are in conv.json in bench/results/; `python -m bench report` prints its table.
+not changed. Results are in bench/results/<gpu>/conv.json; `python -m bench report` prints its table.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from trinn.kernels.runtime.tuning import Gemm, GemmTile
 STEPS = ("check", "tune", "sweep")
 MINUTES = 8.0  # per step
 SWEPT = ("bf16", "fp32", "tf32", "fp16")  # the two arithmetics with targets first
-KEPT = 10.0  # seconds between two saves of the file
+KEPT = 10.0  # seconds between two saves of conv.json
 
 
 class Steps:
@@ -89,7 +89,7 @@ class Steps:
         self._begin("tune", sources(), times={})
         times: tune.Times = self.result["times"]
         items = tune.items_of(self.wanted, self.right, times)
-        print(f"tune: {len(self.wanted)} kinds of products, {len(items)} candidates", flush=True)
+        print(f"tune: {len(self.wanted)} products, {len(items)} candidates", flush=True)
         left = len(items)
         try:
             for item, found in self._kept(tune.settled(items, self.commands["tune"], until)):
@@ -183,15 +183,18 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench conv", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions; select matching names")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions for names of cases; default: all")
     parser.add_argument("--tune", action="store_true", help="check and tune first")
     parser.add_argument("--step", choices=STEPS, help="run only this step")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit per step")
-    parser.add_argument("--arithmetics", nargs="+", choices=tune.ARITHMETICS, metavar="NAME")
-    parser.add_argument("--candidates", type=int, default=tune.CANDIDATES, metavar="N", help="tiles per product")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit per step; default: %(default)s")
+    parser.add_argument("--arithmetics", nargs="+", choices=tune.ARITHMETICS, metavar="NAME",
+                        help=f"{', '.join(tune.ARITHMETICS)}; default: all")  # fmt: skip
+    parser.add_argument(
+        "--candidates", type=int, default=tune.CANDIDATES, metavar="N", help="tiles per product; default: %(default)s"
+    )
     parser.add_argument("--out", type=Path, help="folder for results; default: bench/results")
     parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; run nothing")
-    parser.add_argument("--architecture", default="sm_90", help="for --compile-only")
+    parser.add_argument("--architecture", default="sm_90", help="for --compile-only: the target; default: %(default)s")
     parser.add_argument("--gpu", default="", metavar="NAME", help="for --compile-only: use the tiles tuned for this GPU")
     args = parser.parse_args(arguments)
     steps = [args.step] if args.step else STEPS if args.tune else STEPS[-1:]

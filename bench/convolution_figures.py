@@ -65,7 +65,7 @@ def box(drawn: Stored) -> Any:
 
 
 def taps(drawn: Stored) -> Any:
-    """The number of taps in each box of a dilated convolution, without the skipped ones."""
+    """The number of taps that each box of a dilated convolution multiplies, without skipped taps."""
     figure, (axes,) = _figure(5.4, 4.0)
     (rows, columns), (_, high, wide) = drawn["size"], drawn["box"]
     of_rows, of_columns = drawn["seen"]
@@ -84,7 +84,12 @@ def taps(drawn: Stored) -> Any:
 
 
 def loop(way: Row, stages: int) -> Any:
-    """The contents of each buffer in shared memory, and the products of the matrix units, over time."""
+    """The contents of each buffer in shared memory, and the products of the matrix units, over time.
+
+    Args:
+        way: a row of tried.py.
+        stages: buffers for each operand.
+    """
     from matplotlib.patches import Rectangle
 
     figure, (axes,) = _figure(8.6, 2.0)
@@ -106,7 +111,11 @@ def loop(way: Row, stages: int) -> Any:
 
 
 def predictions(rows: Sequence[Row], measured: Sequence[Row], arithmetics: Sequence[str]) -> Any:
-    """A row for each convolution, a bar for each pass; measured times are dots."""
+    """A row for each convolution, with up to three passes.
+
+    A bar extends from the time with operands that arrive in time to the predicted time. A black tick is the floor, a dot is a
+    measured time.
+    """
     names = list(dict.fromkeys(row["name"] for row in rows))
     figure, panels = _figure(11, 1.2 + 0.24 * len(names), len(arithmetics), sharey=True)
     for axes, arithmetic in zip(panels, arithmetics, strict=True):
@@ -137,7 +146,7 @@ def _offset(row: Row) -> float:
     return 0.27 * (list(PASSES).index(row["pass"]) - 1)
 
 
-# Colours and styles for the ways of emulated.py.
+# Colour and line style by the name of a way in emulated.py, and the rounding of its instructions.
 LINES = {
     ("6 products of bfloat16", "truncates"): ("#b23a48", "-"),
     ("6 products of bfloat16", "rounds"): ("#b23a48", ":"),

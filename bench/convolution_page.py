@@ -1,8 +1,8 @@
 """Write docs/convolution.md and its figures from the stored data: `python -m bench.convolution_page`.
 
 The text is docs/convolution/text.md. All numbers come from stored data, and a test fails when the page is out of date. The data
-come from bench/tried.py, bench/predicted.py and bench/emulated.py, without a GPU, and the times from `python -m bench conv` on
-a GPU.
+come from bench/tried.py, bench/predicted.py and bench/emulated.py, without a GPU. The times come from all results of
+`python -m bench` on a GPU, and so also of `python -m bench conv` and `make gpu`, in bench/results/.
 """
 
 import json
@@ -26,8 +26,10 @@ Row = dict[str, Any]
 NAMES = {"bf16": "bfloat16", "fp32": "float32 without TF32"}
 SIX, TRUNCATES = "6 products of bfloat16", "truncates"  # the kernels' way to multiply float32, and the published rounding
 UNTIMED = """\
-**These kernels have not run on a GPU yet.** This page describes the kernels, with results from compiling them, from an
-emulation and from a model of their speed. Nothing on it was timed."""
+**No result in bench/results/ has the time of a convolution.** This page describes the kernels, with results from compiling
+them, from an emulation and from a model of their speed. Nothing on it was timed."""
+PARTLY_TIMED = """\
+The other passes have no time yet: a run with `--quick` selects some convolutions, and times their gradients together only."""
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -35,9 +37,13 @@ def stored(name: str) -> dict[str, Any]:
 
 
 def measured(results: Path) -> list[Row]:
-    """The newest row of each timed pass on each GPU: our time in channels_last, and torch's time in its better format."""
+    """The newest row of each timed pass of this page on each GPU, from the results in all subfolders.
+
+    A row has our time in channels_last, and torch's time in its better format. Other passes, such as both gradients together,
+    have no prediction, and are left out.
+    """
     read = []
-    for path in sorted(results.glob("*/*.json")):
+    for path in sorted(results.rglob("*.json")):
         try:
             read.append(report.read(path))
         except ValueError:  # not a result
@@ -47,14 +53,30 @@ def measured(results: Path) -> list[Row]:
         gpu = result["environment"]["gpu"]
         for comparison in report.comparisons(result):
             row = comparison.row
-            if comparison.mode == "eager" and row["op"] in report.CONVS:
+            if comparison.mode == "eager" and row["op"] in report.CONVS and row["pass"] in figures.PASSES:
                 ours = [t["median"] for t in row["times"] if (t["side"], t["layout"]) == ("ours", "channels_last")]
                 found[gpu, row["name"], row["pass"], row["arithmetic"]] = {
-                    "gpu": gpu, "name": row["name"], "pass": row["pass"], "arithmetic": row["arithmetic"],
+                    "gpu": gpu, "date": result["environment"]["date"][:10],
+                    "name": row["name"], "pass": row["pass"], "arithmetic": row["arithmetic"],
                     "ours": ours[0] if ours else math.nan,
                     "torch": comparison.torchs["median"] if comparison.torchs else math.nan,
                 }  # fmt: skip
     return list(found.values())
+
+
+def state(rows: Sequence[Row], timed: Sequence[Row]) -> str:
+    """Text: which of the predicted passes were timed, and where."""
+    predicted = [(row["name"], row["pass"], row["arithmetic"]) for row in rows]
+    texts = []
+    for gpu in dict.fromkeys(row["gpu"] for row in timed):
+        known = {(row["name"], row["pass"], row["arithmetic"]) for row in timed if row["gpu"] == gpu}
+        counts = [(what, [key for key in predicted if key[1] == what]) for what in figures.PASSES]
+        shares = ", ".join(f"{what} {len(known & set(keys))} of {len(keys)}" for what, keys in counts)
+        dates = sorted({row["date"] for row in timed if row["gpu"] == gpu})
+        texts.append(f"**Timed on {gpu}** ({', '.join(dates)}), of the predicted passes in both precisions: {shares}.")
+        if not known >= set(predicted):
+            texts.append(PARTLY_TIMED)
+    return " ".join(texts) or UNTIMED
 
 
 def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
@@ -81,7 +103,7 @@ def of_one_batch(rows: Sequence[Row]) -> list[Row]:
 
 
 def by_pointers(rows: Sequence[Row], arithmetic: str) -> list[str]:
-    """Convolutions with a pass in channels_last outside the TMA kernels."""
+    """Names of convolutions that need kernels/conv2d/pointer.py for some pass in channels_last."""
     those = [row for row in rows if (row["arithmetic"], row["layout"], row["seconds"]) == (arithmetic, "channels_last", None)]
     return list(dict.fromkeys(row["name"] for row in those if any(name.startswith("_conv2d_") for name in row["by"])))
 
@@ -130,8 +152,9 @@ def details(rows: Sequence[Row], timed: Sequence[Row], arithmetic: str) -> str:
     floors = {row["name"]: max(other["floor"] for other in rows if other["name"] == row["name"]) for row in rows}
     header = ["", "floor", *(cell for what in figures.PASSES for cell in (what, "measured"))]
     return f"""\
-<details><summary>All predictions in {NAMES[arithmetic]}, in microseconds: with operands in time, to the assumed L2 rate, and
-the limit. Measured times are of trinn in channels_last, and of torch in its better format.</summary>
+<details><summary>All predictions in {NAMES[arithmetic]}, in microseconds. A prediction is a range, from operands that always
+arrive in time to the assumed L2 rate, and the resource that limits it. A measured pair has the time of trinn in channels_last
+and the time of torch in its better format.</summary>
 
 {table(header, [[name, us(floor), *cells(name)] for name, floor in floors.items()])}
 
@@ -161,7 +184,7 @@ def comparison(rows: Sequence[Row], timed: Sequence[Row]) -> str:
             of = ratios.setdefault((row["gpu"], NAMES[row["arithmetic"]]), {what: [] for what in figures.PASSES})
             of[row["pass"]].append(row["ours"] / seconds)
     if not ratios:
-        return "Not measured yet. Measured times will appear in the tables below, and their ratios to the predictions here."
+        return "No measured times yet. They will appear in the tables below, and their ratios to the predictions here."
     cells = [[*where, *(f"{geomean(v)} of {len(v)}" if v else "" for v in of.values())] for where, of in ratios.items()]
     return "Measured by predicted time, geometric mean:\n\n" + table(["GPU", "", *figures.PASSES], cells)
 
@@ -190,7 +213,7 @@ def verdict(errors: Sequence[Row], rows: Sequence[Row], apart: int) -> str:
     """Text: whether the kernels' float32 products keep the error rule in the emulation.
 
     Args:
-        apart: numbers in a separate sum of the largest products, at most, in the kernels.
+        apart: the largest number of products that the kernels sum separately.
     """
     single = of_way(errors, SIX, TRUNCATES)
     first = {row["numbers"]: row["depth"] for row in reversed(single) if not row["right"]}
@@ -230,7 +253,7 @@ def values(results: Path) -> dict[str, str]:
     pointers = {arithmetic: by_pointers(predicted["rows"], arithmetic) for arithmetic in NAMES}
     left = dilated["shares"][str(dilated["box"][0])]
     return {
-        "state": f"Timed on: {', '.join(dict.fromkeys(row['gpu'] for row in timed))}." if timed else UNTIMED,
+        "state": state(rows, timed),
         "stages": str(stages(first)),
         "ahead": str(stages(first) - 1),
         "small": small["name"],

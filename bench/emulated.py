@@ -23,7 +23,7 @@ STORED = Path(__file__).resolve().parent.parent / "docs" / "convolution" / "emul
 Array = NDArray[Any]  # float32 for operands, float64 for sums
 
 DEPTHS = (64, 256, 1024, 4096, 16384)
-APART = (64, 128, 256, 1024)
+APART = (64, 128, 256, 1024)  # numbers in a separate sum of the largest products: see `summed`
 DRAWS, SUMS = 4, 512  # draws of each distribution, and sums of each draw
 OUTPUTS = DRAWS * SUMS
 BITS, MORE = 24, 2  # bits of float32, and extra bits within an instruction
@@ -104,7 +104,7 @@ Operands = tuple[Terms, Terms]
 
 
 def summed(operands: Operands, pairs: Sequence[tuple[int, int]], truncates: bool, apart: int = 0) -> Array:
-    """The products of these pairs of terms, one pair after the other, in one accumulator.
+    """The sum of the products of these pairs of terms, in one accumulator, one pair of terms after the other.
 
     With `apart`, the products of the last pair, the largest, are summed `apart` numbers at a time in a separate accumulator.
     float32 additions, with rounding, add these sums.

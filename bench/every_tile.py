@@ -1,9 +1,10 @@
 """Check every candidate tile of a convolution against float64 on small images, so that no wrong tile is ever timed.
 
 Triton's code depends on the tile: on the number of pipeline stages, and on the warps that share an accumulator. So one right
-tile proves little about the next. Each tile runs on all shapes below that its kernel supports: with edges inside tiles, several
-images, strides, dilation, groups, transposed. Every result and gradient must satisfy the rule of bench/rows.py, and a second
-run must give the same bits. `python -m bench conv --tune` runs this module in worker processes, which may crash.
+tile proves little about the next. Each tile runs on all shapes below that its kernel supports: sizes that are no multiple of
+the tile, several images, strides, dilation, groups, transposed. Every result and gradient must satisfy `Errors.right` of
+bench/rows.py, and a second run must give the same bits. `python -m bench conv --tune` runs this module in worker processes,
+which may crash.
 """
 
 import sys
@@ -129,7 +130,10 @@ class Judge:
 
 @contextlib.contextmanager
 def _poisoned() -> Iterator[None]:
-    """Fill fresh memory with NaN within the context: unwritten outputs must not contain another tile's results."""
+    """Fill new tensors with NaN within the context, so that an unwritten output is wrong, not another tile's result.
+
+    torch fills new tensors in its deterministic mode (torch.utils.deterministic.fill_uninitialized_memory).
+    """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -1,4 +1,4 @@
-"""The number of instructions of a launch: the sum over its machine code of how often a program executes each instruction.
+"""The number of executed instructions of a launch: the sum of the execution counts of its machine instructions.
 
 bench/ptx.py computes the trip counts of loops: it interprets the PTX for some programs of the launch. ptxas compiles PTX to
 machine code and unrolls loops, so this module matches the loops of both. A machine-code loop with n times the loads, stores,
@@ -21,8 +21,8 @@ from bench.control_flow import Events, Graph, Part
 from bench.machine_code import Instruction, read_sass
 from bench.ptx import Runs
 
-MOST_UNROLLED = 16  # PTX iterations in one of machine code
-NEAR = 0.4  # tolerance, because ptxas removes repeated loads
+MOST_UNROLLED = 16  # PTX iterations in one iteration of machine code
+NEAR = 0.4  # largest `_distance` of matching loops; above 0, because ptxas removes repeated loads
 
 
 class Executed(NamedTuple):
@@ -70,6 +70,7 @@ class _Match:
     def blocks(self, ptx: Part, part: Part, unrolled: int = 1) -> dict[int, float]:
         """Executions of each block per iteration of `part`, if one iteration does `unrolled` iterations of the loop `ptx`."""
         own = dict.fromkeys(part.own & part.certain, 1.0) | self._skipped(ptx, part)
+        # Match each loop of machine code with a PTX loop, in program order. ptxas may split a PTX loop into several loops.
         wanted, at, taken = ptx.inner * unrolled, 0, set[int]()
         matched: dict[int, list[tuple[int, Part]]] = {}  # by the number of the PTX loop
         for loop in part.inner:
@@ -82,6 +83,7 @@ class _Match:
             taken = {size} | (taken if i == at else set())
             at = i
             matched.setdefault(i, []).append((size, loop))
+        # Divide the iterations of each PTX loop among its loops and remainder blocks, the most unrolled first.
         for i, loops in matched.items():
             peeled = self._peeled(ptx, part, wanted)
             left = [max(0.0, trips - peeled) for trips in wanted[i].trips]
@@ -99,7 +101,7 @@ class _Match:
         return own
 
     def _unrolled(self, ptx: Part, loop: Part) -> tuple[float, int]:
-        """The most likely number of PTX iterations in one iteration of `loop`, preceded by the distance to that fit."""
+        """Return (distance, number): the number of PTX iterations that best fits one iteration of `loop`, and its distance."""
         wanted, never = self.runs.events(ptx), 0.0 if ptx.trips else NEAR / 2  # prefer a loop with trips
         counts = range(1, MOST_UNROLLED + 1)
         return min((_distance(self.events(self.blocks(ptx, loop, n)), wanted, n) + never, n) for n in counts)

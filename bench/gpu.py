@@ -9,7 +9,7 @@ Each part is a process with its own time limit. A part runs even if an earlier p
     descriptors   a kernel with tensor descriptors, launched by Triton and from the launch cache
     calls         every operator, forward and backward, in each dtype and memory format, against float64
     rates         measured rates of copies and products, and the rates assumed by the tile rules
-    tests         the tests of TESTS, in order, within the time limit
+    tests         the GPU's tests, the most informative first, within the time limit (TESTS in bench/gpu.py)
     bench         python -m bench --quick, the most informative rows first, in the remaining time
 
 The run uses the kernels of gpu-cache.tar.xz if `make gpu-cache` compiled them from the same sources. Results are written
@@ -46,7 +46,7 @@ TESTS = tuple(
         "function", "alexnet", "convert", "fuse", "hard_inputs",
     )
 )  # fmt: skip
-# These tests check a tensor's device, so CPU tensors cannot replace CUDA tensors (tests/rehearsal.py skips them).
+# Tests that need a real GPU: they check a tensor's device, so tests/rehearsal.py, with CPU tensors on a stub GPU, skips them.
 ON_A_GPU_ALONE = ("tests/test_backend.py",)
 # Stop hanging tests, replace every process that ends, and start tests in order.
 CONTAINED = (
@@ -89,6 +89,7 @@ def parts(out: Path) -> list[Part]:
 
 def run(part: Part, seconds: float, out: Path) -> dict[str, Any]:
     """Run a part for at most `seconds`, log its output, and return how it ended."""
+    # The benchmark ends 15 s before its limit, so that it can write its result.
     command = part.command if part.seconds is not None else [*part.command, f"{max(seconds - 15, 5) / 60:.2f}"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -212,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for results; default: bench/results/<gpu>/<time>")
     parser.add_argument("--minutes", type=float, default=9.0, help="total time limit; default: %(default)s")
     args = parser.parse_args(arguments)
     until = time.monotonic() + 60 * args.minutes

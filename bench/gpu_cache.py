@@ -5,7 +5,8 @@
 
 Use the same Python, torch and Triton as on the GPU machine: a key in Triton's cache covers the compiler and the kernel's source
 with its line numbers. gpu-cache.tar.xz contains the machine code and metadata of each kernel, and Triton's C launchers, built
-against bench/stub_libcuda.c. It is refused if the files in kernels/ have changed.
+against bench/stub_libcuda.c. It is not used if the files in kernels/ have changed, or with another
+version of Triton or Python.
 """
 
 import argparse
@@ -142,7 +143,7 @@ def build(packed: Path) -> int:
             if subprocess.run(command, cwd=ROOT, env=environment | more).returncode:
                 failed.append(" ".join(command[2:]))
         counts = pack(cache, packed)
-    what = f"{counts['cubin']} kernels, {counts['so']} C functions"
+    what = f"{counts['cubin']} kernels, {counts['so']} shared libraries"
     print(f"{packed.name}: {packed.stat().st_size / 2**20:.1f} MiB, {what}, {time.monotonic() - began:.0f} s")
     print(*(f"FAILED {command}" for command in failed), sep="\n")
     return 1 if failed else 0

@@ -1,6 +1,7 @@
 """Measure the host cost of a call, without a GPU: `python -m bench.launch_path`, in microseconds of Python.
 
 `--count` counts calls of Python and C functions instead of microseconds. The counts are the same on every run and machine.
+`--json` prints JSON instead of tables.
 
 Kernels are compiled for an H100 or H200 and launched by a stub driver. The output has three tables: operators, through the
 launcher and through the launch cache, each with the cost per kernel launch; functionals without gradients, compared with their
@@ -29,12 +30,12 @@ Cost = Callable[[Callable[[], Any]], float]
 
 
 class Operator(NamedTuple):
-    """Cost of an operator through its launcher and through the launch cache; launches are per kernel."""
+    """Costs of an operator, through its launcher and through the launch cache."""
 
-    by_launcher: float
-    triton_launch: float
-    cached_call: float
-    cached_launch: float
+    by_launcher: float  # of the whole call
+    triton_launch: float  # per kernel launch, in Triton alone
+    cached_call: float  # of the whole call
+    cached_launch: float  # per kernel launch
 
 
 def microseconds(call: Callable[[], Any]) -> float:
@@ -67,6 +68,7 @@ X, Y, W = torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8), torch.randn(64, 64
 B, MEAN, VAR, SCALE = (torch.randn(64) for _ in range(4))
 FLAT, DENSE = torch.randn(4, 64), torch.randn(64, 64)
 FUNCTION = "empty torch Function"
+# Of a 2 x 2 max pooling: output size, kernel size, stride, padding, dilation.
 PAIRS = (4, 4), (2, 2), (2, 2), (0, 0), (1, 1)
 OPERATORS: dict[str, tuple[Any, ...]] = {
     "relu_forward": (X,),

@@ -2,9 +2,10 @@
 
     python -m bench.compile_report --limits      check the launches of the registry's cases, compiled for Hopper
 
-An element is an output of a forward pass or of the statistics, or an input pixel of a backward pass. The printed times are for
-an H200: the time to issue the launch's instructions, divided by the time to read or write each byte of its tensors once. It is
-given for the full issue rate and for a realistic 65 % of it. Above 1, instructions limit the launch instead of memory.
+An element is an output of a forward pass or of the statistics, or an input pixel of a backward pass. The printed
+ratios are for an H200: the time to issue the launch's instructions, divided by the time to read or write each byte of its
+tensors once. One ratio assumes the full issue rate, the other a realistic 65 % of it. Above 1, instructions limit the launch
+instead of memory.
 """
 
 import itertools
@@ -27,26 +28,26 @@ from bench.machine_code import Code, Driver, read_cubin, read_sass
 from bench.rows import LAYOUTS
 from bench.timing import H200_CLOCK
 
-BYTES_A_SECOND = 4.3e12
+BYTES_A_SECOND = 4.3e12  # of a large copy on an H200: bytes read plus bytes written
 INSTRUCTIONS_A_SECOND = 132 * 4 * 32 * H200_CLOCK  # thread instructions: SMs * warp instructions per cycle * threads per warp
-REALISTIC = 0.65
-DOUBT = 0.1
+REALISTIC = 0.65  # share of the full issue rate
+DOUBT = 0.1  # maximum of Executed.doubt
 
 
 class Limit(NamedTuple):
-    """The limits of a launch. The first limit with a matching pattern applies. Pairs are for 16-bit dtypes and float32.
+    """The limits of a launch, by memory format. The first limit with a matching pattern applies.
 
     With contiguous tensors, at least half of the bytes must be read (written) with `read` (`written`) elements per access, or
     16 bytes. With channels_last tensors, 16 bytes per access are required where the channels of a pixel are a multiple of it.
     """
 
-    op: str
-    launch: str
-    pattern: str
-    channels_last: tuple[float, float]
+    op: str  # as in the registry
+    launch: str  # "forward" or "backward"; in a batch norm also "statistics" and "sums", the launches before them
+    pattern: str  # regular expression for the name of a case
+    channels_last: tuple[float, float]  # maximum instructions per element, for 16-bit dtypes and for float32
     contiguous: tuple[float, float]
-    read: int = 1
-    written: int = 1
+    read: int = 1  # elements per load
+    written: int = 1  # elements per store
 
 
 LIMITS = (
@@ -77,7 +78,7 @@ CASES = r"^(LeNet pool1 b1024|AlexNet pool. b128|ResNet stem pool|bilinear .*|ne
 # Pattern of launches that may miss their limit, and the reason. An unused entry is a fault too.
 EXCUSED = {
     r"^ResNet batch norm (64x56|128x28|256x14|1024x14|512x7|2048x7), ": "few loop iterations, so setup and epilogue dominate",
-    "^AlexNet pool5 .*16, contiguous, backward": "the cells that cover a 13 x 13 image have 14 % of their pixels outside it",
+    "^AlexNet pool5 .*16, contiguous, backward": "14 % of the pixels in the kernel's cells are outside the 13 x 13 image",
 }
 
 
@@ -156,16 +157,16 @@ def faults_of(held: Held, found: Found | str) -> Iterator[str]:
         yield found
         return
     if found.instructions > held.most:
-        yield f"{found.instructions:.1f} instructions for an element, of {held.most:g}"
+        yield f"{found.instructions:.1f} instructions per element, at most {held.most:g} allowed"
     if found.code.spilled > PUT_ASIDE:
-        yield f"spills {found.code.spilled} bytes a thread"
+        yield f"spills {found.code.spilled} bytes per thread"
     for kind, verb, least in (("LDG", "read", held.read), ("STG", "written", held.written)):
         moved = found.executed.bytes(kind)
         narrow = sum(count for size, count in moved.items() if size < least)
         if 2 * narrow > moved.total():
-            yield f"{narrow / moved.total():.0%} of the bytes {verb} by less than {least} at once"
+            yield f"{narrow / moved.total():.0%} of the bytes are {verb} in accesses of less than {least} bytes"
     if found.executed.doubt > DOUBT or found.executed.of_data:
-        yield "what it executes is not known well"
+        yield "the number of executed instructions is uncertain"
 
 
 _launches: list[Held] = []  # shared with the forked compile processes
@@ -181,7 +182,7 @@ def check(pattern: str = "") -> tuple[int, list[str]]:
     _launches[:] = held_launches(pattern)
     print_line = line_printer([held.words.split(", ") for held in _launches])
     titles = ("executed", "at most", "x floor", "at 65 %", "registers", "spilled B", "wide %", "")
-    print_line(("instructions for an element", "", "", ""), titles)
+    print_line(("instructions per element", "", "", ""), titles)
     faults, needed = list[str](), set[str]()
     with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
         for held, found in zip(_launches, pool.imap(_found_of_number, range(len(_launches)), chunksize=4), strict=True):

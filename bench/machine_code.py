@@ -49,7 +49,7 @@ class Loop(NamedTuple):
 
     @property
     def adds_up(self) -> bool:
-        """Whether the loop adds each product to its sum with arith.addf, so that it must wait for each product."""
+        """Whether an arith.addf outside the matrix units adds each product to its sum: the loop must wait for each product."""
         return self.operations["arith.addf"] == self.operations["ttng.warp_group_dot"] > 0
 
 
@@ -96,7 +96,7 @@ class Driver:
 
 
 def read_cubin(cubin: bytes, ptx: str) -> Code:
-    """The usage of an NVIDIA binary with its PTX, without shared memory."""
+    """The resource usage of an NVIDIA binary with this PTX, except shared memory."""
     usage = _dumped(cubin, "-res-usage")
     number = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     loads = [int(lanes or 1) * int(bits) for lanes, bits in re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx)]
@@ -147,7 +147,7 @@ def _operations(lines: Sequence[str]) -> Counter[str]:
     return Counter(found[1] for line in lines if (found := re.match(r"\s*(?:%.*? = )?(\w+\.\w+)", line)))
 
 
-# The operations of a loop with operands from TMA, besides integer arithmetic.
+# The TTGIR operations allowed in a loop whose products read operands from TMA, besides integer arithmetic.
 FED = {
     *(f"ttg.memdesc_{view}" for view in ("index", "trans", "reshape")),
     *(f"ttng.{name}" for name in ("async_tma_copy_global_to_local", "barrier_expect", "wait_barrier")),
@@ -163,7 +163,7 @@ def waits(ttgir: str, stages: int, instructions: Sequence[Instruction]) -> tuple
 
 
 def unfed(loops: Sequence[Loop], stages: int) -> Iterator[str]:
-    """Faults of loops, unless they multiply operands straight from the shared memory that TMA filled iterations ahead.
+    """Faults of loops in TTGIR. A loop must multiply operands straight from the shared memory that TMA filled iterations ahead.
 
     Copies must be `stages - 1` iterations ahead. One product must still run while the next begins, except in a loop that adds
     the products itself.
@@ -214,7 +214,7 @@ def stalled(instructions: Sequence[Instruction], awaited: int = 0) -> Iterator[s
 
 
 def read_amdgcn(text: str) -> Code:
-    """The usage of an AMD program, without shared memory."""
+    """The resource usage of an AMD program, except shared memory."""
     number = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+): +(\d+)$", text, re.MULTILINE)}
     spilled = max(number["private_segment_fixed_size"], 4 * number["vgpr_spill_count"])
     bits = {"ubyte": 8, "sbyte": 8, "ushort": 16, "sshort": 16, "dword": 32}
@@ -232,7 +232,7 @@ def _dumped(cubin: bytes, option: str) -> str:
 
 
 def held(rows: dict[str, Row], record: bool) -> list[str]:
-    """Faults of the rows against the recorded ones. With `record`, write the rows and return no faults."""
+    """Compare the rows with the recorded rows, and return the faults. With `record`, write the rows and return no faults."""
     if record:
         lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items()))
         ROWS.parent.mkdir(exist_ok=True)
@@ -249,7 +249,7 @@ def recorded() -> dict[str, Row]:
 
 
 def worse(row: Row, than: Row) -> Iterator[str]:
-    """The numbers that got worse. Registers and instructions have some slack, because ptxas varies them without cause."""
+    """Compare two rows. Yield the worse numbers, with some slack: ptxas varies registers and instructions without cause."""
     names = {"spilled": 0, "shared": 0, "registers": 4 + than.registers // 10, "instructions": than.instructions / 20}
     for name, slack in names.items():
         if getattr(row, name) > getattr(than, name) + slack:

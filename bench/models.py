@@ -66,11 +66,11 @@ class _Bottleneck(nn.Module):
 
 @dataclass(frozen=True)
 class Model:
-    """A network of torch.nn layers, and its batch."""
+    """A network of torch.nn layers, and the shape of its batch."""
 
     make: Callable[[], nn.Module]
-    batch: int
-    image: tuple[int, int, int]
+    batch: int  # images
+    image: tuple[int, int, int]  # channels, rows, columns
     classes: int = 1000
     runs: Sequence[tuple[str, ...]] = ()  # consecutive layers to fuse, for `trinn.convert(network, fuse=runs)`
     arithmetics: tuple[str, ...] = PRODUCTS
@@ -90,7 +90,10 @@ PASSES = ("training", "inference")
 
 
 class Run:
-    """A network with a batch on one side: torch's, or ours (converted and fused). In compiled mode neither is converted."""
+    """One side's network and its random batch.
+
+    Our network is torch's network, converted and fused. In compiled mode it is not converted: the backend is ours.
+    """
 
     def __init__(self, model: Model, side: str, dtype: torch.dtype, layout: str, device: str, exact: bool = False) -> None:
         torch.manual_seed(0)
@@ -204,7 +207,8 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for training and a row for inference.
 
-    `against` "eager" compares both sides in eager mode and as CUDA graphs, "compiled" compares both with torch.compile.
+    `against` is torch's mode: "eager" compares both sides in eager mode and as CUDA graphs, "compiled" compares both with
+    torch.compile.
     """
     modes = {"eager": ("eager", "graphed"), "compiled": ("compiled",)}[against]
     layouts = list(LAYOUTS) if against == "eager" else ["channels_last"]

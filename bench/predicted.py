@@ -1,8 +1,8 @@
 """Predicted times of the TMA convolutions on an H200, by a simple model: `python -m bench.predicted`, a minute, no GPU.
 
-Writes docs/convolution/predicted.json. The launchers run on meta tensors, so the TMA boxes, tiles, grids and copies are the
-real ones. A TMA box is the block of a tensor moved by one TMA copy. The model takes the largest of three times, each computed
-as if the other two were zero:
+The result is docs/convolution/predicted.json. The launchers run on meta tensors, so the TMA boxes, tiles, grids and copies are
+the real ones. A TMA box is the block of a tensor moved by one TMA copy. The model takes the largest of three times, each
+computed as if the other two were zero:
 
     memory        each operand read once and each result written once, at the rate of a copy
     matrix units  the products of all tiles, with padding and without skipped taps, at the rate of a large product
@@ -49,6 +49,7 @@ SMS = 132
 RATES = {"memory": 4.3e12, "bf16": 790e12, "tf32": 395e12, "L2": 5.5e12}
 REPORTED = {"tflops": 572, "tile": [128, 256], "of": "NVIDIA/tilus#154"}  # its v3 on an H200 NVL; the tile is assumed
 DRAWN = ("ResNet stage 3 3x3 256-256", "DeepLab 3x3 dilation 24")
+# First words in the names of the kernels without products: copies, and sums of splits or pixels.
 COPIES = (
     "_relayout", "_merge_groups", "_few_channels_copy", "_sum_partials", "_channel_sum", "_plane_mean", "_small_plane_mean",
 )  # fmt: skip
@@ -70,24 +71,30 @@ class Cost(NamedTuple):
     limit: str  # the resource that determines `seconds`
     fed: float  # seconds with infinite L2 bandwidth
     flops: float = 0.0
-    idle: float = 1.0  # work of the busiest multiprocessor over the average
+    idle: float = 1.0  # imbalance: the work of the busiest multiprocessor divided by the average
     depth: int = 0  # length of the longest sum in one accumulator
 
 
 @contextlib.contextmanager
 def launches(gpu: str) -> Iterator[list[Started]]:
-    """The launches within, with the tiles measured on that GPU, or else the default tiles."""
+    """Intercept launches within the context, with the tiles measured on that GPU, or default tiles. Yield their list."""
     found: list[Started] = []
 
-    def note(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
+    def observe(kernel: Any, programs: int, args: Any, constants: dict[str, Any]) -> None:
         found.append(Started(kernel.__name__, programs, dict(zip(kernel.arg_names, args, strict=False)) | constants))
 
-    with settings.changed(gpu=gpu), intercepted(note, "sm_90"):
+    with settings.changed(gpu=gpu), intercepted(observe, "sm_90"):
         yield found
 
 
 def taps_inside(axis: Axis, adjoint: bool, size: int, source: int, block: int) -> list[list[int]]:
-    """For each phase, and each tile of `block` pixels along an axis: the number of taps inside the source for some pixel."""
+    """Count the taps that each tile of `block` pixels multiplies along one axis.
+
+    A tap counts if it is inside the source for at least one pixel of the tile.
+
+    Returns:
+        For each phase (only dgrad has several), the counts of its tiles.
+    """
     counts = []
     for phase in range(min(axis.stride, size) if adjoint else 1):
         tiles = []

@@ -1,7 +1,7 @@
 """A PTX interpreter that follows control flow only: it counts how often a program of a launch executes each block.
 
 It computes integers and floats from the launch's arguments and the program's number. Loaded values are unknown. If a branch
-depends on one, loops end and nothing is skipped.
+depends on an unknown value, it leaves its loop if it can; otherwise it does not jump.
 """
 
 import math
@@ -73,7 +73,7 @@ class Runs:
         self.graph = Graph(_names(self.operations, jumps), jumps)
         self.values = values
         head = ptx[ptx.index(".entry ") : ptx.index("\n{")]
-        if not 0 <= head.count(".param ") - len(values) <= 2:  # Triton may add two parameters
+        if not 0 <= head.count(".param ") - len(values) <= 2:  # Triton may add two parameters, for scratch memory
             raise ValueError("the kernel has other parameters")
         self.executed: Counter[int] = Counter()
         self.of_data, self._steps = False, 0
@@ -202,7 +202,7 @@ def _computed(name: str, sources: Sequence[int | None]) -> int | None:
     if what in ("shl", "shr", "bfe"):
         numbers[1:] = [_number(source, "u32") for source in sources[1:] if source is not None]
     if what == "setp":
-        compare = _COMPARES.get(how[0].removesuffix("u"))  # "u" only accepts NaN
+        compare = _COMPARES.get(how[0].removesuffix("u"))  # the suffix "u" only makes comparisons with NaN true
         return int(compare(*numbers)) if compare and len(numbers) == 2 else None
     if what == "cvt" and re.fullmatch(r"[suf](?:8|16|32|64)", how[-1]) and how[-1] != "f16":
         rounded = next((_ROUNDED[mode] for mode in how[:-1] if mode in _ROUNDED), None)

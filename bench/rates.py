@@ -1,4 +1,4 @@
-"""Measure the rates of this GPU that determine the time of a tile: `python -m bench.rates [--out FILE.json]`, half a minute.
+"""Measure rates of this GPU: `python -m bench.rates [--out FILE.json]`, half a minute.
 
 Two small kernels measure rates that torch cannot measure:
 
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.rates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.json")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the rates to this file")
     parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; time nothing")
     args = parser.parse_args(arguments)
     if not (args.compile_only or torch.cuda.is_available()):

@@ -26,8 +26,9 @@ import trinn.layers
 
 Shape = tuple[int, ...]
 
-PRODUCTS = ("bf16", "fp16", "tf32", "fp32")  # an arithmetic is a dtype with a precision: ARITHMETIC in bench/shapes.py
-ELEMENTWISE = ("bf16", "fp16", "fp32")  # TF32 changes only matrix products
+# An arithmetic is a dtype with a precision: ARITHMETIC in bench/shapes.py. TF32 changes only matrix products.
+PRODUCTS = ("bf16", "fp16", "tf32", "fp32")  # arithmetics of operators with matrix products
+ELEMENTWISE = ("bf16", "fp16", "fp32")  # arithmetics of other operators
 CONVS = ("conv2d", "depthwise conv2d", "conv_transpose2d")
 SPLIT = ("dgrad", "wgrad")  # halves of the backward pass; --quick skips them
 
@@ -60,7 +61,7 @@ class Case:
     first: bool = False  # first layer of a network: the input needs no gradient
     fused: bool = False  # also compare with torch.compile
     arithmetics: tuple[str, ...] = PRODUCTS
-    largest: int = 0  # elements of the largest tensor
+    largest: int = 0  # number of elements of the largest tensor
 
 
 class _BNAddReLU2d(nn.Sequential):
@@ -96,6 +97,7 @@ def conv(
     name: str, x: Shape, filters: int, taps: int, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1,
     bias: bool = False, first: bool = False,
 ) -> Case:  # fmt: skip
+    """A convolution with windows of `taps` x `taps`."""
     n, c, h, w = x
     p, q = (_windows(size, taps, stride, padding, dilation) for size in (h, w))
     y, weight = n * filters * p * q, filters * (c // groups) * taps**2

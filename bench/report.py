@@ -76,7 +76,7 @@ def remarks(row: dict[str, Any]) -> Iterator[str]:
         if checked["wrong"]:
             yield f"WRONG in {layout}: {checked['wrong']}"
         if checked.get("cut"):
-            yield f"{layout}: TF32 that is cut, not rounded: {', '.join(checked['cut'])}"
+            yield f"{layout}: right only under truncation to TF32: {', '.join(checked['cut'])}"
         if checked["strides"]:
             yield f"{layout}: {checked['strides']}"
     for contender, why in row["failed"].items():
@@ -86,11 +86,11 @@ def remarks(row: dict[str, Any]) -> Iterator[str]:
 class Target(NamedTuple):
     """A performance target: every value of the selected comparisons, or their geometric mean, is at least `least`."""
 
-    words: str
+    words: str  # printed after the least value
     least: float
-    about: Callable[[Comparison], bool]
+    about: Callable[[Comparison], bool]  # selects the comparisons
     values: Callable[[Comparison], Sequence[float]] = lambda comparison: [comparison.ratio]
-    mean: bool = False
+    mean: bool = False  # whether the geometric mean decides
 
 
 def _is(
@@ -181,7 +181,7 @@ def lines_of(result: Result) -> Iterator[str]:
     if ceilings:
         products = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {name}" for name, rate in ceilings["product"].items())
         yield f"measured here: {ceilings['copy'] / 1e12:.2f} TB/s in a copy; {products} in a matrix product"
-    yield "us: time of one call in the faster memory format (n contiguous, c channels_last); +-%: half the quartile distance"
+    yield "us: time of one call in the faster memory format (n contiguous, c channels_last); +-%: half the interquartile range"
     yield "floor%: the minimum time for the bytes and operations of the pass, as a share of our time"
     yield "issue%: the minimum time to issue the instructions of our kernels, as a share of our time"
     found = comparisons(result)

@@ -67,7 +67,7 @@ class Instance:
         return inputs | (dict(self.module.named_parameters()) if what != "dgrad" else {})
 
     def call(self, what: str, function: Callable[..., Tensor] | None = None) -> Call:
-        """Return a pass as a repeatable call. `function` replaces the module."""
+        """Return a pass as a repeatable call. `what` is the name of the pass. `function` replaces the module."""
         function = function or self.module
         self.module.train(what != "inference")
         if what == "inference":
@@ -122,12 +122,12 @@ def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class Errors(NamedTuple):
-    """Distances from float64: ours, torch's, one ulp, and exact products of inputs truncated to TF32."""
+    """Errors of a result: distances from the float64 result."""
 
     ours: float
     torch: float
-    ulp: float
-    cut: float = 0.0  # nonzero only where torch allows TF32
+    ulp: float  # not a distance: one unit in the last place of the largest element
+    cut: float = 0.0  # of float64 products with operands truncated to TF32; nonzero only where torch allows TF32
 
     @property
     def strictly_right(self) -> bool:
@@ -282,7 +282,13 @@ def calls_of(instances: Sequence[Instance], contender: Contender, what: str) -> 
 def timed(
     contenders: Mapping[Contender, Callable[[], Sequence[Call]]], machine: Machine, ahead: bool, rounds: int, least: float
 ) -> dict[str, Any]:
-    """Time the contenders that can be prepared and called once. Return their times, and the errors of the others."""
+    """Time the contenders that can be prepared and called once. Return their times, and the errors of the others.
+
+    Args:
+        contenders: each with a function that prepares its calls.
+        ahead: whether all calls of a sample are queued before the first starts (see timing.py).
+        least: seconds per sample.
+    """
     torch._dynamo.reset()
     ready: dict[Contender, Sequence[Call]] = {}
     failed = {}

@@ -19,7 +19,7 @@ from bench.workers import say, words, worked_off
 RESULTS = Path(__file__).with_name("results")
 
 Item = list[str]  # "case" or "model", name, arithmetic, and torch's mode ("eager" or "compiled")
-CEILINGS: Item = ["ceilings", "", "", "eager"]
+CEILINGS: Item = ["ceilings", "", "", "eager"]  # the peak rates of the GPU
 
 
 def item_of(row: dict[str, Any]) -> Item:

@@ -26,7 +26,7 @@ Case = tuple[str, str, bool, Passes]  # the name, the key of ARITHMETIC, whether
 
 
 def conv(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
-    """The passes of a convolution. Its transpose has the same ones."""
+    """The passes of a convolution. A transposed convolution has the same passes."""
     size, geometry = _geometry(x, w, stride, padding, dilation, groups)
 
     def passes(new: New) -> None:
@@ -38,7 +38,7 @@ def conv(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 
 
 
 def gather(x: Shape, w: Shape, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Passes:
-    """The forward pass of a convolution and the gradient of its input."""
+    """fprop and dgrad of a convolution, the two passes of the gather kernels."""
     size, geometry = _geometry(x, w, stride, padding, dilation, groups)
 
     def passes(new: New) -> None:
@@ -92,7 +92,7 @@ def product(m: int, n: int, k: int) -> Passes:
 
 
 def scattered_product(m: int, n: int, k: int) -> Passes:
-    """About the same product with strided elements, in sizes for which only the pointer kernel is used."""
+    """A product of about this size with strided operands: the wgrad of a convolution that only the pointer kernel supports."""
     return wgrad((1, n - 1, 4, k // 4), (m - 1, n - 1, 1, 1))
 
 
@@ -257,7 +257,7 @@ USUALLY: dict[str, Passes] = {
     "past int32, relayout": relayouts(2**14, 64, 56, 56),
     "past int32, ReLU": relu(2**31),
 }
-# The cases with rows in bench/compiled/: the shapes of networks.
+# The names of the cases with rows in bench/compiled/: the shapes of networks.
 HELD = {name for name in EVERYWHERE | USUALLY if not name.startswith(("one ", "past "))} | {"one bin", "one image"}
 # A case for each tile of tuning.py.
 POWERS = [2**i for i in range(4, 8)]
@@ -281,9 +281,9 @@ NOT_TMA = {
 
 
 def convolutions() -> Iterator[Case]:
-    """Convolutions with every tile of tuning.py for TMA, and every way of loading the operands.
+    """Convolutions that use all TMA tiles of tuning.py, with all kinds of operand loads.
 
-    Most of them compile to the same code: compile_report.py keeps those with a new tile or a new way of loading.
+    Most of them compile to the same code: compile_report.py skips a convolution if earlier ones cover its tile and loads.
     """
     for name, passes in _convolutions():
         yield name, "fp16", True, passes
@@ -297,6 +297,7 @@ def convolutions() -> Iterator[Case]:
 
 
 def _convolutions() -> Iterator[tuple[str, Passes]]:
+    # Number of images, and their rows and columns: enough pixels for tiles of 256, 128 and 64 pixels.
     images: Sequence[Shape] = (
         (11, 56),
         (96, 14),
@@ -304,7 +305,7 @@ def _convolutions() -> Iterator[tuple[str, Passes]]:
         (6, 56),
         (2, 56),
         (1, 56),
-    )  # tiles of 256, 128 and 64 pixels, in turn
+    )
     for c, taps, (n, size) in itertools.product((64, 128), (3, 1), images):
         x, w, name = (n, c, size, size), (c, c, taps, taps), f"{c} channels, {taps} x {taps}, {n} of {size} x {size}"
         yield name, gather(x, w, padding=taps // 2)
@@ -337,7 +338,7 @@ def _convolutions() -> Iterator[tuple[str, Passes]]:
 
 
 def tma_shapes(kernel: str, m: int, n: int) -> dict[str, Passes]:
-    """Convolutions with TMA boxes, or accumulators of wgrad, of m by n, if `tuning.py` always returns this tile."""
+    """Convolutions that use a tile of m by n if tuning.py always returns it: as a TMA box, or as an accumulator of wgrad."""
     if kernel == "conv2d":
         return {f"tile of {m} x {n}": gather((11, 128, 56, 56), (128, 128, 3, 3), padding=1)}
     at_once = {c: n // c for c in (32, 64, 1 << n.bit_length() - 1) if n // c}

@@ -28,7 +28,7 @@ ELEMENTS = {"i8": (0, 1), "u8": (0, 1), "fp16": (6, 2), "bf16": (10, 2), "fp32":
 
 
 class Reached(NamedTuple):
-    """The arguments of a call of cuLaunchKernelEx."""
+    """A launch that reached the stub driver: the arguments of a call of cuLaunchKernelEx."""
 
     grid: tuple[int, ...]
     block: tuple[int, ...]
@@ -54,7 +54,7 @@ class Record(ctypes.Structure):
 
 SIZES = {"CUdeviceptr": 8, "CUtensorMap": 128} | {f"{u}int{8 * n}_t": n for u in ("", "u") for n in (1, 2, 4, 8)}  # bytes
 SOURCES: set[str] = set()  # sources of the C launchers in use
-KERNELS: dict[tuple[str, Any], int] = {}  # kernel name and cache key: function handle, after compile_nothing
+KERNELS: dict[tuple[str, Any], int] = {}  # function handles by kernel name and cache key, filled by compile_nothing
 
 
 def build_library(folder: str) -> str:
@@ -70,8 +70,8 @@ def parameter_types(launcher: str) -> list[str]:
     return [declared.split()[0] for declared in found[1].split(",")[1:]] + ["CUdeviceptr"] * 2
 
 
-def install(seen: Callable[[Reached], None]) -> None:
-    """Run Triton's host code on the stub driver from now on in this process, and call `seen` with each launch."""
+def install(on_launch: Callable[[Reached], None]) -> None:
+    """Run Triton's host code on the stub driver from now on in this process, and call `on_launch` with each launch."""
     assert triton.__version__.startswith("3.6."), f"the stub driver is for Triton 3.6, and this is {triton.__version__}"
     assert "libcuda.so" not in Path("/proc/self/maps").read_text(), "this process has loaded a CUDA driver already"
     folder = tempfile.TemporaryDirectory()
@@ -90,7 +90,7 @@ def install(seen: Callable[[Reached], None]) -> None:
             assert not library.stub_expect(len(sizes), sizes), "too many parameters"
             real_launch(*args)
             assert record.launches == before + 1, "not one launch"
-            seen(read(record, kinds))
+            on_launch(read(record, kinds))
 
         return SimpleNamespace(launch=launch)
 
@@ -112,7 +112,7 @@ def read(record: Record, kinds: list[str]) -> Reached:
 
 
 def compile_nothing() -> None:
-    """Replace compiled kernels by numbers from now on."""
+    """Replace compiled kernels by numbers from now on. The stub driver still records their launches."""
 
     def compiled(kernel: Any, key: Any, options: Any) -> tuple[int, tuple[int, int, int]]:
         handle = KERNELS.setdefault((kernel.__name__, key), len(KERNELS) + 1)

@@ -44,7 +44,7 @@ class StubDriver(Driver):
 
 
 def stand_in(architecture: str = "sm_90") -> None:
-    """Make CPU tensors count as tensors on this GPU, and compile kernels for it, from now on in this process."""
+    """Treat CPU tensors as tensors on the stub GPU, and compile kernels for its architecture, from now on in this process."""
     triton.runtime.driver.set_active(StubDriver(architecture))
     driver.PyKernelArg = SimpleNamespace
     driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StubDriver.utils  # it has `launch`

@@ -15,7 +15,7 @@ from bench.registry import CASES, QUICK, SIDES
 from bench.rows import LAYOUTS, Contender, Instance, calls_of, check, exact_results, instances_of
 from bench.timing import Call, Machine, using
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to time on")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 ASLEEP = 1 << 23  # cycles, some milliseconds: longer than the host needs to enqueue one call
 

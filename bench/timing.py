@@ -19,10 +19,10 @@ Call = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)
 
 MOST_SETS = 64  # sets of inputs to rotate
-H200_CLOCK = 1.755e9
+H200_CLOCK = 1.755e9  # Hz
 LEAST = 0.5e-3  # seconds per sample; shorter if MOST_CALLS are too few
 MOST_CALLS = 20  # calls per sample: all of their kernels must fit into the GPU's launch queue
-ROUNDS = 15
+ROUNDS = 15  # samples per contender
 
 
 class Clock(Protocol):

@@ -1,7 +1,7 @@
 """Ways to write a TMA convolution for Hopper's matrix units, compiled without a GPU: `python -m bench.tried`.
 
-Writes docs/convolution/tried.json. The kernels below are minimal: one load and one product in a loop. The real kernels are in
-kernels/conv2d/tma.py. The loop is good if its products read both operands from the shared memory that TMA filled. A TMA
+The result is docs/convolution/tried.json. The kernels below are minimal: one load and one product in a loop. The real kernels
+are in kernels/conv2d/tma.py. A loop is good if its products read both operands from the shared memory that TMA filled. A TMA
 box is the block of a tensor moved by one TMA copy.
 """
 
@@ -121,13 +121,13 @@ class Way(NamedTuple):
 
     name: str
     dtype: torch.dtype = torch.bfloat16
-    box: tuple[int, int, int] = (2, 8, 8)
-    image: str = "unchanged"
-    filters: str = "matrix"
-    box_left: bool = False
-    sums: str = "in the matrix units"
-    specialize: bool = False
-    wgrad: str = ""
+    box: tuple[int, int, int] = (2, 8, 8)  # images, rows, columns
+    image: str = "unchanged"  # or a view for stride 2: "pairs of columns", "pairs of rows and columns"
+    filters: str = "matrix"  # or "rank 3", "transposed"
+    box_left: bool = False  # whether the box is the left operand
+    sums: str = "in the matrix units"  # or additions outside: "each", "each, not fused", "branch", "inner loop"
+    specialize: bool = False  # Triton's warp specialisation
+    wgrad: str = ""  # the operands of wgrad: "boxes", "columns", "images", "images last"; empty for fprop and dgrad
     warps: int = 8
 
     def compiled(self) -> Any:

@@ -93,29 +93,29 @@ def patched(module: Any, **names: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def tiles_by(rule: Rule) -> Iterator[list[Gemm]]:
     """Choose tiles by `rule` within the context, not by measured tiles. Yield the list of products that requested one."""
-    asked: list[Gemm] = []
+    requested: list[Gemm] = []
 
     def tile_of(product: Gemm, architecture: str) -> GemmTile:
-        asked.append(product)
+        requested.append(product)
         return rule(product, architecture)
 
     with settings.changed(tile_of=tile_of):
-        yield asked
+        yield requested
 
 
 @contextlib.contextmanager
 def recorded(rule: Rule) -> Iterator[list[Call]]:
     """Call launchers in place of operators within the context, on any device. Yield the list of calls with a product."""
     calls: list[Call] = []
-    with tiles_by(rule) as asked:
+    with tiles_by(rule) as requested:
 
         def recording(launcher: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any) -> Any:
-                asked.clear()
+                requested.clear()
                 result = launcher(*args)
-                if asked:  # a launcher may try several kernels; the last requested tile belongs to the launched kernel
+                if requested:  # a launcher may try several kernels; the last requested tile belongs to the launched kernel
                     detached = (arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-                    calls.append(Call(asked[-1], functools.partial(launcher, *detached)))
+                    calls.append(Call(requested[-1], functools.partial(launcher, *detached)))
                 return result
 
             return call
@@ -158,7 +158,7 @@ def candidates(product: Gemm, most: int, architecture: str) -> list[GemmTile]:
     columns = (*sizes, 192, 320) if product.kernel == "tma wgrad" else sizes  # 3 or 5 taps with 64 channels each
     tiles = (GemmTile(*t) for t in itertools.product(sizes, columns, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)))
     fitting = [tile for tile in tiles if tile != default and _fits(tile, product, architecture)]
-    return [default, *sorted(fitting, key=lambda tile: _steps(tile, default))[: most - 1]]
+    return [default, *sorted(fitting, key=lambda tile: _distance(tile, default))[: most - 1]]
 
 
 def _by_tma(product: Gemm) -> bool:
@@ -184,8 +184,8 @@ def _room(architecture: str) -> int:
     return SHARED_MEMORY.get(architecture, 99 << 10)
 
 
-def _steps(tile: GemmTile, default: GemmTile) -> float:
-    """Return the distance between two tiles, in doublings; one stage counts as half a doubling."""
+def _distance(tile: GemmTile, default: GemmTile) -> float:
+    """Return the distance between two tiles, in doublings of a size; one stage counts as half a doubling."""
     blocks = sum(abs(math.log2(a / b)) for a, b in zip(tile[:4], default[:4], strict=True))
     return blocks + abs(tile.stages - default.stages) / 2
 
@@ -225,9 +225,9 @@ def compiled(item: Item, architecture: str) -> str | None:
     """Compile a candidate. Return its faults, or None."""
     *place, tile = item
     call = _call(*place, architecture)
-    with using(Place(*place).arithmetic), compiling(architecture) as faults, tiles_by(lambda *_: GemmTile(*tile)) as asked:
+    with using(Place(*place).arithmetic), compiling(architecture) as faults, tiles_by(lambda *_: GemmTile(*tile)) as requested:
         call.run()
-    if asked[-1].key != call.product.key:
+    if requested[-1].key != call.product.key:
         return "the launcher selects another kernel for this tile"
     return "; ".join(faults) or None
 
@@ -382,11 +382,16 @@ def work(args: argparse.Namespace, machine: Callable[[], Machine] = Machine.gpu)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions; select matching names")
-    parser.add_argument("--arithmetics", nargs="+", choices=ARITHMETICS, default=ARITHMETICS, metavar="NAME")
-    parser.add_argument("--candidates", type=int, default=CANDIDATES, metavar="N", help="tiles per product")
-    parser.add_argument("--minutes", type=float, default=8, help="time limit")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="regular expressions for names of cases; default: all")
+    parser.add_argument("--arithmetics", nargs="+", choices=ARITHMETICS, default=ARITHMETICS, metavar="NAME",
+                        help=f"{', '.join(ARITHMETICS)}; default: all")  # fmt: skip
+    parser.add_argument(
+        "--candidates", type=int, default=CANDIDATES, metavar="N", help="tiles per product; default: %(default)s"
+    )
+    parser.add_argument("--minutes", type=float, default=8, help="time limit; default: %(default)s")
     parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; time nothing")
     parser.add_argument("--architecture", default="sm_90", help=argparse.SUPPRESS)
     parser.add_argument("--items", action="store_true", help=argparse.SUPPRESS)
@@ -406,7 +411,7 @@ def main() -> int:
     tiles_of = functools.partial(candidates, most=args.candidates, architecture=args.architecture)
     times: Times = {}
     items = items_of(wanted, tiles_of, times)
-    print(f"{len(wanted)} kinds of products, {len(items)} candidates", flush=True)
+    print(f"{len(wanted)} products, {len(items)} candidates", flush=True)
     if args.compile_only:
         return compile_only(items, command)
     try:

@@ -1,8 +1,8 @@
 """From a first network to AlexNet and its initialisation, on trinn's kernels: python examples/notes.py
 
-The examples follow sections 2.3 and 2.4 of a course on building and initialising models in PyTorch. Each line prints a call on
-the left, and its result on the right or below. Every layer runs as a Triton kernel: on a GPU if there is one, else in Triton's
-interpreter.
+The examples follow sections 2.3 and 2.4 of the notes of a course on building and initialising models in PyTorch. The notes are
+not in this repository. Each line prints a call on the left, and its result on the right or below. Every layer runs as a Triton
+kernel: on a GPU if there is one, else in Triton's interpreter.
 """
 
 import os
@@ -58,7 +58,7 @@ def image(*rows: Any) -> Tensor:
 
 
 def filled(layer: Any, weight: Any, bias: Any = None) -> Any:
-    """`layer` with the given parameters."""
+    """Set the parameters of `layer`, and move it to DEVICE."""
     with torch.no_grad():
         layer.weight.copy_(torch.as_tensor(weight).view_as(layer.weight))
         if bias is not None:
@@ -232,7 +232,7 @@ def initialisers() -> None:
     show("calculate_gain('relu'), the factor in kaiming_*", round(init.calculate_gain("relu"), 4))
 
 
-def using_them() -> None:
+def single_layers() -> None:
     conv = nn.Conv2d(1, 3, 3)
     linear = nn.Linear(10, 1)
     init.kaiming_normal_(conv.weight)
@@ -278,16 +278,16 @@ SECTIONS: list[tuple[str, str, Callable[[], None]]] = [
     ("2.3.3 1)", "LeNet", lambda: model(LeNet(), (1, 1, 32, 32))),
     ("2.3.3 2)", "AlexNet", lambda: model(AlexNet(), (1, 3, 224, 224))),
     ("2.4.1", "The functions of torch.nn.init", initialisers),
-    ("2.4.2", "Initialising single layers", using_them),
+    ("2.4.2", "Initialising single layers", single_layers),
     ("2.4.3", "A wrapper for a whole model: init_weights", a_wrapper),
 ]
 
 
 def main() -> None:
-    for number, title, walk in SECTIONS:
+    for number, title, print_section in SECTIONS:
         print(f"{number}  {title}\n")
         torch.manual_seed(0)
-        walk()
+        print_section()
         print()
 
 

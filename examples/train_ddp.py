@@ -1,8 +1,8 @@
 """Train LeNet on handwritten digits in several processes: torchrun --nproc-per-node 2 examples/train_ddp.py
 
 Each process uses its own GPU, or Triton's interpreter on a machine without GPUs, and computes its share of every batch. torch's
-DistributedDataParallel averages the gradients, so all processes have bitwise the same network. The digits are the same as in
-examples/train_digits.py; a fifth of them is held out from training.
+DistributedDataParallel averages the gradients, so all processes have bitwise the same network. The digits are those of
+examples/train_digits.py, and the last fifth of them is held out from training.
 """
 
 import os
@@ -32,15 +32,15 @@ def digits(device: torch.device, limit: int | None) -> tuple[TensorDataset, Tens
     small = torch.tensor(data.images[:limit], dtype=torch.float32, device=device).unsqueeze(1)
     images = trinn.layers.interpolate(small, size=32, mode="bilinear") / 8 - 1
     labels = torch.tensor(data.target[:limit], device=device)
-    learnt = len(labels) * 4 // 5
-    return TensorDataset(images[:learnt], labels[:learnt]), TensorDataset(images[learnt:], labels[learnt:])
+    count = len(labels) * 4 // 5
+    return TensorDataset(images[:count], labels[:count]), TensorDataset(images[count:], labels[count:])
 
 
-def train(network: DistributedDataParallel, learnt: TensorDataset, epochs: int, batch: int) -> None:
+def train(network: DistributedDataParallel, training: TensorDataset, epochs: int, batch: int) -> None:
     """Train with Adam. `batch` is the number of digits in a step, over all processes."""
     optimizer = torch.optim.Adam(network.parameters())
-    sampler: DistributedSampler = DistributedSampler(learnt)
-    shares = DataLoader(learnt, max(1, batch // distributed.get_world_size()), sampler=sampler)
+    sampler: DistributedSampler = DistributedSampler(training)
+    shares = DataLoader(training, max(1, batch // distributed.get_world_size()), sampler=sampler)
     for epoch in range(1, epochs + 1):
         sampler.set_epoch(epoch)  # a new random order
         losses = []
@@ -88,12 +88,12 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group("gloo" if INTERPRETED else "nccl")
-    learnt, held_out = digits(device, options.limit)
-    say(f"{distributed.get_world_size()} processes, {len(learnt)} digits to train on, {len(held_out)} held out")
+    training, held_out = digits(device, options.limit)
+    say(f"{distributed.get_world_size()} processes, {len(training)} digits to train on, {len(held_out)} held out")
 
     torch.manual_seed(0)
     network = DistributedDataParallel(LeNet().to(device))
-    train(network, learnt, options.epochs, options.batch)
+    train(network, training, options.epochs, options.batch)
     say(f"{100 * accuracy(network, held_out):.1f} % of the held-out digits read right")
     say(f"the same weights in all processes: {'yes' if same_everywhere(network) else 'NO'}")
     if INTERPRETED:

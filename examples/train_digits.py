@@ -15,7 +15,7 @@ import sys
 # The interpreter's matrix products are so small that several threads would be slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if __name__ == "__main__":  # before the imports, which take seconds: Ctrl-C prints one line there too
+if __name__ == "__main__":  # before the imports, since they take seconds: Ctrl-C during them also prints one line
 
     def end_in_one_line(kind, error, traceback):
         if kind is not KeyboardInterrupt:
@@ -68,8 +68,8 @@ class Digits(NamedTuple):
 
 
 @dataclass
-class Course:
-    """The course of a training: loss and accuracy of each step, accuracy on held-out digits after each epoch, and seconds."""
+class History:
+    """Records of a training: loss and accuracy of each step, accuracy on held-out digits after each epoch, and seconds."""
 
     losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
@@ -84,14 +84,14 @@ def digits(seed: int, limit: int | None) -> tuple[Digits, Digits]:
     images = trinn.layers.Upsample(size=32, mode="bilinear")(images) / 8 - 1
     labels = data.target[:limit]
     parts = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
-    learnt, held_out = (Digits(images[part], torch.tensor(labels[part], device=DEVICE)) for part in parts)
-    return learnt, held_out
+    training, held_out = (Digits(images[part], torch.tensor(labels[part], device=DEVICE)) for part in parts)
+    return training, held_out
 
 
-def train(network: LeNet, learnt: Digits, held_out: Digits, epochs: int, batch: int, console: Console) -> Course:
+def train(network: LeNet, training: Digits, held_out: Digits, epochs: int, batch: int, console: Console) -> History:
     """Train with Adam, a one-cycle learning rate and smoothed labels."""
-    course, began = Course(), time.perf_counter()
-    steps = math.ceil(len(learnt.labels) / batch)
+    history, began = History(), time.perf_counter()
+    steps = math.ceil(len(training.labels) / batch)
     quarters = {math.ceil(steps * quarter / 4) for quarter in (1, 2, 3)} - {steps}
 
     def named(epoch: int) -> str:
@@ -108,28 +108,30 @@ def train(network: LeNet, learnt: Digits, held_out: Digits, epochs: int, batch: 
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=epochs * steps, epoch=1, state="")
         for epoch in range(1, epochs + 1):
-            for step, chosen in enumerate(torch.randperm(len(learnt.labels)).to(DEVICE).split(batch), 1):
-                logits, labels = network(learnt.images[chosen]), learnt.labels[chosen]
+            for step, chosen in enumerate(torch.randperm(len(training.labels)).to(DEVICE).split(batch), 1):
+                logits, labels = network(training.images[chosen]), training.labels[chosen]
                 loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                course.losses.append(loss.item())
-                course.accuracies.append(accuracy(logits, labels))
-                recent = percent(mean(course.accuracies[-steps:]))
-                state = f"loss {course.losses[-1]:.3f}   training {recent}"
+                history.losses.append(loss.item())
+                history.accuracies.append(accuracy(logits, labels))
+                recent = percent(mean(history.accuracies[-steps:]))
+                state = f"loss {history.losses[-1]:.3f}   training {recent}"
                 progress.update(bar, advance=1, epoch=epoch, state=state)
-                course.seconds = time.perf_counter() - began
+                history.seconds = time.perf_counter() - began
                 if not console.is_terminal and step in quarters:  # no progress bar in a pipe
-                    console.print(f"{named(epoch)}   step {step:{len(str(steps))}}/{steps}   {state}   {course.seconds:4.0f} s")
-            course.held_out.append(accuracy(predict(network, held_out.images), held_out.labels))
-            course.seconds = time.perf_counter() - began
+                    console.print(
+                        f"{named(epoch)}   step {step:{len(str(steps))}}/{steps}   {state}   {history.seconds:4.0f} s"
+                    )
+            history.held_out.append(accuracy(predict(network, held_out.images), held_out.labels))
+            history.seconds = time.perf_counter() - began
             console.print(
-                f"{named(epoch)}   loss {mean(course.losses[-steps:]):.3f}   training {recent:>7}   "
-                f"held out {percent(course.held_out[-1]):>7}   {course.seconds:4.0f} s"
+                f"{named(epoch)}   loss {mean(history.losses[-steps:]):.3f}   training {recent:>7}   "
+                f"held out {percent(history.held_out[-1]):>7}   {history.seconds:4.0f} s"
             )
-    return course
+    return history
 
 
 @torch.no_grad()
@@ -150,7 +152,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def picture(course: Course, images: Tensor, logits: Tensor, labels: Tensor, subtitle: str) -> Figure:
+def picture(history: History, images: Tensor, logits: Tensor, labels: Tensor, subtitle: str) -> Figure:
     """A figure: training curves, confusion matrix of the held-out digits, and the hardest of these digits."""
     figure: Any = Figure(figsize=(10, 7.8), dpi=160)
     figure.text(0.07, 0.943, "LeNet reads handwritten digits", fontsize=18, weight="bold", color=INK)
@@ -158,26 +160,26 @@ def picture(course: Course, images: Tensor, logits: Tensor, labels: Tensor, subt
     loss, accuracy = figure.add_gridspec(2, 1, left=0.07, right=0.46, top=0.83, bottom=0.36, hspace=0.36).subplots(sharex=True)
     confusion = figure.add_gridspec(1, 1, left=0.56, right=0.97, top=0.83, bottom=0.36).subplots()
     strip = figure.add_gridspec(2, 16, left=0.07, right=0.97, top=0.24, bottom=0.04, wspace=0.12, hspace=0.3).subplots()
-    draw_course(loss, accuracy, course)
+    draw_history(loss, accuracy, history)
     draw_confusion(confusion, logits.argmax(1), labels)
     draw_hardest(strip.ravel(), images, logits, labels)
     return figure
 
 
-def draw_course(loss: Axes, accuracy: Axes, course: Course) -> None:
-    epochs = len(course.held_out)
-    epoch = np.linspace(0, epochs, len(course.losses) + 1)[1:]
+def draw_history(loss: Axes, accuracy: Axes, history: History) -> None:
+    epochs = len(history.held_out)
+    epoch = np.linspace(0, epochs, len(history.losses) + 1)[1:]
     caption(loss, "Loss")
-    loss.plot(epoch, course.losses, color=LIGHT, linewidth=1)
-    loss.plot(epoch, running_mean(course.losses), color=INK, linewidth=1.5)
+    loss.plot(epoch, history.losses, color=LIGHT, linewidth=1)
+    loss.plot(epoch, running_mean(history.losses), color=INK, linewidth=1.5)
     loss.axhline(LEAST_LOSS, color=GREY, linewidth=0.8, dashes=(4, 3))
     loss.text(epochs, LEAST_LOSS - 0.08, "minimum for smoothed labels", color=GREY, fontsize=8, ha="right", va="top")
-    loss.set(xlim=(0, epochs), ylim=(-0.03, max(2.5, *course.losses)), yticks=(0, 1, 2))
+    loss.set(xlim=(0, epochs), ylim=(-0.03, max(2.5, *history.losses)), yticks=(0, 1, 2))
     caption(accuracy, "Accuracy")
-    accuracy.plot(epoch, running_mean(course.accuracies), color=INK, linewidth=1.5)
-    accuracy.plot(range(1, epochs + 1), course.held_out, color=BLUE, linewidth=1.5, marker="o", markersize=4.5, clip_on=False)
-    accuracy.text(epochs, 0.19, f"held out {percent(course.held_out[-1])}", color=BLUE, fontsize=9, ha="right")
-    last_epoch = course.accuracies[-len(course.accuracies) // epochs :]
+    accuracy.plot(epoch, running_mean(history.accuracies), color=INK, linewidth=1.5)
+    accuracy.plot(range(1, epochs + 1), history.held_out, color=BLUE, linewidth=1.5, marker="o", markersize=4.5, clip_on=False)
+    accuracy.text(epochs, 0.19, f"held out {percent(history.held_out[-1])}", color=BLUE, fontsize=9, ha="right")
+    last_epoch = history.accuracies[-len(history.accuracies) // epochs :]
     accuracy.text(epochs, 0.06, f"training {percent(mean(last_epoch))}", color=INK, fontsize=9, ha="right")
     accuracy.set(ylim=(-0.01, 1.02), yticks=(0, 0.5, 1), xlabel="epoch")
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -226,7 +228,7 @@ def caption(axes: Axes, heading: str) -> None:
 
 
 def running_mean(values: list[float], width: int = 9) -> np.ndarray:
-    """The mean of the `width` values around each value; of fewer at the ends."""
+    """The mean of the `width` values around each value; fewer values at the ends."""
     window = np.ones(min(width, len(values)))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
@@ -256,15 +258,15 @@ def main() -> None:
     console.print(f"{WHERE}, trinn {trinn.__version__}, torch {torch.__version__}, triton {version('triton')}")
     torch.manual_seed(options.seed)
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # no TF32, so that the logits of torch.nn and trinn are comparable
-    learnt, held_out = digits(options.seed, options.limit)
-    console.print(f"{len(learnt.labels)} digits to train on, {len(held_out.labels)} held out")
+    training, held_out = digits(options.seed, options.limit)
+    console.print(f"{len(training.labels)} digits to train on, {len(held_out.labels)} held out")
 
     network = trinn.convert(LeNet().to(DEVICE), fuse=LeNet.RUNS)
-    course = train(network, learnt, held_out, options.epochs, options.batch, console)
+    history = train(network, training, held_out, options.epochs, options.batch, console)
     logits = predict(network, held_out.images)
     right = int((logits.argmax(1) == held_out.labels).sum())
     result = f"{percent(right / len(logits))} of the held-out digits read right, {right} of {len(logits)}"
-    console.print(f"{result}, after {course.seconds:.0f} s")
+    console.print(f"{result}, after {history.seconds:.0f} s")
 
     options.out.mkdir(parents=True, exist_ok=True)
     weights, drawing = options.out / "lenet-digits.pt", options.out / "digits.png"
@@ -277,8 +279,8 @@ def main() -> None:
         f"{weights}: plain torch.nn loads it and reads {same} of {len(logits)} digits the same; "
         f"largest difference of a logit: {(torchs - logits).abs().max():.1e}"
     )
-    subtitle = f"{result}, after {course.seconds:.0f} s of training; {WHERE}"
-    figure = picture(course, held_out.images.cpu(), logits.cpu(), held_out.labels.cpu(), subtitle)
+    subtitle = f"{result}, after {history.seconds:.0f} s of training; {WHERE}"
+    figure = picture(history, held_out.images.cpu(), logits.cpu(), held_out.labels.cpu(), subtitle)
     write(drawing, figure.savefig)
     console.print(f"{drawing}: training curves and confusion matrix")
 

@@ -1,7 +1,18 @@
 """The Triton kernels and their launchers. No autograd, no nn.Module.
 
-`launchers` has the launchers by name. Each launcher is also an opaque torch operator, `torch.ops.trinn.<name>`, and `ops` has
-the operators.
+A *launcher* allocates the result of an operator, chooses a tile and launches kernels. `launchers` has them all by name. Each
+launcher is also an opaque torch operator, `torch.ops.trinn.<name>`, and `ops` has the operators.
+
+    conv2d/             convolution; passes.py has its launchers and chooses the kernel
+    conv_transpose2d    transposed convolution, by the passes of conv2d/
+    linear, relu, pad2d, max_unpool2d
+    pool2d              max and average pooling, with windows or adaptive
+    batchnorm2d         batch normalisation; statistics2d has its means, variances and running statistics
+    upsample2d          resizing; antialias2d has resizing with antialiasing
+    reduce              sums of splits, gradients of biases, global average pooling
+    gather2d            the kernel that pooling, resizing and padding share
+    device/             device functions, called by the kernels
+    runtime/            tiles (tuning.py), launches (launch.py), torch operators (op.py), launch cache (launch_cache.py)
 """
 
 import sys
@@ -34,8 +45,8 @@ if __name__ == "trinn.kernels":
     register_flops()
     hash_device_functions([module for name, module in sorted(sys.modules.items()) if name.startswith("trinn.kernels.")])
 else:
-    # `import kernels` with a checkout on sys.path means Hugging Face's package, which replaces this module if it is installed.
-    # Otherwise this module stays, empty: transformers finds the name and imports it to read a version.
+    # Hugging Face also has a package `kernels`, but with a checkout on sys.path `import kernels` finds this file first. If that
+    # package is installed, it replaces this module. Otherwise this module stays, empty: transformers reads its version.
     import importlib.util
     from pathlib import Path
 

@@ -1,10 +1,10 @@
-"""Bilinear resizing with antialiasing: where an image shrinks, each output averages all the pixels it covers.
+"""Bilinear resizing with antialiasing: in an image that shrinks, an output averages all pixels under it.
 
     forward    y[n, c, p, q]  = sum_{i, j} a_i(p) * b_j(q) * x[n, c, top(p) + i, left(q) + j]
     backward   dx[n, c, h, w] = sum over the (p, q) that read pixel (h, w) of the same weights times dy[n, c, p, q]
 
-The weights fall off from the centre of an output like a triangle that reaches max(scale, 1) pixels to either side, and add
-up to 1. The backward is a gather, without atomics. All is computed in float32, or float64 for float64.
+The weights of an output are a triangle around its centre, max(scale, 1) pixels wide on each side, normalised to a sum of 1. The
+backward is a gather, without atomics. The computation is in float64 for float64 tensors, else in float32.
 """
 
 import math
@@ -24,7 +24,7 @@ from .runtime.op import op
 
 @device_function
 def _span(position, size, out_size, scale):
-    """(first, count) of the pixels that an output position reads, and its centre. An axis that keeps its size is copied."""
+    """(first, count) of the pixels under an output, and its centre in output pixels. An axis of equal size is copied."""
     middle = position.to(scale.dtype) + 0.5
     support = tl.maximum(scale, 1.0)
     center = middle * scale
@@ -36,15 +36,15 @@ def _span(position, size, out_size, scale):
 
 @device_function
 def _falloff(pixel, middle, scale):
-    """The weight of a pixel before all are made to add up to 1."""
-    # One rounding: a rounded centre would be wrong by more than all else, far from the corner.
+    """The weight of a pixel before normalisation. `middle` * `scale` is the centre of the output in input pixels."""
+    # The fma does not round the centre. On a long axis, that rounding would be the largest error of the weight.
     distance = tl.abs(tl.fma(-middle, scale, pixel.to(scale.dtype) + 0.5))
     return tl.maximum(1 - divide(distance, tl.maximum(scale, 1.0)), 0.0)
 
 
 @device_function
 def _tap(i, position, axis, DTYPE: tl.constexpr):
-    """The i-th pixel that an output reads, and its weight."""
+    """TAP of gather2d: pixel i under an output, and its weight."""
     size, out_size, _taps, scale = axis
     first, count, middle = _span(position, size, out_size, scale.to(DTYPE))
     return first + i, i < count, tl.where(i < count, _falloff(first + i, middle, scale.to(DTYPE)), 0.0)
@@ -52,7 +52,7 @@ def _tap(i, position, axis, DTYPE: tl.constexpr):
 
 @device_function
 def _total(position, axis, DTYPE: tl.constexpr):
-    """The sum of the weights of an output, or 1 if it is 0."""
+    """COUNT of gather2d: the sum of an output's weights, or 1 if the sum is 0."""
     total = position.to(DTYPE) * 0
     for i in range(axis[2]):
         _pixel, _reads, weight = _tap(i, position, axis, DTYPE)
@@ -62,7 +62,7 @@ def _total(position, axis, DTYPE: tl.constexpr):
 
 @device_function
 def _reader(i, position, axis, DTYPE: tl.constexpr):
-    """The i-th output that may read a pixel, and with what weight."""
+    """TAP of gather2d: output i near a pixel, whether it reads the pixel, and the weight."""
     size, out_size, _taps, scale = axis
     scale = scale.to(DTYPE)
     reader = first_reader(position, out_size, scale, 0.5 - tl.maximum(scale, 1.0), 0.5) + i
@@ -74,14 +74,14 @@ def _reader(i, position, axis, DTYPE: tl.constexpr):
 
 @op(fake=empty_resized)
 def antialias2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
-    """An image resized by bilinear interpolation with antialiasing.
+    """Resize an image by bilinear interpolation with antialiasing.
 
     Args:
-        x: (N, C, H, W), any strides; uint8 is rounded to the nearest.
+        x: (N, C, H, W), any strides. uint8 results are rounded to nearest.
         size: (P, Q).
-        factors: coordinates advance by 1 / factor, for height and width; without factors by H / P. An axis that keeps its
-            size is copied.
-        align_corners: coordinates advance by (H - 1) / (P - 1) in any case.
+        factors: of height and width, or empty. From an output to the next, coordinates advance by 1 / factor; without factors
+            by H / P. An axis of equal size is copied.
+        align_corners: coordinates always advance by (H - 1) / (P - 1).
 
     Returns:
         (N, C, P, Q), channels_last if `x` is.
@@ -106,7 +106,7 @@ def antialias2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align
 def _axes(
     size: Ints, out_size: Ints, factors: Sequence[float], align_corners: bool
 ) -> tuple[list[tuple[int, int, int]], list[float]]:
-    """Sizes before and after and the largest number of pixels that an output reads; scales, 1 for an axis that is copied."""
+    """(size, out_size, largest number of pixels under an output) of each axis, and the scales: 1 for an axis of equal size."""
     scales = scales_of(size, out_size, factors, align_corners)
     scales = [1.0 if n == m else scale for n, m, scale in zip(size, out_size, scales, strict=True)]
     return [(n, m, 2 * math.ceil(max(s, 1.0)) + 1) for n, m, s in zip(size, out_size, scales, strict=True)], scales

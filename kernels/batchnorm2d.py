@@ -1,14 +1,14 @@
 """Batch normalisation: normalise each channel to mean 0 and variance 1 over its m = N * H * W pixels, then scale and shift it.
 
-    forward      y = relu(w * z + b + residual)             with z = (x - mean) * s, s = 1 / sqrt(var + eps)
-                                                            relu and the residual are optional
-    sums         dw[c] = sum dy * z                         db[c] = sum dy
-    backward     dx = w * s * (dy - db / m - z * dw / m)    if mean and var are the statistics of x
-                 dx = w * s * dy                            if they are fixed
+    forward      y = z or relu(z)                            with z = w * x' + b + residual; the residual is optional
+                                                             and x' = (x - mean) * s, s = 1 / sqrt(var + eps)
+    sums         dw[c] = sum dz * x'                         db[c] = sum dz
+    backward     dx = w * s * (dz - db / m - x' * dw / m)    if mean and var are the statistics of x
+                 dx = w * s * dz                             if they are fixed
 
 statistics2d.py computes the mean and the variance. If several processes share a batch, m, dw and db are totals over all of
-them. If a ReLU follows, `sums` sets dy to 0 where y is not positive. It also returns the masked dy for `backward` and for the
-gradient of the residual.
+them. Without a ReLU, dz is dy. With a ReLU, dz is dy where y is positive, else 0: `relu_sums` also returns it, for `backward`
+and as the gradient of the residual.
 """
 
 from typing import Any
@@ -56,7 +56,7 @@ def _batchnorm2d_fold_kernel(
     channels, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Scale and shift of BLOCK channels."""
+    """Scale and shift of BLOCK channels; `bias` is the preceding convolution's."""
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     factor = _scale(var, w, c, c < channels, eps, ACCUMULATOR)
     offset = -tl.load(mean + c, mask=c < channels, other=0.0).to(ACCUMULATOR)
@@ -110,7 +110,7 @@ def _batchnorm2d_sums_kernel(
     grid, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Partial dw and db of a tile's channels over one split of the rows. With y, dz is dy masked by the ReLU."""
+    """Partial dw and db of a tile's channels over one split of the rows. With y, the result of a ReLU, also dz."""
     column, exists, c = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
     center = tl.load(mean + c).to(ACCUMULATOR)
@@ -147,7 +147,11 @@ def _batchnorm2d_backward_kernel(
     grid, share: tl.float64, eps: tl.float64,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """dx in one tile of columns and one split of the rows. Without sums, statistics are fixed. m is `pixels` or 1 / `share`."""
+    """dx in one tile of columns and one split of the rows.
+
+    Without `sums`, the statistics are fixed. With `sums`, dx = scale * (dz - level - (x - mean) * slope), where level = db / m
+    and slope = s * dw / m. m is the value of `pixels` if given, else 1 / `share`.
+    """
     column, exists, c = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
     scale = _scale(var, w, c, None, eps, ACCUMULATOR)
@@ -284,11 +288,12 @@ def batchnorm2d_relu_sums(x: Tensor, dy: Tensor, y: Tensor, mean: Tensor, var: T
 
 
 def _sums(x: Tensor, dy: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, dz: Tensor | None, eps: float) -> Tensor:
+    """dw and db. If `y`, the result of a ReLU, is given, also fill `dz`."""
     sums = _empty_sums(x)
     if x.numel() == 0:
         return sums.zero_()
-    masked = (y, dz) if y is not None and dz is not None else (dy, dy)
-    plan = plan_walk(x, dy, *masked, sums=True, ahead=2 if dz is None else 1)
+    y_and_dz = (y, dz) if y is not None and dz is not None else (dy, dy)
+    plan = plan_walk(x, dy, *y_and_dz, sums=True, ahead=2 if dz is None else 1)
     partials = partials_of(sums, plan.partials)
     launch(
         _batchnorm2d_sums_kernel, plan.programs, x, dy, y, *_dense(mean, var), partials, dz,
@@ -305,7 +310,8 @@ def batchnorm2d_backward(
     """Gradient of batch normalisation with respect to its input.
 
     Args:
-        x, dy: (N, C, H, W), any strides.
+        x: (N, C, H, W), any strides.
+        dy: the same; with a ReLU, the second result of batchnorm2d_relu_sums.
         mean, var, w: (C). `w` None is 1.
         sums: the result of batchnorm2d_sums if `mean` and `var` are the statistics of `x`; None if they are fixed.
         pixels: (1), like `sums`: the number of pixels in `sums`, if they cover more than `x`.

@@ -2,14 +2,14 @@
 
     add    result[n, c, row, col] = sum_i a_i(row) * sum_j b_j(col) * source[n, c, h_i(row), w_j(col)]
     max    result[n, c, row, col] = the largest of these pixels; codes = i * J + j of its tap
-    won    result[n, c, row, col] = sum of the pixels (windows) of the source with their maximum, by their codes, at (row, col)
+    won    result[n, c, row, col] = sum of all source[n, c, p, q] with codes[n, c, p, q] at (row, col): the gradient of max
 
 Rows and columns are independent. An operator describes each axis by a function
 
     TAP(i, position, axis, DTYPE) -> (pixel, reads, weight)
 
 It returns source pixel i of a result position, whether the position reads this pixel, and its weight. For `won`, the weight is
-the tap at which the pixel's window contains the position. With a function COUNT(position, axis, DTYPE), the sum is divided by
+the tap of window (p, q) at the position. With a function COUNT(position, axis, DTYPE), the sum is divided by
 the counts of its row and its column. A gradient is a gather too, over the outputs that read a pixel. So there are no atomics,
 and every sum has a fixed order. In a max the last NaN wins; without NaN, the first of the largest values. A position that reads
 no pixel gets the lowest value of the dtype, and code 0.
@@ -39,7 +39,7 @@ def _add_pixel(
     acc, code, source, codes, h, w, source_strides, codes_strides, reads, weight_h, weight, i, j, code_width,
     MODE: tl.constexpr,
 ):  # fmt: skip
-    """(accumulator, code) after one more pixel."""
+    """(accumulator, code) after tap (i, j) of the sum or maximum: the pixel at (h, w), if the position reads it."""
     value = widen(tl.load(source + w * source_strides[3] + h * source_strides[2], mask=reads, other=0)).to(acc.dtype)
     if MODE == "max":
         wins = reads & ((code < 0) | beats(value, acc))
@@ -61,7 +61,7 @@ def _gather2d_kernel(
     TAP: tl.constexpr, COUNT: tl.constexpr, MODE: tl.constexpr, UNROLLED: tl.constexpr, START: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the result. MODE is also "copy", or "add in order": pixel after pixel, with all weights 1."""
+    """A tile of the result. MODE is "add", "max" or "won" as above, or "copy" or "add in order" as in gather2d."""
     # Arguments: the scales are separate, because Triton passes a Python float in a tuple as float32.
     axis_h, axis_w = axis_h + (tl.full((), scale_h, tl.float64),), axis_w + (tl.full((), scale_w, tl.float64),)
     # Indices: all column arithmetic is here, because the loop changes only the row.

@@ -3,9 +3,10 @@
     forward    y[n, c, indices[n, c, p, q]]  = x[n, c, p, q], and 0 elsewhere; an index is h * W + w
     backward   dx[n, c, p, q] = dy[n, c, indices[n, c, p, q]]
 
-If the windows overlapped, several values may have the same index. The last one is the result in every run: a program computes a
-whole (H, W) plane of one channel, block after block, and writes only the last value of a block for each index. So there are no
-atomics and no races. The backward is a gather. Its own adjoint adds such values in the same order.
+If the windows of the pooling overlap, several values may have the same index. The last one is the result, in every run: a
+program computes a whole (H, W) plane of one channel, block after block, and of the values in a block with the same index it
+stores only the last. So there are no atomics and no races. The backward is a gather. Its adjoint, max_unpool2d_add, adds values
+with the same index, in the same order.
 """
 
 import torch
@@ -22,7 +23,7 @@ from .runtime.layout import Ints, index_type
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
 
-VALUES = 64  # of a block; a program compares all pairs of them
+VALUES = 64  # values per block; a program compares all pairs of indices
 
 
 @triton.jit
@@ -54,20 +55,20 @@ def _max_unpool2d_scatter_kernel(
         h, w = pixel // width, pixel % width
         place = tl.load(indices + n * indices_n + c * indices_c + h * indices_h + w * indices_w, mask=pixel < pixels, other=-1)
         tl.device_assert(inside(place, out_pixels), "max_unpool2d: found an invalid max index", mask=pixel < pixels)
-        goes = (pixel < pixels) & inside(place, out_pixels)
-        value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=goes, other=0).to(y.dtype.element_ty)
-        alike = place[:, None] == place[None, :]
-        after = tl.max((alike & (lane[None, :] > lane[:, None])).to(tl.int32), axis=1)
+        valid = (pixel < pixels) & inside(place, out_pixels)
+        value = tl.load(x + n * x_n + c * x_c + h * x_h + w * x_w, mask=valid, other=0).to(y.dtype.element_ty)
+        same = place[:, None] == place[None, :]
+        later = tl.max((same & (lane[None, :] > lane[:, None])).to(tl.int32), axis=1)
         at = place // out_width * y_h + place % out_width * y_w
         if ADD:
-            value = tl.sum(tl.where(alike, value[None, :], 0.0), axis=1) + tl.load(y + at, mask=goes, other=0.0)
-        tl.store(y + at, value, mask=goes & (after == 0))
+            value = tl.sum(tl.where(same, value[None, :], 0.0), axis=1) + tl.load(y + at, mask=valid, other=0.0)
+        tl.store(y + at, value, mask=valid & (later == 0))  # 0: no later value of this block has the same index
         tl.debug_barrier()
 
 
 @device_function
 def _place(i, position, axis, DTYPE: tl.constexpr):
-    """A TAP of gather2d.py: row or column i of the image, for any position."""
+    """A TAP of gather2d.py: the code of a position is an index h * W + w, so tap i is row or column i, for every position."""
     return i, inside(i, axis[0]), 1
 
 
@@ -111,7 +112,7 @@ def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> T
 
 @op(fake=_empty_forward)
 def max_unpool2d_add(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
-    """Adjoint of max_unpool2d_backward: max_unpool2d_forward, except for values with the same index, which add up."""
+    """Adjoint of max_unpool2d_backward: like max_unpool2d_forward, but values with the same index add up."""
     y = _empty_forward(x, indices, size)
     total = y if y.dtype.itemsize > 2 else torch.empty_like(y, dtype=torch.float32)
     _scatter(x, indices, total, add=True)
@@ -119,6 +120,7 @@ def max_unpool2d_add(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
 
 
 def _scatter(x: Tensor, indices: Tensor, y: Tensor, add: bool) -> None:
+    """Check the indices and launch the kernel that fills `y`."""
     _check(indices, y.shape[2:])
     launch(
         _max_unpool2d_scatter_kernel, y.shape[0] * y.shape[1], x, indices, y,
@@ -130,7 +132,7 @@ def _scatter(x: Tensor, indices: Tensor, y: Tensor, add: bool) -> None:
 
 
 def _check(indices: Tensor, size: Ints) -> None:
-    """The check of the kernels' device assertions, for tensors on the CPU."""
+    """Check the indices of a CPU tensor. On a GPU, the kernels' device assertions check them."""
     if indices.device.type == "cpu" and indices.numel() > 0:
         for index in (int(indices.min()), int(indices.max())):
             if not 0 <= index < size[0] * size[1]:

@@ -4,9 +4,9 @@
     backward   dx[n, c, h, w] = sum of dy[n, c, p, q] over all (p, q) with h(p) = h and w(q) = w
 
                  h(p), with i = p - near          the p with h(p) = h
-    reflect      i or -i or 2 (H - 1) - i         h and its mirror images in both edges
+    reflect      i or -i or 2 (H - 1) - i         h and its reflections in both edges
     replicate    i, at least 0, at most H - 1     h; at an edge, also all p beyond it
-    circular     i modulo H                       h and its images at h - H and h + H
+    circular     i modulo H                       h and its copies at h - H and h + H
 
 The backward is a gather over these p and q. Zero padding needs no kernel: a convolution reads zeros past its edges.
 """
@@ -44,17 +44,17 @@ def _wrapped(i, position, axis, DTYPE: tl.constexpr):
 
 
 @device_function
-def _image(i, position, before, after, axis):
-    """Output i of a pixel: the pixel itself, its image `before`, its image `after`. Skips duplicates and images outside y."""
+def _copy(i, position, before, after, axis):
+    """Copy i of a pixel in y: the pixel itself, its copy `before`, its copy `after`. Skips duplicates and copies outside y."""
     _size, out_size, near, _scale = axis
-    image = tl.where(i == 0, position, tl.where(i == 1, before, after))
-    return image + near, inside(image + near, out_size) & ((i == 0) | (image != position)), 1
+    copy = tl.where(i == 0, position, tl.where(i == 1, before, after))
+    return copy + near, inside(copy + near, out_size) & ((i == 0) | (copy != position)), 1
 
 
 @device_function
 def _reflected_reader(i, position, axis, DTYPE: tl.constexpr):
     """Output i among the p with h(p) = position."""
-    return _image(i, position, -position, 2 * (axis[0] - 1) - position, axis)
+    return _copy(i, position, -position, 2 * (axis[0] - 1) - position, axis)
 
 
 @device_function
@@ -69,7 +69,7 @@ def _replicated_reader(i, position, axis, DTYPE: tl.constexpr):
 @device_function
 def _wrapped_reader(i, position, axis, DTYPE: tl.constexpr):
     """Output i among the p with h(p) = position."""
-    return _image(i, position, position - axis[0], position + axis[0], axis)
+    return _copy(i, position, position - axis[0], position + axis[0], axis)
 
 
 SOURCES = {"reflect": _reflected, "replicate": _replicated, "circular": _wrapped}
@@ -108,7 +108,7 @@ def pad2d_forward(x: Tensor, padding: Ints, mode: str) -> Tensor:
 
 @op(fake=_empty_backward)
 def pad2d_backward(dy: Tensor, padding: Ints, mode: str) -> Tensor:
-    """Gradient of pad2d_forward: each pixel gets the sum over its copies; `dy` has the padded size, any strides."""
+    """Gradient of pad2d_forward: each pixel gets the sum of `dy` over its copies. `dy` has the padded size, any strides."""
     dx = _empty_backward(dy, padding, mode)
     left, right, top, bottom = padding
     readers = _most_readers(dx.shape[2], top, bottom, mode), _most_readers(dx.shape[3], left, right, mode)

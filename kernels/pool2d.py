@@ -32,7 +32,7 @@ from .runtime.launch import launch
 from .runtime.layout import Ints, index_type, is_channels_last
 from .runtime.op import op
 
-MOST_TAPS = 25  # limit of the unrolled kernels, for the taps of a window and for the pixels of a stride
+MOST_TAPS = 25  # largest number of taps in a window, and of pixels in a cell, for the unrolled kernels of this file
 
 
 @device_function
@@ -40,7 +40,7 @@ def _best_of_row(
     x, x_w, row_inside, taps_inside, first_tap,
     INSIDE: tl.constexpr, LEAST: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """(maximum, tap column) of one row of taps, for a tile of windows. Taps in `INSIDE` need no mask."""
+    """(maximum, column of its tap) over one row of taps, for a tile of windows. Taps in `INSIDE` need no mask."""
     for s in tl.static_range(len(taps_inside)):
         if row_inside is None and INSIDE.low <= s and s < INSIDE.high:
             value = tl.load(x + s * x_w)
@@ -113,7 +113,7 @@ def _max_pool2d_kernel(
 
 
 class Reach(NamedTuple):
-    """Windows of an axis that contain pixels of a cell: low to high, relative to the window with the cell's number."""
+    """The windows that contain pixels of cell k of an axis are k + low to k + high. A cell is `stride` pixels."""
 
     low: int
     high: int
@@ -125,7 +125,7 @@ def _reach_of(axis: Axis, padding: int) -> Reach:
 
 @triton.constexpr_function
 def _tap_of(pixel: int, window: int, axis: Axis, padding: int) -> int:
-    """Tap at which a window contains a pixel of a cell, or -1. `window` is relative to the window with the cell's number."""
+    """Tap of window k + `window` at pixel number `pixel` of cell k; -1 if this window does not contain the pixel."""
     taps, stride, *_ = axis  # Triton 3.6 passes a plain tuple
     tap = pixel + padding - window * stride
     return tap if 0 <= tap < taps else -1
@@ -133,18 +133,18 @@ def _tap_of(pixel: int, window: int, axis: Axis, padding: int) -> int:
 
 @device_function
 def _with_row(cells, p, dys, codes, missing, dy_p, codes_p, out_height, LOW: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    """Add row p of windows to the sums of cells: first the cells with the same number, then the cells below them."""
+    """Add the gradients of row p of windows to the sums of cells: row p of the cells, then the rows below it."""
     ROWS: tl.constexpr = H.stride
     COLUMNS: tl.constexpr = W.stride
     CELLS: tl.constexpr = len(cells)
     WINDOWS: tl.constexpr = len(dys)
     row_missing = tl.where(inside(p, out_height), 0, -1)
     p = tl.minimum(tl.maximum(p, 0), out_height - 1)
-    loaded, gradients, winners = empty_tuple(), empty_tuple(), empty_tuple()
+    loaded, gradients, found = empty_tuple(), empty_tuple(), empty_tuple()
     for d in tl.static_range(WINDOWS):
         loaded += (tl.load(dys[d] + p * dy_p),)
     for d in tl.static_range(WINDOWS):
-        winners += (tl.load(codes[d] + p * codes_p).to(tl.int32) | missing[d] | row_missing,)  # -1 matches no tap
+        found += (tl.load(codes[d] + p * codes_p).to(tl.int32) | missing[d] | row_missing,)  # -1 matches no tap
         gradients += (widen(loaded[d]).to(cells[0].dtype),)
     sums = empty_tuple()
     for k in tl.static_range(CELLS):
@@ -152,7 +152,7 @@ def _with_row(cells, p, dys, codes, missing, dy_p, codes_p, out_height, LOW: tl.
         for d in tl.static_range(WINDOWS):
             r, s = _tap_of(k // COLUMNS % ROWS, -(k // (ROWS * COLUMNS)), H, 0), _tap_of(k % COLUMNS, d + LOW, W, W.padding)
             if r >= 0 and s >= 0:
-                acc = tl.where(winners[d] == r * W.taps + s, acc + gradients[d], acc)
+                acc = tl.where(found[d] == r * W.taps + s, acc + gradients[d], acc)
         sums += (acc,)
     return sums
 
@@ -172,7 +172,7 @@ def _max_pool2d_backward_kernel(
     also contributes to the `BELOW` rows of cells below, whose sums stay in registers.
     """
     # Indices: all column arithmetic is here, because the loop changes only the row.
-    n, c, k, first, steps = program_columns(grid, cells_h, cells_w, INDEX, TILE)
+    n, c, col, first, steps = program_columns(grid, cells_h, cells_w, INDEX, TILE)  # `col` and `row` count cells
     LOW: tl.constexpr = REACH.low
     WINDOWS: tl.constexpr = REACH.high - REACH.low + 1
     ROWS: tl.constexpr = H.stride
@@ -183,14 +183,14 @@ def _max_pool2d_backward_kernel(
     dx_n, dx_c, dx_h, dx_w = dx_strides
     dys, all_codes, missing = empty_tuple(), empty_tuple(), empty_tuple()
     for d in tl.static_range(LOW, LOW + WINDOWS):
-        q = k + d
+        q = col + d
         if INSIDE.low <= d and d < INSIDE.high:
             missing += (0,)
         else:
             missing += (tl.where(inside(q, out_width), 0, -1),)
             q = tl.minimum(tl.maximum(q, 0), out_width - 1)
         dys, all_codes = dys + (dy + q * dy_q,), all_codes + (codes + q * codes_q,)
-    at = n * dx_n + c * dx_c + k * W.stride * dx_w
+    at = n * dx_n + c * dx_c + col * W.stride * dx_w
     if PAIRS:  # two adjacent columns in rows with even offsets: one vector store instead of two strided ones
         at = at[:, :, None] + (tl.arange(0, 2) * dx_w)[None, None, :]
         at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 2]), [1, 1, 2])
@@ -199,22 +199,22 @@ def _max_pool2d_backward_kernel(
     # Windows above the split: its first cells also need their contributions.
     cells = (full_tile(0, TILE, ACCUMULATOR),) * (BELOW * CELL)
     for a in tl.static_range(BELOW):
-        more = (full_tile(0, TILE, ACCUMULATOR),) * CELL
-        cells = _with_row(cells + more, first - BELOW + a, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)[CELL:]
+        new = (full_tile(0, TILE, ACCUMULATOR),) * CELL
+        cells = _with_row(cells + new, first - BELOW + a, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)[CELL:]
     # Loop: each row of windows is loaded once, because sums of later cells stay in registers.
     for step in range(steps):
-        m = first + step
-        more = (full_tile(0, TILE, ACCUMULATOR),) * CELL
-        cells = _with_row(cells + more, m, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)
-        # Store: only the cells of row m are complete. Masks cut off pixels of cells across the edges of the image.
+        row = first + step
+        new = (full_tile(0, TILE, ACCUMULATOR),) * CELL
+        cells = _with_row(cells + new, row, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)
+        # Store: only this row of cells is complete. Cells may cross the edges of the image, so mask their pixels.
         for i in tl.static_range(ROWS):
-            h = big_from_small(m, 0, H) + i
+            h = big_from_small(row, 0, H) + i
             if PAIRS:
                 pair = tl.join(cells[i * 2], cells[i * 2 + 1]).to(dx.dtype.element_ty)
                 tl.store(dx + h * dx_h, pair, mask=inside(h, height))
             else:
                 for j in tl.static_range(COLUMNS):
-                    mask = inside(h, height) & (k * COLUMNS + j < width)
+                    mask = inside(h, height) & (col * COLUMNS + j < width)
                     tl.store(dx + h * dx_h + j * dx_w, cells[i * COLUMNS + j].to(dx.dtype.element_ty), mask=mask)
         cells = cells[CELL:]
 
@@ -293,7 +293,8 @@ def max_pool2d_backward(
     dx = _empty_max_backward(dy, codes, size)
     if not _is_small(kernel, stride, dilation):
         windows = windows_of(size, dy.shape[2:], kernel, stride, padding, dilation)
-        gather2d(dy, dx, windows.axes, windows.most, windows.holder, what="won", codes=codes, code_width=windows.taps[1])
+        axes, width = windows.axes, windows.taps[1]
+        gather2d(dy, dx, axes, windows.most_readers, windows.reader, what="won", codes=codes, code_width=width)
         return dx
     H, W = axes_of(kernel, stride, padding, dilation)
     cells = triton.cdiv(size[0] + H.padding, H.stride), triton.cdiv(size[1], W.stride)
@@ -311,7 +312,7 @@ def max_pool2d_backward(
 
 
 def _is_small(kernel: Ints, stride: Ints, dilation: Ints) -> bool:
-    """Whether the kernels of this file fit: unrolled over taps and pixels of a stride, with shared rows kept in registers."""
+    """Whether the kernels of this file compute these windows: they are unrolled, and keep shared rows in registers."""
     return len(kernel) > 0 and max(kernel[0] * kernel[1], stride[0] * stride[1]) <= MOST_TAPS and max(dilation) == 1
 
 
@@ -367,14 +368,14 @@ def avg_pool2d_backward(
 ) -> Tensor:  # fmt: skip
     """Gradient of average pooling: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
-    `channels_last` is the memory order of x and dx. `dy` with one pixel per channel no longer shows it.
+    `channels_last` is the memory order of x and dx. The strides of `dy` do not show it if `dy` has one pixel per channel.
     """
     dx = _empty_avg_backward(dy, size, channels_last)
     windows = windows_of(size, dy.shape[2:], kernel, stride, padding, (1, 1), count_include_pad, divisor_override)
     if not kernel and list(dy.shape[2:]) == [1, 1]:  # one value for a whole (H, W) plane: divide once, then copy
         shares = empty(dy, dy.shape)
         gather2d(dy, shares, windows.axes, (1, 1), windows.pixel, windows.count, "add in order")
-        gather2d(shares, dx, windows.axes, (1, 1), windows.holder, what="copy", channels_last=channels_last)
+        gather2d(shares, dx, windows.axes, (1, 1), windows.reader, what="copy", channels_last=channels_last)
         return dx
-    gather2d(dy, dx, windows.axes, windows.most, windows.share, channels_last=channels_last)
+    gather2d(dy, dx, windows.axes, windows.most_readers, windows.weighted_reader, channels_last=channels_last)
     return dx

@@ -42,7 +42,7 @@ from .runtime.tuning import elementwise_block
 def _sum_partials_kernel(
     partials, total, elements, splits, count, RELU: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """BLOCK elements of the total: the sum over the splits, SPLITS of them at a time; with a count, divided by it."""
+    """BLOCK elements of the total: add SPLITS splits per iteration. If `count` is given, divide the sum by it."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.full((SPLITS, BLOCK), 0.0, partials.dtype.element_ty)
     for start in range(0, splits, SPLITS):
@@ -88,7 +88,7 @@ def _plane_mean_kernel(
     planes, channels, tiles, pixels, pixels_per_split, pixel_axes, count,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of a tile's planes over one split of their pixels; with a count, divided by it."""
+    """Partial sums of a tile's planes over one split of their pixels. If `count` is given, they are divided by it."""
     split = (tl.program_id(0) // tiles).to(INDEX)
     plane = ((tl.program_id(0) % tiles).to(INDEX) * TILE.planes + tl.arange(0, TILE.planes))[:, None]
     x += plane // channels * x_strides[0] + plane % channels * x_strides[1]
@@ -106,7 +106,7 @@ def _plane_mean_kernel(
 
 @triton.jit
 def _small_plane_mean_kernel(x, y, planes, pixels, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """Means of adjacent planes. They are loaded as one contiguous run, then gathered into a block of (pixels, planes)."""
+    """Means of adjacent planes: load them as one contiguous range, then gather it into a block of (pixels, planes)."""
     plane = tl.program_id(0).to(INDEX) * TILE.planes + tl.arange(0, TILE.planes)
     lane = tl.arange(0, TILE.planes * TILE.pixels)
     span = tl.full((), TILE.planes, INDEX) * pixels
@@ -121,7 +121,7 @@ def _small_plane_mean_kernel(x, y, planes, pixels, ACCUMULATOR: tl.constexpr, IN
 
 
 def partials_of(total: Tensor, splits: int) -> Tensor:
-    """Uninitialised partial sums, one row per split. With a single split, the total itself."""
+    """Uninitialised partial sums, one row per split. With a single split they are the total itself."""
     if splits == 1:
         return total
     dtype = torch.float64 if total.dtype == torch.float64 else torch.float32
@@ -171,7 +171,14 @@ def channel_sum(x: Tensor) -> Tensor:
 
 
 def plane_mean(x: Tensor) -> Tensor:
-    """The mean of each plane: x (N, C, H, W), any strides, to (N, C, 1, 1), channels_last if `x` is."""
+    """The mean of each plane, also known as global average pooling.
+
+    Args:
+        x: (N, C, H, W), any strides.
+
+    Returns:
+        (N, C, 1, 1), channels_last if `x` is; NaN without pixels.
+    """
     y = empty(x, (*x.shape[:2], 1, 1), is_channels_last(x))
     if x.numel() == 0:
         return y.fill_(math.nan)

@@ -22,7 +22,7 @@ from .runtime.tuning import elementwise_block
 
 @triton.jit
 def _relu_kernel(x, dy, result, sizes, x_strides, dy_strides, strides, elements, INDEX: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK elements of the result: of y or, with dy, of dx. In the latter case x is y."""
+    """BLOCK elements of the result. Without `dy` it is y. With `dy` it is dx, and the argument `x` is y."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements)
     if dy is None:
@@ -82,6 +82,7 @@ def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
 
 
 def _relu(x: Tensor, dy: Tensor | None, result: Tensor) -> None:
+    """Launch the kernel: the result is y or, if `dy` is given, dx from x = y."""
     sizes, (x_strides, dy_strides, strides) = memory_order(x, x if dy is None else dy, result)
     block = elementwise_block(x.numel())
     launch(

@@ -2,9 +2,10 @@
 
     mean[c] = sum x[n, c, h, w] / m        var[c] = sum (x[n, c, h, w] - mean[c])^2 / m
 
-A variance is never the difference of two large numbers. Each element of a tile sums the deviations of its values from the first
-one, the origin. For T values, the squared mean of these deviations is less than T times their variance. So its subtraction from
-the mean square loses little precision. Then the elements of a tile, and then the programs, with m_i pixels each, are merged by
+A variance is never the difference of two large numbers. A program loops over rows. Each element of its tile sums the deviations
+of T values from the first value, the *origin*, and the squares of these deviations. Since the origin is one of the values, the
+square of the mean deviation is less than T times the variance, and its subtraction from the mean square loses little precision.
+Then the elements of a tile are merged, and finally the programs. With m_i pixels each:
 
     mean = sum m_i * mean_i / m        var = sum m_i * (var_i + (mean_i - mean)^2) / m
 """
@@ -42,6 +43,7 @@ PartialStatistics = tuple[Tensor, Tensor, Tensor]  # means and variances (partia
 
 @device_function
 def _inverse(value):
+    """1 / value."""
     return divide(tl.full(value.shape, 1.0, value.dtype), value)
 
 
@@ -49,7 +51,7 @@ def _inverse(value):
 def _statistics2d_kernel(
     x, means, variances, counts, x_strides, grid, partials, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):
-    """Partial mean and variance of a tile's channels over one split of the rows, and with counts, the number of pixels."""
+    """Partial mean and variance of a tile's channels over one split of the rows. If `counts` is given, also the pixels."""
     # Indices: columns are fixed, so that each element of the tile keeps sums of its own.
     column, _, _ = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
@@ -111,7 +113,7 @@ def _statistics2d_merge_kernel(
     center = tl.full((BLOCK_C,), 0.0, mean.dtype.element_ty)
     # An error e of the mean adds e^2 to the variance. The second pass measures it and corrects both.
     for _ in tl.static_range(2):
-        left = tl.full((PARTIALS, BLOCK_C), 0.0, mean.dtype.element_ty)
+        shifts = tl.full((PARTIALS, BLOCK_C), 0.0, mean.dtype.element_ty)
         squares = tl.full((PARTIALS, BLOCK_C), 0.0, mean.dtype.element_ty)
         for start in range(0, partials, PARTIALS):
             partial = start + tl.arange(0, PARTIALS).to(INDEX)
@@ -121,9 +123,9 @@ def _statistics2d_merge_kernel(
             at = (partial * means_strides[0])[:, None] + (c * means_strides[1])[None, :]
             deviation = tl.load(means + at, mask=mask, other=centers) - centers
             at = (partial * variances_strides[0])[:, None] + (c * variances_strides[1])[None, :]
-            left += share * deviation
+            shifts += share * deviation
             squares += share * (tl.load(variances + at, mask=mask, other=0.0) + deviation * deviation)
-        shift = tl.sum(left, axis=0)
+        shift = tl.sum(shifts, axis=0)
         center += tl.where(tl.abs(center) < float("inf"), shift, 0.0)
     variance = tl.sum(squares, axis=0) - shift * shift
     tl.store(mean + c, center, mask=c < channels)
@@ -181,8 +183,8 @@ def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         return mean.zero_(), var.zero_()
     plan = plan_walk(x, sums=True, ahead=4)
-    one = plan.partials == 1
-    means, variances, counts = (mean[None], var[None], None) if one else empty_partial_statistics(mean, plan.partials)
+    single = plan.partials == 1
+    means, variances, counts = (mean[None], var[None], None) if single else empty_partial_statistics(mean, plan.partials)
     launch(
         _statistics2d_kernel, plan.programs, x, means, variances, counts,
         *plan.strides, plan.grid, plan.partials, **plan.constants,
@@ -224,7 +226,9 @@ def batchnorm2d_update(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, count: int,
     pixels: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Update running statistics with those of a batch, by the weight `momentum`. The variance of the batch becomes unbiased.
+    """Update running statistics with the statistics of a batch, by the weight `momentum`.
+
+    The batch's variance is multiplied by count / (count - 1), so that it is unbiased.
 
     Args:
         running_mean, running_var: (C), any floating dtype, overwritten.

@@ -1,13 +1,13 @@
-"""Upsampling (and downsampling, without antialiasing), bilinear and to the nearest pixel.
+"""Bilinear and nearest-pixel resizing, up or down, without antialiasing.
 
     bilinear   y[n, c, p, q]  = sum_{i, j in 0, 1} a_i(p) * b_j(q) * x[n, c, h_i(p), w_j(q)]
     nearest    y[n, c, p, q]  = x[n, c, h(p), w(q)]
     backward   dx[n, c, h, w] = sum over the (p, q) that read pixel (h, w) of the same weights times dy[n, c, p, q]
 
-where a bilinear output row p lies between the input rows h_0 and h_1, with weights a_0 + a_1 = 1; columns likewise. Each
-backward is a gather: an input pixel walks the outputs that may read it and asks the function of the forward whether they do
-and with what weight, so there are no atomics, and 16-bit gradients are summed in float32. Bilinear coordinates are float32,
-or float64 for float64; nearest ones are always float32, as torch's.
+A bilinear output row p is between the input rows h_0 and h_1, with weights a_0 + a_1 = 1; columns likewise. Each backward is a
+gather: for an input pixel, a program loops over the outputs near it and computes their source pixels and weights as the forward
+does. So there are no atomics, and 16-bit gradients are summed in float32. Bilinear coordinates are float64 for float64 tensors,
+else float32. Nearest coordinates are always float32, as in torch.
 """
 
 import functools
@@ -31,7 +31,7 @@ from .runtime.op import op
 
 @device_function
 def _between(left, right, across, ACCUMULATOR: tl.constexpr):
-    """Values between those of two columns of pixels."""
+    """Interpolation between two columns of pixels, in the dtype of the accumulator."""
     return (1 - across) * widen(tl.load(left)).to(ACCUMULATOR) + across * widen(tl.load(right)).to(ACCUMULATOR)
 
 
@@ -43,13 +43,15 @@ def _bilinear2d_forward_kernel(
     scale_h: tl.float64, scale_w: tl.float64, shift,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y. The two rows of x that a row lies between are kept for the next one."""
+    """A tile of y. The two interpolated rows of x are kept for the next row of y, which often needs them again."""
+    # Columns: source columns and weights, the same for every row.
     scale_h, scale_w = tl.full((), scale_h, ACCUMULATOR), tl.full((), scale_w, ACCUMULATOR)
     n, c, q, first, steps = program_columns(grid, out_height, out_width, INDEX, TILE)
     left, right, across = bilinear_source(q, width, out_width, scale_w, shift)
     x, x_h, x_w = plane_at(x, x_strides, n, c)
     y, y_h, y_w = plane_at(y, y_strides, n, c)
     left, right, y = x + left * x_w, x + right * x_w, y + q * y_w
+    # Loop: load a row of x only if it is not one of the two kept rows.
     upper = full_tile(0, TILE, ACCUMULATOR)
     lower = upper
     at_upper = tl.full((), -1, INDEX)
@@ -76,7 +78,8 @@ def _bilinear2d_backward_kernel(
     scale_h: tl.float64, scale_w: tl.float64, shift, readers_h,
     READERS: tl.constexpr, INSIDE: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dx, from one row of dy after the other: each has a part in two rows of dx, which are being summed."""
+    """A tile of dx. Each row of dy adds to two adjacent rows of dx, whose sums are kept in registers."""
+    # Columns: the outputs that read a column, and their weights, the same for every row.
     n, c, w, first, steps = program_columns(grid, height, width, INDEX, TILE)
     scale_h, axis_w = tl.full((), scale_h, ACCUMULATOR), (width, out_width, shift, tl.full((), scale_w, ACCUMULATOR))
     dy, dy_p, dy_q = plane_at(dy, dy_strides, n, c)
@@ -86,15 +89,17 @@ def _bilinear2d_backward_kernel(
     for j in tl.static_range(READERS):
         q, reads_w, weight = _bilinear_reader(j, w, axis_w, ACCUMULATOR)
         dys, reads, weights = dys + (dy + q * dy_q,), reads + (reads_w,), weights + (weight,)
+    # Rows: only these rows of dy can add to this split of dx.
     last = first + steps
     start = first_reader(first, out_height, scale_h, shift - 1, shift)
     end = tl.minimum(first_reader(last - 1, out_height, scale_h, shift - 1, shift) + readers_h, out_height)
+    # Loop: `acc` is the sum of `row`, `below` the sum of the next row. Both grow until dy has passed them.
     row = first - 1
     acc = full_tile(0, TILE, ACCUMULATOR)
     below = acc
     for p in range(start, end):
         top, bottom, down = bilinear_source(tl.full((), p, INDEX), height, out_height, scale_h, shift)
-        if row < top:  # nothing more is added to this row
+        if row < top:  # this row is complete
             if row >= first:
                 tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=row < last)
             acc, below = below, full_tile(0, TILE, ACCUMULATOR)
@@ -113,8 +118,9 @@ def _bilinear2d_backward_kernel(
                     value = tl.load(dys[j] + p * dy_p, mask=reads[j], other=0.0)
                 line += weights[j] * widen(value).to(ACCUMULATOR)
             acc += (tl.where(bottom == top, down, 0.0) + (1 - down)) * line
-            if bottom != top:  # also in the last row, a product of 0 and an infinity would be NaN
+            if bottom != top:  # else a weight of 0 times an infinity would put NaN into a row that dy does not read
                 below += down * line
+    # Epilogue: store the last sums, and zeros below them.
     while row < last:
         if row >= first:
             tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty))
@@ -124,7 +130,7 @@ def _bilinear2d_backward_kernel(
 
 @device_function
 def _bilinear_reader(i, position, axis, DTYPE: tl.constexpr):
-    """The i-th output that may read a pixel."""
+    """TAP of gather2d: output i near a pixel, whether it reads the pixel, and the weight."""
     size, out_size, shift, scale = axis
     reader = first_reader(position, out_size, scale.to(DTYPE), shift - 1, shift) + i
     first, second, weight = bilinear_source(reader, size, out_size, scale.to(DTYPE), shift)
@@ -134,14 +140,14 @@ def _bilinear_reader(i, position, axis, DTYPE: tl.constexpr):
 
 @device_function
 def _nearest(i, position, axis, DTYPE: tl.constexpr):
-    """The pixel that an output copies."""
+    """TAP of gather2d: the pixel that an output copies."""
     size, _out_size, shift, scale = axis
     return nearest_source(position, size, scale.to(tl.float32), shift), True, 1
 
 
 @device_function
 def _nearest_reader(i, position, axis, DTYPE: tl.constexpr):
-    """The i-th output that may copy a pixel."""
+    """TAP of gather2d: output i near a pixel, and whether it copies the pixel."""
     size, out_size, shift, scale = axis
     reader = first_reader(position, out_size, scale.to(tl.float32), 0.0, shift) + i
     return reader, (reader < out_size) & (nearest_source(reader, size, scale.to(tl.float32), shift) == position), 1
@@ -149,7 +155,7 @@ def _nearest_reader(i, position, axis, DTYPE: tl.constexpr):
 
 @functools.lru_cache(maxsize=1024)
 def always_read(size: int, out_size: int, scale: float, shift: float, readers: int) -> TapRange:
-    """Which outputs, counted from the first_reader of a pixel, read every pixel of an axis."""
+    """The range of i in which output first_reader + i reads its pixel, for every pixel of an axis. These loads need no mask."""
     always = [True] * readers
     for pixel in range(size if size <= 2**12 else 0):
         first = math.ceil((pixel + shift - 1) / scale - shift - out_size * READER_SLACK.value) if scale and pixel else 0
@@ -162,14 +168,14 @@ def always_read(size: int, out_size: int, scale: float, shift: float, readers: i
 
 @op(fake=empty_resized)
 def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
-    """An image resized by bilinear interpolation.
+    """Resize an image by bilinear interpolation.
 
     Args:
-        x: (N, C, H, W), any strides; uint8 is rounded to the nearest.
+        x: (N, C, H, W), any strides. uint8 results are rounded to nearest.
         size: (P, Q).
-        factors: coordinates advance by 1 / factor, for height and width; without factors by H / P. With align_corners they
-            advance by (H - 1) / (P - 1) in any case. An axis that keeps its size is copied.
-        align_corners: the centres of the corner pixels coincide, not their outer edges.
+        factors: of height and width, or empty. From an output to the next, coordinates advance by 1 / factor; without factors
+            by H / P; with align_corners always by (H - 1) / (P - 1). An axis of equal size is copied.
+        align_corners: align the centres of the corner pixels instead of their outer edges.
 
     Returns:
         (N, C, P, Q), channels_last if `x` is.
@@ -191,16 +197,16 @@ def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_co
 def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """Gradient of bilinear interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
-    `factors` and `align_corners` are those of the forward.
+    `factors` and `align_corners` have the values of the forward.
     """
     dx = empty_resized(dy, size)
     shift = 0.0 if align_corners else 0.5
-    # The copy of an axis, in the words of its readers.
+    # An axis of equal size is copied, whatever its factor. Its readers follow from a scale of 1.
     scales = scales_of(size, dy.shape[2:], factors, align_corners)
     scales = [1.0 if n == m else scale for n, m, scale in zip(size, dy.shape[2:], scales, strict=True)]
     readers = _readers(size, dy, scales, shift - 1, shift + 1, shift)
     programs, grid, tile, strides = plan_columns(dx, (dy, dx), room=2048, lanes=512)
-    if tile.splits > 1 or readers[1] > MAX_UNROLLED:
+    if tile.splits > 1 or readers[1] > MAX_UNROLLED:  # the kernel has scalar rows, and registers for each reader of a column
         gather2d(dy, dx, _axes(size, dy.shape[2:], shift), readers, _bilinear_reader, scales=scales)
         return dx
     launch(
@@ -216,14 +222,14 @@ def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_
 
 @op(fake=empty_resized)
 def nearest2d_forward(x: Tensor, size: Ints, factors: Sequence[float], exact: bool) -> Tensor:
-    """An image resized by copying pixels.
+    """Resize an image by copying pixels.
 
     Args:
         x: (N, C, H, W), any strides and dtype.
         size: (P, Q).
-        factors: coordinates advance by 1 / factor, for height and width; without factors by H / P. If not `exact`, an axis
-            that keeps or doubles its size advances by H / P in any case, as torch's.
-        exact: copy the pixel under the centre of an output, not under its edge.
+        factors: of height and width, or empty. From an output to the next, coordinates advance by 1 / factor; without factors
+            by H / P. If not `exact`, an axis of equal or doubled size always advances by H / P, as in torch.
+        exact: copy the pixel under the centre of an output instead of its edge.
 
     Returns:
         (N, C, P, Q), channels_last if `x` is.
@@ -239,7 +245,7 @@ def nearest2d_forward(x: Tensor, size: Ints, factors: Sequence[float], exact: bo
 def nearest2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], exact: bool) -> Tensor:
     """Gradient of copying the nearest pixel: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
-    `factors` and `exact` are those of the forward.
+    `factors` and `exact` have the values of the forward.
     """
     dx = empty_resized(dy, size)
     scales = _nearest_scales(size, dy.shape[2:], factors, exact)
@@ -250,7 +256,7 @@ def nearest2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], exact: 
 
 
 def _nearest_scales(size: Ints, out_size: Ints, factors: Sequence[float], exact: bool) -> list[float]:
-    """Input pixels an output pixel, for height and width."""
+    """Input pixels per output pixel, for height and width."""
     scales = scales_of(size, out_size, factors)
     if exact:
         return scales
@@ -258,9 +264,10 @@ def _nearest_scales(size: Ints, out_size: Ints, factors: Sequence[float], exact:
 
 
 def _axes(size: Ints, out_size: Ints, shift: float) -> list[tuple[int, int, float]]:
+    """The argument `axes` of gather2d."""
     return [(n, m, shift) for n, m in zip(size, out_size, strict=True)]
 
 
 def _readers(size: Ints, dy: Tensor, scales: Sequence[float], low: float, high: float, shift: float) -> list[int]:
-    """How many outputs of each axis a pixel looks at."""
+    """The largest number of outputs near a pixel, for height and width."""
     return [max_readers(n, m, s, low, high, shift) for n, m, s in zip(size, dy.shape[2:], scales, strict=True)]

@@ -18,6 +18,6 @@ from .sync_batchnorm import *
 from .upsample2d import *
 from .window import *
 
-# Type checkers follow the imports, and accept no computed list. The modules of this package are not callable.
+# Hidden from type checkers, which follow the imports and accept no computed list. `callable` leaves out the submodules.
 if not TYPE_CHECKING:
     __all__ = [name for name, value in globals().items() if callable(value)]

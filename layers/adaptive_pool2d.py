@@ -20,13 +20,13 @@ __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "adaptive_avg_pool2d", "ada
 
 OutputSize = int | None | Sequence[int | None]
 
-# The kernel size, stride and padding that make the Functions of pool2d.py pool over bins.
+# The kernel size, stride and padding of adaptive pooling. Given empty tuples, the kernels of pooling compute bins instead.
 BINS: tuple[Pair, Pair, Pair] = (), (), ()  # type: ignore[assignment]
 
 
 @functional
 def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
-    """The mean of each of (P, Q) bins, as `torch.nn.functional.adaptive_avg_pool2d`.
+    """The mean of each of P x Q bins, as `torch.nn.functional.adaptive_avg_pool2d`.
 
     Bin p covers the rows from floor(p * H / P) to ceil((p + 1) * H / P); columns likewise.
 
@@ -39,6 +39,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
 
     Raises:
         RuntimeError: not two sizes, a negative size, or an image without pixels.
+        ValueError: an input with too few axes for `output_size`.
         NotImplementedError: another dtype.
     """
     x, size, unbatched = _checked(input, output_size, "adaptive_avg_pool2d")
@@ -50,7 +51,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize) -> Tensor:
 
 @functional
 def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """The largest value of each of (P, Q) bins, as `torch.nn.functional.adaptive_max_pool2d`.
+    """The largest value of each of P x Q bins, as `torch.nn.functional.adaptive_max_pool2d`.
 
     The bins are the same as in `adaptive_avg_pool2d`. If a bin contains NaN, its result is NaN. If its maximum occurs several
     times, the first position is returned and gets the gradient.
@@ -65,6 +66,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: 
 
     Raises:
         RuntimeError: not two sizes, a negative size, no channels, or an image without pixels.
+        ValueError: an input with too few axes for `output_size`.
         NotImplementedError: another dtype.
     """
     x, size, unbatched = _checked(input, output_size, "adaptive_max_pool2d")
@@ -74,7 +76,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: OutputSize, return_indices: 
     y = y.squeeze(0) if unbatched else y
     if not return_indices:
         return y
-    indices = ops.max_pool2d_pick(None, codes, x.shape[2:], *BINS, ())
+    indices = ops.max_pool2d_pick(None, codes, x.shape[2:], *BINS, ())  # without an image it returns indices
     return y, indices.squeeze(0) if unbatched else indices
 
 

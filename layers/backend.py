@@ -1,17 +1,17 @@
-"""torch.compile(model, backend="trinn"): a graph's operators on trinn's kernels, fused where they stand in a row.
+"""torch.compile(model, backend="trinn"): the operators of a graph on trinn's kernels, fused where possible.
 
-TorchDynamo reads the Python of a model and hands over a graph, in which each call of a layer, a function or a method is one
-node, in a model of torch's layers or of trinn's. Then
+TorchDynamo traces a model of torch's or trinn's layers. It passes a graph to the backend, with one node per call of a layer, a
+function or a method. Then
 
-    1. a call that trinn has a function for becomes a call of that function, if it takes the arguments: a call on fake tensors
-       shows whether it does;
-    2. calls in a row become one call, by FUSIONS, if nothing else uses a value between them and no call that stands
-       between them writes what they read;
-    3. Inductor compiles the graph and calls trinn's operators as they are; where it cannot, AOTAutograd does that alone.
+    1. each call of a torch function becomes a call of trinn's function, if there is one and it accepts the arguments: the
+       backend tries it with fake tensors;
+    2. successive calls become one call, by FUSIONS, if the values between them have no other users and no call in between
+       writes to memory that they read;
+    3. Inductor compiles the graph, with trinn's operators as opaque calls. Where Inductor cannot run, AOTAutograd runs alone.
 
-This is the only file that needs the private parts of torch's compiler: torch._dynamo.lookup_backend and allow_in_graph,
-torch._inductor.compile_fx.compile_fx, list_mode_options and cpp_builder.get_cpp_compiler, torch._guards.CompileContext, and of
-a node's meta "example_value" (fake tensors) and "grapharg" (real ones). torch 2.11 to 2.13 have them all.
+Only this file uses private parts of torch's compiler: torch._dynamo.lookup_backend and allow_in_graph,
+torch._inductor.compile_fx.compile_fx, list_mode_options and cpp_builder.get_cpp_compiler, torch._guards.CompileContext, and two
+entries of a node's meta: "example_value" (fake tensors) and "grapharg" (real tensors). torch 2.11 to 2.13 have all of them.
 """
 
 import inspect
@@ -49,40 +49,45 @@ Operator = Callable[..., Any]
 
 
 def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
-    """torch.mean over the pixels of images."""
+    """torch.mean over the pixels of an image (N, C, H, W)."""
     axes = [d % 4 for d in dim] if isinstance(dim, (tuple, list)) else []
     if input.dim() != 4 or sorted(axes) != [2, 3] or dtype is not None:
-        raise NotImplementedError("mean: trinn has that over the pixels of (N, C, H, W)")
+        raise NotImplementedError("mean: trinn computes it over the pixels of (N, C, H, W) only")
     y = layers.adaptive_avg_pool2d(input, 1)
     return y if keepdim else y.flatten(1)
 
 
-# What calls in a graph become.
+# trinn's functions, its fused functions, and the replacement of each function that a graph may call.
 _OURS: set[Any] = {ours for name, ours in vars(layers).items() if inspect.isfunction(ours) and hasattr(F, name)} | {pad2d}
-_JOINED: set[Any] = set(FUSIONS.values())
+_FUSED: set[Any] = set(FUSIONS.values())
 _TAKEN: dict[Any, Any] = (
     FUNCTIONS
-    | {function: function for function in _OURS | _JOINED}
+    | {function: function for function in _OURS | _FUSED}
     | {F.pad: pad, torch._C._nn.pad: pad, F.upsample: layers.interpolate, torch.mean: _mean, Tensor.mean: _mean}
 )
-_IDLE = {torch._C._log_api_usage_once}  # does nothing that another call sees
+_IDLE = {torch._C._log_api_usage_once}  # without effect on other calls
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
-# Additions, and whether they write the sum over their first operand.
+# Additions; True if they write the sum to their first operand.
 _ADDITIONS: dict[Any, bool] = {
     f: f in (operator.iadd, Tensor.add_) for f in (operator.add, torch.add, Tensor.add, operator.iadd, Tensor.add_)
 }
 
-# Calls of trinn's functions are nodes of a graph, and not what they are made of.
-for _each in _OURS | _JOINED:
+# A call of trinn's function is one node of a graph. TorchDynamo does not trace into it.
+for _each in _OURS | _FUSED:
     torch._dynamo.allow_in_graph(_each)
 
 
 def compile_backend(
     graph: GraphModule, inputs: Sequence[Any], *, mode: str | None = None, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """What torch.compile calls with a graph; `mode` and `options` are Inductor's.
+    """The backend function of torch.compile: returns the compiled graph.
 
-    As `torch.compile(model, backend="trinn")` where trinn is installed, and `backend=trinn.compile_backend` where it is not.
+    If trinn is installed, use `torch.compile(model, backend="trinn")`; else `backend=trinn.compile_backend`.
+
+    Args:
+        graph: from TorchDynamo. It is changed in place.
+        inputs: example inputs of the graph.
+        mode, options: as in torch.compile with Inductor.
     """
     summary = rewrite(graph, inputs)
     summary.rest, why = "aot_eager", _no_inductor()
@@ -96,7 +101,7 @@ def compile_backend(
         return compile_fx(graph, inputs, config_patches=patches)  # type: ignore[return-value]
     if why not in _said:
         _said.add(why)
-        warnings.warn(f"trinn: {why}, so that what is not trinn's runs by aot_eager and not by Inductor", stacklevel=2)
+        warnings.warn(f"trinn: {why}, so the operators left to torch run on aot_eager instead of Inductor", stacklevel=2)
     return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)  # type: ignore[arg-type]
 
 
@@ -104,7 +109,7 @@ _said: set[str] = set()
 
 
 def _no_inductor() -> str | None:
-    """Why Inductor is not to compile here."""
+    """The reason not to use Inductor; None if it can run."""
     if interpreter.INTERPRETED:
         return "kernels are interpreted"
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -118,32 +123,33 @@ def _no_inductor() -> str | None:
 
 
 class Summary:
-    """What became of a graph's calls: how many are `taken` by trinn, how many `fused`, how many `left`, and why."""
+    """Counts of a graph's calls: `taken` by trinn, `fused`, and `left` to torch, with the reason."""
 
     def __init__(self) -> None:
         self.taken: Counter[str] = Counter()
         self.fused: Counter[str] = Counter()
         self.left: Counter[tuple[str, str]] = Counter()
-        self.rest = ""  # what compiles the others
-        self.tensors: list[Any] = []  # that the graph reads, weakly
-        self.named: dict[str, torch.Size] = {}  # the shapes of parameters and buffers
+        self.rest = ""  # the compiler of the calls left to torch
+        self.tensors: list[Any] = []  # weak references to the inputs of the graph
+        self.named: dict[str, torch.Size] = {}  # shapes of parameters and buffers
         self.trace: Any = torch._guards.CompileContext.current_trace_id()
 
     def replaces(self, other: "Summary") -> bool:
-        """Whether TorchDynamo began anew with a graph."""
+        """Whether TorchDynamo discarded the other graph and restarted its trace."""
         if self.trace is None or other.trace is None or self.trace.compile_id != other.trace.compile_id:
             return False
         return self.trace.attempt > other.trace.attempt
 
 
 _summaries: list[Summary] = []
-compile_backend.reset = _summaries.clear  # type: ignore[attr-defined]  # which torch._dynamo.reset calls
+compile_backend.reset = _summaries.clear  # type: ignore[attr-defined]  # torch._dynamo.reset calls it
 
 
 def summaries_of(model: nn.Module) -> list[Summary]:
-    """The summaries of the graphs that compute a model.
+    """The summaries of a model's graphs.
 
-    A graph reads the model's parameters. Models of one class may share a graph: then their names and shapes are compared.
+    These are the graphs with the model's parameters among their inputs. Models of one class may share a graph; without a match,
+    compare the names and shapes of the parameters.
     """
     its = {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if not is_lazy(t)}
     shapes = {name.removeprefix("_orig_mod.").replace(".", "_"): tensor.shape for name, tensor in its.items()}
@@ -152,7 +158,7 @@ def summaries_of(model: nn.Module) -> list[Summary]:
 
 
 def rewrite(graph: GraphModule, inputs: Sequence[Any] = ()) -> Summary:
-    """Have a graph's operators computed by trinn, in place, also in graphs that are called in it, as for checkpointing."""
+    """Replace the operators of a graph by trinn's, in place, also in the subgraphs that it calls, as in checkpointing."""
     summary = Summary()
     given = list(inputs)
     for node in graph.graph.nodes:
@@ -162,14 +168,14 @@ def rewrite(graph: GraphModule, inputs: Sequence[Any] = ()) -> Summary:
             if isinstance(given[-1], Tensor) and "self_" in str(node.target):
                 summary.named[name] = node.meta["example_value"].shape
     summary.tensors = [weakref.ref(t) for t in given if isinstance(t, Tensor) and not isinstance(t, FakeTensor)]
-    with torch.no_grad(), _autocast_given_back() as autocasts:
+    with torch.no_grad(), _ending_autocasts() as autocasts:
         _Rewriting(graph, inputs, summary, autocasts).run()
     return summary
 
 
 @contextmanager
-def _autocast_given_back() -> Iterator[dict[Any, Any]]:
-    """Autocasts that are entered are left in the end."""
+def _ending_autocasts() -> Iterator[dict[Any, Any]]:
+    """A dictionary of entered autocasts. At the end, exit those still in it."""
     entered: dict[Any, Any] = {}
     try:
         yield entered
@@ -179,7 +185,7 @@ def _autocast_given_back() -> Iterator[dict[Any, Any]]:
 
 
 class _Effects(TorchDispatchMode):
-    """The storages that are read and written within."""
+    """The storages that the code within this context reads and writes."""
 
     def __init__(self, *calls: "_Effects") -> None:
         super().__init__()
@@ -198,7 +204,7 @@ class _Effects(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def meets(self, other: "_Effects") -> bool:
-        """Whether two calls cannot change places."""
+        """Whether the order of the two calls matters."""
         return bool(self.writes & (other.reads | other.writes) or self.reads & other.writes)
 
 
@@ -209,7 +215,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _Rewriting:
-    """The rewriting of one graph."""
+    """Replacement and fusion of the calls of one graph."""
 
     def __init__(self, module: GraphModule, inputs: Sequence[Any], summary: Summary, autocasts: dict[Any, Any]) -> None:
         self.module, self.graph, self.summary, self.autocasts = module, module.graph, summary, autocasts
@@ -225,7 +231,7 @@ class _Rewriting:
                 self._take(node)
         for node in list(self.graph.nodes):
             if node.target in _OURS:
-                self._join(node)
+                self._fuse(node)
         for node in self.graph.nodes:
             if node.op in ("call_function", "call_method"):
                 self._count(node)
@@ -233,7 +239,7 @@ class _Rewriting:
         self.module.recompile()
 
     def _take(self, node: Node) -> None:
-        """Have a call computed by trinn's function, if there is one that takes its arguments."""
+        """Replace a call by trinn's function, if there is one and it accepts the arguments. Remove an inactive dropout."""
         function = _function(node)
         if function is _enter_autocast:
             self.autocasts[node] = _enter_autocast(*node.args)
@@ -251,6 +257,7 @@ class _Rewriting:
                 _Rewriting(body, (), self.summary, self.autocasts).run()
 
     def _try(self, node: Node, ours: Operator) -> None:
+        """Replace a call by `ours`, unless `ours` raises for fake tensors. The exception is then the reason in the summary."""
         try:
             bound = _bound(ours, node)
             args, options = bound.args, bound.kwargs
@@ -258,7 +265,7 @@ class _Rewriting:
                 ours, args = layers.relu, (*args, True)
             device = self._value(args[0]).device
             if device.type not in ("cuda", "meta") and not (device.type == "cpu" and interpreter.INTERPRETED):
-                raise NotImplementedError(f"on {device.type}, where trinn's kernels do not run")
+                raise NotImplementedError(f"trinn's kernels do not run on {device.type}")
             self.effects[node], result = self._called(ours, args, options)
             meta = self._with_strides_of(result, node.meta)
         except Exception as refusal:
@@ -268,7 +275,7 @@ class _Rewriting:
         node.meta |= meta
 
     def _called(self, function: Operator, args: Any, options: Any) -> tuple[_Effects, Any]:
-        """What a call reads and writes, and its result, from a call on fake tensors."""
+        """Call a function with fake tensors: the storages that it reads and writes, and its result."""
         args, options = map_arg((args, options), self._value)  # type: ignore[assignment]
         with self.fake_mode:
             args, options = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, (args, options))
@@ -277,7 +284,11 @@ class _Rewriting:
         return effects, result
 
     def _with_strides_of(self, result: Any, meta: dict[str, Any]) -> dict[str, Any]:
-        """The fake value of a call, in its own storage, with the strides of trinn's result, if they differ."""
+        """New meta of a replaced call: its fake value, in the same storage, with the strides of trinn's result.
+
+        Empty if the strides are equal. On a GPU, torch's float64 convolutions return contiguous tensors, and trinn's keep
+        channels_last. A fusion must compare the strides of the actual values.
+        """
         value = meta.get("example_value")
         if not isinstance(value, Tensor):
             return {}
@@ -287,18 +298,19 @@ class _Rewriting:
             return {"example_value": value.as_strided(value.shape, result.stride())}
 
     def _value(self, node: Any) -> Any:
-        """What stands for a node's value: tensors are fake."""
+        """The value of a node, with fake tensors."""
         if "example_value" in node.meta:
             return node.meta["example_value"]
         return operator.attrgetter(node.target)(self.module) if node.op == "get_attr" else self.given[node]
 
     def _bodies(self, node: Node) -> list[GraphModule]:
-        """The graphs that a call is given, as for checkpointing."""
+        """The subgraphs among a call's arguments, as in checkpointing."""
         given = (operator.attrgetter(str(a.target))(self.module) for a in node.all_input_nodes if a.op == "get_attr")
         return [body for body in given if isinstance(body, GraphModule)]
 
-    def _join(self, first: Node) -> None:
-        """Have calls in a row that begin with one computed as one, if that is possible."""
+    def _fuse(self, first: Node) -> None:
+        """Fuse a call with its successors, by the first entry of FUSIONS that fits."""
+        # The run: each value has one user, the next call.
         nodes, run, arguments = [first], [first.target], [first.args[1:]]
         while len(nodes[-1].users) == 1 and len(nodes) < 4:
             user = next(iter(nodes[-1].users))
@@ -306,9 +318,10 @@ class _Rewriting:
             if found is None:
                 break
             nodes, run, arguments = [*nodes, user], [*run, found[0]], [*arguments, found[1]]
+        # The fused call replaces the last call of the run: its operands exist there.
         for names, function in FUSIONS.items():
             count = len(names)
-            if tuple(run[:count]) == names and self._can_meet(nodes[:count]):
+            if tuple(run[:count]) == names and self._can_move(nodes[:count]):
                 last = nodes[count - 1]
                 with self.graph.inserting_before(last):
                     given = [a if name is not torch.add else a[0] for name, a in zip(names, arguments, strict=False) if a]
@@ -321,7 +334,7 @@ class _Rewriting:
                 return
 
     def _follows(self, user: Node, value: Node) -> tuple[Operator, tuple[Any, ...]] | None:
-        """The operator by which a call goes on with a value, and its other arguments; None if it is none that is fused."""
+        """The operator of a call that uses `value`, and the other arguments; None if the call cannot be fused."""
         function, operands = _function(user), user.args[:2]
         if function in _ADDITIONS and len(user.args) == 2 and not user.kwargs:
             first = operands[0] is value
@@ -340,7 +353,7 @@ class _Rewriting:
         return function, user.args[1:]
 
     def _alike(self, a: Node, b: Node, strides: bool = False) -> bool:
-        """Whether two values are of one shape, dtype and device; and of the same strides, if that is asked."""
+        """Whether two values have the same shape, dtype and device and, if `strides`, the same strides."""
         x, y = self._value(a), self._value(b)
         if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() == y.dim() == 4):
             return False
@@ -348,16 +361,16 @@ class _Rewriting:
         return (x.dtype, x.device) == (y.dtype, y.device) and all(statically_known_true(n == m) for n, m in pairs)
 
     def _is_its_own(self, value: Node, user: Node) -> bool:
-        """Whether only one call sees the memory of a value, and so what that one writes over it.
+        """Whether `user` may write to the memory of a value: no later call reads the memory.
 
-        What has the memory up to there is then a line of calls, from the one that allocated it on, each with one user.
+        All earlier nodes with this memory must be calls with one user each: a chain from the allocation to `user`.
         """
         before = itertools.takewhile(lambda node: node is not user, self.graph.nodes)
         same = [node for node in before if _storages([node]) & _storages([value])]
         return all(node.op.startswith("call") and len(node.users) == 1 for node in same)
 
-    def _can_meet(self, nodes: Sequence[Node]) -> bool:
-        """Whether calls can as well be done where the last of them is."""
+    def _can_move(self, nodes: Sequence[Node]) -> bool:
+        """Whether the calls can move to the position of the last one: no call in between conflicts with them."""
         moved: list[_Effects] = []
         node = nodes[0]
         while node is not nodes[-1].next:
@@ -369,12 +382,13 @@ class _Rewriting:
         return True
 
     def _effects(self, node: Node) -> _Effects | None:
-        """What a call reads and writes; None if that is not known, or if it changes what later calls do."""
+        """The effects of a call; None if they are unknown, or if the call changes a mode for later calls."""
         if node not in self.effects:
             self.effects[node] = self._found(node)
         return self.effects[node]
 
     def _found(self, node: Node) -> _Effects | None:
+        """`_effects` of a call without a record."""
         if node.op in ("placeholder", "get_attr"):
             return _Effects()
         function, value = _function(node), node.meta.get("example_value")
@@ -383,7 +397,7 @@ class _Rewriting:
         if function in _IDLE:
             return _Effects()
         leaves = tree_leaves(value)
-        if all(isinstance(leaf, (int, torch.SymInt)) for leaf in leaves):  # what asks for sizes, and what computes with them
+        if all(isinstance(leaf, (int, torch.SymInt)) for leaf in leaves):  # sizes, and arithmetic of sizes
             return _Effects() if leaves and (node.op == "call_method" or function.__module__ == "_operator") else None
         if not all(isinstance(leaf, (Tensor, int, torch.SymInt)) and not free_unbacked_symbols(leaf) for leaf in leaves):
             return None
@@ -394,16 +408,16 @@ class _Rewriting:
 
     def _count(self, node: Node) -> None:
         """Count a call in the summary."""
-        if node.target in _JOINED:
+        if node.target in _FUSED:
             self.summary.fused[node.meta.get("trinn", node.target.__name__)] += 1  # type: ignore[union-attr]
         elif node.target in _OURS or node.target in (pad, _mean):
             self.summary.taken[node.target.__name__.strip("_")] += 1  # type: ignore[union-attr]
         elif node.target is not operator.getitem and not self._bodies(node) and not self._is_view(node):
             function = _function(node)
-            self.summary.left[getattr(function, "__name__", str(function)), node.meta.get("trinn", "trinn has none")] += 1
+            self.summary.left[getattr(function, "__name__", str(function)), node.meta.get("trinn", "not in trinn")] += 1
 
     def _is_view(self, node: Node) -> bool:
-        """Whether a call makes no tensor of numbers, or one out of memory that its arguments have, and writes nothing."""
+        """Whether a call returns no floating-point tensor, or writes nothing and returns only memory of its arguments."""
         if not _storages([node]):
             return True
         effects = self._effects(node)
@@ -411,7 +425,7 @@ class _Rewriting:
 
 
 def _storages(nodes: Iterable[Node]) -> set[int]:
-    """What is under the floating-point tensors that are the values of nodes."""
+    """The storages of the floating-point tensors among the values of nodes."""
     values = tree_leaves([node.meta.get("example_value") for node in nodes])
     return {_storage(value) for value in values if isinstance(value, Tensor) and value.is_floating_point()}
 
@@ -421,7 +435,7 @@ def _function(node: Node) -> Any:
 
 
 def _bound(function: Operator, node: Node) -> inspect.BoundArguments:
-    """A call's arguments as those of a function, all of them."""
+    """The arguments of a call, bound to the signature of a function, with its defaults."""
     bound = inspect.signature(function).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     return bound

@@ -1,4 +1,8 @@
-"""Batch normalisation: `batch_norm`, `BatchNorm1d` and `BatchNorm2d`."""
+"""Batch normalisation: `batch_norm`, `BatchNorm1d` and `BatchNorm2d`.
+
+In all Functions z = (x - mean) / sqrt(var + eps) and y = w * z + b. If `batch`, mean and var are functions of x, as in
+training; else they are constants.
+"""
 
 import math
 from typing import Any
@@ -19,7 +23,7 @@ Module = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 class BatchNormForward(Function):
-    """y = w * z + b with z = (x - mean) / sqrt(var + eps). If `batch`, mean and var are functions of x, else constants."""
+    """y = w * z + b."""
 
     kept = "x", "mean", "var", "w"
 
@@ -44,7 +48,7 @@ class BatchNormForward(Function):
 
 
 class BatchNormAddRelu(Function):
-    """y = relu(w * z + b + residual), in one pass; the backward pass saves one pass too."""
+    """y = relu(w * z + b + residual). One kernel computes it; another computes dz = dy * (y > 0), dw and db."""
 
     kept = "x", "mean", "var", "w", 0
 
@@ -60,6 +64,7 @@ class BatchNormAddRelu(Function):
         (*saved, y), (eps, batch) = ctx.saved_tensors, ctx.constants
         need_x, _, _, need_w, need_b, need_residual, _, _ = ctx.needs_input_grad
         want_w = need_w or need_b
+        # The kernel for dz and its sums is no Function: use it only if sums are needed and no second derivative is.
         if torch.is_grad_enabled() or not (batch or want_w):
             dz = ReluBackward.call(dy, y)
             dx, dw, db = BatchNormBackward.call(dz, *saved, eps, batch, need_x, want_w)
@@ -114,9 +119,12 @@ def _second_derivative(
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Propagate the gradients ddx, ddw and ddb of dx, dw and db to dy, x and w.
 
-    It is written in torch operators, starting from x, so that autograd can differentiate it any number of times. Let
-    s = 1 / sqrt(var + eps), and P(v) = v - avg(v) - z * avg(v * z), or P(v) = v if the statistics are constants. Then
-    dx = w * s * P(dy). P is symmetric. A step of x changes z by s * P(step) and s by -s^2 * avg(z * step).
+    This function consists of torch operators, and recomputes mean and var from x if `batch`. So autograd can differentiate it
+    any number of times.
+
+    Let avg be the average over images and pixels, s = 1 / sqrt(var + eps), and P(v) = v - avg(v) - z * avg(v * z), or P(v) = v
+    if the statistics are constants. Then dx = w * s * P(dy). P is symmetric. The derivative of z in the direction v is
+    s * P(v), and the derivative of s is -s^2 * avg(z * v).
     """
     dy, x = dy.to(mean.dtype), x.to(mean.dtype)
     ddx = ddx.to(mean.dtype) if ddx is not None else torch.zeros_like(x)
@@ -174,6 +182,7 @@ def batch_norm(
         ValueError: training with one value per channel, with eps <= 0, or with only one of the running statistics; a negative
             eps.
         RuntimeError: incompatible sizes, dtypes or devices; running statistics that are missing or require a gradient.
+        NotImplementedError: another dtype.
     """
     return normalized(BatchNormForward, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
@@ -191,10 +200,10 @@ def normalized(
     *more: Any,
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`batch_norm` by the given Function.
+    """Check the arguments of `batch_norm`, update the running statistics, and call the given Function.
 
     Args:
-        function: BatchNormForward, or a Function with the same arguments and `more` before the last two.
+        function: BatchNormForward, or a Function that also takes the arguments `more`, before `eps` and `batch`.
         statistics: the mean and variance of the input, if known; else they are computed.
     """
     check_flag(training, "training", "batch_norm")
@@ -293,7 +302,7 @@ def _counts(module: Module) -> bool:
     return module.training and module.track_running_stats and module.num_batches_tracked is not None
 
 
-def _called(module: Module, input: Tensor) -> Tensor:
+def _forward(module: Module, input: Tensor) -> Tensor:
     module._check_input_dim(input)
     count_batch(module)
     return batch_norm(input, *norm_arguments(module))
@@ -304,7 +313,7 @@ class BatchNorm1d(nn.BatchNorm1d):
     """torch.nn.BatchNorm1d on `batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _called(self, input)
+        return _forward(self, input)
 
 
 @layer
@@ -312,7 +321,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """torch.nn.BatchNorm2d on `batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _called(self, input)
+        return _forward(self, input)
 
 
 @layer

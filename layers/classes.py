@@ -1,7 +1,8 @@
 """How `convert` and `revert` exchange the class and the forward of a module.
 
-Some torch tools also replace a module's class at runtime, by a new subclass of it: parametrizations, FSDP2's
-`fully_shard`, `replicate`. Here such a class is called a wrapper class. `convert` and `revert` replace its base.
+Some torch tools also replace a module's class at run time, by a new subclass of it: parametrizations, FSDP2's `fully_shard`,
+`replicate`. This file calls these subclasses wrapper classes. For a module with one, `convert` and `revert` replace the base of
+the wrapper class.
 """
 
 import sys
@@ -47,7 +48,11 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
 
 
 def wrapped_class(cls: Layer) -> Layer | None:
-    """The base of a wrapper class; None if `cls` is no wrapper class."""
+    """The base of a wrapper class; None if `cls` is no wrapper class.
+
+    A wrapper class belongs to a module of torch, but is no attribute of it, since a tool created it at run time. Its name ends
+    with the name of its base, such as ParametrizedConv2d or FSDPConv2d.
+    """
     if not cls.__module__.startswith("torch.") or getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls:
         return None
     modules = (base for base in cls.__bases__ if issubclass(base, nn.Module) and base is not nn.Module)
@@ -55,17 +60,17 @@ def wrapped_class(cls: Layer) -> Layer | None:
 
 
 def user_class(cls: Layer) -> Layer:
-    """The class below all wrapper classes."""
+    """The nearest base of `cls` that is no wrapper class; `cls` itself if it is none."""
     while (base := wrapped_class(cls)) is not None:
         cls = base
     return cls
 
 
 def with_base_replaced(cls: Layer, others: dict[Layer, Layer]) -> Layer:
-    """`cls` with the class below its wrapper classes replaced, if `others` has a replacement.
+    """Replace the user class of `cls` by its entry in `others`, and rebuild the wrapper classes on top of it.
 
     Args:
-        others: the replacement of each class.
+        others: maps a class to its replacement. `cls` is returned if its user class has no entry.
     """
     old = wrapped_class(cls)
     if old is None:
@@ -75,7 +80,8 @@ def with_base_replaced(cls: Layer, others: dict[Layer, Layer]) -> Layer:
         return cls
     bases = tuple(new if base is old else base for base in cls.__bases__)
     computed = _computed(cls)
-    # Each parametrized module has its own class and must get the same class object back; other wrapper classes are shared.
+    # Use an existing wrapper class if there is one. Modules share their wrapper classes, with one exception: each parametrized
+    # module has its own class. So it gets back only the class from which its present class was made.
     for other in [vars(cls).get("_was")] if computed else type.__subclasses__(new):
         if other and other.__name__ == cls.__name__ and other.__bases__ == bases and _computed(other) == computed:
             return other

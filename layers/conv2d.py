@@ -1,7 +1,7 @@
 """2-D convolution: the autograd Functions of its three passes, `conv2d` and `Conv2d`.
 
 Each pass is linear in its two operands, and each gradient of a pass is another of the three passes. So every pass can be
-differentiated any number of times.
+differentiated any number of times. In every Function, `size` is the (height, width) of the result.
 """
 
 from typing import Any
@@ -98,13 +98,16 @@ def conv2d(
         input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
         weight: (K, C / groups, R, S), same dtype.
         bias: (K), same dtype.
-        padding: in pixels. 'valid' is no padding. 'same' keeps H and W; of an odd total, the far edge gets one more.
+        padding: in pixels. 'valid' is no padding. 'same' keeps H and W; if the total padding of an axis is odd, the bottom or
+            right edge gets the extra pixel.
 
     Returns:
         (N, K, P, Q) with (P, Q) from `conv_output_size`.
 
     Raises:
         RuntimeError: incompatible shapes, dtypes or devices.
+        NotImplementedError: another dtype.
+        TypeError: a stride, padding or dilation that is no integer.
     """
     x, unbatched = batched(input, "conv2d")
     y = Conv2dFprop.call(*conv2d_operands(x, weight, bias, stride, padding, dilation, groups))
@@ -120,7 +123,7 @@ def conv2d_operands(
     dilation: IntOrPair,
     groups: int,
 ) -> tuple[Any, ...]:
-    """The arguments of Conv2dFprop for the arguments of `conv2d`, with its exceptions; x is a batch."""
+    """Turn the arguments of `conv2d` into those of Conv2dFprop, and raise its exceptions. x has a batch axis."""
     x, weight, bias = autocast(x, weight, bias)
     stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
     padding = padding if isinstance(padding, str) else pair(padding, "padding", "conv2d")
@@ -135,7 +138,7 @@ def conv2d_operands(
 def _sizes(
     x: torch.Size, weight: torch.Size, bias: torch.Size | None, stride: Pair, padding: str | Pair, dilation: Pair, groups: int
 ) -> tuple[Pair, Pair]:
-    """(P, Q) and the padding at the near edges; raises torch's exceptions."""
+    """(P, Q), and the padding at the top and left edges; raises torch's exceptions."""
     check_geometry(stride, dilation, groups, weight, "conv2d")
     near, far = conv_padding(padding, weight[2:], stride, dilation)
     if x[1] != weight[1] * groups:
@@ -191,7 +194,7 @@ def check_geometry(stride: Pair, dilation: Pair, groups: int, weight: torch.Size
 
 
 def padded(module: nn.Conv2d, input: Tensor) -> tuple[Tensor, str | IntOrPair]:
-    """The input of a module's convolution, padded unless the padding is zeros, and the zero padding left to the convolution."""
+    """The input and the `padding` argument of a module's convolution. Padding other than zeros is applied to the input here."""
     if module.padding_mode == "zeros":
         return input, module.padding
     return pad2d(input, module._reversed_padding_repeated_twice, module.padding_mode), 0

@@ -34,13 +34,16 @@ def conv_transpose2d(
         input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64.
         weight: (C, K / groups, R, S), same dtype.
         bias: (K), same dtype.
-        output_padding: rows and columns added at the far edges of the output; less than the stride or less than the dilation.
+        output_padding: rows added at the bottom of the output, and columns at its right; less than the larger of stride and
+            dilation.
 
     Returns:
         (N, K, P, Q) with (P, Q) from `conv_transpose_output_size`.
 
     Raises:
         RuntimeError: incompatible shapes, dtypes or devices.
+        NotImplementedError: another dtype.
+        TypeError: a stride, padding or dilation that is no integer.
     """
     input, weight, bias = autocast(input, weight, bias)
     x, unbatched = batched(input, "conv_transpose2d")

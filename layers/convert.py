@@ -53,11 +53,12 @@ def convert(
         model: a network, or a single layer. Layers already converted are left unchanged.
         include: the classes of torch.nn to convert, or their names, such as `(nn.Conv2d, "Linear")`; None means all.
         filter_fn: called with the name of a layer in the model and the layer; returns whether to convert it.
-        fuse: fuse consecutive layers, such as a convolution, a batch norm and a ReLU. layers/fused_functional.py has the list.
-            True: in each nn.Sequential, and in each subclass that inherits its `forward` and `__iter__`.
-            Or runs of layers by name, such as `[("conv1", "bn1", "relu")]`, as in torch.ao.quantization.fuse_modules. The
-            input of each layer in a run must be the output of the previous one, and nothing else may use that output.
-            Modules and names do not change. Layers with hooks, parametrizations and the like run one by one.
+        fuse: whether to fuse consecutive layers, such as a convolution, a batch norm and a ReLU. layers/fused_functional.py
+            lists the fusable sequences. True fuses in each nn.Sequential, and in each subclass that inherits its `forward`
+            and `__iter__`. A list of *named runs*, such as `[("conv1", "bn1", "relu")]`, fuses the layers of each run, as
+            torch.ao.quantization.fuse_modules does; a single run needs no list. The input of each layer in a run must be the
+            output of the previous one, and nothing else may use this output. Modules and names do not change. Layers with
+            hooks or parametrizations run one by one.
 
     Returns:
         `model`.
@@ -84,7 +85,8 @@ def convert(
         for module in plan:
             if user_class(type(module)) in OURS:
                 become(module, with_base_replaced(type(module), OURS))
-                if getattr(forward_of(module), "func", None) is patched_forward:  # a lazy subclass, now initialised
+                # A user's lazy layer gets `patched_forward`. Its first call turns it into torch's layer, which needs none.
+                if getattr(forward_of(module), "func", None) is patched_forward:
                     del module.forward
             elif forward_of(module) is None:
                 vars(module)["forward"] = functools.partial(patched_forward, module)
@@ -152,12 +154,12 @@ def revert(model: Model) -> Model:
 
 
 def layer_of(module: nn.Module) -> Layer | None:
-    """The class in OURS or TORCHS of a module or of its nearest base class; None if there is none."""
+    """The class of a module, or its nearest base class, that is in OURS or TORCHS; None if there is none."""
     return next((cls for cls in user_class(type(module)).__mro__ if cls in OURS or cls in TORCHS), None)
 
 
 def obstacle(module: nn.Module) -> str | None:
-    """The reason why `convert` cannot convert a layer, in a few words; None if it can."""
+    """The reason why a layer cannot be converted, in a few words; None if it can be converted."""
     kind: Any = user_class(type(module))
     base: Any = layer_of(module)
     if isinstance(module, torch.jit.ScriptModule):
@@ -172,24 +174,24 @@ def obstacle(module: nn.Module) -> str | None:
 
 
 def replacement(module: nn.Module) -> str | None:
-    """The method of a layer that a user has replaced, in a few words; None if there is none."""
+    """The method of a layer replaced by the user, in a few words; None if there is none."""
     names = {"forward", "_conv_forward"} & module.__dict__.keys()
     names -= {"forward"} if forward_of(module) is not None else set()
     return f"its {min(names)} was replaced" if names else None
 
 
 def unreadable(module: nn.Module) -> str | None:
-    """The parameter or option of a layer that trinn does not support, in a few words; None if there is none."""
+    """The parameter or option of a layer unsupported by trinn, in a few words; None if there is none."""
     for name, parameter in module.named_parameters():
-        if what := _foreign(parameter):
+        if what := _unsupported(parameter):
             return f"{name} is {what}"
     if isinstance(module, nn.Upsample) and module.mode not in MODES:
         return f"trinn has no mode {module.mode!r}"
     return None
 
 
-def _foreign(tensor: Tensor) -> str | None:
-    """The tensor class, dtype or layout that kernels cannot read; None if they can read the tensor."""
+def _unsupported(tensor: Tensor) -> str | None:
+    """The unsupported class, dtype or layout of a tensor; None if kernels can read the tensor."""
     if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not isinstance(tensor, FakeTensor):
         return f"a {type(tensor).__name__}"
     if tensor.dtype not in FLOATS:

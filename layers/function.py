@@ -1,10 +1,10 @@
-"""The base class of the autograd Functions, and all code that distinguishes eager, compiled and transformed calls.
+"""The base class of the autograd Functions, and the choice between eager, compiled and transformed calls.
 
 Each Function is written once, in the form required by torch.compile and torch.func: `forward` without a context,
-`setup_context` and `backward`. This file derives two variants of it:
+`setup_context` and `backward`. This file derives two twins of it:
 
-- an eager variant in the older form, whose `forward` takes the context: in eager mode the newer form costs 10 us more a call;
-- a dual variant with a `jvp`, for forward-mode differentiation: torch.compile refuses a Function with a `jvp`.
+- an eager twin in the older form, whose `forward` takes the context: in eager mode the newer form costs 10 us more a call;
+- a dual twin with a `jvp`, for forward-mode differentiation (on dual numbers): torch.compile refuses a Function with a `jvp`.
 """
 
 import functools
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_is_read_by_dynamo, _is_tracing, _grad_is_enabled = (
+# Aliases, because `Function.call` runs for every operator and attribute look-ups take time.
+_is_dynamo_compiling, _is_tracing, _grad_is_enabled = (
     torch.compiler.is_dynamo_compiling,
     torch._C._is_tracing,
     torch.is_grad_enabled,
@@ -36,7 +37,7 @@ class Function(torch.autograd.Function):
     A subclass must also override `tangent`, unless the output is linear in the first input and only this input has a tangent.
     """
 
-    kept: tuple[str | int, ...] = ()  # tensors to save for backward: inputs by name, outputs by index
+    kept: tuple[str | int, ...] = ()  # the tensors to save for backward: inputs by name, outputs by index
     with_gradient: int | None = None  # only the first `with_gradient` outputs have gradients; None: all have
     generate_vmap_rule = True
     _eager: type[torch.autograd.Function]
@@ -60,8 +61,8 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def call(cls, *inputs: Any) -> Any:
-        """`apply` of the cheapest variant correct for this call, or plain `forward` if no gradient is required."""
-        if _is_read_by_dynamo():
+        """Apply the cheapest twin that is correct in this call, or plain `forward` if no gradient is required."""
+        if _is_dynamo_compiling():
             return cls.apply(*inputs)
         if _is_tracing():
             raise RuntimeError("torch.jit.trace cannot trace trinn's operators; torch.export and torch.compile can")
@@ -115,7 +116,7 @@ def _padded(backward: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
 
 
 def _eager_twin(function: type[Function]) -> type[torch.autograd.Function]:
-    """The eager variant: its `forward` takes the context."""
+    """The eager twin: its `forward` takes the context."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = function.forward(*inputs)
@@ -126,9 +127,9 @@ def _eager_twin(function: type[Function]) -> type[torch.autograd.Function]:
 
 
 def _dual_twin(function: type[Function]) -> type[torch.autograd.Function]:
-    """The dual variant: its `jvp` calls `tangent` with the inputs and outputs, but only kept tensors are available.
+    """The dual twin: its `jvp` calls `tangent` with the inputs and outputs. Tensors that are not kept are None.
 
-    Its inputs must be `_sealed`.
+    Callers must pass every input through `_sealed`.
     """
 
     def forward(*inputs: Any) -> Any:
@@ -154,7 +155,7 @@ def _dual_twin(function: type[Function]) -> type[torch.autograd.Function]:
 
 
 class _BothWays:
-    """A context that saves the same tensors for jvp and backward: torch.vmap records the mapped axes of one list only."""
+    """A context with one list of saved tensors for jvp and backward: of two lists, torch.vmap records the axes of one only."""
 
     def __init__(self, ctx: Any) -> None:
         self.__dict__.update(ctx=ctx, kept=())
@@ -172,7 +173,7 @@ class _BothWays:
 
 
 class _Sealed:
-    """A tuple wrapped as one value: torch.vmap counts each element of a plain tuple as an input when it assigns tangents."""
+    """A wrapper that hides a tuple from torch.vmap, which would count its elements as inputs and misplace the tangents."""
 
     def __init__(self, value: tuple[Any, ...]) -> None:
         self.value = value
@@ -210,7 +211,7 @@ def added(*tangents: Tensor | None) -> Tensor | None:
 
 
 def in_shape(y: Tensor, shape: Sequence[int]) -> Tensor:
-    """A Function's result in another shape. It is no view, because an in-place ReLU would drop the hooks of a view."""
+    """Reshape a Function's result. The result is no view: an in-place ReLU would drop the hooks registered on a view."""
     return y if y.shape == shape else torch.ops.aten._unsafe_view(y, shape)
 
 
@@ -220,7 +221,7 @@ def transformed() -> bool:
 
 
 def differentiated_forward() -> bool:
-    """Whether forward-mode differentiation is active, also in a graph of torch.compile, which enters it differently."""
+    """Whether forward-mode differentiation is active. In a graph of torch.compile, only torch.func's stack shows it."""
     if forward_ad._current_level >= 0 or not _is_transformed():
         return forward_ad._current_level >= 0
     levels = torch._C._functorch.get_interpreter_stack() or ()
@@ -236,13 +237,13 @@ def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
-# The operators that torch's autocast computes in float32, by device type. Operators not listed here, and without a call of
-# `autocast`, keep their dtypes.
+# By device type, the operators that torch's autocast computes in float32. An operator keeps its dtype if it is not listed here
+# and does not call `autocast`.
 _IN_FLOAT32 = {"cpu": ("max_unpool2d", "pad2d"), "cuda": ("interpolate",)}
 
 
 def autocast_up(x: Tensor, operator: str) -> Tensor:
-    """An operator's input, cast to float32 if autocast is on and requires it on this device; float64 is not cast."""
+    """An operator's input, cast to float32 if autocast is on and computes this operator in float32; float64 is not cast."""
     device = x.device.type
     if operator not in _IN_FLOAT32.get(device, ()) or not torch.is_autocast_enabled(device):
         return x

@@ -26,20 +26,20 @@ __all__ = ["BNAddReLU2d", "BNReLU2d", "ConvBNReLU2d", "ConvReLU2d", "ConvReLUMax
 
 Operator = Callable[..., Any]
 
-# For each fusible class of torch.nn: trinn's class and its operator.
-KINDS: dict[Layer, tuple[Layer, Operator]] = {
+# For each fusable class of torch.nn: trinn's class, and the functional computed by its forward.
+FUSABLE: dict[Layer, tuple[Layer, Operator]] = {
     nn.Conv2d: (Conv2d, conv2d), nn.BatchNorm2d: (BatchNorm2d, batch_norm), nn.BatchNorm1d: (BatchNorm1d, batch_norm),
     nn.Linear: (Linear, linear), nn.ReLU: (ReLU, relu), nn.MaxPool2d: (MaxPool2d, max_pool2d),
 }  # fmt: skip
-OURS = tuple(ours for ours, _ in KINDS.values())
+FUSABLE_OURS = tuple(ours for ours, _ in FUSABLE.values())
 
 
 def _methods(cls: Any) -> list[Any]:
     return [getattr(cls, name, None) for name in ("_call_impl", "forward", "_conv_forward")]
 
 
-_PLAIN_METHODS = {cls: _methods(cls) for cls in (*KINDS, *OURS)}
-_MARK = "_trinn_fused"
+_PLAIN_METHODS = {cls: _methods(cls) for cls in (*FUSABLE, *FUSABLE_OURS)}
+_MARK = "_trinn_fused"  # attribute of a run's result: the run, and the index of the layer to be called next
 
 
 def call_sequence(layers: Sequence[Any], input: Any) -> Any:
@@ -55,11 +55,14 @@ def call_sequence(layers: Sequence[Any], input: Any) -> Any:
 
 
 def fusion_of(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]:
-    """How many of the layers, from the first on, can be fused, and the function that fuses them; (1, None) if none."""
+    """The number of layers to fuse, starting with the first, and the function that fuses them; (1, None) if there is none.
+
+    A BatchNorm1d is fused only as the first layer: then `_fused` checks its input. After a convolution it would raise.
+    """
     found: list[Operator | None] = []
     for each in layers:
         found.append(operator_of(each))
-        if found[-1] is None or len(found) == 3:
+        if found[-1] is None or len(found) == 3:  # no sequence of layers is longer
             break
     for run, function in FUSIONS.items():
         if tuple(found[: len(run)]) == run and not any(isinstance(each, nn.BatchNorm1d) for each in layers[1 : len(run)]):
@@ -68,8 +71,8 @@ def fusion_of(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]
 
 
 def operator_of(module: Any) -> Operator | None:
-    """The operator computed by a call of a layer; None if trinn lacks the operator, or the call does anything else."""
-    for torchs, (ours, operator) in KINDS.items():
+    """The functional computed by a call of this layer; None if there is none, or if the call also runs hooks or overrides."""
+    for torchs, (ours, operator) in FUSABLE.items():
         if isinstance(module, torchs):
             cls, forwards = (
                 (ours, (None, run_forward)) if isinstance(module, ours) else (torchs, (patched_forward, run_forward))
@@ -80,7 +83,7 @@ def operator_of(module: Any) -> Operator | None:
 
 
 def is_plain(module: nn.Module, cls: Layer, forwards: tuple[Any, ...]) -> bool:
-    """Whether a call of a module runs only the forward of `cls` or one of `forwards`: no hooks, no overrides."""
+    """Whether a call of a module runs only the forward of `cls` or one of `forwards`, without hooks and overrides."""
     kind, forward = type(module), module.__dict__.get("forward")
     return (
         _methods(kind) == _PLAIN_METHODS[cls] and kind.__call__ is nn.Module.__call__
@@ -93,7 +96,7 @@ def is_plain(module: nn.Module, cls: Layer, forwards: tuple[Any, ...]) -> bool:
 
 
 def _fused(function: Callable[..., Tensor], layers: Sequence[Any], input: Tensor) -> Tensor:
-    """The result of calling the layers one after the other, computed by their fused function."""
+    """Compute the result of the layers, called one after the other, by the function that fuses them."""
     arguments: list[Arguments] = []
     for place, each in enumerate(layers):
         if isinstance(each, nn.Conv2d):
@@ -130,11 +133,12 @@ def sequence_forward(module: nn.Sequential, input: Any) -> Any:
 def run_forward(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
     """The forward of a layer in a named run.
 
-    The first layer of a run computes the result of the whole run and marks it. Each later layer returns a marked input as it
-    is, and computes its own forward for any other input. So a ReLU may be in several runs, and may also be called outside them.
+    The first layer of a run computes the result of the whole run and marks it. Each later layer returns a marked input
+    unchanged, and computes its own forward for any other input. So a ReLU may be in several runs, and may also be called
+    outside them.
 
     Args:
-        run: the layers of the run that begins with this layer; empty if none does.
+        run: the layers of the run that begins with this layer; empty if no run does.
     """
     if isinstance(input, Tensor) and not torch.compiler.is_compiling():
         layers, place = getattr(input, _MARK, ((), 0))
@@ -148,11 +152,11 @@ def run_forward(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
             y = _fused(function, run, input)
             setattr(y, _MARK, (run, 1))
             return y
-    return type(module).forward(module, input) if isinstance(module, OURS) else patched_forward(module, input)
+    return type(module).forward(module, input) if isinstance(module, FUSABLE_OURS) else patched_forward(module, input)
 
 
 class _Fused(nn.Sequential):
-    """A fused sequence of layers of given classes; as in nn.Sequential, their names are their indices."""
+    """A fused sequence of layers of the given classes. As in nn.Sequential, a layer's name is its index."""
 
     classes: tuple[type[nn.Module], ...]
 

@@ -1,11 +1,13 @@
 """Fused operators as functions of tensors, and the table of fusions.
 
     conv2d_relu               relu(conv2d(x))                          one kernel
-    conv2d_relu_max_pool2d    max_pool2d(relu(conv2d(x)))              one kernel if windows are adjacent, else two
-    conv2d_batch_norm         batch_norm(conv2d(x))                    training: the convolution's kernel begins the statistics;
-                                                                       evaluation without gradients: one kernel
+    conv2d_relu_max_pool2d    max_pool2d(relu(conv2d(x)))              one kernel, or two: kernels/conv2d/fused.py has the rule
+    conv2d_batch_norm         batch_norm(conv2d(x))                    training: the convolution's kernel computes partial sums
+                                                                       of the statistics; evaluation without gradients:
+                                                                       one kernel
     conv2d_batch_norm_relu    relu(batch_norm(conv2d(x)) + residual)   the same; with a residual, in evaluation, two kernels
-    batch_norm_relu           relu(batch_norm(x) + residual)           one pass forward, and one less backward
+    batch_norm_relu           relu(batch_norm(x) + residual)           forward: one kernel after the statistics;
+                                                                       backward: one kernel less
     linear_relu               relu(linear(x))                          one kernel
 
 The arguments are the input, then a tuple of the other arguments of each operator except ReLU:
@@ -140,6 +142,7 @@ def conv2d_batch_norm_relu(input: Tensor, conv: Arguments, norm: Arguments, resi
 
 
 def _conv2d_batch_norm(input: Tensor, conv: Arguments, norm: Arguments, rectified: bool, residual: Tensor | None) -> Tensor:
+    """batch_norm(conv2d(input)) + residual, followed by a ReLU if `rectified`."""
     if input.dim() != 4 or differentiated_forward():
         return _normalized(conv2d(input, *conv), norm, rectified, residual)
     x, w, b, *geometry = conv2d_operands(input, *conv)
@@ -153,6 +156,7 @@ def _conv2d_batch_norm(input: Tensor, conv: Arguments, norm: Arguments, rectifie
     if any(statistic is None for statistic in vectors[:2]):
         raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
     check_vectors(x, w.shape[0], *vectors)
+    # In evaluation a batch norm is a scale and a shift per channel: the convolution's epilogue applies them.
     scale, shift = ops.batchnorm2d_fold(*vectors, b, eps)
     return ops.conv2d_affine(x, w, scale, shift, rectified, *geometry)
 
@@ -166,7 +170,7 @@ def batch_norm_relu(input: Tensor, norm: Arguments, residual: Tensor | None = No
 def _normalized(
     x: Tensor, norm: Arguments, rectified: bool, residual: Tensor | None, statistics: Any = None
 ) -> Tensor:  # fmt: skip
-    """batch_norm(x) + residual, and ReLU of it if `rectified`.
+    """batch_norm(x) + residual, followed by a ReLU if `rectified`.
 
     Args:
         statistics: the mean and variance of x, if known; else they are computed.
@@ -189,7 +193,7 @@ def linear_relu(input: Tensor, arguments: Arguments) -> Tensor:
     return product(LinearRelu, input, *arguments)
 
 
-# Consecutive operators, and the function that fuses them. The first match is used. torch.add adds the residual.
+# Sequences of operators, and the function that fuses each. The first match is used. torch.add stands for adding the residual.
 FUSIONS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
     (conv2d, batch_norm, torch.add, relu): conv2d_batch_norm_relu,
     (conv2d, batch_norm, relu): conv2d_batch_norm_relu,

@@ -80,12 +80,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input @ weight^T + bias, as `torch.nn.functional.linear`.
 
     Args:
-        input: (*, K), any number of leading axes; float16, bfloat16, float32 or float64.
-        weight: (N, K), or (K) for a single output feature without an axis; same dtype.
-        bias: (N), or a single value for all outputs; same dtype.
+        input: (*, in_features), any number of leading axes; float16, bfloat16, float32 or float64.
+        weight: (out_features, in_features), or (in_features) for one output feature without an axis; same dtype.
+        bias: (out_features), or a single value for all outputs; same dtype.
 
     Returns:
-        (*, N), or (*) if `weight` is (K).
+        (*, out_features), or (*) if `weight` has one axis.
 
     Raises:
         RuntimeError: incompatible shapes, dtypes or devices.
@@ -95,7 +95,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def product(function: type[Function], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear` by a Function with the arguments of LinearFprop."""
+    """Check the arguments of `linear`, and call a Function with the arguments of LinearFprop."""
     input, weight, bias = autocast(input, weight, bias)
     if input.dim() == 0 or weight.dim() not in (1, 2):
         raise RuntimeError(f"linear: both arguments need to be at least 1D, but they are {input.dim()}D and {weight.dim()}D")

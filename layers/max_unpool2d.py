@@ -1,4 +1,7 @@
-"""2-D max unpooling: `max_unpool2d` and `MaxUnpool2d`."""
+"""2-D max unpooling: `max_unpool2d` and `MaxUnpool2d`.
+
+The gradient of x has the memory format of x. Two Functions save this format instead of x, in their own `setup_context`.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +39,7 @@ class MaxUnpool2dForward(Function):
 
 
 class MaxUnpool2dBackward(Function):
-    """dx of a max unpooling: dy at the indices. As in torch, overwritten values get this gradient too."""
+    """dx of a max unpooling: dy at the indices. As in torch, values of x overwritten by a later value get this gradient too."""
 
     kept = ("indices",)
 
@@ -51,7 +54,7 @@ class MaxUnpool2dBackward(Function):
 
 
 class MaxUnpool2dAdd(Function):
-    """The adjoint of MaxUnpool2dBackward: values with the same index are added."""
+    """The adjoint of MaxUnpool2dBackward: like MaxUnpool2dForward, but values with the same index are added."""
 
     @staticmethod
     def forward(x: Tensor, indices: Tensor, size: Pair) -> Tensor:
@@ -80,8 +83,8 @@ def max_unpool2d(
 ) -> Tensor:
     """A partial inverse of max pooling, as `torch.nn.functional.max_unpool2d`: the maxima at their positions, zeros elsewhere.
 
-    If the windows overlapped, several values may have the same index. The last one is used, on every run; torch's choice is
-    not deterministic.
+    If the windows overlapped, several values may have the same index. The last one, in row-major order of (P, Q), is used on
+    every run; torch's choice is not deterministic.
 
     Args:
         input: (N, C, P, Q) or (C, P, Q), the output of a max pooling.
@@ -91,7 +94,7 @@ def max_unpool2d(
             stride.
 
     Returns:
-        (N, C, H, W) with `output_size`, by default H = (P - 1) * stride - 2 * padding + kernel_size, W likewise.
+        (N, C, H, W). (H, W) is `output_size`; by default H = (P - 1) * stride - 2 * padding + kernel_size, W likewise.
 
     Raises:
         ValueError: an impossible output_size.
@@ -124,24 +127,24 @@ def max_unpool2d(
     return y.squeeze(0) if unbatched else y
 
 
-def _output_size(input: Tensor, kernel: Pair, stride: Pair, padding: Pair, asked: Sequence[int] | None) -> Pair:
+def _output_size(input: Tensor, kernel: Pair, stride: Pair, padding: Pair, requested: Sequence[int] | None) -> Pair:
     """(H, W); raises torch's exceptions."""
     if input.dim() not in (3, 4):
         raise RuntimeError(
             f"Input to max_unpooling2d should be a 3d or 4d Tensor, but got a tensor with {input.dim()} dimensions."
         )
     default = [reach(n, k, s, 1) - 2 * p for n, k, s, p in zip(input.shape[-2:], kernel, stride, padding, strict=True)]
-    size = list(default if asked is None else asked)
-    if asked is not None:
+    size = list(default if requested is None else requested)
+    if requested is not None:
         size = size[2:] if len(size) == 4 else size
         if len(size) != 2:
             raise ValueError(
-                f"output_size should be a sequence containing 2 or 4 elements, but it has a length of '{len(asked)}'"
+                f"output_size should be a sequence containing 2 or 4 elements, but it has a length of '{len(requested)}'"
             )
         for axis in range(2):
             least, most = default[axis] - stride[axis], default[axis] + stride[axis]
             if not least < size[axis] < most:
-                raise ValueError(f'invalid output_size "{asked}" (dim {axis} must be between {least} and {most})')
+                raise ValueError(f'invalid output_size "{requested}" (dim {axis} must be between {least} and {most})')
     if size[0] < 0 or size[1] < 0:
         raise ValueError(f"max_unpooling: output_size must contain non-negative spatial dimensions, but got {size}")
     return size[0], size[1]

@@ -41,7 +41,7 @@ class PadBackward(Function):
 
 @functional
 def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
-    """Pad the last two axes of an image with its own pixels, as `torch.nn.functional.pad`.
+    """Pad the last two axes of an image with its own pixels, as `torch.nn.functional.pad` does.
 
     Args:
         input: (N, C, H, W) or (C, H, W); integers too.
@@ -54,7 +54,7 @@ def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
     Raises:
         RuntimeError: padding too large for the image.
         NotImplementedError: another mode or number of axes, or bool or complex input.
-        TypeError: padding other than integers.
+        TypeError: padding that is no integer.
     """
     if len(pad) % 2:
         raise RuntimeError(f"Padding length must be divisible by 2, but got {len(pad)}")
@@ -71,7 +71,7 @@ def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
     if x.shape[2] + top + bottom < 0 or x.shape[3] + left + right < 0:
         raise RuntimeError(f"Padding {tuple(pad)} crops more pixels than the input {list(x.shape)} has")
     if mode == "circular":
-        # The cropped image wraps around, whereas a reflection uses the whole image.
+        # Circular padding wraps the cropped image around. Reflection reads pixels of the whole image.
         x = x[:, :, max(-top, 0) : max(x.shape[2] + min(bottom, 0), 0), max(-left, 0) : max(x.shape[3] + min(right, 0), 0)]
         left, right, top, bottom = (max(width, 0) for width in pad)
     elif 0 in x.shape[1:]:

@@ -49,12 +49,12 @@ class patched(TorchFunctionMode, ContextDecorator):
         @trinn.patched()
         def forward(self, input): ...
 
-    It replaces F.relu, torch.relu and Tensor.relu, F.max_pool2d and torch.max_pool2d, F.conv2d, F.linear, F.interpolate and so
-    on, in user code and in layers of torch.nn. These functions raise NotImplementedError for arguments that trinn does not
-    support, such as another mode of F.interpolate. Only F.pad falls back to torch for its other modes.
+    It replaces every function of torch.nn.functional that trinn has, such as F.conv2d, and its other names, such as torch.relu
+    and Tensor.relu. It does so in user code and in layers of torch.nn. The functions raise NotImplementedError for arguments
+    that trinn does not support, such as another mode of F.interpolate. Only F.pad falls back to torch for its other modes.
 
-    All other functions are torch's, and so is everything that they call: F.lp_pool2d and its variants, F.local_response_norm,
-    nn.MultiheadAttention, nn.LSTM and its variants.
+    All other functions are torch's, and internally call torch's functions: F.lp_pool2d and its variants,
+    F.local_response_norm, nn.MultiheadAttention, nn.LSTM and its variants.
 
     `patched` may be nested and may run under torch.compile. It affects only the thread that enters it, and ends with the block,
     also after an exception. If it decorates a generator, it is active only while the generator runs, not while its caller does.
@@ -64,7 +64,7 @@ class patched(TorchFunctionMode, ContextDecorator):
     """
 
     def __call__(self, func: Any) -> Any:
-        """`func`, with `patched` active during each call.
+        """Decorate `func`: `patched` is active during each call.
 
         Raises:
             TypeError: an async function: `patched` would affect other tasks while that function waits.
@@ -75,7 +75,7 @@ class patched(TorchFunctionMode, ContextDecorator):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.unflatten:
-            return args[0].unflatten(*args[1:], **kwargs or {})  # torch.compile traces the method, not the function
+            return args[0].unflatten(*args[1:], **kwargs or {})  # torch.compile traces a method call, but not `func` itself
         if func in (F.pad, torch._C._nn.pad):
             with contextlib.suppress(NotImplementedError):
                 return pad(*args, **kwargs or {})

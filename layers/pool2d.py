@@ -1,4 +1,7 @@
-"""2-D max and average pooling: `max_pool2d`, `avg_pool2d`, `MaxPool2d` and `AvgPool2d`."""
+"""2-D max and average pooling: `max_pool2d`, `avg_pool2d`, `MaxPool2d` and `AvgPool2d`.
+
+`size` is the (height, width) of a Function's result; in MaxPool2dPick, of x.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -71,7 +74,7 @@ class MaxPool2dPick(Function):
 
 
 class AvgPool2dForward(Function):
-    """y of an average pooling; linear in x."""
+    """y of an average pooling; linear in x. Saves no tensor: its gradient needs only the size and the memory format of x."""
 
     @staticmethod
     def forward(
@@ -124,8 +127,8 @@ def max_pool2d(
     Args:
         input: (N, C, H, W) or (C, H, W); integers too.
         kernel_size: (R, S).
-        stride: in pixels; None means the kernel's size.
-        padding: in pixels, at most half the kernel; a padding pixel is never the maximum.
+        stride: in pixels; None means `kernel_size`.
+        padding: in pixels, at most half of `kernel_size`; a padding pixel is never the maximum.
         ceil_mode: keep a last window that extends beyond the far edge, if it starts inside the image or the near padding.
         return_indices: also return the position of each maximum in its flattened (H, W) plane, int64.
 
@@ -144,7 +147,7 @@ def max_pool2d(
     y = y.squeeze(0) if unbatched else y
     if not return_indices:
         return y
-    indices = ops.max_pool2d_pick(None, codes, x.shape[2:], *window)
+    indices = ops.max_pool2d_pick(None, codes, x.shape[2:], *window)  # without an image it returns indices
     return y, indices.squeeze(0) if unbatched else indices
 
 
@@ -163,11 +166,11 @@ def avg_pool2d(
     Args:
         input: (N, C, H, W) or (C, H, W); floating-point, or int64, whose means are truncated.
         kernel_size: (R, S).
-        stride: in pixels; None means the kernel's size.
-        padding: in pixels, at most half the kernel.
+        stride: in pixels; None means `kernel_size`.
+        padding: in pixels, at most half of `kernel_size`.
         ceil_mode: keep a last window that extends beyond the far edge, if it starts inside the image or the near padding.
-        count_include_pad: divide by the number of pixels of the window in the image and its padding; if False, in the image
-            only. Pixels beyond the far padding never count.
+        count_include_pad: divide by the number of window pixels inside the image or its padding; if False, inside the image.
+            Window pixels beyond the far padding never count.
         divisor_override: divide by this number instead.
 
     Returns:

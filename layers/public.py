@@ -1,7 +1,7 @@
 """The decorators of public functions and modules: `functional` and `layer`.
 
-With them a call can be overridden like a call of torch: by tensor subclasses, by a TorchFunctionMode, and by torch.fx, whose
-Proxy takes the place of a tensor. An argument that must be a tensor is checked, and refused with torch's message.
+Tensor subclasses, a TorchFunctionMode and torch.fx (with its Proxy in place of a tensor) can override decorated functions and
+modules, as they override torch's. A decorated function also checks its tensor arguments, and raises with torch's message.
 """
 
 import functools
@@ -25,7 +25,7 @@ def functional(function: Functional) -> Functional:
     The tensor arguments are the ones annotated `Tensor` or `Tensor | None`.
 
     Raises:
-        TypeError: by the decorated function, for an argument that should be a tensor and is not.
+        TypeError: raised by the decorated function, if a tensor argument is no tensor.
     """
     parameters = enumerate(inspect.signature(function).parameters.values())
     tensors = [(i, p.name, p.annotation != Tensor) for i, p in parameters if p.annotation in (Tensor, Tensor | None)]
@@ -49,10 +49,10 @@ def functional(function: Functional) -> Functional:
 
 
 def layer(cls: Layer) -> Layer:
-    """Decorate a class: torch.fx makes its modules leaves, one node of the graph, wherever torch's class is a leaf.
+    """Decorate a class: torch.fx treats its modules as leaves (one node in the graph) if it treats torch's class as a leaf.
 
-    By default only classes defined in torch.nn are leaves. Without this decorator torch.fx would call the hooks of trinn's
-    layers and trace their forward.
+    By default, torch.fx treats only classes defined in torch.nn as leaves. It would call the hooks of trinn's layers and trace
+    their forward.
     """
     called: Any = cls._call_impl
 
@@ -70,7 +70,7 @@ def layer(cls: Layer) -> Layer:
 
 
 def _is_leaf(module: nn.Module, tracer: Any) -> bool:
-    """Whether a tracer would treat torch's layer, in place of this one, as a leaf."""
+    """Whether a tracer would treat a layer of torch's class, with this layer's attributes, as a leaf."""
     torchs = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn."))
     twin: Any = object.__new__(torchs if torchs is not nn.Sequential else nn.Module)  # a fused sequence is one layer
     vars(twin).update(vars(module))

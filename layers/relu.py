@@ -82,7 +82,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         return ReluForward.call(input)
     if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-    traced = torch.compiler.is_compiling()  # it can read only sizes and dtypes of tensors
+    traced = torch.compiler.is_compiling()  # torch.compile reads only sizes, strides and dtypes of tensors
     if not traced and input.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             "Inplace update to inference tensor outside InferenceMode is not allowed; clone() makes a normal one."

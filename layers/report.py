@@ -17,7 +17,7 @@ from .classes import Layer, forward_of, user_class
 from .convert import OURS, TORCHS, layer_of, obstacle, replacement, unreadable
 from .fused import fusion_of, run_forward, sequence_forward
 
-# The file of the kernels, for operators without a file of the same name.
+# The file with the kernels of an operator, if it has another name than the operator.
 KERNELS = {"adaptive_pool2d": "pool2d", "sync_batchnorm": "batchnorm2d"}
 NOTHING = "nothing"  # a layer that computes nothing
 COVERED = ": trinn.patched() covers the functions it calls"
@@ -42,8 +42,8 @@ class Line(NamedTuple):
 def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False) -> None:
     """Print how many layers of a model run on trinn's kernels, and why the others do not: for each class, or for each layer.
 
-    A layer is a module without children, with its own parameters, or of a class known to trinn. Layers without computation do
-    not count, such as Identity, Flatten, and Dropout in evaluation.
+    A layer is a module without children, a module with its own parameters, or a module whose class trinn has. Layers without
+    computation do not count, such as Identity, Flatten, and Dropout in evaluation.
 
     The report describes a call of the model at this moment. It includes replaced forwards, hooks (they may change results) and
     the fusions of `convert(..., fuse=...)`. It does not list the functions called by a forward: they are torch's, except under
@@ -108,7 +108,7 @@ def _report_graphs(model: nn.Module, graphs: Sequence[Any], file: TextIO | None)
 
 def rows(model: nn.Module) -> Iterator[Line]:
     """One Line for each layer of a model."""
-    fused = _fused(model)
+    fused = _fused_with(model)
     sharded = {module for fsdp in model.modules() if _is_fsdp(fsdp) for module in fsdp.modules()}
     for name, module in model.named_modules():
         if layer_of(module) is not None or not _is_container(module):
@@ -134,8 +134,8 @@ def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
     if missing and not sharded:
         return "raises", missing
     hooks = len(module._forward_pre_hooks) + len(module._forward_hooks) - hasattr(module, "_initialize_hook")
-    notes = ("sharded by FSDP2, gathered when it runs" if missing else "", "has hooks" if hooks else "")
-    return _kernels(module, base), "; ".join(filter(None, notes))
+    remarks = ("sharded by FSDP2, gathered when it runs" if missing else "", "has hooks" if hooks else "")
+    return _kernels(module, base), "; ".join(filter(None, remarks))
 
 
 def _by_class(counted: Sequence[Line]) -> Iterator[tuple[str, ...]]:
@@ -145,19 +145,19 @@ def _by_class(counted: Sequence[Line]) -> Iterator[tuple[str, ...]]:
     classes: dict[str, list[Line]] = defaultdict(list)
     for row in counted:
         classes[row.kind].append(row)
-    for kind, its in sorted(classes.items(), key=lambda item: -len(item[1])):
-        numbers = len(its), sum(row.on_trinn for row in its), sum(bool(row.fused) for row in its)
-        first, *others = [f"{n}: {why}" for why, n in Counter(row.why for row in its if row.why).most_common()] or [""]
+    for kind, lines in sorted(classes.items(), key=lambda item: -len(item[1])):
+        numbers = len(lines), sum(row.on_trinn for row in lines), sum(bool(row.fused) for row in lines)
+        first, *others = [f"{n}: {why}" for why, n in Counter(row.why for row in lines if row.why).most_common()] or [""]
         yield kind, *(f"{number:{len(name)}}" for number, name in zip(numbers, head[1:], strict=False)), first
         yield from (("", "", "", "", other) for other in others)
 
 
-def _fused(model: nn.Module) -> dict[nn.Module, str]:
-    """For each layer, the names of the layers fused with it by `convert(..., fuse=...)`, if the model is called now."""
+def _fused_with(model: nn.Module) -> dict[nn.Module, str]:
+    """For each layer, the names of the layers that `convert(..., fuse=...)` fuses with it in a call of the model."""
     fused: dict[nn.Module, list[str]] = defaultdict(list)
     names = {module: name for name, module in model.named_modules()}
     for module in model.modules():
-        for run in _runs(module):
+        for run in _fused_sequences(module):
             for layer in run:
                 inside = names[layer].rpartition(".")[0]
                 others = (names[other].removeprefix(f"{inside}.") for other in run if other is not layer)
@@ -165,8 +165,8 @@ def _fused(model: nn.Module) -> dict[nn.Module, str]:
     return {layer: "; ".join(others) for layer, others in fused.items()}
 
 
-def _runs(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
-    """The runs of layers fused by a module's forward."""
+def _fused_sequences(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
+    """The sequences of layers fused by a module's forward."""
     function, *arguments = (forward.func, *forward.args[1:]) if (forward := forward_of(module)) else (None,)
     layers: tuple[Any, ...] = ()
     if function is sequence_forward:
@@ -186,7 +186,7 @@ def _is_own(kind: Layer, base: Any) -> bool:
 
 
 def _is_fsdp(module: nn.Module) -> bool:
-    """Whether FSDP2's fully_shard was applied to a module, without importing FSDP2, which takes a second."""
+    """Whether FSDP2's fully_shard was applied to a module. Does not import FSDP2: that takes a second."""
     return any(cls.__name__ == "FSDPModule" and cls.__module__.startswith("torch.") for cls in type(module).__mro__)
 
 

@@ -18,7 +18,7 @@ Group = tuple[int, str]  # the number of processes, and torch's name of the grou
 
 
 class SyncBatchNormForward(Function):
-    """BatchNormForward with the mean and variance over all processes. `pixels` is the number of pixels in all processes."""
+    """BatchNormForward with the mean and variance over all processes. `pixels` is the number of pixels of all processes."""
 
     kept = "x", "mean", "var", "w", "pixels"
 
@@ -69,7 +69,7 @@ def sync_batch_norm(
     """`batch_norm` in training, with the statistics of the images of all processes in a group. Every process must call it.
 
     Args:
-        input: (N, C, *), this process's images; N may differ between processes, and may be 0.
+        input: (N, C, *), the images of this process; N may differ between processes, and may be 0.
         running_mean, running_var, weight, bias: as in `batch_norm`, the same in all processes.
 
     Returns:
@@ -104,7 +104,7 @@ def _sum(parts: Tensor) -> Tensor:
 
 
 def _gathered(part: Tensor, group: Group) -> Tensor:
-    """The tensors of all processes, (processes, *). They are not added by the network, which would choose the order."""
+    """The tensors of all processes, (processes, *). An all-reduce would choose the order of the additions itself."""
     collectives = torch.ops._c10d_functional  # the form supported by torch.compile
     parts = collectives.all_gather_into_tensor(part.contiguous()[None], *group)
     return collectives.wait_tensor(parts)
@@ -114,7 +114,7 @@ def _pixels(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def _normalized_by(module: nn.SyncBatchNorm, input: Tensor) -> Tensor:
+def _forward(module: nn.SyncBatchNorm, input: Tensor) -> Tensor:
     module._check_input_dim(input)
     module._check_non_zero_input_channels(input)
     group = _others(module) if module.training else None
@@ -127,7 +127,7 @@ def _normalized_by(module: nn.SyncBatchNorm, input: Tensor) -> Tensor:
 
 
 def _others(module: nn.SyncBatchNorm) -> "distributed.ProcessGroup | None":
-    """The group of processes that share their statistics with this one; None if there is only one process."""
+    """The group of all processes with shared statistics, this process included; None if there is only one process."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
     group = module.process_group or distributed.group.WORLD
@@ -142,7 +142,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return _normalized_by(self, input)
+        return _forward(self, input)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:

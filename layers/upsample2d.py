@@ -17,7 +17,7 @@ __all__ = ["Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d", "interpola
 
 
 class ResizeForward(Function):
-    """y of a resizing; linear in x. `option` is `align_corners` for bilinear kinds, `exact` for nearest ones."""
+    """y of a resizing, (N, C, *size); linear in x. `option`: align_corners if bilinear or antialiased; exact if nearest."""
 
     @staticmethod
     def forward(x: Tensor, kind: str, size: Pair, factors: tuple[float, ...], option: bool) -> Tensor:
@@ -66,12 +66,12 @@ def interpolate(
     Args:
         input: (N, C, H, W); float16, bfloat16, float32 or float64, or uint8, with rounded results.
         size: (P, Q), or one number for both.
-        scale_factor: instead of a size: P = floor(H * scale_factor), and the scale is 1 / scale_factor input pixels per output
-            pixel.
+        scale_factor: given instead of a size. P = floor(H * scale_factor), and the scale is 1 / scale_factor input pixels per
+            output pixel.
         mode: "nearest", "nearest-exact", "bilinear" or "area" (the same as `adaptive_avg_pool2d`).
-        align_corners: bilinear only: align the centres of the corner pixels instead of their outer edges.
+        align_corners: only for bilinear: align the centres of the corner pixels instead of their outer edges.
         recompute_scale_factor: compute the size from `scale_factor`, but use the scale H / P.
-        antialias: bilinear only: when shrinking, average all input pixels covered by an output pixel.
+        antialias: only for bilinear: when shrinking, average all input pixels covered by an output pixel.
 
     Returns:
         (N, C, P, Q), in the memory format of `input`.
@@ -102,14 +102,14 @@ def interpolate(
     if input.dim() != 4:
         raise NotImplementedError(f"Got {input.dim()}D input, but interpolate needs 4D input (N, C, H, W)")
     if factors and torch.compiler.is_compiling():
-        # A Function does not accept a size computed from a symbolic factor: compile for these factors, as torch does.
+        # A Function does not accept a size computed from a symbolic factor: specialise the graph on these factors, like torch.
         from torch.fx.experimental.symbolic_shapes import guard_scalar
 
         factors = guard_scalar(factors[0]), guard_scalar(factors[1])
     by_factor = bool(factors) and not recompute_scale_factor and mode != "area"
     if by_factor:
         factors = tuple(_factor(factor) for factor in factors)
-    if factors:  # any type that can be multiplied, if only the size depends on it
+    if factors:  # floats, or, if only the size depends on them, values of any type that can be multiplied
         sizes = tuple(torch.sym_int(n * factor) for n, factor in zip(input.shape[2:], factors, strict=True))
     out = tuple(integer(n, "expected size to be one of int or Tuple[int, int]") for n in sizes)
     if mode == "area":

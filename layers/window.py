@@ -1,4 +1,7 @@
-"""The geometry of sliding windows: output sizes, and the checks of arguments, with torch's messages."""
+"""The geometry of sliding windows: output sizes, and the checks of arguments, with torch's messages.
+
+The near edges of an image are the top and the left one, the far edges the bottom and the right one.
+"""
 
 import functools
 import math
@@ -15,20 +18,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
 
-# Sums of a few numbers below this fit the kernels' 32 bits.
+# Arguments must be less than this, so that sums of a few of them fit the kernels' int32.
 LARGEST = 2**29
 
 
 def remembered(function: Function) -> Function:
-    """Cache the results of a function of sizes and options."""
-    known = functools.lru_cache(maxsize=4096, typed=True)(function)
+    """Decorate a function of sizes and options: cache its results."""
+    cached = functools.lru_cache(maxsize=4096, typed=True)(function)
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args)
         try:
-            return known(*args)
+            return cached(*args)
         except TypeError:  # symbolic sizes have no hash
             return function(*args)
 
@@ -40,7 +43,7 @@ def integer(value: Any, expected: str, scalar: bool = False) -> int:
 
     Args:
         expected: the start of the exception's message.
-        scalar: refuse arrays, and tensors with axes or of dtype bool, as torch does for some arguments.
+        scalar: also refuse arrays, tensors with axes and bool tensors, as torch does for some arguments.
 
     Raises:
         TypeError: any other value, or a bool.
@@ -49,12 +52,12 @@ def integer(value: Any, expected: str, scalar: bool = False) -> int:
     if isinstance(value, torch.SymInt) or type(value) is int and -(2**63) <= value < 2**63:  # keep torch.compile's symbols
         return cast(int, value)
     if isinstance(value, Tensor):
-        right = value.numel() == 1 and not (value.is_floating_point() or value.is_complex())
-        right = right and not (scalar and (value.dim() > 0 or value.dtype == torch.bool))
+        valid = value.numel() == 1 and not (value.is_floating_point() or value.is_complex())
+        valid = valid and not (scalar and (value.dim() > 0 or value.dtype == torch.bool))
     else:  # a NumPy array without axes has __len__ too, though calling it raises
-        right = hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
-        right = right and not (scalar and hasattr(value, "__len__"))
-    if not right:
+        valid = hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
+        valid = valid and not (scalar and hasattr(value, "__len__"))
+    if not valid:
         raise TypeError(f"{expected}, but got {value!r}")
     if not -(2**63) <= index(value) < 2**63:
         raise ValueError(f"{expected}, of 64 bits, but got {value!r}")
@@ -73,10 +76,10 @@ def real(value: Any, expected: str) -> float:
     if type(value) is float or isinstance(value, (torch.SymFloat, torch.SymInt)):
         return cast(float, value)
     if isinstance(value, Tensor):
-        right = value.dim() == 0 and not (value.requires_grad or value.is_complex())
+        valid = value.dim() == 0 and not (value.requires_grad or value.is_complex())
     else:
-        right = isinstance(value, (int, float)) or _is_numpy_scalar(value)
-    if not right:
+        valid = isinstance(value, (int, float)) or _is_numpy_scalar(value)
+    if not valid:
         raise TypeError(f"{expected}, but got {value!r}")
     return float(value)
 
@@ -115,7 +118,7 @@ def pair(value: Any, name: str, operator: str, limit: float = LARGEST) -> Pair:
 
 
 def batched(input: Tensor, operator: str) -> tuple[Tensor, bool]:
-    """`input` as (N, C, H, W), and whether the batch axis was added.
+    """`input` as (N, C, H, W), and whether it was unbatched, so that the batch axis was added.
 
     Raises:
         RuntimeError: an input of neither 3 nor 4 axes.
@@ -177,7 +180,7 @@ def conv_transpose_output_size(
         size: (H, W).
         kernel_size: (R, S).
         padding: in pixels, removed at each edge.
-        output_padding: rows and columns added at the far edges; less than the stride or less than the dilation.
+        output_padding: rows added at the bottom, and columns at the right; less than the larger of stride and dilation.
 
     Raises:
         RuntimeError: an output without pixels, or invalid arguments, as in torch.
@@ -247,7 +250,7 @@ def transposed_windows(
 
 
 def conv_padding(padding: str | IntOrPair, taps: Sequence[int], stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
-    """A convolution's padding at the near and at the far edges; for 'same', the far edges get the odd pixel."""
+    """A convolution's padding at the near and at the far edges. For 'same', the far edges get the pixel of an odd total."""
     if isinstance(padding, str):
         if padding == "valid":
             return (0, 0), (0, 0)

@@ -1,8 +1,9 @@
 """AlexNet, the network that won the ImageNet challenge of 2012.
 
 Source: A. Krizhevsky, I. Sutskever, G. E. Hinton, ImageNet classification with deep convolutional neural networks, NIPS 2012,
-in the form of A. Krizhevsky, One weird trick for parallelizing convolutional neural networks, arXiv:1404.5997, 2014: one
-column, no local response normalisation. Names and shapes are the same as in torchvision, so its checkpoints can be loaded.
+in the form of A. Krizhevsky, One weird trick for parallelizing convolutional neural networks, arXiv:1404.5997, 2014: a single
+sequence of layers (in 2012 there were two, one per GPU), without local response normalisation. Names and shapes are the same as
+in torchvision, so its checkpoints can be loaded.
 """
 
 from typing import Any

@@ -13,7 +13,7 @@ __all__ = ["MyDictDense", "MyLayer", "MyListDense"]
 
 
 class Centring(Function):
-    """y = x - mean(x). It is linear and symmetric, so its backward is itself."""
+    """y = x - mean(x). The map is linear and symmetric, so its backward is the same map."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:

@@ -63,8 +63,8 @@ def init_weights(model: nn.Module, scheme: Scheme | Mapping[Any, Scheme], *, see
     - Biases: 0. Weights of normalisation layers: 1. Their running statistics are reset.
     - Other parameters with one axis, such as the weight of PReLU: not changed.
 
-    A scheme given for one layer by its name, or for its class, also initialises its weights with one axis. A scheme given for
-    one parameter by its name always initialises it.
+    A scheme given for the name or the class of a layer also initialises the layer's weights with one axis. A scheme given for
+    the name of a parameter always initialises this parameter.
 
     Every parameter has its own random numbers, drawn on the CPU with a generator seeded from `seed` and the parameter's name.
     So they do not depend on other layers, the device or earlier draws. torch's global generator keeps its state.
@@ -121,7 +121,7 @@ def _plan(model: nn.Module, schemes: dict[Any, Any]) -> Iterator[tuple[str, Tens
     """Yield each parameter once, with its name and the function that initialises it; None means no change."""
     seen = set()
     for path, module in model.named_modules():
-        function, its_own = _scheme_of(schemes, path, module)
+        function, is_specific = _scheme_of(schemes, path, module)
         if function is not None and is_parametrized(module):
             raise ValueError(f"'{path}' has parametrizations: call init_weights before registering them")
         for name, parameter in module.named_parameters(path, recurse=False):
@@ -138,14 +138,14 @@ def _plan(model: nn.Module, schemes: dict[Any, Any]) -> Iterator[tuple[str, Tens
                 yield name, parameter, None
             elif "bias" in name.rpartition(".")[2]:
                 yield name, parameter, nn.init.zeros_
-            elif its_own or parameter.dim() >= 2:
+            elif is_specific or parameter.dim() >= 2:
                 yield name, parameter, function
             else:
                 yield name, parameter, nn.init.ones_ if isinstance(module, NORMS) else None
 
 
 def _scheme_of(schemes: dict[Any, Any], path: str, module: nn.Module) -> tuple[Callable[[Tensor], Any] | None, bool]:
-    """The scheme of a module, and whether it was given for this very module or for a class other than nn.Module."""
+    """The scheme of a module, and whether it is specific: given for this module's name, or a class other than nn.Module."""
     parts = path.split(".")
     for outer in (".".join(parts[:depth]) for depth in range(len(parts), -1, -1)):
         if outer in schemes:

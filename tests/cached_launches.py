@@ -7,8 +7,8 @@ The comparison includes the specialisation by which Triton would compile each ke
 Then a quarter as many convolutions are drawn for the TMA kernels, which take tensor maps. TRITON_CACHE_DIR keeps the C
 launchers.
 
-`--threads N` makes the calls of one list in N threads, each in its own order, while cached calls are recorded, replayed and
-evicted. Their launches are compared with the launchers' own launches, recorded before.
+`--threads N` makes the calls of one list in each of N threads, in different orders. Meanwhile cached calls are recorded,
+replayed and evicted. The launches are compared with the launchers' own launches, recorded before.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Parameter(NamedTuple):
     """A kernel parameter as passed to the driver."""
 
     kind: str  # C type
-    place: Any  # position of the pointed-to memory (see Launches._place); None if the parameter is no pointer
+    position: Any  # position of the pointed-to memory (see Launches._position); None if the parameter is no pointer
     value: bytes  # the other bytes
 
 
@@ -67,10 +67,10 @@ class Launches(threading.local):
         """Add a launch as it reached the driver, with addresses replaced by positions."""
         parameters = []
         for kind, value in reached.parameters:
-            place = None
+            position = None
             if kind in ("CUdeviceptr", "CUtensorMap"):  # a tensor map of the stub driver begins with its address
-                place, value = self._place(int.from_bytes(value[:8], "little")), value[8:]
-            parameters.append(Parameter(kind, place, value))
+                position, value = self._position(int.from_bytes(value[:8], "little")), value[8:]
+            parameters.append(Parameter(kind, position, value))
         self.found.append((*reached[:-1], tuple(parameters)))
 
     def _plain(self, arg: Any) -> Any:
@@ -78,13 +78,13 @@ class Launches(threading.local):
             return self._plain(arg.address), *arg[1:]
         if not isinstance(arg, Tensor) and not (isinstance(arg, int) and arg > 2**32):
             return arg
-        return self._place(arg.data_ptr() if isinstance(arg, Tensor) else arg)
+        return self._position(arg.data_ptr() if isinstance(arg, Tensor) else arg)
 
-    def _place(self, address: int) -> tuple[tuple[int, int] | None, int]:
+    def _position(self, address: int) -> tuple[tuple[int, int] | None, int]:
         """Return (number of the tensor, byte offset from its start), or None, and the address modulo 16."""
         _, start = next(iter(self.ends[bisect.bisect(self.ends, (address + 1,)) :]), (0, address + 1))
-        place = (self.order.setdefault(start, len(self.order)), address - start) if start <= address else None
-        return place, address % 16
+        position = (self.order.setdefault(start, len(self.order)), address - start) if start <= address else None
+        return position, address % 16
 
 
 LAUNCHES = Launches()
@@ -97,12 +97,12 @@ def shifted(tensor: Tensor, by: int) -> Tensor:
 
 
 def drawn(rng: random.Random, operators: Mapping[str, Every] = EVERY) -> tuple[str, Every]:
-    """Draw an operator and its sizes. Sizes are few: calls must hit the launch cache."""
+    """Draw an operator and its sizes. There are few sizes, so that many calls hit the launch cache."""
     n, c, k = rng.choice((1, 2, 32)), *rng.choices((1, 3, 8, 16, 17, 32, 64), k=2)
     size, taps = rng.choice((5, 8) if n > 2 else (5, 8, 64)), rng.choice((1, 3))
     stride, bias = rng.choice((1, 2)), rng.random() < 0.7
     x, w = (n, c, size, size), (k, c, taps, taps)
-    free = {
+    of_drawn_sizes = {
         f"conv2d {x} {w} {stride} {bias}": Every(
             (lambda x, w, b: tnn.conv2d(x, w, b, stride, 1)) if bias else (lambda x, w: tnn.conv2d(x, w, None, stride, 1)),
             (x, w, (k,)) if bias else (x, w),
@@ -110,8 +110,8 @@ def drawn(rng: random.Random, operators: Mapping[str, Every] = EVERY) -> tuple[s
         f"linear {x[:2]} {k}": Every(tnn.linear, ((n, c), (k, c), (k,))),
         f"relu {x}": Every(tnn.relu, (x,)),
     }
-    name = rng.choice((*operators, *3 * list(free)))
-    return name, operators.get(name) or free[name]
+    name = rng.choice((*operators, *3 * list(of_drawn_sizes)))
+    return name, operators.get(name) or of_drawn_sizes[name]
 
 
 def track_allocations() -> None:
@@ -147,9 +147,9 @@ def drawn_for_tma(rng: random.Random) -> tuple[str, Every]:
     n, c, k, size = rng.choice((1, 2, 17)), rng.choice((3, 16, 64)), rng.choice((16, 64, 96)), rng.choice((4, 8, 14))
     taps, stride = rng.choice((1, 3)), rng.choice((1, 2))
     x, w = (n, c, size, size), (k, c, taps, taps)
-    free = {f"conv2d {x} {w} {stride}": Every(lambda x, w, b: tnn.conv2d(x, w, b, stride, 1), (x, w, (k,)))}
-    name = rng.choice((*TMA_OPERATORS, *3 * list(free)))
-    return name, TMA_OPERATORS.get(name) or free[name]
+    of_drawn_sizes = {f"conv2d {x} {w} {stride}": Every(lambda x, w, b: tnn.conv2d(x, w, b, stride, 1), (x, w, (k,)))}
+    name = rng.choice((*TMA_OPERATORS, *3 * list(of_drawn_sizes)))
+    return name, TMA_OPERATORS.get(name) or of_drawn_sizes[name]
 
 
 COUNTS: Counter[str] = Counter()
@@ -181,7 +181,7 @@ class Call(NamedTuple):
     others: tuple[Tensor, ...]
 
     def run(self) -> tuple[Any, list[Any]]:
-        """Return the form of all outputs and gradients, and the launches."""
+        """Return shape, strides and dtype of all outputs and gradients, and the launches."""
         return called(self.case, self.tensors, self.others)
 
     def run_uncached(self) -> tuple[Any, list[Any]]:
@@ -275,7 +275,7 @@ def main() -> int:
             for _ in range(given.calls // 4):
                 compare(rng, *drawn_for_tma(rng))
         calls += given.calls // 4
-    print(f"{COUNTS['replayed']} of {calls} calls' operators replayed")
+    print(f"{COUNTS['replayed']} operators replayed in {calls} calls")
     if given.stub:
         print(f"{COUNTS['compared']} launches compared byte for byte, {COUNTS['launches replayed']} of them replayed")
         print(f"{COUNTS['maps']} tensor maps among their parameters")

@@ -1,4 +1,8 @@
-"""Named shapes, each with the reason why it is hard."""
+"""Named shapes of convolutions, each with the reason why it is hard.
+
+A tap is one position of a filter. The near edges of an image are its top and left, the far edges its bottom and right. With a
+stride, input pixels with the same row and column modulo the stride form a phase: the gradient of each phase uses other taps.
+"""
 
 from typing import Any, NamedTuple
 

@@ -5,7 +5,7 @@ oracle: torch in float64 on the CPU. In each tensor, our largest error may be tw
 one unit in the last place of the largest value.
 
 For float64 there is no finer oracle. Torch's error is then its float32 error on the same values, scaled by the ratio of the two
-precisions, or, on a GPU, the difference between torch's float64 results there and on the CPU, if that is larger. Where torch's
+precisions, or, on a GPU, the difference between torch's float64 results there and on the CPU, if it is larger. Where torch's
 flags allow TF32 on a GPU, our error may also be the error of exact products of operands truncated to TF32, plus torch's error;
 bench/tf32.py has the reason.
 """
@@ -37,13 +37,13 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 
 def check(ours: Callable[..., Any], torchs: Callable[..., Any], *tensors: Tensor | None, **options: Any) -> None:
-    """Assert that `ours` equals `torchs`: shapes, dtypes, strides, values, and the gradients of all float inputs."""
+    """Assert equality of `ours` and `torchs`: shapes, dtypes, strides, values, and the gradients of all float inputs."""
     dtype = next(t.dtype for t in tensors if t is not None)
     check_results(run(ours, tensors, options, dtype), torchs, *tensors, **options)
 
 
 def check_results(got: dict[str, Tensor], torchs: Callable[..., Any], *tensors: Tensor | None, **options: Any) -> None:
-    """`check` of the results that `run` returned for ours."""
+    """`check`, given the results of `run` for ours."""
     dtype = next(t.dtype for t in tensors if t is not None)
     expected = run(torchs, tensors, options, dtype)
     oracle = run(torchs, _converted(tensors, torch.float64, "cpu"), options, dtype)
@@ -151,9 +151,9 @@ def gradients(function: Callable[..., Any], *tensors: Tensor | None, **options: 
 
 
 def raises_like(torchs: Callable[..., Any], ours: Callable[..., Any], *inputs: Any, **options: Any) -> None:
-    """Assert that torch raises for these arguments, and that ours raises the same type, with a message.
+    """Assert that both raise for these arguments: ours the type of torch's exception, with a message.
 
-    Where torch raises on the CPU only, that exception is expected on a GPU too.
+    If torch raises on the CPU but not on a GPU, ours must raise the CPU's exception on a GPU too.
     """
     with pytest.raises(Exception) as theirs:
         torchs(*inputs, **options)

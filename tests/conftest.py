@@ -1,6 +1,8 @@
-"""Shared fixtures and options. The interpreter uses small tiles, so a small shape has several; fresh memory holds NaN.
+"""Shared fixtures and options of pytest.
 
-A run ends with the counts of torch's own inputs; `--record` stores the counts for docs/evidence.md.
+`--tma` and `--tf32` run the tests with the TMA kernels (tests/tma.py) or with TF32 products (tests/cutting.py), in the
+interpreter too. After tests with torch's own inputs (tests/torchs_material.py), a table counts the passed inputs; `--record`
+stores the counts for docs/evidence.md.
 """
 
 import contextlib
@@ -21,7 +23,8 @@ from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.settings import settings
 
-# These tests use CPU tensors in place of GPU tensors and assume a machine without a GPU. A GPU would change nothing in them.
+# Test files collected only on a machine without a GPU. They test host code, with CPU tensors in place of GPU tensors: on a GPU
+# they would test nothing more.
 WITHOUT_A_GPU = (
     "bench", "bench_conv", "compile", "contained", "convolution_page", "evidence", "gpu", "house", "install", "interpreted",
     "machine_code", "mutants", "notes", "launch_cache", "rates", "readme", "tune",
@@ -52,7 +55,7 @@ if INTERPRETED:
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use tiles of 16 and several splits in the interpreter, so edges, loops and second passes all run."""
+    """Use tiles of 16 and several splits in the interpreter, so edges, loops and the kernels that add the splits all run."""
     if INTERPRETED:
         monkeypatch.setattr(settings, "interpreted_block", 16)
         monkeypatch.setattr(settings, "interpreted_rows", 3)
@@ -62,7 +65,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """Run one program per launch: for networks. The operators' own tests cover the borders between tiles."""
+    """Tests of whole networks run one program per launch. The operators' own tests cover the borders between tiles."""
     monkeypatch.setattr(settings, "interpreted_block", 16384)
     monkeypatch.setattr(settings, "wanted_programs", 1)
 
@@ -130,24 +133,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     passed: dict[str, Counter[str]] = {}
-    of: dict[tuple[str, str], int] = {}
+    totals: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
     for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
         for key, value in report.user_properties:
             if key == "torch's material" and report.when == "call":
                 name, check, count, total, ignored = value
                 passed.setdefault(name, Counter())[check] += count
-                of[name, check], left_out[name] = total, ignored
+                totals[name, check], left_out[name] = total, ignored
     if not passed:
         return
     terminalreporter.section("Passed, of torch's own inputs")
-    columns = sorted({check for _, check in of})
+    columns = sorted({check for _, check in totals})
     terminalreporter.write_line(" " * 24 + "".join(f"{column:>15}" for column in (*columns, "left out")))
     for name, counts in sorted(passed.items()):
-        cells = [f"{counts[check]} of {of[name, check]}" if check in counts else "" for check in columns]
+        cells = [f"{counts[check]} of {totals[name, check]}" if check in counts else "" for check in columns]
         terminalreporter.write_line(f"{name:24}" + "".join(f"{cell:>15}" for cell in (*cells, left_out[name] or "")))
     if config.getoption("--record"):
-        if terminalreporter.stats.get("failed") or any(passed[name][check] < total for (name, check), total in of.items()):
+        if terminalreporter.stats.get("failed") or any(passed[name][check] < total for (name, check), total in totals.items()):
             terminalreporter.write_line("Not recorded: some inputs did not run or did not pass.")
             return
         figures = {name: dict(counts) | {"left out": left_out[name]} for name, counts in sorted(passed.items())}

@@ -2,7 +2,7 @@
 
 An illegal memory access breaks the CUDA context of its process, and every later CUDA call of the process fails. So the process
 exits after such a test; pytest-xdist counts the test as failed and starts another process. Each finished test adds one JSON
-line to FILE: name, outcome, seconds, last line of the error, and the numbers of kernels compiled and found in Triton's cache.
+line to FILE: name, outcome, seconds, error message, and the numbers of kernels compiled and found in Triton's cache.
 """
 
 import json
@@ -20,16 +20,17 @@ from trinn.kernels.runtime.interpreter import INTERPRETED
 
 BROKEN = 70  # exit status of a process with a broken CUDA context
 
+# Called after each test: an illegal access becomes an error only at a synchronisation. Tests of this file replace it.
 wait: Callable[[], Any] | None = None if INTERPRETED else torch.cuda.synchronize
 
 _kernels: Counter[str] = Counter()
 
 
-def _listen(**heard: Any) -> None:
-    _kernels["found" if heard["cache_hit"] else "compiled"] += 1
+def _count_kernel(**event: Any) -> None:
+    _kernels["found" if event["cache_hit"] else "compiled"] += 1
 
 
-knobs.compilation.listener = _listen
+knobs.compilation.listener = _count_kernel
 
 
 @pytest.hookimpl(wrapper=True)

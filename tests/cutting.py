@@ -23,7 +23,7 @@ def _truncated(operand: TensorHandle) -> TensorHandle:
 
 @contextlib.contextmanager
 def tf32_products() -> Iterator[None]:
-    """Multiply float32 as an NVIDIA GPU does, and apply check.py's rule for GPUs."""
+    """Multiply float32 as an NVIDIA GPU does. Allow errors of TF32 truncation, as tests/check.py does on a GPU."""
     multiply, choose = InterpreterBuilder.create_dot, precision._precision
 
     def truncate_and_multiply(self: Any, a: TensorHandle, b: TensorHandle, d: Any, input_precision: Any, *rest: Any) -> Any:

@@ -26,14 +26,15 @@ from tests.cached_launches import LAUNCHES, shifted, track_allocations  # isort:
 from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.launch import launch
 
-ORDER = (0, 0, 0, 1, 2, 0, 1, 2, 0)  # numbers of the inputs: cached at the second call; then new and repeated addresses
+ORDER = (0, 0, 0, 1, 2, 0, 1, 2, 0)  # input of each call; the third call is the first replay
 BLOCK = 16
 COLUMNS = 64
-ROUNDS = any(field.name == "round_f32_to_tf32" for field in dataclasses.fields(TensorDescriptor))  # Triton >= 3.7
+CAN_ROUND = any(field.name == "round_f32_to_tf32" for field in dataclasses.fields(TensorDescriptor))  # Triton >= 3.7
 
 
 @triton.jit
 def _pairs_kernel(x, bias, later, y, BLOCK: tl.constexpr):
+    """BLOCK rows of y = x + later + bias. The tensor `later` starts one row after x."""
     row = tl.program_id(0) * BLOCK
     pairs = x.load([row, 0]) + later.load([row, 0]) + tl.load(bias)
     y.store([0, row, 0], pairs[None])
@@ -42,7 +43,7 @@ def _pairs_kernel(x, bias, later, y, BLOCK: tl.constexpr):
 def smoothed(x: Tensor, bias: Tensor) -> Tensor:
     """Return x[:-2] + 2 * x[1:-1] + x[2:] + 3 * bias[1]. Each of two launches adds adjacent rows and the bias."""
     pairs, y = (torch.empty((x.shape[0] - fewer, COLUMNS), dtype=x.dtype, device=x.device) for fewer in (1, 2))
-    rounds = {"round_f32_to_tf32": True} if ROUNDS and x.dtype is torch.float32 else {}
+    rounds = {"round_f32_to_tf32": True} if CAN_ROUND and x.dtype is torch.float32 else {}
     for source, target in ((x, pairs), (pairs, y)):
         launch(
             _pairs_kernel,
@@ -69,6 +70,7 @@ def inputs(dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
 
 
 def on_a_gpu(dtype: torch.dtype) -> None:
+    """Check the results of recorded and replayed calls."""
     tensors, bias = inputs(dtype, "cuda")
     cached = launch_cache.cached(smoothed)
     for number in ORDER:
@@ -91,6 +93,7 @@ def encoding(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def on_a_stub_gpu(dtype: torch.dtype) -> None:
+    """Compare the launches of recorded and replayed calls with the launcher's, and count encoded tensor maps."""
     tensors, bias = inputs(dtype, "cpu")
     cached = launch_cache.cached(smoothed)
 

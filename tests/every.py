@@ -1,4 +1,4 @@
-"""Every operator of trinn.layers at least once, as a function of its tensors, and torch's: what a test of all of them walks."""
+"""Calls of every operator of trinn.layers, and the same calls in torch: the table for tests of all operators."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ Shape = tuple[int, ...]
 
 
 class Every(NamedTuple):
-    """A function of float tensors of these shapes; `others` are tensors that it takes after them."""
+    """A function of float tensors with these shapes. `others` returns the tensors of its further arguments."""
 
     function: Callable[..., Any]
     shapes: tuple[Shape, ...]
     others: Callable[[], tuple[Tensor, ...]] = tuple
-    per_image: bool = True  # an image's output depends on that image alone
-    deterministic: bool = True  # torch's own has a deterministic way on a GPU
+    per_image: bool = True  # the output of an image depends on no other image
+    deterministic: bool = True  # torch has a deterministic implementation on a GPU
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         return [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(self.shapes)]
@@ -33,12 +33,12 @@ def _statistics() -> tuple[Tensor, Tensor]:
 
 
 def _places() -> tuple[Tensor]:
-    """Indices of an unpooling: two values meet at places 3 and 7."""
+    """Indices of an unpooling. Two values have index 3, and two have index 7."""
     return (torch.tensor([0, 3, 3, 7, 9, 20, 7, 24, 23], device=DEVICE).reshape(1, 1, 3, 3).expand(2, 5, 3, 3).contiguous(),)
 
 
 def called(module: nn.Module) -> Callable[..., Any]:
-    """A module as a function of its inputs and of its parameters, which come last."""
+    """A module as a function of its inputs and, after them, its parameters."""
     names = [name for name, _ in module.named_parameters()]
 
     def function(*tensors: Tensor) -> Any:
@@ -53,7 +53,7 @@ FILTERS = ((3, 5, 3, 3), (3,))
 
 
 def operators(nn: Any) -> dict[str, Every]:
-    """The operators, from a namespace with the names of torch.nn and torch.nn.functional."""
+    """The calls, in a namespace with the names of torch.nn and torch.nn.functional."""
 
     def conv() -> torch.nn.Conv2d:
         return nn.Conv2d(5, 3, 3, padding=1)
@@ -120,7 +120,7 @@ def operators(nn: Any) -> dict[str, Every]:
 
 
 class Ours:
-    """trinn's layers and functions, and the padding that its convolutions have."""
+    """trinn's layers and functions, and the padding of its convolutions."""
 
     pad = staticmethod(pad2d)
 
@@ -163,7 +163,7 @@ class Torchs(registry.Unfused):
 
 EVERY, TORCHS = operators(Ours()), operators(Torchs())
 
-# Convolutions that tests/tma.py has done in boxes.
+# Convolutions that tests/tma.py runs on the TMA kernels.
 TMA_OPERATORS = {
     "conv2d": Every(lambda x, w, b: tnn.conv2d(x, w, b, padding=1), ((17, 16, 2, 3), (16, 16, 2, 3), (16,))),
     "conv2d, stride 2": Every(
@@ -183,7 +183,7 @@ TMA_OPERATORS = {
 
 
 def like(tensor: Tensor) -> Tensor:
-    """Values for a gradient of that tensor, in its memory order."""
+    """Values for the gradient of a tensor, in the memory format of the tensor."""
     return torch.empty_like(tensor).copy_(randn(*tensor.shape, dtype=tensor.dtype, seed=1))
 
 
@@ -193,7 +193,7 @@ def results(
     others: tuple[Tensor, ...] = (),
     placed: Callable[[Tensor], Tensor] = lambda upstream: upstream,
 ) -> dict[str, Tensor]:
-    """Outputs, gradients and gradients of the gradients, by name, for upstream gradients that were `placed` somewhere."""
+    """Outputs, gradients and second gradients, by name. `placed` moves each upstream gradient, for example to other strides."""
     inputs = [t.detach().requires_grad_() for t in tensors]
     result = case.function(*inputs, *others)
     outputs = result if isinstance(result, tuple) else (result,)

@@ -1,7 +1,7 @@
 """Results of the long suites: stored as JSON in docs/evidence/, rendered into docs/evidence.md.
 
-A suite calls `record(name, figures)`; `python -m tests.evidence` writes the page from all stored figures. Nobody types a figure
-into the page: a test fails if the page differs from the rendered figures.
+A suite calls `record(name, figures)`; `python -m tests.evidence` writes the page from all stored figures. Do not edit
+the page: a test fails if it differs from the rendered figures.
 """
 
 import json

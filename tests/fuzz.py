@@ -41,11 +41,11 @@ class Case(NamedTuple):
     torchs: Callable[..., Any]
     tensors: list[Tensor | None]
     options: dict[str, Any]
-    condition: float = 1.0  # ratio of the addends to the sum
-    moves: bool = False  # the operator only moves numbers, so results are exact
+    condition: float = 1.0  # condition number of the sums: the size of the addends relative to the sum
+    moves: bool = False  # each result is a copy of an input value, so results are exact
     subnormal: bool = False  # outputs are subnormal
-    more: tuple[str, ...] = ()  # results with more NaN than torch, by docs/differences.md
-    fewer: tuple[str, ...] = ()  # results with fewer NaN than torch
+    more_nan: tuple[str, ...] = ()  # results with more NaN than torch, by docs/differences.md
+    fewer_nan: tuple[str, ...] = ()  # results with fewer NaN than torch
 
 
 class Drawing:
@@ -132,7 +132,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
         return tensor[:1].expand(tensor.shape)
     if layout == "one" and tensor.numel() > 0:
         return tensor.flatten()[0].clone().expand(tensor.shape)
-    if layout == "amid" and tensor.dim() == 4:  # surrounded by NaN, aligned for TMA
+    if layout == "inside NaN" and tensor.dim() == 4:  # aligned for TMA
         around = F.pad(tensor, (2, 1, 1, 2, 8, 16, 1, 1), value=float("nan")).contiguous(memory_format=torch.channels_last)
         return around[1:-1, 8:-16, 1:-2, 2:-1]
     if layout == "images innermost":
@@ -141,7 +141,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 class Upstream(torch.autograd.Function):
-    """The identity, with a gradient in another memory layout."""
+    """The identity. Its backward copies the upstream gradient into another memory layout."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, layout: str) -> Tensor:
@@ -153,7 +153,9 @@ class Upstream(torch.autograd.Function):
         return laid_out(dy, ctx.layout), None
 
 
-def followed(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
+def with_upstream_layout(function: Callable[..., Any], layout: str) -> Callable[..., Any]:
+    """The function, with the gradient of its first output in a memory layout."""
+
     def call(*tensors: Tensor | None, **options: Any) -> Any:
         result = function(*tensors, **options)
         if isinstance(result, tuple):
@@ -173,10 +175,10 @@ def conv2d(draw: Drawing) -> Case:
     options: dict[str, Any] = {"stride": draw.pair(1, 4), "dilation": draw.pair(1, 4), "groups": groups}
     options["padding"] = draw.one_of("same", "valid") if draw.seldom() else draw.pair(-1 if draw.seldom() else 0, 4)
     bias = draw.tensor((groups * filters + draw.seldom(),)) if draw.number(0, 1) else None
-    return Case(tnn.conv2d, F.conv2d, [x, w, bias], options, more=("gradient 0",) * is_spoilt(w))
+    return Case(tnn.conv2d, F.conv2d, [x, w, bias], options, more_nan=("gradient 0",) * is_not_finite(w))
 
 
-def is_spoilt(tensor: Tensor) -> bool:
+def is_not_finite(tensor: Tensor) -> bool:
     return not bool(tensor.isfinite().all())
 
 
@@ -190,11 +192,11 @@ def padded_conv2d(draw: Drawing) -> Case:
         module = library.Conv2d(channels, 2, taps, padding=padding, padding_mode=mode, bias=False)
         return lambda x, w: module._conv_forward(x, w, None)
 
-    return Case(through(tnn), through(torch.nn), [x, w], {}, terms(x, 10))
+    return Case(through(tnn), through(torch.nn), [x, w], {}, wgrad_condition(x, 10))
 
 
-def terms(x: Tensor, padding: int) -> float:
-    """A factor for the error of a filter's gradient: it sums over all pixels, which may all be equal."""
+def wgrad_condition(x: Tensor, padding: int) -> float:
+    """The condition of a filter's gradient, a sum over all pixels. If all pixels are equal, rounding errors add up."""
     images = x.shape[0] if x.dim() == 4 else 1
     return max(1.0, images * (x.shape[-2] + padding) * (x.shape[-1] + padding) / 64)
 
@@ -206,8 +208,8 @@ def conv_transpose2d(draw: Drawing) -> Case:
     bias = draw.tensor((groups * filters,)) if draw.number(0, 1) else None
     names = {"stride": (1, 3), "padding": (0, 3), "output_padding": (0, 2), "dilation": (1, 3)}
     options = {name: draw.pair(*bounds) for name, bounds in names.items()}
-    more = ("output 0",) * is_spoilt(w)
-    return Case(tnn.conv_transpose2d, F.conv_transpose2d, [x, w, bias], options | {"groups": groups}, more=more)
+    more_nan = ("output 0",) * is_not_finite(w)
+    return Case(tnn.conv_transpose2d, F.conv_transpose2d, [x, w, bias], options | {"groups": groups}, more_nan=more_nan)
 
 
 class TmaCase(NamedTuple):
@@ -231,7 +233,7 @@ class TmaCase(NamedTuple):
 
 
 def tma_case(draw: Drawing) -> TmaCase:
-    draw.layouts += "amid", "images innermost"
+    draw.layouts += "inside NaN", "images innermost"
     draw.dtype = draw.one_of(torch.float32, torch.float16, torch.bfloat16)
     torch.backends.cudnn.conv.fp32_precision = draw.one_of("tf32", "ieee")
     kind = draw.number(0, 9)
@@ -258,41 +260,53 @@ def tma_case(draw: Drawing) -> TmaCase:
 
 
 def conv2d_tma(draw: Drawing) -> Case:
-    of = tma_case(draw)
+    case = tma_case(draw)
     word = draw.one_of("same", "valid") if draw.seldom() else ""
-    padding, stride = [0, 0] if word else of.padding, [1, 1] if word == "same" else of.stride
-    room = [n + 2 * p for n, p in zip(of.size, padding, strict=True)]
-    taps = of.taps if word == "same" else [min(t, (n - 1) // d + 1) for t, n, d in zip(of.taps, room, of.dilation, strict=True)]
-    x = of.image(draw, room[0] * room[1] // (stride[0] * stride[1]) + 1)
-    w = draw.tensor((of.groups * of.filters, of.channels, *taps), draw.summed())
+    padding, stride = [0, 0] if word else case.padding, [1, 1] if word == "same" else case.stride
+    room = [n + 2 * p for n, p in zip(case.size, padding, strict=True)]
+    taps = (
+        case.taps
+        if word == "same"
+        else [min(t, (n - 1) // d + 1) for t, n, d in zip(case.taps, room, case.dilation, strict=True)]
+    )
+    x = case.image(draw, room[0] * room[1] // (stride[0] * stride[1]) + 1)
+    w = draw.tensor((case.groups * case.filters, case.channels, *taps), draw.summed())
     bias = draw.tensor(w.shape[:1]) if draw.number(0, 1) else None
-    options = {"stride": stride, "padding": word or padding, "dilation": of.dilation, "groups": of.groups}
-    more = ("gradient 0",) * is_spoilt(w) + ("gradient 1", "output 0" if is_narrow(of) else "") * is_spoilt(x)
-    fewer, torchs = ("output 0",) * is_spoilt(w), torchs_of(F.conv2d, of)
-    return Case(tnn.conv2d, torchs, [x, w, bias], options, terms(x, 0), more=more, fewer=fewer)
+    options = {"stride": stride, "padding": word or padding, "dilation": case.dilation, "groups": case.groups}
+    more_nan = ("gradient 0",) * is_not_finite(w) + ("gradient 1", "output 0" if is_narrow(case) else "") * is_not_finite(x)
+    fewer_nan, torchs = ("output 0",) * is_not_finite(w), torchs_of(F.conv2d, case)
+    return Case(tnn.conv2d, torchs, [x, w, bias], options, wgrad_condition(x, 0), more_nan=more_nan, fewer_nan=fewer_nan)
 
 
 def conv_transpose2d_tma(draw: Drawing) -> Case:
-    of = tma_case(draw)
-    extra = [min(draw.number(0, 2), max(s, d) - 1) for s, d in zip(of.stride, of.dilation, strict=True)]
+    case = tma_case(draw)
+    extra = [min(draw.number(0, 2), max(s, d) - 1) for s, d in zip(case.stride, case.dilation, strict=True)]
     reach = [
         (n - 1) * s + (t - 1) * d + e
-        for n, s, t, d, e in zip(of.size, of.stride, of.taps, of.dilation, extra, strict=True)
+        for n, s, t, d, e in zip(case.size, case.stride, case.taps, case.dilation, extra, strict=True)
     ]  # fmt: skip
-    padding = [min(p, r // 2) for p, r in zip(of.padding, reach, strict=True)]  # at least one pixel remains
-    x = of.image(draw, (reach[0] + 1) * (reach[1] + 1))
-    w = draw.tensor((of.groups * of.channels, of.filters, *of.taps), draw.summed())
-    bias = draw.tensor((of.groups * of.filters,)) if draw.number(0, 1) else None
-    options = {"stride": of.stride, "padding": padding, "output_padding": extra, "dilation": of.dilation, "groups": of.groups}
-    more = ("output 0",) * (is_spoilt(w) or is_spoilt(x) and is_narrow(of))
-    fewer = ("gradient 0",) * is_spoilt(w) + ("gradient 1",) * is_spoilt(x)
-    torchs = torchs_of(F.conv_transpose2d, of)
-    return Case(tnn.conv_transpose2d, torchs, [x, w, bias], options, terms(x, 0), more=more, fewer=fewer)
+    padding = [min(p, r // 2) for p, r in zip(case.padding, reach, strict=True)]  # at least one pixel remains
+    x = case.image(draw, (reach[0] + 1) * (reach[1] + 1))
+    w = draw.tensor((case.groups * case.channels, case.filters, *case.taps), draw.summed())
+    bias = draw.tensor((case.groups * case.filters,)) if draw.number(0, 1) else None
+    options = {
+        "stride": case.stride,
+        "padding": padding,
+        "output_padding": extra,
+        "dilation": case.dilation,
+        "groups": case.groups,
+    }
+    more_nan = ("output 0",) * (is_not_finite(w) or is_not_finite(x) and is_narrow(case))
+    fewer_nan = ("gradient 0",) * is_not_finite(w) + ("gradient 1",) * is_not_finite(x)
+    torchs = torchs_of(F.conv_transpose2d, case)
+    return Case(
+        tnn.conv_transpose2d, torchs, [x, w, bias], options, wgrad_condition(x, 0), more_nan=more_nan, fewer_nan=fewer_nan
+    )
 
 
-def torchs_of(function: Callable[..., Tensor], of: TmaCase) -> Callable[..., Tensor]:
+def torchs_of(function: Callable[..., Tensor], case: TmaCase) -> Callable[..., Tensor]:
     """torch's convolution. For strided and dilated windows it uses contiguous copies, since channels_last may crash torch."""
-    if not any(s > 1 and d > 1 for s, d in zip(of.stride, of.dilation, strict=True)):
+    if not any(s > 1 and d > 1 for s, d in zip(case.stride, case.dilation, strict=True)):
         return function
 
     def of_copies(x: Tensor, w: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
@@ -307,9 +321,9 @@ def torchs_of(function: Callable[..., Tensor], of: TmaCase) -> Callable[..., Ten
     return of_copies
 
 
-def is_narrow(of: TmaCase) -> bool:
-    """Whether groups are merged."""
-    return of.groups > 1 and min(of.channels, of.filters) < 16
+def is_narrow(case: TmaCase) -> bool:
+    """Whether the launcher merges groups, because they have few channels or filters."""
+    return case.groups > 1 and min(case.channels, case.filters) < 16
 
 
 def linear(draw: Drawing) -> Case:
@@ -413,7 +427,7 @@ def batch_norm(draw: Drawing) -> Case:
 
 
 def resized(draw: Drawing) -> dict[str, Any]:
-    """A size or a factor."""
+    """Options of a resizing: a size or a factor."""
     if draw.number(0, 1):
         return {"size": draw.one_of(draw.number(1, 12), (draw.number(1, 12), draw.number(1, 12)))}
     factors = st.floats(0.25, 3.5)
@@ -422,7 +436,7 @@ def resized(draw: Drawing) -> dict[str, Any]:
 
 
 def of_four_axes(x: Tensor) -> Tensor:
-    """docs/differences.md, interpolate, "What is there"."""
+    """Add an axis to an unbatched image: trinn resizes four axes only (docs/differences.md, interpolate)."""
     return x if x.dim() == 4 else x.unsqueeze(0)
 
 
@@ -468,39 +482,39 @@ OPERATORS: dict[str, Callable[[Drawing], Case]] = {
 
 
 def agrees(name: str, data: st.DataObject) -> None:
-    """The property: trinn does the same as torch with a drawn case."""
+    """Draw a case, and assert that trinn has torch's results or exception."""
     draw = Drawing(data)
     case = OPERATORS[name](draw)
     layout = draw.one_of(*draw.layouts)
     given_ = [(tuple(t.shape), t.stride(), t.dtype) if t is not None else None for t in case.tensors]
     note(f"{name}: {given_}, {case.options}, upstream gradient {layout}")
-    refusal = refusal_of(case.torchs, case.tensors, case.options)
-    if refusal is None:
+    torchs_exception = exception_of(case.torchs, case.tensors, case.options)
+    if torchs_exception is None:
         try:
             return compare(case, layout)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            refused = refusal_of(case.torchs, exactly(case), case.options)
-            if type(refused) is not type(error):
+            exact_exception = exception_of(case.torchs, in_float64(case), case.options)
+            if type(exact_exception) is not type(error):
                 raise
-            return None  # torch refuses it in float64, so an exception is right
+            return None  # torch raises in float64, so an exception is right
     try:
         case.ours(*case.tensors, **case.options)
-    except type(refusal):
+    except type(torchs_exception):
         return
     except Exception as error:
-        raise AssertionError(f"{name} raises {error!r}, torch {refusal!r}") from error
-    raise AssertionError(f"{name} accepts a call that torch refuses with {refusal!r}")
+        raise AssertionError(f"{name} raises {error!r}, torch {torchs_exception!r}") from error
+    raise AssertionError(f"{name} accepts a call for which torch raises {torchs_exception!r}")
 
 
-def refusal_of(function: Callable[..., Any], tensors: Sequence[Tensor | None], options: dict[str, Any]) -> Exception | None:
+def exception_of(function: Callable[..., Any], tensors: Sequence[Tensor | None], options: dict[str, Any]) -> Exception | None:
     try:
         function(*tensors, **options)
-    except Exception as refusal:
-        return refusal
+    except Exception as error:
+        return error
     return None
 
 
-def exactly(case: Case) -> tuple[Tensor | None, ...]:
+def in_float64(case: Case) -> tuple[Tensor | None, ...]:
     """The tensors in float64, for the reference."""
     return tuple(t.cpu().double() if t is not None and t.is_floating_point() else t for t in case.tensors)
 
@@ -508,8 +522,10 @@ def exactly(case: Case) -> tuple[Tensor | None, ...]:
 def compare(case: Case, layout: str) -> None:
     """Compare outputs, strides and gradients with torch's in the same dtype and in float64."""
     dtype = next(t.dtype for t in case.tensors if t is not None)
-    ours, torchs = (run(followed(f, layout), tuple(case.tensors), case.options, dtype) for f in (case.ours, case.torchs))
-    oracle = run(followed(case.torchs, layout), exactly(case), case.options, dtype)
+    ours, torchs = (
+        run(with_upstream_layout(f, layout), tuple(case.tensors), case.options, dtype) for f in (case.ours, case.torchs)
+    )
+    oracle = run(with_upstream_layout(case.torchs, layout), in_float64(case), case.options, dtype)
     assert ours.keys() == torchs.keys()
     for name, result in ours.items():
         if name.startswith("output") and result.numel() > 1:
@@ -527,9 +543,9 @@ def compare(case: Case, layout: str) -> None:
             result.isfinite().equal(expected.isfinite()) and result.isnan().equal(expected.isnan())
         ):  # then torch's float64 is right
             expected = oracle[name].to(expected.device, expected.dtype)
-        if name in case.more:
+        if name in case.more_nan:
             result = torch.where(result.isfinite(), result, expected)
-        if name in case.fewer:
+        if name in case.fewer_nan:
             result = torch.where(expected.isnan(), expected, result)
         close(result, expected, oracle[name], max(error(torchs[name], oracle[name]), slack / 2), name)
 

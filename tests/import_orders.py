@@ -1,7 +1,7 @@
 """Import torch, Triton and trinn in every order, each in a fresh process without a GPU: `python -m tests.import_orders`.
 
-It prints, as JSON, the traceback of each order that failed. Importing torch takes the most time, so one process imports it, and
-a fork of this process runs each order.
+It prints, as JSON, a traceback for each order, empty if the order succeeds. Importing torch takes the most time, so one
+process imports it, and a fork of this process runs each order.
 """
 
 import functools
@@ -23,28 +23,28 @@ FIRST = {
     "FlopCounterMode": "from torch.utils.flop_counter import FlopCounterMode",
     "Inductor": "import torch._inductor",
 }
-# The action before or after the import of trinn.
-PLACES = {"before trinn": "import torch; {}; import trinn", "after trinn": "import torch, trinn; {}"}
+# Programs with the action, {}, before or after the import of trinn.
+TEMPLATES = {"before trinn": "import torch; {}; import trinn", "after trinn": "import torch, trinn; {}"}
 
 
 def in_a_process(function: Callable[[], object]) -> str:
     """The traceback of `function` in a fork of this process; empty if it succeeds."""
-    reads, writes = os.pipe()
+    read_end, write_end = os.pipe()
     if (child := os.fork()) == 0:
-        with os.fdopen(writes, "w") as pipe:
+        with os.fdopen(write_end, "w") as pipe:
             try:
                 function()
             except BaseException:
                 traceback.print_exc(file=pipe)
         os._exit(0)
-    os.close(writes)
-    with os.fdopen(reads) as pipe:
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
         found = pipe.read()
     return found if os.waitpid(child, 0)[1] == 0 else f"{found} and ended with an error"
 
 
 def compute() -> None:
-    """A converted network's outputs and gradients are torch's."""
+    """Check that a converted network has torch's outputs and gradients."""
     import torch
 
     import trinn
@@ -56,12 +56,12 @@ def compute() -> None:
     with warnings.catch_warnings(record=True) as warned:
         trinn.convert(model)
     got = [y := model(x), *torch.autograd.grad(y.square().sum(), list(model.parameters()))]
-    assert isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction) and not warned, "trinn computes, without a warning"
+    assert isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction) and not warned, "torch computes, or trinn warns"
     torch.testing.assert_close(got, expected)
 
 
 def in_order(*steps: str) -> None:
-    """Run these imports in order, and compute after each; there is no warning."""
+    """Run these imports in order, compute after each, and assert that trinn does not warn."""
     with warnings.catch_warnings(record=True) as warned:
         for step in steps:
             exec(step)
@@ -70,7 +70,7 @@ def in_order(*steps: str) -> None:
 
 
 def too_late(first: str, reason: str) -> None:
-    """The import of trinn and `convert` warn with the reason, and the first layer raises it."""
+    """Assert that the import of trinn and `convert` warn with the reason, and that the first layer raises it."""
     exec(first)
     import torch
 
@@ -80,7 +80,7 @@ def too_late(first: str, reason: str) -> None:
     assert [words in str(w.message) for w in warned] == [True], warned
     with warnings.catch_warnings(record=True) as warned:
         trinn.convert(torch.nn.Linear(1, 1, device="meta"))
-        assert not warned, "nothing is on the CPU"
+        assert not warned, "a warning for a model on the meta device"
         trinn.convert(torch.nn.BatchNorm2d(1))
     assert [words in str(w.message) for w in warned] == [True], warned
     try:
@@ -88,7 +88,7 @@ def too_late(first: str, reason: str) -> None:
     except RuntimeError as error:
         assert words in str(error), error
     else:
-        raise AssertionError("it did not raise")
+        raise AssertionError("the layer did not raise")
 
 
 def orders() -> dict[str, Callable[[], None]]:
@@ -96,7 +96,7 @@ def orders() -> dict[str, Callable[[], None]]:
     in_use = "import triton; triton.runtime.driver.set_active(object())"
     return {
         f"{name} {place}": functools.partial(in_order, order.format(first))
-        for (place, order), (name, first) in itertools.product(PLACES.items(), FIRST.items())
+        for (place, order), (name, first) in itertools.product(TEMPLATES.items(), FIRST.items())
     } | {
         "after trinn.layers": lambda: in_order("import torch, trinn.layers", *FIRST.values()),
         "TRITON_INTERPRET=0": lambda: too_late(no, "TRITON_INTERPRET=0 is set"),

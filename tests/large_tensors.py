@@ -1,4 +1,4 @@
-"""Operators on tensors past 2^31 elements, in hardly touched memory.
+"""Operators on tensors past 2^31 elements, in memory mapped without reserve: only written pages take up memory.
 
 A program for test_large_tensors.py: a wrong offset may crash the process, so the program prints each check before it runs.
 Offsets are as wide as on a GPU: int32 for small tensors. The interpreter detects every overflow.
@@ -39,10 +39,10 @@ def spread(tensor: Tensor, axis: int) -> Tensor:
     return zeros(reach + 1, tensor.dtype).as_strided(tensor.shape, strides).copy_(tensor.detach())
 
 
-def far_apart(name: str, case: Every) -> None:
-    """With all tensors past int32, along their first or last axis, outputs, gradients and second gradients are right.
+def check_far_apart(name: str, case: Every) -> None:
+    """Check outputs, gradients and second gradients with all tensors past int32, along their first or last axis.
 
-    test_each_tensor_alone_requires_int64 has one tensor at a time past int32.
+    The oracle is the same call with small strides. test_each_tensor_alone_requires_int64 has one tensor at a time past int32.
     """
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
@@ -57,23 +57,26 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[key], value, msg=f"{key} differs")
 
 
-def many(name: str, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """With more than 2^31 elements, the last image has the results of this image alone. Only its programs run."""
+def check_many(name: str, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Check the last image of more than 2^31 elements against this image alone. Only programs with the last image run."""
     print(f"{name}: many elements", flush=True)
     images = 2**32 // torch.Size(shape).numel()  # a power of two, so that the last image is in the last split of a sum
     x = zeros(images * torch.Size(shape).numel(), dtype).reshape(images, *shape)
     generator = torch.Generator().manual_seed(0)
     x[-1] = torch.randint(-9, 9, shape, generator=generator).to(dtype)
     expected = function(x[-1:].clone())
-    interpreter.range = some  # type: ignore[attr-defined]
+    interpreter.range = last_programs  # type: ignore[attr-defined]
     found = function(x)[-1:]
     del interpreter.range
     assert torch.equal(found, expected), f"{found}, not {expected}"
     assert bool(expected.any())
 
 
-def some(*bounds: int) -> object:
-    """The last programs of each quarter of a large launch. Phases and groups follow one another in a launch."""
+def last_programs(*bounds: int) -> object:
+    """A `range` for the interpreter: of a large launch, only the last 16 programs of each quarter.
+
+    The last image is in these programs, also if a launch has up to four phases of a gradient, or two groups, one after another.
+    """
     if len(bounds) > 1 or bounds[0] < 4096:
         return range(*bounds)
     (programs,) = bounds
@@ -154,7 +157,7 @@ def _conv_by_tma(
 
 
 def _last(x: Tensor) -> Tensor:
-    """The same memory as images of the same shape with channels innermost."""
+    """View contiguous memory as images of the same shape with channels innermost. The order of the values changes."""
     return x.view(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
 
 
@@ -170,11 +173,11 @@ def main() -> None:
     settings.interpreted_block = 4096
     for name in sys.argv[1:] or [*EVERY, *(f"many: {name}" for name in MANY)]:
         if name in EVERY:
-            far_apart(name, EVERY[name])
+            check_far_apart(name, EVERY[name])
         else:
             torch.empty = empty  # type: ignore[assignment]
             settings.wanted_programs = 2**18  # many splits, so that the split with the last image is short
-            many(name, *MANY[name.removeprefix("many: ")])
+            check_many(name, *MANY[name.removeprefix("many: ")])
             torch.empty = _empty
     print("all results are right")
 

@@ -1,7 +1,8 @@
 """Print, as JSON, the properties of compiled convolution loops on Hopper: a program for test_machine_code.py.
 
-The output also has the compile report's launches for tiles measured on a GPU, from the files in a folder: the argument. No
-kernel runs, and no GPU is needed.
+Per loop: `ahead` copies start before the loop, and `pending` products may still run when an iteration ends. The output also has
+the compile report's launches for tiles measured on a GPU; the argument is the folder with the files of these tiles. No kernel
+runs, and no GPU is needed.
 """
 
 from bench.compile_report import code_of, jobs_of  # sets TRITON_INTERPRET, so it comes first  # isort: skip

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from tests import evidence
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 1200  # seconds
+TIMEOUT = 1200  # seconds
 HANGS, CRASHES = "a test hangs", "a test crashes"
 
 
@@ -282,7 +282,7 @@ def run(mutant: Mutant) -> Outcome:
     with copy_of_the_tree() as copy:
         (copy / mutant.file).write_text(mutated(mutant))
         caught = first_failure(copy, *(f"tests/test_{name}.py" for name in mutant.tests.split())) or first_failure(copy)
-    if caught not in (None, HANGS, CRASHES) and fails_anyway(caught):
+    if caught not in (None, HANGS, CRASHES) and fails_unmodified(caught):
         raise RuntimeError(f"{mutant.name}: {caught} fails in an unmodified copy too")
     return Outcome(mutant, caught, time.monotonic() - start)
 
@@ -296,7 +296,7 @@ def copy_of_the_tree() -> Iterator[Path]:
 
 
 @functools.cache
-def fails_anyway(test: str) -> bool:
+def fails_unmodified(test: str) -> bool:
     with copy_of_the_tree() as copy:
         return first_failure(copy, f"tests/{test}") is not None
 
@@ -306,7 +306,7 @@ def first_failure(folder: Path, *tests: str) -> str | None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         return HANGS
     if done.returncode == 0:

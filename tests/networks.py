@@ -28,7 +28,7 @@ def check_network(ours: nn.Module, torchs: nn.Module, images: Tensor) -> None:
 def check_deep_network(ours: nn.Module, torchs: nn.Module, batches: Sequence[Tensor]) -> None:
     """Compare the logits and the gradients of all parameters with torch, on most of the batches.
 
-    Among many small parameters, torch's error is tiny by chance for some. So the rule applies to the largest error over all
+    With many small parameters, torch's error is tiny by chance in some gradients. So the rule compares the largest error of all
     gradients, each relative to its gradient's largest value. An activation may round to the other side of a ReLU's 0, in
     trinn or in torch, and change the gradients of all earlier layers. So one batch of three may fail.
     """

@@ -1,4 +1,4 @@
-"""Print, as JSON, the 32-bit products in the code of each kernel with int64 offsets: a program for test_large_tensors.py.
+"""Print, as JSON, the 32-bit integer multiplications in each kernel with int64 offsets: for test_large_tensors.py.
 
 The code is Triton's TTIR after inlining. No GPU and no code generator are needed.
 """

@@ -3,7 +3,7 @@
 `python -m tests.rehearsal` runs:
 
     - the tests of bench/gpu.py, in processes whose CPU tensors act as CUDA tensors: pytest -p tests.rehearsal
-    - the cases of `python -m bench --quick`, shrunk, and a network: both sides, each pass and mode, with a fake clock
+    - the cases of `python -m bench --quick`, shrunk, and a network: each pass of trinn and of torch, with a fake clock
     - random calls of every operator, through Triton's C launchers and through the launch cache, on the stub driver: the bytes
       passed to cuLaunchKernelEx must be equal (tests/cached_launches.py and tests/descriptors.py)
 
@@ -39,9 +39,9 @@ from trinn.kernels import max_unpool2d
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = "REHEARSAL"  # environment variable: a file to which each test adds a line
-VALUES = (AssertionError, GradcheckError, pytest.fail.Exception)  # raised for wrong values
+WRONG_VALUES = (AssertionError, GradcheckError, pytest.fail.Exception)  # raised for wrong values
 
-launches: list[str] = []  # launches of the current test: the specialisation of each kernel
+launches: list[str] = []  # one entry per launch of the current test: the kernel and its specialisation
 
 
 class Stream:
@@ -102,7 +102,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if call.when == "setup":
         launches.clear()
-    if report.failed and call.excinfo is not None and launches and call.excinfo.errisinstance(VALUES):
+    if report.failed and call.excinfo is not None and launches and call.excinfo.errisinstance(WRONG_VALUES):
         report.outcome = "passed"
     if RECORD in os.environ and (call.when == "call" or not report.passed):
         row = {"test": item.nodeid, "outcome": report.outcome, "launches": len(launches), "kernels": sorted(set(launches))}
@@ -162,7 +162,10 @@ def rows_measured(environment: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def bytes_compared(environment: dict[str, str]) -> dict[str, int]:
-    """Compare random calls. Return the numbers of launches compared, of cached ones, of tensor maps, and of C launchers."""
+    """Compare random calls. Return counts: compared launches, replayed launches, tensor maps, C launchers.
+
+    The counts are from tests.cached_launches, the last module.
+    """
     for module in ("tests.descriptors", "tests.cached_launches"):
         command = [sys.executable, "-m", module, "--stub"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

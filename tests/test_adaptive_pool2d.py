@@ -1,3 +1,5 @@
+"""Adaptive average and max pooling: values, layouts, dtypes, ties, NaN and errors."""
+
 from typing import Any, NamedTuple
 
 import pytest
@@ -75,7 +77,10 @@ def test_layouts(layout: Any, size: Any) -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", POOLS)
 def test_gradient_keeps_the_format(name: str, memory_format: torch.memory_format) -> None:
-    """Also before `flatten`: its gradient is contiguous and must not change the format for all earlier layers."""
+    """The input's gradient has the input's memory format.
+
+    The upstream gradient comes from `flatten` and is contiguous. It must not change the format for all earlier layers.
+    """
     ours, torchs = POOLS[name]
     for size in (1, 4):
         x = randn(2, 5, 6, 6).contiguous(memory_format=memory_format).requires_grad_()

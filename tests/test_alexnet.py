@@ -1,4 +1,4 @@
-"""AlexNet has torchvision's names and shapes, and computes what it computes on torch.nn."""
+"""AlexNet has the names and shapes of torchvision, and equals AlexNet on torch.nn."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from trinn.models import AlexNet
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 
-# torchvision's, whose checkpoints are to load.
+# Shapes in torchvision's checkpoints, which must load.
 SHAPES = {
     "features.0": (64, 3, 11, 11),
     "features.3": (192, 64, 5, 5),
@@ -30,7 +30,7 @@ SHAPES = {
 
 
 def networks(num_classes: int = 10, dropout: float = 0.0, narrow: bool = True) -> tuple[AlexNet, AlexNet]:
-    """Ours and torch's."""
+    """AlexNet on trinn and on torch."""
     torch.manual_seed(0)
     layers = (Narrow(tnn), Narrow(torch.nn)) if narrow else (tnn, torch.nn)
     ours, torchs = (AlexNet(num_classes, dropout, nn=nn).to(DEVICE) for nn in layers)
@@ -38,7 +38,7 @@ def networks(num_classes: int = 10, dropout: float = 0.0, narrow: bool = True) -
 
 
 def test_names_and_shapes() -> None:
-    """torchvision's, in both networks, so that checkpoints load strictly from and into it."""
+    """Both networks have torchvision's, so its checkpoints load strictly into them."""
     expected = {f"{name}.weight": shape for name, shape in SHAPES.items()}
     expected |= {f"{name}.bias": shape[:1] for name, shape in SHAPES.items()}
     with torch.device("meta"):
@@ -63,7 +63,7 @@ def test_checkpoints_go_both_ways(tmp_path: Path) -> None:
 
 
 def test_options() -> None:
-    """Classes, channels and dropout."""
+    """num_classes, in_channels and dropout."""
     network = AlexNet(num_classes=7, dropout=0.2, in_channels=1, nn=Narrow(tnn)).to(DEVICE)
     assert network.eval()(randn(2, 1, 63, 63)).shape == (2, 7)
     assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [0.2, 0.2]
@@ -95,7 +95,7 @@ def test_equals_torch_at_full_size(optimizer: str, full_float32: None) -> None:
     check_training(ours, torchs, batches, OPTIMIZERS[optimizer])
 
 
-def test_too_small_images_are_refused() -> None:
+def test_too_small_images_raise() -> None:
     ours, torchs = networks()
     raises_like(torchs, ours, randn(1, 3, 62, 62))
     raises_like(torchs, ours, randn(1, 1, 63, 63))

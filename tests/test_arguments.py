@@ -1,4 +1,4 @@
-"""Every argument of every function and class, as any Python, NumPy or torch type: torch's value or exception."""
+"""Pass every argument of every function and class in many Python, NumPy and torch types: trinn does the same as torch."""
 
 import decimal
 import fractions
@@ -27,8 +27,8 @@ INTEGERS: dict[str, int] = {
     "in_features": 6,
 }
 REALS: dict[str, float] = {"momentum": 0.3, "eps": 0.01}
-# Values of other arguments during the test of one argument.
-BESIDE: dict[str, dict[str, Any]] = {
+# Other arguments during the test of one argument. A key may have a remark after a comma: then the argument is tested again.
+OTHER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "size": {"scale_factor": None},
     "scale_factor, recomputed": {"recompute_scale_factor": True},
     "scale_factor, area": {"mode": "area"},
@@ -49,7 +49,7 @@ INTERNAL_ERRORS = (
 AS_MAX_POOL2D = {"max_unpool2d": ("kernel_size", "stride", "padding"), "MaxUnpool2d": ("kernel_size", "stride", "padding")}
 
 
-def written(name: str) -> Iterator[tuple[str, Any]]:
+def values_of(name: str) -> Iterator[tuple[str, Any]]:
     """Yield a valid integer and a valid real number of the argument in many types, and values invalid for most arguments."""
     n, r = INTEGERS.get(name, 2), REALS.get(name, 0.7)
     yield from {
@@ -119,7 +119,7 @@ def check(name: str, argument: str, ours: Callable[[Any], Any], torchs: Callable
         value = _pair(value) if name == "MaxUnpool2d" else value
         return F.max_pool2d(randn(1, 1, 9, 9), **{"kernel_size": 5} | {argument: value})
 
-    for way, value in written(argument):
+    for kind, value in values_of(argument):
         expected, got = outcome(torchs, value), outcome(ours, value)
         right = same(got, expected)
         if isinstance(expected, Exception) and any(words in str(expected) for words in INTERNAL_ERRORS):
@@ -130,7 +130,7 @@ def check(name: str, argument: str, ours: Callable[[Any], Any], torchs: Callable
             pooled = outcome(pool, value)
             right = right or isinstance(got, TypeError) == isinstance(pooled, TypeError)
         if not right:
-            wrong.append(f"{name}: {argument}={way}: torch {_shown(expected)}, trinn {_shown(got)}")
+            wrong.append(f"{name}: {argument}={kind}: torch {_shown(expected)}, trinn {_shown(got)}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -143,13 +143,13 @@ def _options(name: str) -> Iterator[str]:
     for argument in inspect.signature(getattr(tnn, name)).parameters:
         if argument not in {"input", *TENSORS[name]}:
             yield argument
-            yield from (beside for beside in BESIDE if beside.startswith(f"{argument}, "))
+            yield from (key for key in OTHER_ARGUMENTS if key.startswith(f"{argument}, "))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name,argument", [(name, argument) for name in TENSORS for argument in _options(name)])
 def test_functions(name: str, argument: str) -> None:
-    options = OPTIONS.get(name, {}) | {k: v for k, v in BESIDE.get(argument, {}).items() if k in [*_options(name)]}
+    options = OPTIONS.get(name, {}) | {k: v for k, v in OTHER_ARGUMENTS.get(argument, {}).items() if k in [*_options(name)]}
     argument = argument.partition(",")[0]
 
     def call(function: Callable[..., Any], value: Any) -> Any:
@@ -176,7 +176,7 @@ def _constructor(name: str) -> list[str]:
     "name,argument", [(name, argument) for name in MODULES if "Lazy" not in name for argument in _constructor(name)]
 )
 def test_modules(name: str, argument: str) -> None:
-    options = MODULES[name] | {k: v for k, v in BESIDE.get(argument, {}).items() if k in _constructor(name)}
+    options = MODULES[name] | {k: v for k, v in OTHER_ARGUMENTS.get(argument, {}).items() if k in _constructor(name)}
 
     def call(module: Callable[..., nn.Module], value: Any) -> Any:
         torch.manual_seed(0)

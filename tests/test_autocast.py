@@ -19,7 +19,7 @@ from trinn.layers.function import autocast_up
 
 LOWER = (torch.bfloat16, torch.float16)
 
-Answer = dict[str, torch.dtype] | str
+Outcome = dict[str, torch.dtype] | str
 Mode = Callable[[], AbstractContextManager[Any]]
 
 
@@ -37,7 +37,7 @@ def called_within(mode: Mode, case: Every) -> Every:
     return case._replace(function=function)
 
 
-def answer(case: Every, first: torch.dtype, others: torch.dtype) -> Answer:
+def outcome(case: Every, first: torch.dtype, others: torch.dtype) -> Outcome:
     """The dtypes of outputs, gradients and second gradients by name, or the name of an exception."""
     tensors = [t.to("cpu", others if i else first) for i, t in enumerate(case.tensors())]
     try:
@@ -66,8 +66,8 @@ def test_dtypes(name: str, mode: str) -> None:
         for given in pairs(EVERY[name]):
             with whole():
                 with FakeTensorMode(allow_non_fake_inputs=True):
-                    got = answer(called_within(forward, EVERY[name]), *given)
-                expected = answer(called_within(forward, TORCHS[name]), *given)
+                    got = outcome(called_within(forward, EVERY[name]), *given)
+                expected = outcome(called_within(forward, TORCHS[name]), *given)
             if isinstance(got, dict) and isinstance(expected, dict):  # torch returns some second gradients of zeros
                 expected = {key: dtype for key, dtype in expected.items() if key in got or not key.startswith("second")}
             assert got == expected, f"{given} under {lower}: {got}, torch has {expected}"
@@ -93,7 +93,7 @@ NEED_A_GPU = ("batch_norm, training", "conv2d, batch norm, ReLU", "pad2d, circul
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in NEED_A_GPU])
 def test_dtypes_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Autocast has another list of operators for GPUs; fake GPU tensors use it."""
+    """Autocast has a different list of operators for GPUs. Fake GPU tensors select this list."""
     # In deterministic mode, torch resizes with other operators, and autocast does not affect them.
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
     for lower in LOWER:

@@ -1,4 +1,4 @@
-"""torch.compile(model, backend="trinn"): what of a graph is computed by trinn, what is fused, and that all is as it was."""
+"""torch.compile(model, backend="trinn"): which calls run on trinn, which are fused, and equality with the eager model."""
 
 import copy
 import subprocess
@@ -36,7 +36,7 @@ no_inductor = backend._no_inductor
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is compiled yet, and what is not trinn's is not for Inductor, which takes its time."""
+    """An empty compiler cache, and aot_eager in place of Inductor, which is slow."""
     torch._dynamo.reset()
     backend._summaries.clear()
     monkeypatch.setattr(backend, "_no_inductor", lambda: "kernels are interpreted")
@@ -54,7 +54,10 @@ def same(got: Any, expected: Any) -> None:
 
 
 def same_step(model: nn.Module, x: Tensor, **options: Any) -> list[Counter[str]]:
-    """Compiled, a model does in training and evaluation, and without gradients, what a copy does eagerly; what was fused."""
+    """Assert that the compiled model equals an eager copy in training, in evaluation and without gradients.
+
+    Returns the fusions of each graph.
+    """
     model = model.to(DEVICE, torch.float64)
     twin, call, x = copy.deepcopy(model), compiled(model, **options), x.double()
     for training in (True, False):
@@ -87,7 +90,7 @@ FUSED: dict[str, dict[str, int]] = {
 
 
 class OnlyOursInGraphs(OnlyOurs):
-    """Also sees the higher-order operators by which a graph calls an operator that writes. LeakyReLU is torch's."""
+    """Also handles the higher-order operators through which a graph calls operators that write. LeakyReLU stays torch's."""
 
     supports_higher_order_operators = True
 
@@ -99,15 +102,15 @@ class OnlyOursInGraphs(OnlyOurs):
         return func(*args, **kwargs or {})
 
 
-LONG = {"AlexNet", "VGG-11", "ResNet-50", "MobileNetV2", "U-Net, bilinear"}  # what the others have too
+LONG = {"AlexNet", "VGG-11", "ResNet-50", "MobileNetV2", "U-Net, bilinear"}  # the other networks have the same fusions
 
 
 @pytest.mark.parametrize("converted", [False, pytest.param(True, marks=pytest.mark.long)], ids=["torch's", "converted"])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in NETWORKS])
 def test_networks(name: str, converted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs, gradients and running statistics in float64 are the original's, in training and evaluation.
+    """Outputs, gradients and running statistics in float64 equal the original's, in training and evaluation.
 
-    AOTAutograd's graphs, forward and backward, call no operator of ATen that trinn has. FUSED says what is fused.
+    AOTAutograd's graphs, forward and backward, call no operator of ATen for trinn's work. FUSED has the expected fusions.
     """
     mode = OnlyOursInGraphs()
 
@@ -136,7 +139,7 @@ def test_networks(name: str, converted: bool, monkeypatch: pytest.MonkeyPatch) -
 
 
 class NormAct(nn.BatchNorm2d):
-    """A norm that ends in an activation."""
+    """A batch norm with an activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         vectors = self.running_mean, self.running_var, self.weight, self.bias
@@ -144,7 +147,7 @@ class NormAct(nn.BatchNorm2d):
 
 
 class SamePadded(nn.Conv2d):
-    """TensorFlow's padding, which depends on the size of the image."""
+    """TensorFlow's padding: it depends on the size of the image."""
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = (
@@ -154,7 +157,7 @@ class SamePadded(nn.Conv2d):
 
 
 class Standardized(nn.Conv2d):
-    """Weights that are standardised by each call."""
+    """Weights standardised at each call."""
 
     def forward(self, x: Tensor) -> Tensor:
         w = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0)
@@ -162,7 +165,7 @@ class Standardized(nn.Conv2d):
 
 
 class Layers(nn.Module):
-    """Layers that keep an image's size, and a forward that is given."""
+    """Layers with inputs and outputs of equal size, and a forward from the caller."""
 
     def __init__(self, forward: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -205,8 +208,10 @@ IDIOMS: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     "another activation": (lambda net, x: F.silu(net.bn(net.conv(x))), {CONV_BN: 1}),
     "norm and activation": (lambda net, x: net.norm_act(net.conv(x)), {CONV_BN_RELU: 1}),
     "in several modules": (lambda net, x: F.relu(net.inner["bn"](net.conv(x))), {CONV_BN_RELU: 1}),
-    "idle": (lambda net, x: net.relu(F.dropout(input=net.drop(net.bn(net.identity(net.conv(x)))), p=0.0)), {CONV_BN_RELU: 1}),
-    "made on the way": (lambda net, x: nn.ReLU()(nn.Identity()(net.conv(x))), {CONV_RELU: 1}),
+    "inactive dropout": (
+        lambda net, x: net.relu(F.dropout(input=net.drop(net.bn(net.identity(net.conv(x)))), p=0.0)), {CONV_BN_RELU: 1}
+    ),
+    "layers constructed in forward": (lambda net, x: nn.ReLU()(nn.Identity()(net.conv(x))), {CONV_RELU: 1}),
     "methods": (lambda net, x: net.bn2(net.conv(net.bn(net.conv(x)).relu_())).relu(), {CONV_BN_RELU: 2}),
     "a convolution that pads": (lambda net, x: F.relu(net.bn(net.same(x))), {CONV_BN_RELU: 1}),
     "standardised weights": (lambda net, x: F.relu(net.standard(x)), {CONV_RELU: 1}),
@@ -224,7 +229,7 @@ IDIOMS: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
 
 
 def input_written_over(net: Layers, x: Tensor) -> Tensor:
-    """The convolution's input changes before its norm is computed."""
+    """A write to the convolution's input, before the norm."""
     given = x.detach() * 1
     y = F.conv2d(given, net.conv.weight.detach(), padding=1)
     given.add_(1)
@@ -232,7 +237,7 @@ def input_written_over(net: Layers, x: Tensor) -> Tensor:
 
 
 def weight_written_over(net: Layers, x: Tensor) -> Tensor:
-    """Through a view of it."""
+    """A write to the weight, through a view."""
     w, given = net.conv.weight.detach() * 1, x.detach()
     y = F.conv2d(given, w, padding=1)
     w.view(-1)[:5].zero_()
@@ -252,7 +257,7 @@ def no_grad_between(net: Layers, x: Tensor) -> Tensor:
 
 
 def added_to(alias: Callable[[Tensor], Tensor]) -> tuple[Callable[[Any, Tensor], Tensor], dict[str, int]]:
-    """To what is the same memory as a value that is used again."""
+    """An addition in place to an alias of a value with another user."""
 
     def body(net: Layers, x: Tensor) -> Tensor:
         y = x.detach() * 2
@@ -277,8 +282,8 @@ UNFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     "gradients begin": (no_grad_between, {}),
     "added to a value": added_to(lambda y: y),
     "added to a view": added_to(lambda y: y.view(y.shape)),
-    "added to the same, contiguous": added_to(lambda y: y.contiguous()),
-    "added to the same, by an identity": added_to(lambda y: torch.atleast_1d(y)),  # type: ignore[arg-type, return-value]
+    "added to the same tensor, by contiguous()": added_to(lambda y: y.contiguous()),
+    "added to the same tensor, by an identity": added_to(lambda y: torch.atleast_1d(y)),  # type: ignore[arg-type, return-value]
     "broadcast": (lambda net, x: F.relu(net.bn(net.conv(x)) + x[:, :, :1, :1]), {CONV_BN: 1}),
     "another dtype": (lambda net, x: F.relu(net.bn(net.conv(x)) + x.float()), {CONV_BN: 1}),
     "another memory format": (
@@ -293,7 +298,7 @@ UNFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
 
 @pytest.mark.parametrize("name", [*IDIOMS, *UNFUSED])
 def test_what_is_fused(name: str) -> None:
-    """All that can be is fused, every operator that trinn has is trinn's, and everything is as it was."""
+    """The expected calls are fused, trinn runs every operator it has, and results equal the eager model's."""
     forward, expected = (IDIOMS | UNFUSED)[name]
     torch.manual_seed(0)
     found = same_step(Layers(forward), randn(2, 3, 6, 6), fullgraph=True)
@@ -304,8 +309,8 @@ def test_what_is_fused(name: str) -> None:
     )
 
 
-def test_convolutions_that_torch_computes_in_another_memory_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, torch's float64 convolutions are contiguous for any input, and trinn's have the format of the input."""
+def test_memory_format_of_torchs_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, torch's float64 convolutions return contiguous tensors for any input; trinn's keep channels_last."""
     name = "another memory format"
     forward, expected = UNFUSED[name]
     monkeypatch.setattr(torch._C, "_conv_determine_backend_memory_format", lambda *_: torch.contiguous_format)
@@ -315,8 +320,8 @@ def test_convolutions_that_torch_computes_in_another_memory_format(monkeypatch: 
 REASONS: dict[str, Callable[[Tensor], Tensor]] = {
     "interpolate: mode must be one of": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
     "expected mode 'reflect', 'replicate' or 'circular', but got 'constant'": lambda x: F.pad(x, (1, 1)),
-    "trinn has that over the pixels": lambda x: x.mean(1),
-    "trinn has none": lambda x: F.gelu(x),
+    "trinn computes it over the pixels": lambda x: x.mean(1),
+    "not in trinn": lambda x: F.gelu(x),
 }
 
 
@@ -328,16 +333,16 @@ def test_what_is_left(why: str) -> None:
     assert why in reason
 
 
-def test_where_kernels_do_not_run_nothing_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU with kernels that are not interpreted."""
+def test_nothing_is_taken_where_kernels_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU without the interpreter."""
     monkeypatch.setattr(backend.interpreter, "INTERPRETED", False)
     x, conv = torch.randn(2, 3, 6, 6), nn.Conv2d(3, 4, 3)
     torch.testing.assert_close(compiled(conv)(x), conv(x))
     assert not backend._summaries[0].taken and {name for name, _ in backend._summaries[0].left} == {"conv2d"}
 
 
-def test_what_is_written_over(full_float32: None) -> None:
-    """Is written over: an input, a view of one, an input by a sum that would be fused."""
+def test_writes_to_inputs(full_float32: None) -> None:
+    """The compiled function writes to an input, to a view of an input, and to an input by an addition that could be fused."""
     conv, bn = nn.Conv2d(3, 3, 1).to(DEVICE).eval(), nn.BatchNorm2d(3).to(DEVICE).eval()
 
     @torch.no_grad()
@@ -358,7 +363,7 @@ def test_what_is_written_over(full_float32: None) -> None:
 
 
 class Small(nn.Module):
-    """Of each kind of join one, and a function that trinn does not have."""
+    """One fusion of each kind, and one function without a counterpart in trinn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -386,7 +391,7 @@ def images(*shape: int) -> Tensor:
 
 
 def test_one_graph_for_many_sizes() -> None:
-    """That are not 2, and even: torch's own functions ask for that."""
+    """Batch sizes other than 2, and even image sizes: torch's own functions specialise on others."""
     model, twin, graphs = small(), small(), set()
     call = compiled(model, fullgraph=True, dynamic=True)
     for x in (images(3, 2, 6, 8), images(5, 2, 10, 6), images(4, 2, 12, 4)):
@@ -397,7 +402,7 @@ def test_one_graph_for_many_sizes() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoint(reentrant: bool) -> None:
-    """What is computed anew in the backward pass is fused too."""
+    """The recomputation in the backward pass is fused too."""
     model = small().eval()
     twin = copy.deepcopy(model)
     call = compiled(lambda x: checkpoint(model, x, use_reentrant=reentrant) * 1, fullgraph=not reentrant)
@@ -407,7 +412,7 @@ def test_checkpoint(reentrant: bool) -> None:
 
 @pytest.mark.parametrize("where", ["outside", "inside"])
 def test_autocast(where: str, full_float32: None) -> None:
-    """The dtypes of what is fused are those of one operator after the other."""
+    """Fused calls have the dtypes of the operators called one by one."""
     model = small(torch.float32).eval()
     twin = trinn.convert(copy.deepcopy(model))
     cast = torch.autocast(DEVICE, torch.bfloat16)
@@ -419,7 +424,7 @@ def test_autocast(where: str, full_float32: None) -> None:
 
 
 def test_transforms() -> None:
-    """Under forward-mode differentiation, vmap and grad it is what it was."""
+    """Forward-mode differentiation, vmap and grad give the eager results."""
     torch.manual_seed(0)
     conv = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU()).to(DEVICE, torch.float64)
     functions: list[Callable[[Tensor], Any]] = [
@@ -432,8 +437,8 @@ def test_transforms() -> None:
         same(compiled(f)(images()), f(images()))
 
 
-def test_what_is_more_than_an_operator() -> None:
-    """Hooks and replaced forwards are called; a power iteration of spectral norm is done once."""
+def test_hooks_and_replaced_forwards() -> None:
+    """They are called. spectral_norm does one power iteration per call."""
     model, seen = small(), []
     nn.utils.parametrizations.spectral_norm(model.conv)
     model.stem[0].register_forward_hook(lambda module, inputs, output: output * 2)
@@ -445,12 +450,12 @@ def test_what_is_more_than_an_operator() -> None:
 
 
 def ddp(rank: int) -> list[Any]:
-    """A step of a replicated network, compiled in two buckets and as it is."""
+    """A step of a replicated network: compiled, in two buckets, and eager."""
     found: list[Any] = []
     for call in (compiled, lambda model: model):
         torch.manual_seed(0)
         model = nn.Sequential(small(), nn.Linear(3, 70000, dtype=torch.float64, device=DEVICE), nn.ReLU())
-        holder = Layers(lambda net, x: net.model(x)).to(DEVICE)  # Dynamo passes over nn.Sequential where DDP calls it
+        holder = Layers(lambda net, x: net.model(x)).to(DEVICE)  # Dynamo skips an nn.Sequential called by DDP
         for name in [name for name, _ in holder.named_children()]:
             delattr(holder, name)
         holder.model = model
@@ -468,7 +473,7 @@ def test_ddp(tmp_path: Path) -> None:
         assert fused == FUSED_IN_SMALL | {LINEAR: 2}
 
 
-# What compiles the rest.
+# The compiler of the calls left to torch.
 
 
 def test_inductor_gets_mode_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +505,7 @@ def test_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.long
 def test_without_the_backend() -> None:
-    """Where it is not loaded, torch's other backends get what trinn's functions are made of. Here it always is."""
+    """Without the backend loaded, torch's other backends trace into trinn's functions. This process has loaded it."""
     tests = "tests/test_dynamic.py", "tests/test_toolchain.py"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=ROOT, capture_output=True
@@ -508,12 +513,12 @@ def test_without_the_backend() -> None:
     assert done.returncode == 0, done.stdout.decode()[-2000:]
 
 
-def test_without_a_compiler_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_warning_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_said", set())
     monkeypatch.setattr(backend, "_no_inductor", no_inductor)
     monkeypatch.setattr(backend.interpreter, "INTERPRETED", False)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.warns(UserWarning, match="Inductor finds no C.. compiler, so that what is not trinn's runs by aot_eager"):
+    with pytest.warns(UserWarning, match="Inductor finds no C.. compiler, so the operators left to torch run on aot_eager"):
         compiled(torch.tanh)(randn(2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -521,11 +526,11 @@ def test_without_a_compiler_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_it_is_listed() -> None:
-    """Where trinn is installed, by its entry point and without an import."""
+    """If trinn is installed, torch finds the backend by its entry point, without an import of trinn."""
     program = "import torch; assert 'trinn' in torch.compiler.list_backends(); torch.compile(torch.nn.ReLU(), backend='trinn')"
     entry = next(iter(metadata.entry_points(group="torch_dynamo_backends", name="trinn")), None)
     if entry is None:
-        pytest.skip("trinn is on the path, and not installed")
+        pytest.skip("trinn is not installed")
     assert entry.load() is trinn.compile_backend
     subprocess.run([sys.executable, "-c", program], check=True, cwd="/")
 
@@ -533,13 +538,13 @@ def test_it_is_listed() -> None:
 REPORT = """\
 Small: 2 graphs compiled by trinn VERSION and aot_eager, 10 operators on trinn, 8 fused
 operator                          calls  runs on    why not trinn
-------------------------------------------------------------------
+-----------------------------------------------------------------
 conv2d + batch_norm + relu        2      trinn
 conv2d + batch_norm + add + relu  2      trinn
 conv2d + relu + max_pool2d        2      trinn
 linear + relu                     2      trinn
 mean                              2      trinn
-silu                              2      aot_eager  trinn has none
+silu                              2      aot_eager  not in trinn
 """
 
 

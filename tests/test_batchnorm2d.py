@@ -18,11 +18,11 @@ from trinn.kernels.runtime.settings import settings
 
 CASES = {
     "plain": lambda: randn(3, 5, 4, 6),
-    "several parts, each of several tiles": lambda: randn(9, 2, 23, 31),
+    "several splits, each of several tiles": lambda: randn(9, 2, 23, 31),
     "one image, one channel, a tile and one pixel": lambda: randn(1, 1, 27, 19),
     "one image, one channel, two tiles and one pixel": lambda: randn(1, 1, 41, 25),
     "channels past one tile": lambda: randn(2, 70, 3, 3),
-    "small planes: a tile takes several images": lambda: randn(150, 3, 2, 1),
+    "small planes: several images in a tile": lambda: randn(150, 3, 2, 1),
     "no plane": lambda: randn(40, 7),
     "sequences": lambda: randn(5, 3, 11),
     "three axes of pixels": lambda: randn(2, 3, 2, 3, 4),
@@ -31,22 +31,22 @@ CASES = {
     "no rows": lambda: randn(2, 3, 0, 5),
     "empty channels_last": lambda: randn(0, 3, 4, 5).contiguous(memory_format=torch.channels_last),
     "channels_last": lambda: randn(3, 5, 4, 6).contiguous(memory_format=torch.channels_last),
-    "channels_last, several parts": lambda: randn(9, 2, 23, 31).contiguous(memory_format=torch.channels_last),
+    "channels_last, several splits": lambda: randn(9, 2, 23, 31).contiguous(memory_format=torch.channels_last),
     "channels_last, channels past one tile": lambda: randn(2, 70, 3, 3).contiguous(memory_format=torch.channels_last),
     "channels_last, every second channel": lambda: randn(3, 6, 5, 4).contiguous(memory_format=torch.channels_last)[:, ::2],
     "channels_last, every second column": lambda: randn(3, 4, 4, 9).contiguous(memory_format=torch.channels_last)[..., ::2],
-    "channels last, of sequences": lambda: randn(4, 9, 3).transpose(1, 2),
+    "sequences with channels last": lambda: randn(4, 9, 3).transpose(1, 2),
     "images innermost": lambda: randn(3, 4, 6, 5).permute(3, 1, 0, 2),
     "transposed planes": lambda: randn(2, 3, 5, 4).mT,
     "every second row and column": lambda: randn(2, 3, 9, 8)[:, :, 1::2, ::2],
     "expanded": lambda: randn(1, 3, 1, 5).expand(2, 3, 4, 5),
-    "storage offset that breaks alignment": lambda: randn(121)[1:].view(2, 3, 4, 5),
+    "storage offset off the alignment": lambda: randn(121)[1:].view(2, 3, 4, 5),
 }
 MODES = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 
 
 def statistics(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Running statistics for x, on its device."""
+    """Random running statistics for x, on its device."""
     channels = x.shape[1]
     return randn(channels, seed=3).to(x.device, dtype), randn(channels, seed=4).square().to(x.device, dtype) + 0.5
 
@@ -57,7 +57,7 @@ def parameters(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Ten
 
 
 def tracked(batch_norm: Callable[..., Tensor], **options: Any) -> Callable[..., tuple[Tensor, ...]]:
-    """The operator as a function of x, weight and bias that also returns its running statistics."""
+    """The operator as a function of x, weight and bias. It also returns the running statistics."""
 
     def function(x: Tensor, w: Tensor | None = None, b: Tensor | None = None) -> tuple[Tensor, ...]:
         given = w if w is not None else b if b is not None else x
@@ -92,9 +92,9 @@ def test_dtypes(dtype: torch.dtype, training: bool) -> None:
 
 
 @MODES
-def test_float64_over_several_parts(training: bool) -> None:
-    """Sums of thousands: torch's float64 is no more exact than ours, and its float32 is summed in float64 on a CPU."""
-    x = CASES["channels_last, several parts"]().double()
+def test_float64_over_several_splits(training: bool) -> None:
+    """Sums of thousands of numbers: torch's float64 is no more exact than ours, and on a CPU it sums float32 in float64."""
+    x = CASES["channels_last, several splits"]().double()
     ours, torchs = (
         gradients(lambda *t, f=f: tracked(f, training=training)(*t)[0] ** 3, x, *parameters(x))
         for f in (tnn.batch_norm, F.batch_norm)
@@ -106,7 +106,7 @@ def test_float64_over_several_parts(training: bool) -> None:
 @MODES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bits_with_float32_parameters(dtype: torch.dtype, training: bool) -> None:
-    """The output has the input's dtype, the gradients of weight and bias and the statistics have theirs."""
+    """The output has the dtype of the input. The gradients of weight and bias have the dtype of the parameters."""
     x = CASES["plain"]().to(dtype)
     check_batch_norm(x, *parameters(x, torch.float32), training=training)
     w = parameters(x, torch.float32)[0].requires_grad_()
@@ -128,16 +128,17 @@ def test_any_strides_of_the_vectors(training: bool) -> None:
     x = CASES["plain"]()
     w, b = randn(10, seed=1)[::2], randn(1).expand(5)
     running = randn(15).square()[::3], randn(5, 2).square()[:, 1]
-    torchs = [s.clone(memory_format=torch.contiguous_format) for s in running]  # cuDNN updates a contiguous copy, and loses it
-    y, expected = tnn.batch_norm(x, *running, w, b, training), F.batch_norm(x, *torchs, w, b, training)
+    # cuDNN updates a copy of strided running statistics, and loses it.
+    mean, var = (statistic.clone(memory_format=torch.contiguous_format) for statistic in running)
+    y, expected = tnn.batch_norm(x, *running, w, b, training), F.batch_norm(x, mean, var, w, b, training)
     torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(list(running), torchs)
+    torch.testing.assert_close(running, (mean, var))
     torch.testing.assert_close(tnn.batch_norm(x, *running, w.view(5, 1), b.reshape(1, 5), training), expected)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 1, 1.5, -0.5])
 def test_momentum(momentum: float) -> None:
-    """Running statistics move by it, the variance by its unbiased estimate: with two values the factor is 2."""
+    """The running variance moves towards the unbiased variance. With two values that is twice the biased one."""
     x = CASES["two values per channel"]()
     check_batch_norm(x, *parameters(x), training=True, momentum=momentum)
 
@@ -171,7 +172,7 @@ def test_gradcheck(wanted: str, training: bool) -> None:
 
 
 def test_second_derivative_of_mixed_dtypes() -> None:
-    """Computed in float32 like everything else: what is as wide as the parameters is not rounded to the input's 16 bits."""
+    """All of it is in float32: no intermediate value with the dtype of the parameters is rounded to the input's 16 bits."""
     x = CASES["plain"]().bfloat16()
     w, dy, ddx, ddw = parameters(x, torch.float32)[0], randn(*x.shape, seed=5).bfloat16(), x.flip(0), randn(5, seed=6)
 
@@ -188,7 +189,7 @@ def test_second_derivative_of_mixed_dtypes() -> None:
 
 @MODES
 def test_third_derivative(training: bool) -> None:
-    """The gradient of the gradient can be differentiated like any other function."""
+    """The gradient of the gradient can itself be differentiated."""
     x = randn(3, 2, 2, dtype=torch.float64).requires_grad_()
     w = parameters(x)[0].requires_grad_()
 
@@ -212,8 +213,8 @@ def test_skips_unwanted_gradients(wanted: int, training: bool) -> None:
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)
 
 
-def test_frozen_gradient_does_not_see_later_training() -> None:
-    """An evaluated output keeps the statistics it was computed with, though training moves them before its backward pass."""
+def test_later_training_does_not_change_a_frozen_gradient() -> None:
+    """The backward of an evaluation uses the statistics of its forward, even after a training step has moved them."""
     x = CASES["plain"]().requires_grad_()
     module = tnn.BatchNorm2d(5).to(DEVICE).eval()
     (expected,) = torch.autograd.grad(module(x).square().sum(), x)
@@ -224,7 +225,7 @@ def test_frozen_gradient_does_not_see_later_training() -> None:
 
 
 def test_trains_twice_before_one_backward() -> None:
-    """Moving the running statistics does not invalidate what an earlier forward pass saved."""
+    """A second forward moves the running statistics. That does not invalidate the tensors saved by the first."""
     module, torchs = tnn.BatchNorm2d(5).to(DEVICE), torch.nn.BatchNorm2d(5).to(DEVICE)
     x = CASES["plain"]().requires_grad_()
     ours, expected = (torch.autograd.grad((m(x) * m(2 * x)).sum(), x)[0] for m in (module, torchs))
@@ -234,7 +235,7 @@ def test_trains_twice_before_one_backward() -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("mean", [1e4, 1e6])
 def test_mean_far_from_zero(mean: float, memory_format: torch.memory_format) -> None:
-    """The mean square is 1e12 here and the variance 1: float32 has no digit of it left in a difference of the two."""
+    """The mean square is up to 1e12 and the variance 1: their difference in float32 would have no correct digit."""
     x = (randn(9, 2, 23, 31) + mean).contiguous(memory_format=memory_format)
     got_mean, got_var = ops.batchnorm2d_statistics(x)
     expected = x.double().var((0, 2, 3), correction=0)
@@ -247,7 +248,7 @@ def test_mean_far_from_zero(mean: float, memory_format: torch.memory_format) -> 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_statistics_of_16_bits_are_in_float32(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
-    """The pixels are rounded; mean, variance and sums of them are as exact as those of float32, and stay float32."""
+    """The pixels have 16 bits. Their mean, variance and sums are float32, and as exact as for float32 pixels."""
     x = (randn(9, 2, 23, 31) + 20).to(dtype).contiguous(memory_format=memory_format)
     dy, exact = randn(*x.shape, seed=1).to(dtype), x.double()
     mean, var = ops.batchnorm2d_statistics(x)
@@ -261,7 +262,7 @@ def test_statistics_of_16_bits_are_in_float32(dtype: torch.dtype, memory_format:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_variance_between_tiles(memory_format: torch.memory_format) -> None:
-    """The first tile says nothing of the others: all of the variance lies between the tiles, or between the parts."""
+    """The first tile is no estimate of the others: the variance is between the tiles, or between the splits."""
     x = randn(16, 2, 23, 31)
     x[0] *= 1e-3
     x[3:] += 1e3
@@ -281,7 +282,7 @@ def normalised(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 def test_few_channels_fill_a_gpu(
     shape: tuple[int, ...], memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each channel is cut into so many parts that there is a program for every multiprocessor, with the tiles of a GPU."""
+    """With the tiles of a GPU, each channel has enough splits for one program on every multiprocessor."""
     monkeypatch.setattr(settings, "wanted_programs", 264)
     monkeypatch.setattr(tuning, "elementwise_block", lambda elements: 1024)
     assert plan_walk(torch.empty(shape, device="meta", memory_format=memory_format), sums=True).programs >= 90
@@ -290,7 +291,7 @@ def test_few_channels_fill_a_gpu(
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(4, 40, 14, 14), (5, 70, 7, 7), (2, 2, 65, 63), (8, 96, 3, 3)])
 def test_tiles_of_a_gpu(shape: tuple[int, ...], memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole planes in one tile, pieces of a plane, channels that no tile divides, tiles read ahead."""
+    """Whole planes in one tile, parts of a plane, a channel count that no tile divides, prefetched tiles."""
     monkeypatch.setattr(tuning, "INTERPRETED", False)
     monkeypatch.setattr(tuning, "elementwise_block", lambda elements: 1024)
     x = randn(*shape).contiguous(memory_format=memory_format)
@@ -298,7 +299,7 @@ def test_tiles_of_a_gpu(shape: tuple[int, ...], memory_format: torch.memory_form
 
 
 def test_constant_channel() -> None:
-    """Exactly the bias, and gradients that are finite; sums of the constants are rounded, and the mean must still be exact."""
+    """The output is exactly the bias, and gradients are finite. Sums of the constants are rounded, but the mean is exact."""
     constants = torch.tensor([0.1, -0.7, 1e8 / 3, 123456789.0, 1e10 / 7, 3e12 / 7], device=DEVICE)
     x = constants[:, None, None].expand(9, 6, 23, 31)
     w, b = parameters(x)
@@ -310,7 +311,7 @@ def test_constant_channel() -> None:
 
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 def test_special_values() -> None:
-    """Large float16 values do not overflow, and a NaN or an infinity poisons its own channel only."""
+    """Large float16 values do not overflow. A NaN or an infinity changes its own channel only."""
     x = CASES["plain"]().half() * 1e-2 + 3e4
     assert tnn.batch_norm(x, None, None, training=True).isfinite().all()
     for value in (float("nan"), float("inf")):
@@ -321,7 +322,7 @@ def test_special_values() -> None:
 
 
 def test_int32_and_int64_offsets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU takes int32 for small tensors; the interpreter checks each int32 step for overflow."""
+    """A GPU uses int32 for small tensors. The interpreter checks each int32 operation for overflow."""
     from trinn.kernels import batchnorm2d as kernels
 
     x = CASES["channels_last, every second channel"]()
@@ -333,7 +334,7 @@ def test_int32_and_int64_offsets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 X = (2, 3, 4, 5)
-# sizes of the input, running_mean, running_var, weight, bias; options
+# Sizes of the input, running_mean, running_var, weight and bias; options.
 ERRORS: dict[str, tuple[Any, ...]] = {
     "one value per channel": ((1, 3, 1, 1), 3, 3, 3, 3, {"training": True}),
     "one value per channel, no plane": ((1, 3), 3, 3, 3, 3, {"training": True}),
@@ -366,7 +367,7 @@ def test_errors(case: tuple[Any, ...]) -> None:
     raises_like(F.batch_norm, tnn.batch_norm, randn(*shape), *vectors, **options)
 
 
-# dtypes of the input, the running statistics, weight and bias
+# Dtypes of the input, the running statistics, weight and bias.
 MIXED = {
     "float64 statistics": ("float32", "float64", "float32", "float32"),
     "bfloat16 parameters": ("float32", "float32", "bfloat16", "bfloat16"),
@@ -420,7 +421,7 @@ MODULES = {
 @pytest.mark.parametrize("options", named(MODULES))
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d"])
 def test_module_is_torchs(name: str, options: dict[str, Any]) -> None:
-    """Same name, signature, state_dict and repr; the same outputs and buffers over training steps, an empty one, and after."""
+    """Signature, state_dict and repr are torch's, and outputs and buffers in training, with an empty batch, and evaluation."""
     ours, torchs = (getattr(nn, name)(5, **options).to(DEVICE) for nn in (tnn, torch.nn))
     assert repr(ours) == repr(torchs) and "__init__" not in vars(type(ours))
     torchs.load_state_dict(ours.state_dict(), strict=True)
@@ -435,7 +436,7 @@ def test_module_is_torchs(name: str, options: dict[str, Any]) -> None:
 
 
 def test_cumulative_average() -> None:
-    """Batches of means 1, 2 and 6 average to 1, 1.5 and 3."""
+    """After batches with means 1, 2 and 6, the running means are 1, 1.5 and 3."""
     module = tnn.BatchNorm1d(1, momentum=None).to(DEVICE)
     means = []
     for mean in (1.0, 2.0, 6.0):
@@ -444,8 +445,8 @@ def test_cumulative_average() -> None:
     assert means == pytest.approx([1, 1.5, 3])
 
 
-def test_statistics_kept_from_moving() -> None:
-    """A module that stopped tracking normalises a training batch with its own statistics and leaves its buffers alone."""
+def test_tracking_switched_off() -> None:
+    """The module then normalises a training batch with the batch's own statistics, and leaves its buffers unchanged."""
     ours, torchs = (nn.BatchNorm2d(5).to(DEVICE) for nn in (tnn, torch.nn))
     for module in (ours, torchs):
         module.track_running_stats = False

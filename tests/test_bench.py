@@ -36,7 +36,7 @@ FORMATS = ("contiguous", "channels_last")
 
 
 class SetClock:
-    """A fake clock: `seconds` returns the time of a call."""
+    """A fake clock: the function `seconds` gives the time of each call. `samples` lists the timed calls."""
 
     def __init__(self, seconds: Callable[[Any], float] = lambda call: 1e-3) -> None:
         self.seconds_of, self.samples = seconds, list[list[Any]]()
@@ -102,14 +102,16 @@ def test_passes_compute_the_gradients_of_training() -> None:
         for name in ("AlexNet conv1 b128", "AlexNet conv2 b128")
     )
     assert set(conv1.wanted("backward")) == {"weight", "bias"}
-    assert conv1.case.works["wgrad"] == conv1.case.works["backward"]  # the whole backward pass
+    assert (
+        conv1.case.works["wgrad"] == conv1.case.works["backward"]
+    )  # without an input gradient, wgrad is the whole backward pass
     assert set(conv2.wanted("backward")) == {"input 0", "weight", "bias"}
     assert set(conv2.wanted("dgrad")) == {"input 0"} and set(conv2.wanted("wgrad")) == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("what", ["dgrad", "wgrad", "backward"])
-def test_half_a_backward_pass_runs_one_kernel(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """dgrad and wgrad launch only their kernel, although autograd would allow both."""
+def test_each_backward_pass_launches_its_kernels(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dgrad and wgrad, half a backward pass each, launch one kernel; backward launches both."""
     call = Instance(CASES["AlexNet conv2 b128"].small(), "ours", torch.float32, "contiguous", "cpu").call(what)
     passes: list[str] = []
 
@@ -127,7 +129,7 @@ def test_half_a_backward_pass_runs_one_kernel(what: str, monkeypatch: pytest.Mon
 
 
 def test_shrunk_and_quick_cases() -> None:
-    """Shrinking keeps names, operators and passes. The cases and arithmetics of --quick exist."""
+    """Shrinking keeps names, operators and passes. The cases of --quick exist, with their dtypes and precisions."""
     for name, case in CASES.items():
         small = case.small()
         assert (small.name, small.op, small.first, list(small.works)) == (name, case.op, case.first, list(case.works))
@@ -163,7 +165,7 @@ def test_work_in_bytes() -> None:
 
 
 def test_contenders_are_interleaved() -> None:
-    """Each round times all contenders, with a changing first one; times are medians and quartiles."""
+    """Each round times all contenders and starts with another one; times are medians and quartiles."""
     clock = SetClock(lambda call: {"a1": 1e-3, "a2": 3e-3, "b": 4e-3}[call.name])
     contenders = {"a": [_named("a1"), _named("a2")], "b": [_named("b")]}
     times = interleaved(contenders, clock, rounds=4, least=7e-3)
@@ -321,7 +323,7 @@ def test_truncation_to_tf32_is_timed_and_marked() -> None:
     assert rows.check(*results[:3])["wrong"] is not None
     assert rows.check({"output": cut.float() + 1e-3}, *results[1:])["wrong"] is not None
     (line,) = report.remarks({"checked": {"contiguous": checked}, "failed": {}})
-    assert "cut" in line and "output" in line
+    assert "truncation" in line and "output" in line
 
 
 SMALL_MODELS = {
@@ -511,7 +513,7 @@ def test_targets() -> None:
 
 
 def test_targets_of_convolutions() -> None:
-    """Targets of means and of the worst value, of shares of the matrix product's rate, and of contiguous tensors only."""
+    """A target limits a mean or the worst value, a share of the matrix product's rate, or contiguous tensors only."""
 
     def conv(name: str, what: str, torchs: float, op: str = "conv2d", ours: float = 1e-3, **more: Any) -> dict[str, Any]:
         return _row(name, ours, torchs, op=op, **{"bytes": 10**6, "flops": 3 * 10**11, "pass": what} | more)

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "AlexNet conv3 b128"
 ENVIRONMENT = {"gpu": "NVIDIA H200", "architecture": "interpreter", "date": "2026-01-02T03:04:05"}
 
-# Worker of the three steps, on the CPU. Tiles with 5 stages do not compile, tiles with 4 stages crash, wgrad tiles with 3
-# stages are wrong, and large tiles are fast.
+# Worker of the steps check, tune and sweep, on the CPU. Tiles with 5 stages do not compile, tiles with 4 stages crash, wgrad
+# tiles with 3 stages are wrong, and large tiles are fast.
 CHILD = f"""
 import json, os, sys
 if "--compile-only" in sys.argv:

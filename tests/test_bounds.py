@@ -73,14 +73,14 @@ def surrounded(tensor: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", EVERY)
 def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> None:
-    stays_inside(EVERY[name], channels_last, buffers)
+    assert_stays_inside(EVERY[name], channels_last, buffers)
 
 
 @pytest.mark.parametrize(
     ("channels_last", "allowed"), [(False, "tf32"), (True, "tf32"), pytest.param(True, "ieee", marks=pytest.mark.long)]
 )
 @pytest.mark.parametrize("name", TMA_OPERATORS)
-def test_by_tma(name: str, channels_last: bool, allowed: str, buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_through_tma(name: str, channels_last: bool, allowed: str, buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The TMA kernels; test_tma_box.py checks the descriptors of tensors read in place."""
     torch.backends.cudnn.conv.fp32_precision = allowed
     monkeypatch.setattr(settings, "interpreted_block", 256)
@@ -89,7 +89,7 @@ def test_by_tma(name: str, channels_last: bool, allowed: str, buffers: Buffers, 
         (images, *rest), *others = case.shapes
         case = case._replace(shapes=((min(images, 3), *rest), *others))
     with tma_everywhere() as started:
-        stays_inside(case, channels_last, buffers)
+        assert_stays_inside(case, channels_last, buffers)
     assert started or allowed == "ieee"
 
 
@@ -99,7 +99,7 @@ def alone(case: Every, allowed: str) -> dict[str, Tensor]:
     return results(case, case.tensors(), case.others())
 
 
-def stays_inside(case: Every, channels_last: bool, buffers: Buffers) -> None:
+def assert_stays_inside(case: Every, channels_last: bool, buffers: Buffers) -> None:
     plain = alone(case, torch.backends.cudnn.conv.fp32_precision)
     inputs = [surrounded(t, channels_last) for t in case.tensors()]
     others = [surrounded(t, channels_last) for t in case.others()]

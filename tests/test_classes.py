@@ -1,4 +1,4 @@
-"""Module classes after `convert` and `revert`: users' subclasses, classes that other tools add, and exceptions on the way."""
+"""Module classes after `convert` and `revert`: users' subclasses, classes added by tools such as FSDP, interrupted changes."""
 
 import copy
 import pickle
@@ -162,7 +162,7 @@ def mixed() -> nn.Sequential:
     return nn.Sequential(Branch(), *chain(), parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.ReLU())
 
 
-def everything(model: nn.Module) -> list[tuple[Any, ...]]:
+def snapshot(model: nn.Module) -> list[tuple[Any, ...]]:
     """The class and attributes of each module; dicts are copied to find changes inside them."""
     return [
         (module, type(module), *((k, dict(v) if isinstance(v, dict) else v) for k, v in vars(module).items()))
@@ -197,17 +197,17 @@ def test_an_exception_at_any_step(change: str, monkeypatch: pytest.MonkeyPatch) 
     before, function = CHANGES[change]
     model = mixed()
     before(model)
-    was = everything(model)
+    unchanged = snapshot(model)
     for step in range(100):
         with monkeypatch.context() as patch:
             interrupted(patch, step)
             try:
                 function(model)
             except KeyboardInterrupt:
-                assert everything(model) == was
+                assert snapshot(model) == unchanged
                 continue
         break
-    assert (3 < step < 99 or change == "fuse") and everything(model) != was
+    assert (3 < step < 99 or change == "fuse") and snapshot(model) != unchanged
 
 
 # Other tools, applied before `convert` or between `convert` and `revert`.

@@ -1,4 +1,7 @@
-"""The tiles of a GPU, interpreted: each program has one split of the rows, and the last split is shorter."""
+"""Pooling, resizing and padding with the tiles of a GPU (kernels/device/columns.py), in the interpreter.
+
+Each program has one split of the rows, and the last split is shorter.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Compiled loops have the trip counts of their source. The interpreter cannot show this, because it compiles nothing."""
+"""The compiled loop of strided dgrad has the trip counts of its source. The interpreter compiles nothing."""
 
 import json
 import os
@@ -54,7 +54,7 @@ print(json.dumps([trips(dtype, *case) for dtype in (torch.float32, torch.float64
 
 
 def test_phase_without_taps_skips_the_loop(tmp_path: Path) -> None:
-    """In strided dgrad: if the kernel divides by the number of taps, LLVM concludes it is never zero."""
+    """If the kernel divided by the number of taps, LLVM would conclude that no phase has zero taps, and run the loop anyway."""
     (tmp_path / "trips.py").write_text(TRIPS)
     environment = os.environ | {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{Path(__file__).parents[1]}".lstrip(":")}
     done = subprocess.run(

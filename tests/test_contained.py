@@ -26,7 +26,7 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize("number", range(8))
 def test_one(number, gpu):
-    tests.contained._listen(cache_hit=number == 0)
+    tests.contained._count_kernel(cache_hit=number == 0)
     if number == 2:
         gpu.append("an illegal access")
     if number == 3:

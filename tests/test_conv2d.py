@@ -40,7 +40,7 @@ def test_dtypes(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["groups", "depthwise", STRIPS])
 @pytest.mark.parametrize("which", ["input", "weight", "both"])
 def test_channels_last(which: str, name: str) -> None:
-    """The output is channels_last if the input is, or only the weight."""
+    """The output is channels_last if the input or the weight is."""
     x, w, b = operands(CONV[name])
     if which != "weight":
         x = x.contiguous(memory_format=torch.channels_last)
@@ -52,13 +52,13 @@ def test_channels_last(which: str, name: str) -> None:
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("case", named({name: case for name, case in CONV.items() if name.startswith("depthwise, ")}))
 def test_depthwise_channels_last(case: Conv) -> None:
-    """There the lanes of a tile are channels, not columns."""
+    """In channels_last, the lanes of a tile are channels instead of columns."""
     x, w, b = operands(case)
     check(tnn.conv2d, F.conv2d, x.contiguous(memory_format=torch.channels_last), w, b, **case.options)
 
 
 def test_any_strides() -> None:
-    """Transposed, sliced, expanded and unaligned operands are read where they lie."""
+    """Kernels read transposed, sliced, expanded and unaligned operands in place."""
     x, w = randn(2, 14, 9, 6).transpose(1, 3)[:, :, ::2, 1:], randn(5, 6, 3, 3, seed=1).flip(0)
     check(tnn.conv2d, F.conv2d, x[:, :, :, 1:], w, None)
     check(tnn.conv2d, F.conv2d, randn(1, 3, 6, 6).expand(2, 3, 6, 6), randn(1, 3, 3, 3).expand(4, 3, 3, 3), randn(1).expand(4))
@@ -97,7 +97,7 @@ def test_passes_are_adjoint(name: str) -> None:
 
 
 def test_int32_and_int64_offsets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU takes int32 for small tensors; the interpreter checks each int32 step for overflow."""
+    """A GPU uses int32 for small tensors. The interpreter checks each int32 operation for overflow."""
     from trinn.kernels.conv2d import pointer as kernels
 
     case = CONV["stride and dilation coprime"]
@@ -109,7 +109,7 @@ def test_int32_and_int64_offsets_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_index_type_counts_strides() -> None:
-    """Offsets, not elements, decide: two elements 2^31 apart need int64."""
+    """The largest offset decides, not the number of elements: two elements 2^31 apart need int64."""
     assert index_type(torch.empty_strided((2, 1), (2**31, 1), device="meta")) == tl.int64
 
 
@@ -119,9 +119,9 @@ ERRORS = {
     "input of two axes": ((6, 6), W, B, {}),
     "input of five axes": ((1, 2, 4, 6, 6), W, B, {}),
     "weight of three axes": (X, (4, 4, 3), B, {}),
-    "channels that do not fit": ((2, 5, 6, 6), W, B, {"groups": 2}),
-    "groups that do not divide the filters": (X, (3, 2, 3, 3), None, {"groups": 2}),
-    "no groups": (X, W, B, {"groups": 0}),
+    "wrong number of channels": ((2, 5, 6, 6), W, B, {"groups": 2}),
+    "filters not divisible by groups": (X, (3, 2, 3, 3), None, {"groups": 2}),
+    "zero groups": (X, W, B, {"groups": 0}),
     "negative groups": (X, W, B, {"groups": -1}),
     "bias too long": (X, W, (5,), {"groups": 2}),
     "bias of two axes": (X, W, (4, 1), {"groups": 2}),
@@ -134,7 +134,7 @@ ERRORS = {
     "no filters": (X, (0, 4, 3, 3), None, {}),
     "stride of three": (X, W, B, {"groups": 2, "stride": (1, 1, 1)}),
     "same with a stride": (X, W, B, {"groups": 2, "padding": "same", "stride": 2}),
-    "padding by another word": (X, W, B, {"groups": 2, "padding": "full"}),
+    "unknown padding mode": (X, W, B, {"groups": 2, "padding": "full"}),
     "stride of floats": (X, W, B, {"groups": 2, "stride": 1.5}),
 }
 

@@ -1,6 +1,7 @@
 """The TMA kernels of convolution: all passes against torch, interpreted, or on a Hopper GPU.
 
-TMA is Hopper's copy engine. A TMA box is the block of a tensor moved by one TMA copy.
+TMA is Hopper's copy engine. A TMA box is the block of a tensor moved by one TMA copy. wgrad sums over runs: consecutive columns
+of a row, or a pixel in consecutive images.
 """
 
 import itertools
@@ -79,7 +80,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield names
 
 
-def allowed(arithmetic: str) -> torch.dtype:
+def set_precision(arithmetic: str) -> torch.dtype:
+    """Set torch's flag for float32 convolutions, and return the dtype."""
     dtype, torch.backends.cudnn.conv.fp32_precision = ARITHMETIC[arithmetic]
     return dtype
 
@@ -88,21 +90,21 @@ def allowed(arithmetic: str) -> torch.dtype:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", named(CASES))
 def test_equals_torch(case: Conv, layout: str, started: list[str]) -> None:
-    check(tnn.conv2d, F.conv2d, *operands(case, allowed("bf16"), layout), **case.options)
+    check(tnn.conv2d, F.conv2d, *operands(case, set_precision("bf16"), layout), **case.options)
     assert started.count("_conv2d_gather_tma_kernel") == 2, "fprop and dgrad"
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("case", named(CASES))
 def test_tf32(case: Conv, started: list[str]) -> None:
-    check(tnn.conv2d, F.conv2d, *operands(case, allowed("tf32"), "channels_last"), **case.options)
+    check(tnn.conv2d, F.conv2d, *operands(case, set_precision("tf32"), "channels_last"), **case.options)
     assert "_conv2d_gather_tma_kernel" in started
 
 
 @pytest.mark.parametrize("case", named({name: case for name, case in CASES.items() if case.x[0] < 4 and "same" not in name}))
 def test_bf16_terms(case: Conv, started: list[str]) -> None:
     """Cases with few images only, because float32 takes six times as long."""
-    check(tnn.conv2d, F.conv2d, *operands(case, allowed("fp32"), "channels_last"), **case.options)
+    check(tnn.conv2d, F.conv2d, *operands(case, set_precision("fp32"), "channels_last"), **case.options)
     assert "_conv2d_gather_tma_kernel" in started
 
 
@@ -112,7 +114,7 @@ def test_bf16_terms(case: Conv, started: list[str]) -> None:
 def test_runs_of_images(arithmetic: str, layout: str, images: int, stride: int, started: list[str]) -> None:
     """wgrad along the images, with several taps per program and a partial last run."""
     case = Conv((images, 16, 2, 4), (24, 16, 2, 3), {"stride": stride, "padding": 1}, bias=False)
-    check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), layout), **case.options)
+    check(tnn.conv2d, F.conv2d, *operands(case, set_precision(arithmetic), layout), **case.options)
     assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
@@ -121,7 +123,7 @@ def test_more_splits_than_runs(arithmetic: str, monkeypatch: pytest.MonkeyPatch,
     """Taps of the first row read one row of an image: 5 runs in 6 splits."""
     monkeypatch.setattr(settings, "wanted_programs", 264)
     case = Conv((16, 16, 5, 5), (16, 16, 3, 3), {"padding": 4, "dilation": 4}, bias=False)
-    x, w, _ = operands(case, allowed(arithmetic), "channels_last")
+    x, w, _ = operands(case, set_precision(arithmetic), "channels_last")
     check(tnn.conv2d, F.conv2d, x, w, None, **case.options)
     assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
@@ -130,7 +132,7 @@ def test_more_splits_than_runs(arithmetic: str, monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_runs_of_all_pixels(arithmetic: str, layout: str, started: list[str]) -> None:
     """wgrad of 1x1 filters treats all pixels as one run, and reads contiguous images in place."""
-    x, dy, _ = operands(Conv((3, 16, 4, 8), (3, 32, 4, 8), bias=False), allowed(arithmetic), "contiguous")
+    x, dy, _ = operands(Conv((3, 16, 4, 8), (3, 32, 4, 8), bias=False), set_precision(arithmetic), "contiguous")
     if layout == "channels_last":
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
 
@@ -147,7 +149,7 @@ def test_runs_of_all_pixels(arithmetic: str, layout: str, started: list[str]) ->
 def test_runs_of_narrow_groups(arithmetic: str, started: list[str]) -> None:
     """wgrad does not store products of one group's channels with another group's filters."""
     case = Conv((17, 16, 3, 3), (32, 4, 1, 3), {"groups": 4, "padding": (0, 1)}, bias=False)
-    check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), "channels_last"), **case.options)
+    check(tnn.conv2d, F.conv2d, *operands(case, set_precision(arithmetic), "channels_last"), **case.options)
     assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
@@ -156,7 +158,7 @@ def test_runs_of_narrow_groups(arithmetic: str, started: list[str]) -> None:
 def test_runs_of_columns(arithmetic: str, options: dict[str, Any], started: list[str]) -> None:
     """wgrad along the columns, for a few large images."""
     case = Conv((2, 16, 2, 28), (24, 16, 2, 3), options, bias=False)
-    check(tnn.conv2d, F.conv2d, *operands(case, allowed(arithmetic), "channels_last"), **case.options)
+    check(tnn.conv2d, F.conv2d, *operands(case, set_precision(arithmetic), "channels_last"), **case.options)
     assert started.count("_conv2d_wgrad_tma_kernel") == 1
 
 
@@ -170,7 +172,7 @@ def test_columns_of_taps(taps: int, started: list[str]) -> None:
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "fp32"])
 def test_transposed(arithmetic: str, started: list[str]) -> None:
-    x, w, b = (randn(*size, dtype=allowed(arithmetic)) for size in ((16, 16, 1, 2), (16, 16, 4, 4), (16,)))
+    x, w, b = (randn(*size, dtype=set_precision(arithmetic)) for size in ((16, 16, 1, 2), (16, 16, 4, 4), (16,)))
     check(tnn.conv_transpose2d, F.conv_transpose2d, x, w, b, stride=2, padding=1, output_padding=1)
     assert started.count("_conv2d_gather_tma_kernel") == 2 and started.count("_conv2d_wgrad_tma_kernel") == 1
 
@@ -187,7 +189,7 @@ def test_views(started: list[str]) -> None:
 
 
 def test_results_as_rows(started: list[str]) -> None:
-    """20 filters of 1x1: results of one column, and results whose planes are misaligned, unlike those of the source."""
+    """20 filters of 1x1: results of one column, and results with misaligned planes from a source with aligned planes."""
     column = randn(2, 16, 3, 1, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     top = randn(2, 16, 8, 5, dtype=torch.bfloat16)[:, :, :3]
     for x in (column, top):
@@ -229,19 +231,19 @@ def test_windows_past_the_far_edge(started: list[str]) -> None:
 )
 def test_fused(case: str, arithmetic: str, started: list[str]) -> None:
     """A scale, a shift, ReLU and statistics in the epilogue, also for a half tile without pixels."""
-    check_fused(*operands(CASES[case], allowed(arithmetic), "channels_last"), CASES[case].options, started)
+    check_fused(*operands(CASES[case], set_precision(arithmetic), "channels_last"), CASES[case].options, started)
 
 
 def test_pooled(started: list[str]) -> None:
     """A separate kernel pools the result of a TMA convolution."""
-    x, w, b = operands(CASES["3x3"], allowed("bf16"), "channels_last")
+    x, w, b = operands(CASES["3x3"], set_precision("bf16"), "channels_last")
     y, _ = launchers.conv2d_relu_max_pool2d(x, w, b, (5, 6), (1, 1), (1, 1), (1, 1), 1, (2, 3), (2, 2), (2, 2), (0, 0), (1, 1))
     assert torch.equal(y, F.max_pool2d(tnn.conv2d(x, w, b, padding=1).relu(), 2)) and "_conv2d_gather_tma_kernel" in started
 
 
 def test_bf16_terms_are_as_exact_as_float32() -> None:
     """A long sum of numbers of mixed magnitudes: three bf16 terms are as exact as float32."""
-    allowed("fp32")
+    set_precision("fp32")
     x, w = randn(2, 512, 2, 3), randn(16, 512, 1, 1, seed=1)
     scale = 10.0 ** randn(1, 512, 1, 1, seed=2)
     check(tnn.conv2d, F.conv2d, x * scale, w / scale, None)
@@ -251,21 +253,21 @@ def test_bf16_terms_are_as_exact_as_float32() -> None:
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_not_finite(value: float, arithmetic: str) -> None:
     """An infinity or NaN in a pixel changes only the outputs that read it, with the sign of the filter."""
-    x, w, _ = operands(Conv((2, 16, 7, 8), (16, 16, 3, 3)), allowed(arithmetic), "channels_last")
+    x, w, _ = operands(Conv((2, 16, 7, 8), (16, 16, 3, 3)), set_precision(arithmetic), "channels_last")
     x[1, 3, 2, 5] = value
     y, expected = tnn.conv2d(x, w, padding=1), F.conv2d(x.double().cpu(), w.double().cpu(), padding=1)
     assert torch.equal(y.isnan().cpu(), expected.isnan()) and torch.equal(y.isinf().cpu(), expected.isinf())
     assert torch.equal(y[y.isinf()].double().cpu(), expected[expected.isinf()])
 
 
-def everything(nn: Any, x: Tensor, w: Tensor, dy: Tensor, **options: Any) -> list[Tensor]:
+def output_and_gradients(nn: Any, x: Tensor, w: Tensor, dy: Tensor, **options: Any) -> list[Tensor]:
     """The output, and the gradients of image and filters."""
     x, w = (t.detach().requires_grad_() for t in (x, w))
     y = nn.conv2d(x, w, **options)
     return [y.detach(), *torch.autograd.grad(y, (x, w), dy)]
 
 
-def spoilt(shape: tuple[int, ...], at: tuple[int, ...] = (), seed: int = 0) -> Tensor:
+def with_infinity(shape: tuple[int, ...], at: tuple[int, ...] = (), seed: int = 0) -> Tensor:
     """A tensor with channels innermost and an infinity at one position."""
     t = randn(*shape, dtype=torch.bfloat16, seed=seed)
     if at:
@@ -273,22 +275,22 @@ def spoilt(shape: tuple[int, ...], at: tuple[int, ...] = (), seed: int = 0) -> T
     return t.contiguous(memory_format=torch.channels_last)
 
 
-def compared(x: Tensor, w: Tensor, dy: Tensor, **options: Any) -> list[tuple[Tensor, Tensor]]:
+def pairs_with_torch(x: Tensor, w: Tensor, dy: Tensor, **options: Any) -> list[tuple[Tensor, Tensor]]:
     """Pairs of our results and torch's float64 results."""
-    of_torch = everything(F, *(t.double().cpu() for t in (x, w, dy)), **options)
-    return [(a.double().cpu(), b) for a, b in zip(everything(tnn, x, w, dy, **options), of_torch, strict=True)]
+    of_torch = output_and_gradients(F, *(t.double().cpu() for t in (x, w, dy)), **options)
+    return [(a.double().cpu(), b) for a, b in zip(output_and_gradients(tnn, x, w, dy, **options), of_torch, strict=True)]
 
 
 def test_infinities_over_padding() -> None:
     """docs/differences.md: a tap is skipped if a whole TMA box, or a whole run of wgrad, reads only padding through it."""
     shape, filters, options = (2, 16, 7, 7), (16, 16, 3, 3), {"padding": 6, "dilation": 6}
-    x, w, dy = (spoilt(size, seed=i) for i, size in enumerate((shape, filters, shape)))
-    (y, expected), _, _ = compared(x, spoilt(filters, (3, 2, 0, 0), 1), dy, **options)
+    x, w, dy = (with_infinity(size, seed=i) for i, size in enumerate((shape, filters, shape)))
+    (y, expected), _, _ = pairs_with_torch(x, with_infinity(filters, (3, 2, 0, 0), 1), dy, **options)
     assert expected[:, 3, :6, :6].isnan().all() and not y[expected.isfinite()].isnan().any()
     assert y[:, 3, 6, 6].isinf().all()
     if INTERPRETED:  # a GPU uses other boxes
         assert y[:, 3, 0, 0].isfinite().all()
-    _, _, (dw, expected) = compared(x, w, spoilt(shape, (1, 4, 0, 0), 2), **options)
+    _, _, (dw, expected) = pairs_with_torch(x, w, with_infinity(shape, (1, 4, 0, 0), 2), **options)
     assert expected[4, :, 0, 0].isnan().all() and dw[4, :, 0, 0].isfinite().all()
     assert torch.equal(dw.isinf(), expected.isinf())
 
@@ -296,23 +298,23 @@ def test_infinities_over_padding() -> None:
 def test_infinities_of_narrow_groups() -> None:
     """docs/differences.md: infinities spread to the groups merged with theirs, here four, and no further."""
     shape, filters, options = (17, 32, 3, 4), (32, 4, 3, 3), {"padding": 1, "groups": 8}
-    x, w, dy = (spoilt(size, seed=i) for i, size in enumerate((shape, filters, shape)))
+    x, w, dy = (with_infinity(size, seed=i) for i, size in enumerate((shape, filters, shape)))
     at = 0, 5, 1, 1
-    (y, expected), _, (dw, dw_expected) = compared(spoilt(shape, at), w, dy, **options)
+    (y, expected), _, (dw, dw_expected) = pairs_with_torch(with_infinity(shape, at), w, dy, **options)
     assert torch.equal(y.isinf(), expected.isinf()) and y[0, :16, :3, :3].isfinite().sum() == 0
     assert y[0, 16:].isfinite().all() and y[1:].isfinite().all()
     assert torch.equal(dw.isfinite(), dw_expected.isfinite())
-    (y, _), (dx, expected), _ = compared(x, w, spoilt(shape, at, 2), **options)
+    (y, _), (dx, expected), _ = pairs_with_torch(x, w, with_infinity(shape, at, 2), **options)
     assert torch.equal(dx.isinf(), expected.isinf()) and dx[0, :16, :3, :3].isfinite().sum() == 0
     assert dx[0, 16:].isfinite().all() and dx[1:].isfinite().all() and y.isfinite().all()
-    for got, expected in compared(x, spoilt(filters, (5, 1, 1, 1), 1), dy, **options):
+    for got, expected in pairs_with_torch(x, with_infinity(filters, (5, 1, 1, 1), 1), dy, **options):
         assert torch.equal(got.isfinite(), expected.isfinite())
 
 
 def test_infinities_past_the_last_column() -> None:
     """docs/differences.md: in runs of 16 columns, the second run has zero gradients from the 26th column on."""
-    w, dy = spoilt((24, 16, 2, 3), seed=1), spoilt((2, 24, 1, 26), seed=2)
-    _, _, (dw, expected) = compared(spoilt((2, 16, 2, 28), (1, 4, 0, 27)), w, dy)
+    w, dy = with_infinity((24, 16, 2, 3), seed=1), with_infinity((2, 24, 1, 26), seed=2)
+    _, _, (dw, expected) = pairs_with_torch(with_infinity((2, 16, 2, 28), (1, 4, 0, 27)), w, dy)
     assert torch.equal(dw.isinf(), expected.isinf()) and not expected.isnan().any()
     assert dw[:, 4, 0, :2].isnan().all() and dw[:, 4, 1].isfinite().all()
 
@@ -333,7 +335,7 @@ def test_infinities_past_the_last_column() -> None:
 )
 def test_range_of_bf16_terms(x: float, w: float, expected: float) -> None:
     """docs/differences.md: the smallest and the largest numbers, where bf16 terms have fewer bits."""
-    allowed("fp32")
+    set_precision("fp32")
     image, filters = torch.zeros(1, 16, 2, 2, device=DEVICE), torch.zeros(16, 16, 1, 1, device=DEVICE)
     image[:, 0], filters[:, 0] = x, w
     torch.testing.assert_close(tnn.conv2d(image, filters), torch.full_like(image, expected), rtol=0, atol=0, equal_nan=True)
@@ -361,6 +363,7 @@ def test_pointer_kernel_instead(case: Conv, started: list[str]) -> None:
 
 @triton.jit
 def _hits_kernel(found, SIZE: tl.constexpr, AXIS: tl.constexpr, REACH: tl.constexpr, BLOCK: tl.constexpr):
+    """For each position, 100 * first + count: taps forwards, taps backwards, and pixels that hit the image."""
     start = tl.arange(0, BLOCK) - BLOCK // 2
     first, count = hitting_taps(start, REACH, SIZE, AXIS.taps, AXIS.dilation)
     tl.store(found + tl.arange(0, BLOCK), first * 100 + count)

@@ -1,3 +1,5 @@
+"""Transposed convolution: geometries, dtypes, output sizes and errors."""
+
 from typing import Any
 
 import pytest

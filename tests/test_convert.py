@@ -96,7 +96,7 @@ def test_same_results(name: str, fuse: bool) -> None:
     model, torchs = built(build, torch.float64), built(build, torch.float64)
     parameters, initial = list(model.parameters()), state(model)
     assert trinn.convert(model, fuse=fuse) is model and repr(model) == repr(torchs)
-    left = {type(m).__name__ for m in model.modules() if type(m) in TORCHS_OWN}
+    left = {type(m).__name__ for m in model.modules() if type(m) in CONVERTIBLE}
     assert not left, f"{left} were not converted"
     assert same_bits(state(model), initial) and all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     images = randn(*shape, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_same_results(name: str, fuse: bool) -> None:
     assert same_bits(state(model), state(torchs))
 
 
-TORCHS_OWN = tuple(getattr(nn, name) for name in vars(tnn)["__all__"] if hasattr(nn, name))
+CONVERTIBLE = tuple(getattr(nn, name) for name in vars(tnn)["__all__"] if hasattr(nn, name))
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import convolution_figures as figures
-from bench.convolution_page import PAGE, STORED, drawn_from, render
+from bench.convolution_page import PAGE, STORED, UNTIMED, drawn_from, render
 from bench.emulated import multiplied
 
 # predicted.py counts the taps of each tile. Their sum must equal the count of kernels/conv2d/tma_box.py for all tiles together.
@@ -38,7 +38,7 @@ def test_pictures_are_up_to_date() -> None:
 
 
 def test_times_are_shown(tmp_path: Path) -> None:
-    """The page shows the newest result of a GPU next to the predictions, and ignores other files."""
+    """The page shows the newest result of a GPU, from any subfolder, and ignores other files and other passes."""
     name = "AlexNet conv3 b128"
     for date, ours in (("2031-01-01", 61e-6), ("2030-01-01", 77e-6)):
         times = [
@@ -54,13 +54,21 @@ def test_times_are_shown(tmp_path: Path) -> None:
             "bytes": 1,
             "flops": 1,
         }
-        result = {"environment": {"gpu": "H200", "date": date}, "ceilings": {}, "rows": [row | {"times": times}]}
-        (tmp_path / "h200").mkdir(exist_ok=True)
-        (tmp_path / "h200" / f"{date}.json").write_text(json.dumps(result))
+        rows = [row | {"times": times, "pass": what} for what in ("forward", "backward")]
+        result = {"environment": {"gpu": "H200", "date": date}, "ceilings": {}, "rows": rows}
+        folder = tmp_path / "h200" / ("" if ours == 77e-6 else "of make gpu/h200")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{date}.json").write_text(json.dumps(result))
     (tmp_path / "h200" / "other.json").write_text("[]")
     page = render(tmp_path)
     (line,) = (line for line in page.splitlines() if line.startswith(f"| {name} |") and "| 61, 83 |" in line)
-    assert "Timed on: H200." in page and "| H200 | bfloat16 |" in page and "77, 83" not in page and line.count("not yet") == 2
+    assert "**Timed on H200**" in page and "forward 1 of" in page and "dgrad 0 of" in page and UNTIMED[:20] not in page
+    assert {row["pass"] for row in drawn_from(tmp_path)["predictions"][1]} == {"forward"}
+    assert "| H200 | bfloat16 |" in page and "77, 83" not in page and line.count("not yet") == 2
+
+
+def test_nothing_was_timed(tmp_path: Path) -> None:
+    assert "Nothing on it was timed." in render(tmp_path)
 
 
 def test_taps_are_counted_as_in_the_launchers() -> None:
@@ -68,7 +76,10 @@ def test_taps_are_counted_as_in_the_launchers() -> None:
 
 
 def test_an_instruction_truncates() -> None:
-    """Bits more than two below the accumulator's last bit are lost, and so are bits of the sum beyond 24."""
+    """bench/emulated.py: a tensor-core instruction loses bits more than two below the accumulator's last bit.
+
+    Bits of the sum beyond 24 are lost too.
+    """
 
     def summed(acc: float, products: list[float], truncates: bool) -> float:
         a = np.array([products], dtype=np.float32)

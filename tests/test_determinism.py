@@ -153,27 +153,29 @@ def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch, 
             pytest.skip("the interpreter's default tiles split sums by the number of rows")
         monkeypatch.undo()
     request.getfixturevalue("rowwise_products")
-    split(EVERY[name])
+    assert_same_alone_and_in_a_batch(EVERY[name])
 
 
 @pytest.mark.usefixtures("rowwise_products")
 @pytest.mark.parametrize("name", TMA_OPERATORS)
 def test_batch_split_through_tma(name: str) -> None:
     with tma_everywhere() as launched_names:
-        split(TMA_OPERATORS[name])
+        assert_same_alone_and_in_a_batch(TMA_OPERATORS[name])
     assert launched_names or not INTERPRETED
 
 
-def split(case: Every) -> None:
+def assert_same_alone_and_in_a_batch(case: Every) -> None:
     (x, *rest), others = case.tensors(), case.others()
-    whole = images(case.function, x, rest, others)
+    whole = outputs_and_gradient(case.function, x, rest, others)
     for i in range(x.shape[0]):
         own = tuple(t[i : i + 1] if t.dim() == 4 else t for t in others)
-        for together, alone in zip(whole, images(case.function, x[i : i + 1], rest, own), strict=True):
+        for together, alone in zip(whole, outputs_and_gradient(case.function, x[i : i + 1], rest, own), strict=True):
             assert torch.equal(together[i : i + 1], alone), f"image {i}: {(together[i : i + 1] - alone).abs().max()}"
 
 
-def images(function: Callable[..., Any], x: Tensor, rest: list[Tensor], others: tuple[Tensor, ...]) -> list[Tensor]:
+def outputs_and_gradient(
+    function: Callable[..., Any], x: Tensor, rest: list[Tensor], others: tuple[Tensor, ...]
+) -> list[Tensor]:
     """The outputs and the gradient of x."""
     x = x.detach().clone().requires_grad_()
     result = function(x, *rest, *others)
@@ -182,7 +184,7 @@ def images(function: Callable[..., Any], x: Tensor, rest: list[Tensor], others: 
     return [y.detach() for y in outputs] + list(torch.autograd.grad(outputs[0], x, upstream.expand_as(outputs[0])))
 
 
-def launched(passes: Callable[[], object], architecture: str) -> dict[str, Any]:
+def constants_of(passes: Callable[[], object], architecture: str) -> dict[str, Any]:
     """The compile-time constants of the last launch of `passes` on an architecture."""
     found: list[dict[str, Any]] = []
     with intercepted(lambda kernel, _, args, constants: found.append(constants), architecture):
@@ -205,7 +207,7 @@ def test_order_of_a_convolutions_sum(architecture: str, dtype: torch.dtype, monk
     orders = set()
     for n in (1, 2, 7, 64, 1000):
         for op in (launchers.conv2d_fprop, launchers.conv2d_dgrad):
-            constants = launched(lambda: op(meta(n, 64, 14, 14), meta(64, 64, 3, 3), None, (14, 14), *window), architecture)  # noqa: B023
+            constants = constants_of(lambda: op(meta(n, 64, 14, 14), meta(64, 64, 3, 3), None, (14, 14), *window), architecture)  # noqa: B023
             orders.add(tuple(constants.get(name) for name in ("BLOCK_K", "PRECISION", "ACCUMULATOR", "CROSS")))
     assert len(orders) == 1, orders
 

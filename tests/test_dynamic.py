@@ -20,7 +20,7 @@ from trinn.kernels.runtime.observe import intercepted
 # Ignore warnings about specialised exports and nondeterministic kernels.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("large_tiles")]
 
-# The number of sizes, and the computed ones. For the others only the graph matters.
+# The number of sizes, and the numbers of the sizes with computed results. The other sizes are only compiled.
 SIZES, COMPUTED = 10, (0, 3)
 
 
@@ -102,7 +102,7 @@ def shapes_of(program: torch.export.ExportedProgram) -> list[Any]:
 
 
 @cache
-def torchs(name: str) -> tuple[list[Any], list[list[Tensor]]]:
+def torchs_shapes_and_inputs(name: str) -> tuple[list[Any], list[list[Tensor]]]:
     """The input shapes of torch's exported program, and inputs of many sizes accepted by torch's operator."""
     case = THEIRS[name]
     inputs = [*case.tensors(), *case.others()]
@@ -152,7 +152,7 @@ def graphs(function: Callable[..., Any], name: str, dynamic: bool | None, expect
 
     torch._dynamo.reset()
     call = torch.compile(function, backend=backend, dynamic=dynamic, fullgraph=True)
-    for number, tensors in enumerate(torchs(name)[1]):
+    for number, tensors in enumerate(torchs_shapes_and_inputs(name)[1]):
         if expected is not None and number in COMPUTED:
             got, wanted = (step(f, name, tensors) for f in (call, expected))
             torch.testing.assert_close(got, wanted, rtol=0, atol=0)
@@ -171,7 +171,7 @@ names = pytest.mark.parametrize(
 @pytest.mark.parametrize("dynamic", [True, pytest.param(None, marks=pytest.mark.long)])
 @names
 def test_one_graph_serves_all_sizes(name: str, dynamic: bool | None) -> None:
-    """Or as many graphs as torch's operator has, since it is recompiled for some sizes."""
+    """torch recompiles some of its operators for some sizes. Then trinn may have as many graphs as torch."""
     function = OURS[name].function
     ours = graphs(function, name, dynamic, expected=function)
     if ours > 1:
@@ -182,7 +182,7 @@ def test_one_graph_serves_all_sizes(name: str, dynamic: bool | None) -> None:
 @names
 def test_export(name: str, strict: bool) -> None:
     """Every dynamic axis of torch's exported operator is dynamic in ours, and the program works for other sizes."""
-    function, (torchs_shapes, inputs) = OURS[name].function, torchs(name)
+    function, (torchs_shapes, inputs) = OURS[name].function, torchs_shapes_and_inputs(name)
     program = exported(function, inputs[0], strict)
     for ours, theirs in zip(shapes_of(program), torchs_shapes, strict=True):
         fixed = [isinstance(t, torch.SymInt) and not isinstance(n, torch.SymInt) for n, t in zip(ours, theirs, strict=True)]

@@ -1,4 +1,4 @@
-"""One call of every operator, forward and backward, in each dtype and memory format: what a GPU is asked first."""
+"""One call of every operator, forward and backward, in each dtype and memory format: the first test to run on a GPU."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from tests.every import EVERY, TORCHS, results
 from trinn.kernels.runtime.interpreter import INTERPRETED
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# The interpreter has run these in the operators' own tests.
+# The operators' own tests cover these in the interpreter.
 MORE = pytest.mark.long if INTERPRETED else ()
 CALLS = [
     pytest.param(dtype, layout, marks=() if (dtype == torch.float32) == (layout == "contiguous") else MORE)
@@ -31,7 +31,7 @@ def test_equals_torch(name: str, dtype: torch.dtype, layout: str) -> None:
         return {"ours": EVERY, "torch's": TORCHS}[whose][name].function(*inputs, *placed)
 
     ours, torchs = (partial(called, whose) for whose in ("ours", "torch's"))
-    if dtype == torch.float64:  # several operators in a row, and sums: torch's own result is no more exact than ours
+    if dtype == torch.float64:  # after several operators or long sums, torch's float64 is no more exact than ours
         got, expected = (run(function, tuple(tensors), {}, dtype) for function in (ours, torchs))
         torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
     else:
@@ -40,10 +40,10 @@ def test_equals_torch(name: str, dtype: torch.dtype, layout: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_expanded_gradients(name: str) -> None:
-    """Each upstream gradient is one number, expanded, as the gradient of a sum is; float64."""
+    """Each upstream gradient is one expanded number, as in the gradient of a sum; float64."""
     others = tuple(t.double() if t.is_floating_point() else t for t in EVERY[name].others())
     got, expected = (results(case, case.tensors(torch.float64), others, one) for case in (EVERY[name], TORCHS[name]))
-    # torch has second gradients that are always 0.
+    # torch also returns second gradients equal to 0 everywhere.
     torch.testing.assert_close(got, {key: expected[key] for key in got}, rtol=1e-11, atol=1e-11)
 
 

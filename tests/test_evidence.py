@@ -1,3 +1,5 @@
+"""docs/evidence.md is up to date with docs/evidence/."""
+
 from tests.evidence import PAGE, SECTIONS, render
 
 

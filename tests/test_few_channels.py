@@ -64,7 +64,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(few_channels, "launch", recorded)
     monkeypatch.setattr(settings, "interpret_tma", True)
     monkeypatch.setattr(tma, "MIN_CHANNELS", 8)
-    monkeypatch.setattr(few_channels, "STARTED", -(2**40))
+    monkeypatch.setattr(few_channels, "STARTED", -(2**40))  # the cost of a window copy is negative: it always pays
     yield names
 
 
@@ -171,7 +171,7 @@ def test_where_a_copy_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blocks_and_boxes() -> None:
-    """Blocks of 64 bytes or more with little padding; boxes of adjacent columns if they waste little."""
+    """Blocks have 64 bytes or more and little padding. TMA boxes have adjacent columns if this wastes little."""
     for depth, block in ((28, 32), (44, 64), (12, 16), (72, 32), (64, 64), (8, 16)):
         assert WindowCopy(1, 1, 1, 0, depth, 1, 1).block(64) == block
     assert WindowCopy(4, 1, 1, 0, 11, 4, 1).block(32) == 16 and WindowCopy(4, 1, 1, 0, 7, 2, 1).block(16) == 16

@@ -40,7 +40,7 @@ def doubles(case: Every) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     return case.tensors(torch.float64), tuple(o.double() if o.is_floating_point() else o for o in case.others())
 
 
-def alike(*tensors: Tensor, seed: int) -> tuple[Tensor, ...]:
+def random_like(*tensors: Tensor, seed: int) -> tuple[Tensor, ...]:
     return tuple(randn(*t.shape, dtype=t.dtype, seed=seed + i) for i, t in enumerate(tensors))
 
 
@@ -64,12 +64,12 @@ def test_jvp(case: Every, request: pytest.FixtureRequest) -> None:
     """jvp is the adjoint of vjp, for the operator and for its gradient; float64."""
     tensors, others = doubles(case)
     function = first_output(case, others)
-    steps = alike(*tensors, seed=5)
+    steps = random_like(*tensors, seed=5)
     y, step = torch.func.jvp(function, tuple(tensors), steps)[:2]
     torch.testing.assert_close(y, function(*tensors))
     if request.node.callspec.id in NO_DERIVATIVE:
         pytest.skip("no derivative with overlapping windows, in torch either")
-    upstream = alike(y, seed=1)
+    upstream = random_like(y, seed=1)
     torch.testing.assert_close(dot((step,), upstream), dot(steps, torch.func.vjp(function, *tensors)[1](*upstream)))
 
     def gradient(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -85,7 +85,7 @@ def test_a_tangent_for_one_input(case: Every) -> None:
     """With torch.autograd.forward_ad, the tangents of the other inputs are absent, not zero."""
     tensors, others = doubles(case)
     function = first_output(case, others)
-    steps = alike(*tensors, seed=5)
+    steps = random_like(*tensors, seed=5)
     alone = []
     for place, step in enumerate(steps):
         with torch.autograd.forward_ad.dual_level():
@@ -170,7 +170,7 @@ def test_vmap(case: Every, no_fallback: None, full_float32: None, request: pytes
 def test_derivatives_of_vmap(case: Every) -> None:
     """A mapped operator has the same jvp and vjp as a loop; float64."""
     tensors, others = ([stacked(t, 0) for t in group] for group in doubles(case))
-    steps = alike(*tensors, seed=5)
+    steps = random_like(*tensors, seed=5)
 
     def mapped(*inputs: Tensor) -> Tensor:
         return torch.vmap(first_output(case, ()))(*inputs, *others)
@@ -179,7 +179,7 @@ def test_derivatives_of_vmap(case: Every) -> None:
         return torch.stack([first_output(case, ())(*operands) for operands in zip(*inputs, *others, strict=True)])
 
     found, expected = ([*torch.func.jvp(f, tuple(tensors), steps), torch.func.vjp(f, *tensors)] for f in (mapped, looped))
-    upstream = alike(found[0], seed=1)
+    upstream = random_like(found[0], seed=1)
     pulled = [result.pop()[1](*upstream) for result in (found, expected)]
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*pulled)
@@ -202,7 +202,7 @@ def test_in_place_relu_under_vmap(name: str) -> None:
 
 
 def test_every_operator_has_a_vmap_rule() -> None:
-    """Operators outside the cases above included."""
+    """Every registered operator has a rule, even without a case above."""
     assert {*vmap.FIRST_AXIS, *vmap.ELEMENTWISE, *vmap.FOLDS} == {name.split("::")[1] for name in registered()}
 
 

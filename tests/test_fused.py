@@ -1,4 +1,4 @@
-"""Fused layers against torch's layers called one by one, and what they launch."""
+"""Fused layers compared with torch's layers called one by one, and the kernels that they launch."""
 
 import copy
 import pickle
@@ -29,20 +29,20 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "reflected border": ((2, 3, 7, 8), {"out_channels": 4, "kernel_size": 3, "padding": 1, "padding_mode": "reflect"}),
 }
 WINDOWS: dict[str, dict[str, Any]] = {
-    "side by side": {"kernel_size": 2},
-    "of one row": {"kernel_size": (1, 4)},
-    "of 8 pixels": {"kernel_size": (4, 2)},
-    "of 3 pixels": {"kernel_size": (3, 1)},
-    "that overlap": {"kernel_size": 3, "stride": 2, "padding": 1},
-    "padded by less than makes one more": {"kernel_size": 4, "padding": 1},
-    "that hang over": {"kernel_size": 2, "ceil_mode": True},
+    "adjacent": {"kernel_size": 2},
+    "one row": {"kernel_size": (1, 4)},
+    "8 pixels": {"kernel_size": (4, 2)},
+    "3 pixels": {"kernel_size": (3, 1)},
+    "overlapping": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "padding too small for another window": {"kernel_size": 4, "padding": 1},
+    "overhanging": {"kernel_size": 2, "ceil_mode": True},
     "dilated": {"kernel_size": 2, "dilation": 2},
 }
 TRAINING = {"training": True, "evaluation": False}
 
 
 def twins(fused: type[nn.Module], *layers: nn.Module, training: bool = True) -> tuple[nn.Module, nn.Sequential]:
-    """Ours, fused, and torch's `layers` in a row."""
+    """Our fused layer, and torch's layers in an nn.Sequential, with the same parameters."""
     theirs = nn.Sequential(*layers).to(DEVICE).train(training)
     return fused(*(ours_of(layer) for layer in copy.deepcopy(theirs))).train(training), theirs
 
@@ -58,12 +58,12 @@ def conv(name: str) -> tuple[tuple[int, ...], nn.Conv2d]:
 
 
 def compared(ours: nn.Module, theirs: nn.Module, dtype: torch.dtype, *shapes: tuple[int, ...], channels_last: bool) -> None:
-    """`check` of two modules as functions of their inputs and parameters, which are drawn."""
+    """`check` of two modules as functions of random inputs and parameters."""
     parameters = [tuple(p.shape) for p in theirs.parameters()]
     tensors = [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate((*shapes, *parameters))]
     if channels_last:
         tensors = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
-    if dtype == torch.float64:  # of several operators in a row torch's own result is no more exact than ours
+    if dtype == torch.float64:  # after several operators, torch's float64 is no more exact than ours
         for got, expected in zip(*(run(following(m), tuple(tensors), {}, dtype).values() for m in (ours, theirs)), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
     else:
@@ -71,7 +71,7 @@ def compared(ours: nn.Module, theirs: nn.Module, dtype: torch.dtype, *shapes: tu
 
 
 def following(module: nn.Module) -> Callable[..., Any]:
-    """A module as a function of its inputs and parameters, with buffers of their dtype on their device."""
+    """A module as a function of its inputs and parameters, with buffers in their dtype and on their device."""
     return lambda *tensors: called(copy.deepcopy(module).to(tensors[0].device, tensors[0].dtype))(*tensors)
 
 
@@ -93,7 +93,7 @@ def test_conv_relu(name: str, dtype: torch.dtype, channels_last: bool, full_floa
 # All windows in float32; one in the other dtypes.
 @layouts
 @pytest.mark.parametrize(
-    ("window", "dtype"), [(name, torch.float32) for name in WINDOWS] + [("side by side", dtype) for dtype in DTYPES[1:]]
+    ("window", "dtype"), [(name, torch.float32) for name in WINDOWS] + [("adjacent", dtype) for dtype in DTYPES[1:]]
 )
 def test_conv_relu_max_pool(window: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
     shape, layer = conv("3x3")
@@ -112,10 +112,10 @@ def test_pooled_convolutions(name: str, full_float32: None) -> None:
 @pytest.mark.parametrize("training", TRAINING)
 def test_conv_bn_relu(training: str, name: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
     if dtype == torch.bfloat16 and INTERPRETED:
-        pytest.skip("the interpreter cuts bfloat16 off where a GPU rounds it, so that other pixels pass the ReLU than torch's")
+        pytest.skip("the interpreter truncates to bfloat16 and a GPU rounds, so other pixels pass the ReLU than in torch")
     shape, layer = conv(name)
     if TRAINING[training]:
-        layer.bias = None  # whose gradient is 0 but for rounding
+        layer.bias = None  # its gradient is a rounding error of 0
     norm = nn.BatchNorm2d(layer.out_channels)
     pair = twins(tnn.ConvBNReLU2d, layer, norm, nn.ReLU(), training=TRAINING[training])
     compared(*pair, dtype, shape, channels_last=channels_last)
@@ -149,7 +149,7 @@ def test_linear_relu(shape: tuple[int, ...], dtype: torch.dtype, full_float32: N
 
 
 class Launched(TorchDispatchMode):
-    """Notes the names of our operators that run, without statistics' updates, which each batch norm has."""
+    """Records the names of trinn's operators in its context, except the updates of running statistics."""
 
     def __enter__(self) -> list[str]:  # type: ignore[override]
         self.names: list[str] = []
@@ -163,7 +163,7 @@ class Launched(TorchDispatchMode):
 
 
 def launches(call: Callable[[], Tensor]) -> tuple[list[str], list[str]]:
-    """What runs forward and, where there is a gradient, backward."""
+    """The operators called by a forward and by its backward, if there is a gradient."""
     with Launched() as forward:
         y = call()
     with Launched() as backward:
@@ -180,7 +180,7 @@ GRADIENTS = ["conv2d_dgrad", "conv2d_wgrad", "channel_sum"]
 
 
 def test_launches() -> None:
-    """One kernel where the table in layers/fused_functional.py says one."""
+    """The fused operators of the table in layers/fused_functional.py."""
     x, y = randn(2, 4, 8, 8).requires_grad_(), randn(2, 6, 8, 8).requires_grad_()
     relu, norm, linear = tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 5, device=DEVICE)
     affine, pooled = ["conv2d_affine"], ["conv2d_relu_max_pool2d"]
@@ -213,7 +213,7 @@ def test_launches() -> None:
 @pytest.mark.usefixtures("rowwise_products")
 @pytest.mark.parametrize("window", [(2, 2), (1, 4), (4, 4), (2, 1), (3, 3)])
 def test_pooled_tile(window: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of 2, 4, 8 or 16 pixels side by side are pooled before the convolution is written: to the bit the same."""
+    """Adjacent windows of 2, 4, 8 or 16 pixels are pooled before the convolution is stored, with the same bits."""
     x, w, b = randn(2, 3, 9, 13), randn(5, 3, 3, 3), randn(5)
     geometry = (7, 11), (1, 1), (0, 0), (1, 1), 1
     pooled = 7 // window[0], 11 // window[1]
@@ -227,7 +227,7 @@ def test_pooled_tile(window: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nan_wins_in_a_tile(full_float32: None) -> None:
-    """The last NaN of a window, as in max_pool2d, and ties go to the first."""
+    """The last NaN of a window wins and ties go to the first maximum, as in max_pool2d."""
     x = randn(1, 1, 6, 8).bfloat16().float()  # exact in every product
     x[0, 0, 1, 1] = x[0, 0, 0, 0] = x[0, 0, 4, 5] = float("nan")
     x[0, 0, 2:4, 2:4] = 1.5
@@ -254,8 +254,8 @@ def test_running_statistics(momentum: float | None, full_float32: None) -> None:
         torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_statistics_are_those_of_the_rounded_result() -> None:
-    """Also of a channel whose mean is large: a deviation is no more wrong than the mean can be written."""
+def test_statistics_of_the_rounded_result() -> None:
+    """Also for a channel with a large mean: the error of the deviation is at most an ulp of the mean."""
     x, w = randn(4, 3, 9, 9), randn(5, 3, 3, 3)
     b = torch.tensor([1e4, -1e5, 1e6, 0.0, 3.0], device=DEVICE)
     y, mean, var = ops.conv2d_statistics(x, w, b, (7, 7), (1, 1), (0, 0), (1, 1), 1)
@@ -266,7 +266,7 @@ def test_statistics_are_those_of_the_rounded_result() -> None:
 
 
 def test_other_inputs() -> None:
-    """Images without a batch, a residual that broadcasts, indices asked for: as one by one."""
+    """An image without a batch, a broadcast residual, return_indices: results equal those of the layers one by one."""
     x = randn(4, 8, 8)
     conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(4, device=DEVICE)
     assert torch.equal(tnn.ConvReLU2d(conv, relu)(x), relu(conv(x)))
@@ -328,7 +328,7 @@ def test_wrong_modules(modules: tuple[nn.Module, ...]) -> None:
 
 
 @pytest.mark.parametrize("training", TRAINING)
-def test_errors_are_those_of_the_parts(training: str) -> None:
+def test_errors_are_those_of_the_layers(training: str) -> None:
     conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(5, device=DEVICE).train(TRAINING[training])
     with torch.no_grad(), pytest.raises(RuntimeError, match="should contain 6 elements not 5"):
         tnn.ConvBNReLU2d(conv, norm, relu)(randn(2, 4, 6, 6))

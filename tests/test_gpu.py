@@ -27,6 +27,7 @@ def test_parts_are_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         Part("right", [*python, "print('one')"], 60),
         Part("wrong", [*python, "import os; print('two', flush=True); os.abort()"], 60),
         Part("hangs", [*python, CHILD], 2),
+        # A part without a time limit gets the remaining minutes as its last argument.
         Part("last", [*python, "import sys; print('minutes', sys.argv[1])"], None),
     ]
     assert not gpu.run_all(parts, tmp_path, 120)

@@ -23,15 +23,15 @@ IMPORTS: dict[str, set[str]] = {
     "examples": {"kernels", "layers", "models"},
     "bench": {"kernels", "layers", "models"},
 }
-# Allowed imports of each folder inside kernels/ from the rest of kernels/.
-ROOMS = {
+# The folders of kernels/, each with its allowed imports from the rest of kernels/.
+KERNEL_FOLDERS = {
     "runtime": set[str](),
     "device": {"runtime"},
     "conv2d": {"device", "runtime", "pool2d", "reduce", "statistics2d"},
 }
 # Files for every operator of a folder to import.
 SHARED = {
-    "kernels": {*ROOMS, "gather2d", "reduce", "statistics2d"} - {"conv2d"},
+    "kernels": {*KERNEL_FOLDERS, "gather2d", "reduce", "statistics2d"} - {"conv2d"},
     "layers": {"function", "public", "reduce", "window"},
 }
 # Operators built on another operator.
@@ -46,7 +46,7 @@ BUILT_ON = {
         "upsample2d": {"adaptive_pool2d"},
     },
 }
-# Files of layers/ with imports of many operators, or with changes to whole models.
+# Files of layers/ for all operators or for whole models. They may import any operator.
 ON_ALL = {"backend", "classes", "convert", "fused", "fused_functional", "patched", "report"}
 # upsample2d is the layer of antialias2d.
 NO_LAYER = {"antialias2d"}
@@ -110,10 +110,10 @@ def test_imports_can_be_followed() -> None:
 def test_operators_import_no_sibling(folder: str) -> None:
     for source in in_folders(folder):
         operator = source.split("/")[1]
-        room = ROOMS.get(operator) if folder == "kernels" else None
-        if operator in operators(folder) or room is not None:
+        folder_imports = KERNEL_FOLDERS.get(operator) if folder == "kernels" else None
+        if operator in operators(folder) or folder_imports is not None:
             modules = {name.split(".")[2] for name in imports(source) if name.startswith(f"trinn.{folder}.")} - {operator}
-            allowed = room if room is not None else SHARED[folder] | BUILT_ON[folder].get(operator, set())
+            allowed = folder_imports if folder_imports is not None else SHARED[folder] | BUILT_ON[folder].get(operator, set())
             assert modules <= allowed, f"{source} imports {modules}"
 
 
@@ -205,7 +205,7 @@ def test_comprehensions_run_on_python_3_12() -> None:
 
 
 def test_overloads_are_torchs() -> None:
-    """`kernels.ops` has operators on a CPU and plain functions on a GPU. Only torch.ops has overloads on both."""
+    """Overloads (`.default`) come from torch.ops: on a GPU, `kernels.ops` has plain functions, without overloads."""
     for source in in_folders("kernels", "layers", "models", "tests"):
         if {name for name in imports(source) if name == "trinn.kernels.ops"}:
             calls_overloads = [n for n in ast.walk(tree(source)) if isinstance(n, ast.Attribute) and n.attr == "default"]

@@ -1,4 +1,4 @@
-"""The window equation against brute force, and the order in which elementwise kernels access memory."""
+"""The window equation (kernels/device/indexing.py) against brute force, and the memory order of elementwise kernels."""
 
 from itertools import product
 
@@ -28,7 +28,10 @@ def _axis_kernel(solutions, bigs, AXIS: tl.constexpr, BIGS: tl.constexpr, SMALLS
 
 @pytest.mark.parametrize("axes", [AXES[i::8] for i in range(8)], ids=[f"{i + 1} of 8" for i in range(8)])
 def test_equation_and_its_solution(axes: list[Axis]) -> None:
-    """big = small * stride - padding + tap * dilation, both ways, for many strides, paddings, dilations and windows."""
+    """big = small * stride - padding + tap * dilation, both ways, for many strides, paddings, dilations and windows.
+
+    For a convolution, `big` is an input row and `small` an output row.
+    """
     for axis in axes:
         solutions = torch.empty(3, BIGS, dtype=torch.int32, device=DEVICE)
         bigs = torch.empty(SMALLS, dtype=torch.int32, device=DEVICE)

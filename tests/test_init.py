@@ -143,7 +143,7 @@ def test_by_type_and_by_name() -> None:
     }  # fmt: skip
 
 
-def test_what_has_no_scheme_is_kept() -> None:
+def test_parameters_without_a_scheme_are_kept() -> None:
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     report = init_weights(model, {nn.Linear: "ones"})
@@ -259,7 +259,7 @@ def test_parameters_that_cannot_be_filled() -> None:
 
 
 def test_alexnet() -> None:
-    """Its sixteen parameters, each with its own scheme."""
+    """The ten parameters of AlexNet's convolutions. Its linear layers are removed, because they are large."""
     with torch.device("meta"):
         model = AlexNet(10)
     model.classifier = nn.Sequential()

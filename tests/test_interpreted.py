@@ -89,20 +89,23 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int]] = 
 }  # fmt: skip
 
 
-def few(programs: int, recorded: int) -> None:
+def assert_near(programs: int, recorded: int) -> None:
     """Fail if the number of programs differs from the recorded one by a factor of 1.5."""
     assert recorded / 1.5 < programs < 1.5 * recorded, f"{programs} programs; {recorded} are recorded"
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call(name: str, counter: Counter) -> None:
+def test_programs_of_a_call(name: str, counter: Counter) -> None:
     function, shapes, recorded = CALLS[name]
     function(*(randn(*shape).requires_grad_() for shape in shapes)).sum().backward()
-    few(counter.programs, recorded)
+    assert_near(counter.programs, recorded)
 
 
 def test_calls_allocate_no_stack_chunk() -> None:
-    """At any depth of the stack, a thousand calls do not allocate a new page each."""
+    """`launch.with_room` prevents a new chunk of CPython's stack for every call, at any depth of the stack.
+
+    A new chunk is a new page of memory, so the test counts page faults.
+    """
 
     def leaf() -> None:
         pass
@@ -121,8 +124,8 @@ def test_calls_allocate_no_stack_chunk() -> None:
             pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
         return max(after - before for before, after in itertools.pairwise(pages))
 
-    roomy = launch.with_room(calls)
-    assert min(most_pages(roomy) for _ in range(3)) < 100, "without with_room it is a thousand, at some depth"
+    calls_with_room = launch.with_room(calls)
+    assert min(most_pages(calls_with_room) for _ in range(3)) < 100, "without with_room it is a thousand, at some depth"
 
 
 def test_every_operator_is_counted() -> None:
@@ -131,9 +134,9 @@ def test_every_operator_is_counted() -> None:
 
 def test_a_step_of_lenet(counter: Counter) -> None:
     LeNet()(randn(40, 1, 32, 32)).square().mean().backward()
-    few(counter.programs, 43)
+    assert_near(counter.programs, 43)
 
 
 def test_a_step_of_alexnet(counter: Counter) -> None:
     AlexNet(num_classes=10)(randn(1, 3, 127, 127)).square().mean().backward()
-    few(counter.programs, 223)
+    assert_near(counter.programs, 223)

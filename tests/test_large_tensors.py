@@ -1,7 +1,7 @@
 """Tensors of more than 2^31 elements, and tensors with strides beyond int32.
 
-Three checks: large_tensors.py runs the operators on these tensors, in untouched memory. Every launch uses int64
-offsets if one of its tensors needs them. The code of every kernel with int64 offsets multiplies in int64.
+Three checks: tests/large_tensors.py runs the operators on these tensors, in memory mapped without reserve. Every launch uses
+int64 offsets if one of its tensors needs them. The code of every kernel with int64 offsets multiplies in int64.
 """
 
 import json
@@ -82,8 +82,8 @@ HUGE: dict[str, shapes.Passes] = {
     "pad": shapes.pad((2**20, 8, 32, 32), 2),
 }
 CONSTANT_FACTOR = "the number of a tap, from a loop's counter and a constant"
-# The remaining 32-bit products in kernels with int64 offsets. None is an offset or a number of elements.
-SMALL_PRODUCTS = {
+# The remaining 32-bit multiplications in kernels with int64 offsets. None is an offset or a number of elements.
+SMALL_MULTIPLICATIONS = {
     "_conv2d_gather_kernel": "taps of a pixel: rows times columns",
     "_conv2d_gather_tma_kernel": "coordinates for descriptors, and the number of taps",
     "_conv2d_wgrad_tma_kernel": "coordinates for descriptors, and positions within a filter",
@@ -225,17 +225,17 @@ def test_index_type(shape: tuple[int, ...], strides: tuple[int, ...], dtype: tl.
 
 
 def test_kernels_multiply_in_int64() -> None:
-    """The TTIR of kernels with int64 offsets has no 32-bit products except those of SMALL_PRODUCTS."""
+    """The TTIR of kernels with int64 offsets has no 32-bit multiplications except SMALL_MULTIPLICATIONS."""
     env = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-m", "tests.products"], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    products = json.loads(done.stdout)
+    multiplications = json.loads(done.stdout)
     launched = {name for path in (ROOT / "kernels").rglob("*.py") for name in defined(path)}
-    assert set(products) >= launched, launched - set(products)
-    for name, lines in products.items():
-        if SMALL_PRODUCTS.get(name) == CONSTANT_FACTOR:
+    assert set(multiplications) >= launched, launched - set(multiplications)
+    for name, lines in multiplications.items():
+        if SMALL_MULTIPLICATIONS.get(name) == CONSTANT_FACTOR:
             lines = [line for line in lines if not re.search(r"%c\d+_i32\b", line)]
-        assert not lines or name in SMALL_PRODUCTS and SMALL_PRODUCTS[name] != CONSTANT_FACTOR, (name, lines)
+        assert not lines or name in SMALL_MULTIPLICATIONS and SMALL_MULTIPLICATIONS[name] != CONSTANT_FACTOR, (name, lines)
 
 
 def defined(path: Path) -> list[str]:
@@ -291,7 +291,7 @@ def test_real_tensors(function: Callable[[Tensor], Any]) -> None:
 
 
 @pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in REAL.items()])
-def test_few_real_tensors(function: Callable[[Tensor], Any]) -> None:
+def test_real_tensors_of_few_images(function: Callable[[Tensor], Any]) -> None:
     """The check of test_real_tensors on three images, so that every machine runs it."""
     check_last_image(function, torch.zeros(3, 2, 16, 16, dtype=torch.float16, device=DEVICE))
 

@@ -1,4 +1,4 @@
-"""LeNet, forward and backward, runs on our kernels alone and is torch's."""
+"""LeNet runs forward and backward on trinn's kernels alone, and equals LeNet on torch.nn."""
 
 import re
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from trinn.models import LeNet
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 
-# What of ATen (or cuDNN, oneDNN, ...) computes what trinn is there to compute.
+# Operators of ATen (cuDNN, oneDNN, ...) for work that trinn does.
 OURS_TO_COMPUTE = re.compile(
     r"conv|mm$|mm_|addmv|mv$|matmul|linear|dot|einsum|pool|upsample|interpolate|threshold|relu|clamp|batch_norm|im2col|_pad"
 )
 
 
 class OnlyOurs(TorchDispatchMode):
-    """Fails on an operator of torch that does our work; `seen` are the names of those that ran."""
+    """Raises for an operator of torch that does trinn's work. `seen` has the names of all operators called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class OnlyOurs(TorchDispatchMode):
 
 
 def networks() -> tuple[LeNet, LeNet]:
-    """Ours and torch's, with the same weights."""
+    """LeNet on trinn and on torch, with the same weights."""
     torch.manual_seed(0)
     ours, torchs = LeNet().to(DEVICE), LeNet(nn=torch.nn).to(DEVICE)
     torchs.load_state_dict(ours.state_dict(), strict=True)
@@ -51,7 +51,7 @@ def loss_of(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return F.cross_entropy(network(images), labels)
 
 
-def test_nothing_of_torchs_computes() -> None:
+def test_torch_computes_nothing() -> None:
     ours, _ = networks()
     with OnlyOurs() as mode:
         loss_of(ours, randn(2, 1, 32, 32).requires_grad_()).backward()
@@ -60,7 +60,7 @@ def test_nothing_of_torchs_computes() -> None:
     assert {f"trinn::{name}" for name in passes + pools} <= mode.seen
 
 
-def test_nor_in_the_other_layers() -> None:
+def test_torch_computes_nothing_in_other_layers() -> None:
     network = nn.Sequential(
         tnn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), tnn.BatchNorm2d(4), tnn.ReLU(inplace=True), tnn.AvgPool2d(2),
         tnn.Conv2d(4, 4, 3, groups=4, padding="same"), tnn.ConvTranspose2d(4, 2, 2, stride=2),
@@ -90,13 +90,13 @@ REROUTES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "a linear layer": (tnn.Linear, "forward", nn.Linear.forward),
     "a pooling": (tnn.MaxPool2d, "forward", nn.MaxPool2d.forward),
     "a ReLU": (tnn.ReLU, "forward", nn.ReLU.forward),
-    "only a backward": (tnn.Linear, "forward", lambda self, x: TorchsBackward.apply(x, self.weight, self.bias)),
+    "a backward alone": (tnn.Linear, "forward", lambda self, x: TorchsBackward.apply(x, self.weight, self.bias)),
 }
 
 
 @pytest.mark.parametrize("which", REROUTES)
-def test_the_proof_bites(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One layer routed to torch, or its backward alone, is noticed."""
+def test_a_layer_of_torch_is_detected(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OnlyOurs raises if one layer runs on torch, or only its backward."""
     ours, _ = networks()
     monkeypatch.setattr(*REROUTES[which])
     with pytest.raises(AssertionError, match="in place of a trinn kernel"), OnlyOurs():
@@ -110,13 +110,13 @@ def test_equals_torch(full_float32: None) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_trains_like_torchs(optimizer: str, full_float32: None) -> None:
-    """Five steps of the optimizer end at the same parameters, by the same rule."""
+    """Five optimizer steps give the same parameters, by the rule of check.py."""
     batches = [randn(4, 1, 32, 32, seed=step) for step in range(5)]
     check_training(*networks(), batches, OPTIMIZERS[optimizer])
 
 
 def test_options(full_float32: None) -> None:
-    """Classes, channels and dropout, of two layers' inputs; the same elements are dropped as by torch's."""
+    """num_classes, in_channels and dropout. Dropout applies to the inputs of two layers, and drops the elements torch drops."""
     options: dict[str, Any] = {"num_classes": 3, "dropout": 0.5, "in_channels": 2}
     ours, torchs = LeNet(**options).to(DEVICE), LeNet(**options, nn=torch.nn).to(DEVICE)
     torchs.load_state_dict(ours.state_dict(), strict=True)
@@ -135,7 +135,7 @@ def test_options(full_float32: None) -> None:
 
 
 @pytest.mark.parametrize("size", [(2, 1, 28, 28), (2, 3, 32, 32)])
-def test_other_images_are_refused(size: tuple[int, ...]) -> None:
+def test_other_images_raise(size: tuple[int, ...]) -> None:
     raises_like(LeNet(nn=torch.nn).to(DEVICE), LeNet().to(DEVICE), randn(*size))
 
 
@@ -158,7 +158,7 @@ def test_checkpoints_go_both_ways() -> None:
 
 
 def test_compiles_whole() -> None:
-    """One graph, forward and backward, with the bits of eager mode."""
+    """The model compiles to one graph, forward and backward, with the same bits as in eager mode."""
     ours, _ = networks()
     images = randn(2, 1, 32, 32)
     expected = torch.autograd.grad(loss_of(ours, images), list(ours.parameters()))

@@ -1,3 +1,5 @@
+"""Linear layers: shapes, dtypes, strides and errors."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,7 @@
 """Compiled code is compared with recorded rows: each number that gets worse is a fault, until it is recorded.
 
-The loops of Hopper's matrix units must wait for TMA (Hopper's copy engine) alone: anything else in them is a fault. Executed
-instructions are counted.
+In the loops of convolutions on Hopper, the matrix instruction wgmma may wait for TMA (Hopper's copy engine) only: other loads
+and copies in these loops are faults. Executed instructions are counted.
 """
 
 import json
@@ -22,7 +22,8 @@ BEFORE = Row(registers=40, spilled=0, shared=1024, wide_loads=3, loads=4, wide_s
 
 
 @pytest.fixture(autouse=True)
-def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def one_recorded_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record the row BEFORE in a temporary file."""
     monkeypatch.setattr(machine_code, "ROWS", tmp_path / "compiled" / "triton.json")
     assert held({"a kernel, a case": BEFORE}, record=True) == []
 
@@ -411,13 +412,14 @@ def test_limits() -> None:
     assert done.returncode == 0, done.stderr
     first, *table, last = done.stdout.splitlines()
     assert json.loads(first) == [
-        [], ["does not compile"], ["10.5 instructions for an element, of 10"], ["spills 40 bytes a thread"],
-        ["100% of the bytes read by less than 16 at once"], ["100% of the bytes written by less than 8 at once"],
-        ["what it executes is not known well"], ["what it executes is not known well"],
+        [], ["does not compile"], ["10.5 instructions per element, at most 10 allowed"], ["spills 40 bytes per thread"],
+        ["100% of the bytes are read in accesses of less than 16 bytes"],
+        ["100% of the bytes are written in accesses of less than 8 bytes"],
+        ["the number of executed instructions is uncertain"], ["the number of executed instructions is uncertain"],
     ]  # fmt: skip
     ends = ["MISSED", "excused", "excused", "MISSED", "50%", "50%"]
     assert [line.split()[-1] for line in table[1:]] == ends  # of 10 instructions, where there may be 6, 7, 8, 9, 10 and 11
-    faults = [f"case {i}, bf16, contiguous, forward: 10.0 instructions for an element, of {6 + i}" for i in (0, 3)]
+    faults = [f"case {i}, bf16, contiguous, forward: 10.0 instructions per element, at most {6 + i} allowed" for i in (0, 3)]
     assert json.loads(last) == [6, [*faults, "no launch needs the excuse 'case 5'"]]
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:max_unpooling2d.* does not have 
 
 
 class Unpool(NamedTuple):
-    """The image that is pooled, the arguments of both, and the size to come back to."""
+    """Shape of the image to pool, arguments of the pooling and unpooling, output size of the unpooling."""
 
     x: tuple[int, ...]
     options: dict[str, Any]
@@ -23,11 +23,11 @@ class Unpool(NamedTuple):
 
 CASES = {
     "lenet": Unpool((2, 3, 8, 6), {"kernel_size": 2}),
-    "a row that no window read": Unpool((2, 3, 9, 7), {"kernel_size": 2}, (9, 7)),
+    "a row outside every window": Unpool((2, 3, 9, 7), {"kernel_size": 2}, (9, 7)),
     "all four sizes": Unpool((2, 3, 9, 7), {"kernel_size": 2}, (2, 3, 9, 7)),
     "padding": Unpool((2, 3, 8, 6), {"kernel_size": 2, "padding": 1}),
     "stride larger than the kernel": Unpool((1, 2, 9, 11), {"kernel_size": 2, "stride": (3, 4)}, (9, 11)),
-    "more values than are compared at a time": Unpool((1, 2, 22, 20), {"kernel_size": 2}),
+    "more values than a block": Unpool((1, 2, 22, 20), {"kernel_size": 2}),
     "more channels than a block": Unpool((1, 37, 4, 4), {"kernel_size": 2}),
     "unbatched": Unpool((3, 6, 6), {"kernel_size": 2}),
     "empty batch": Unpool((0, 3, 6, 6), {"kernel_size": 2}),
@@ -35,7 +35,7 @@ CASES = {
 
 
 def pooled(case: Unpool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Values and places; a permutation, since windows do not overlap."""
+    """Values and indices of a max pooling. The indices are distinct, because the windows do not overlap."""
     return F.max_pool2d(randn(*case.x, dtype=dtype), **case.options, return_indices=True)
 
 
@@ -51,16 +51,16 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("values", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("places", [torch.contiguous_format, torch.channels_last])
-def test_layouts(values: torch.memory_format, places: torch.memory_format) -> None:
-    """The result has the order of `values`, as torch's has on a CPU; torch's on a GPU is contiguous."""
+@pytest.mark.parametrize("positions", [torch.contiguous_format, torch.channels_last])
+def test_layouts(values: torch.memory_format, positions: torch.memory_format) -> None:
+    """The result has the memory format of `values`, as torch's on a CPU. On a GPU, torch's is contiguous."""
     x, indices = pooled(CASES["lenet"])
-    x, indices = x.contiguous(memory_format=values), indices.contiguous(memory_format=places)
+    x, indices = x.contiguous(memory_format=values), indices.contiguous(memory_format=positions)
     check(tnn.max_unpool2d, on_a_cpu(F.max_unpool2d), x, indices, kernel_size=2)
 
 
 def test_strided() -> None:
-    """torch refuses such values, whose gradient it cannot view."""
+    """For these strides, torch's gradient raises: it takes a view of the values."""
     x, indices = pooled(CASES["lenet"])
     x, indices = x[:, :, ::2].requires_grad_(), indices[:, :, ::2]
     y, expected = (tnn.max_unpool2d(*pair, 2, (4, 2)) for pair in ((x, indices), (x.contiguous(), indices.contiguous())))
@@ -69,8 +69,8 @@ def test_strided() -> None:
 
 
 @pytest.mark.parametrize("block", [16, 64])
-def test_the_last_value_for_a_place_stays(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a block of values and from one block to the next; the gradient reaches all of them."""
+def test_the_last_value_of_an_index_wins(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a block of values, and across blocks. All values of an index get its gradient."""
     monkeypatch.setattr("trinn.kernels.max_unpool2d.VALUES", block)
     x = randn(2, 3, 10, 9).requires_grad_()
     indices = torch.randint(40, (2, 3, 10, 9), device=DEVICE)
@@ -96,7 +96,7 @@ def test_the_adjoint_of_the_gradient_adds_up(dtype: torch.dtype) -> None:
 
 
 def test_second_gradient_adds_up() -> None:
-    """All values are for one place, and each has a part in the gradient there of the gradient."""
+    """All values have one index. The gradient of the gradient there is the sum over all of them."""
     x, indices = randn(1, 1, 2, 2).requires_grad_(), torch.full((1, 1, 2, 2), 5, device=DEVICE)
     y = tnn.max_unpool2d(x, indices, 2)
     dy = torch.ones_like(y, requires_grad=True)
@@ -112,40 +112,40 @@ def test_undoes_the_pooling() -> None:
     assert torch.equal(F.max_pool2d(back.clamp(min=0), 2), y.clamp(min=0)) and (back == x).sum() == y.numel()
 
 
-PLACES = [[[[0, 3], [9, 14]]]]
+INDICES = [[[[0, 3], [9, 14]]]]
 ERRORS: dict[str, tuple[tuple[int, ...], list[Any], dict[str, Any]]] = {
-    "a size out of reach": ((1, 1, 2, 2), PLACES, {"output_size": (7, 7)}),
-    "one size": ((1, 1, 2, 2), PLACES, {"output_size": (4,)}),
-    "indices of another shape": ((1, 1, 2, 1), PLACES, {}),
-    "two axes": ((2, 2), PLACES[0][0], {}),
+    "an impossible size": ((1, 1, 2, 2), INDICES, {"output_size": (7, 7)}),
+    "one size": ((1, 1, 2, 2), INDICES, {"output_size": (4,)}),
+    "indices of another shape": ((1, 1, 2, 1), INDICES, {}),
+    "two axes": ((2, 2), INDICES[0][0], {}),
     "no channels": ((1, 0, 2, 2), [[]], {}),
 }
 
 
 @pytest.mark.parametrize("case", named(ERRORS))
 def test_errors(case: tuple[tuple[int, ...], list[Any], dict[str, Any]]) -> None:
-    shape, places, options = case
-    indices = torch.tensor(places, dtype=torch.int64, device=DEVICE)
+    shape, positions, options = case
+    indices = torch.tensor(positions, dtype=torch.int64, device=DEVICE)
     indices = indices.reshape(shape) if 0 in shape else indices
     raises_like(F.max_unpool2d, tnn.max_unpool2d, randn(*shape), indices, **{"kernel_size": 2} | options)
 
 
 def test_a_size_below_zero() -> None:
-    """Refused with torch's exception from 2.13 on; before, torch multiplies the sizes until they overflow."""
+    """It raises torch 2.13's exception. Older versions multiply the sizes until they overflow."""
     with pytest.raises(ValueError, match="non-negative spatial dimensions"):
-        tnn.max_unpool2d(randn(1, 1, 2, 2), torch.tensor(PLACES, device=DEVICE), 2, padding=4)
+        tnn.max_unpool2d(randn(1, 1, 2, 2), torch.tensor(INDICES, device=DEVICE), 2, padding=4)
 
 
 def test_errors_of_dtypes() -> None:
-    indices = torch.tensor(PLACES, device=DEVICE)
+    indices = torch.tensor(INDICES, device=DEVICE)
     raises_like(F.max_unpool2d, tnn.max_unpool2d, randn(1, 1, 2, 2), indices.int(), 2)
     raises_like(F.max_unpool2d, tnn.max_unpool2d, randn(1, 1, 2, 2).int(), indices, 2)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="an assertion on the device ends the process, torch's too")
+@pytest.mark.skipif(DEVICE == "cuda", reason="a device-side assertion ends the process, in torch too")
 @pytest.mark.parametrize("index", [-1, 16])
-def test_places_outside(index: int) -> None:
-    indices = torch.tensor(PLACES)
+def test_indices_outside(index: int) -> None:
+    indices = torch.tensor(INDICES)
     indices[0, 0, 1, 1] = index
     raises_like(F.max_unpool2d, tnn.max_unpool2d, randn(1, 1, 2, 2), indices, 2)
     with pytest.raises(RuntimeError, match="invalid max index"):

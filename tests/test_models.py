@@ -1,4 +1,7 @@
-"""The networks and custom layers of the lecture notes equal the notes' own code on torch.nn."""
+"""The networks and custom layers of a course equal the course's own code on torch.nn.
+
+The course is the one of examples/notes.py; "the notes" are its lecture notes.
+"""
 
 from typing import Any
 

@@ -26,12 +26,12 @@ pytestmark = [
 ]
 
 
-class Ours(NamedTuple):
+class Operator(NamedTuple):
     """trinn's function for an OpInfo, the OpInfo's variant, and the number of tests that share its samples."""
 
     function: Callable[..., Any]
     variant: str = ""
-    parts: int = 1
+    shards: int = 1
 
 
 def upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
@@ -43,23 +43,23 @@ def upsample_nearest(input: Tensor, size: Any = None, scale_factor: Any = None) 
 
 
 OPERATORS = {
-    "conv2d": Ours(tnn.conv2d, parts=2),
-    "conv_transpose2d": Ours(tnn.conv_transpose2d),
-    "linear": Ours(tnn.linear),
-    "relu": Ours(tnn.relu),
-    "max_pool2d": Ours(tnn.max_pool2d, parts=24),
-    "avg_pool2d": Ours(tnn.avg_pool2d),
-    "adaptive_avg_pool2d": Ours(tnn.adaptive_avg_pool2d),
-    "adaptive_max_pool2d": Ours(tnn.adaptive_max_pool2d),
-    "max_unpool2d": Ours(tnn.max_unpool2d, parts=4),
-    "max_unpool2d, no overlap": Ours(tnn.max_unpool2d, "grad"),
-    "batch_norm": Ours(tnn.batch_norm),
-    "interpolate nearest": Ours(tnn.interpolate, "nearest"),
-    "interpolate nearest-exact": Ours(tnn.interpolate, "nearest-exact"),
-    "interpolate bilinear": Ours(tnn.interpolate, "bilinear"),
-    "interpolate area": Ours(tnn.interpolate, "area"),
-    "upsample_bilinear": Ours(upsample_bilinear),
-    "upsample_nearest": Ours(upsample_nearest),
+    "conv2d": Operator(tnn.conv2d, shards=2),
+    "conv_transpose2d": Operator(tnn.conv_transpose2d),
+    "linear": Operator(tnn.linear),
+    "relu": Operator(tnn.relu),
+    "max_pool2d": Operator(tnn.max_pool2d, shards=24),
+    "avg_pool2d": Operator(tnn.avg_pool2d),
+    "adaptive_avg_pool2d": Operator(tnn.adaptive_avg_pool2d),
+    "adaptive_max_pool2d": Operator(tnn.adaptive_max_pool2d),
+    "max_unpool2d": Operator(tnn.max_unpool2d, shards=4),
+    "max_unpool2d, no overlap": Operator(tnn.max_unpool2d, "grad"),
+    "batch_norm": Operator(tnn.batch_norm),
+    "interpolate nearest": Operator(tnn.interpolate, "nearest"),
+    "interpolate nearest-exact": Operator(tnn.interpolate, "nearest-exact"),
+    "interpolate bilinear": Operator(tnn.interpolate, "bilinear"),
+    "interpolate area": Operator(tnn.interpolate, "area"),
+    "upsample_bilinear": Operator(upsample_bilinear),
+    "upsample_nearest": Operator(upsample_nearest),
 }
 # torch resizes (N, C, W), (N, C, H, W) and (N, C, D, H, W); trinn takes (N, C, H, W) only.
 FOUR_AXES = {name for name in OPERATORS if name.startswith(("interpolate", "upsample"))}
@@ -194,11 +194,11 @@ def test_some_samples(name: str, check: str, count: int, record_property: Any) -
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "name, part", [pytest.param(n, p, id=f"{n}-{p}") for n, ours in OPERATORS.items() for p in range(ours.parts)]
+    "name, shard", [pytest.param(n, p, id=f"{n}-{p}") for n, ours in OPERATORS.items() for p in range(ours.shards)]
 )
 @pytest.mark.parametrize("check", CHECKS)
-def test_all_samples(name: str, part: int, check: str, record_property: Any) -> None:
-    check_samples(name, check, lambda n: range(part, n, OPERATORS[name].parts), record_property)
+def test_all_samples(name: str, shard: int, check: str, record_property: Any) -> None:
+    check_samples(name, check, lambda n: range(shard, n, OPERATORS[name].shards), record_property)
 
 
 # torch's error texts about its own internals, and trinn's texts for the same errors.

@@ -14,8 +14,8 @@ from trinn.layers.pad2d import pad2d
 
 MODES = ("reflect", "replicate", "circular")
 CASES = {
-    "each edge another width": ((2, 3, 5, 6), (1, 2, 3, 4)),
-    "as wide as may be": ((1, 2, 4, 3), (2, 2, 3, 3)),
+    "a different width at each edge": ((2, 3, 5, 6), (1, 2, 3, 4)),
+    "largest widths": ((1, 2, 4, 3), (2, 2, 3, 3)),
     "one edge": ((1, 2, 4, 3), (0, 2, 0, 0)),
     "unbatched": ((3, 4, 5), (1, 1, 2, 2)),
     "nothing to pad": ((1, 2, 4, 3), (0, 0, 0, 0)),
@@ -27,7 +27,7 @@ CASES = {
 
 
 def torchs(mode: str) -> Callable[..., torch.Tensor]:
-    """On a GPU, torch's reflect and replicate are other functions than on a CPU."""
+    """F.pad. Reflect and replicate run on the CPU: on a GPU, torch uses atomics or, for replicate, a decomposition."""
     return F.pad if mode == "circular" else on_a_cpu(F.pad)
 
 
@@ -38,7 +38,7 @@ def test_equals_torch(case: tuple[tuple[int, ...], tuple[int, int, int, int]], m
 
 
 def test_one_pixel() -> None:
-    """Replicating one pixel copies it everywhere; wrapping it around goes once."""
+    """Replication copies one pixel to every position. Circular padding wraps around at most once."""
     check(pad2d, torchs("replicate"), randn(2, 3, 1, 1), pad=(1, 2, 3, 4), mode="replicate")
     check(pad2d, torchs("replicate"), randn(2, 3, 1, 1), pad=(-1, 2, 3, -4), mode="replicate")
     check(pad2d, torchs("circular"), randn(2, 3, 1, 1), pad=(1, 1, 1, 0), mode="circular")
@@ -73,7 +73,7 @@ def test_layouts(layout: Any, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gathers_every_copy(mode: str) -> None:
-    """Any two widths: the gradient of ones counts how often a pixel was copied."""
+    """Every pair of widths. The gradient of ones counts the copies of each pixel."""
     for size in (1, 2, 3):
         most = {"reflect": size - 1, "circular": size, "replicate": 3}[mode]
         for near, far in product(range(-1, most + 1), repeat=2):
@@ -88,9 +88,9 @@ ERRORS: dict[str, tuple[tuple[int, ...], tuple[Any, ...], str]] = {
     "reflection as wide as the image": (IMAGE, (5, 1, 1, 1), "reflect"),
     "reflection as high as the image": (IMAGE, (1, 1, 1, 4), "reflect"),
     "wrapping more than once": (IMAGE, (1, 1, 5, 1), "circular"),
-    "reflecting more than is cropped": (IMAGE, (-1, 5, 1, 1), "reflect"),
-    "cropping more than there is": (IMAGE, (-3, -3, 1, 1), "replicate"),
-    "wrapping what is not there": (IMAGE, (-5, -1, 1, 1), "circular"),
+    "reflecting more than is left after cropping": (IMAGE, (-1, 5, 1, 1), "reflect"),
+    "cropping more than the image": (IMAGE, (-3, -3, 1, 1), "replicate"),
+    "wrapping an image cropped to nothing": (IMAGE, (-5, -1, 1, 1), "circular"),
     "no rows": ((1, 2, 0, 5), ONES, "replicate"),
     "no rows to wrap": ((1, 2, 0, 5), ONES, "circular"),
     "no channels": ((1, 0, 4, 5), ONES, "reflect"),
@@ -124,8 +124,8 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", named(CONVOLUTIONS))
-def test_conv2d_pads_with_it(case: tuple[tuple[int, ...], dict[str, Any]], mode: str) -> None:
-    """Conv2d(padding_mode=...) is torch's: outputs, and the gradients of input, weight and bias."""
+def test_conv2d_padding_modes(case: tuple[tuple[int, ...], dict[str, Any]], mode: str) -> None:
+    """Conv2d(padding_mode=...) equals torch's: outputs, and the gradients of input, weight and bias."""
     ours, torchs = (nn.Conv2d(3, 4, (4, 3), padding_mode=mode, **case[1]) for nn in (tnn, torch.nn))
     assert repr(ours) == repr(torchs)
     tensors = randn(*case[0]), randn(4, 3, 4, 3, seed=1), randn(4, seed=2)
@@ -133,7 +133,7 @@ def test_conv2d_pads_with_it(case: tuple[tuple[int, ...], dict[str, Any]], mode:
 
 
 def test_conv2d_pads_without_torch() -> None:
-    """No torch operator takes part in the padding, forwards or backwards."""
+    """The padding calls no operator of torch, forward or backward."""
     conv = tnn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect").to(DEVICE)
     with SeenOperators() as operators:
         conv(randn(2, 3, 5, 6).requires_grad_()).sum().backward()
@@ -142,7 +142,7 @@ def test_conv2d_pads_without_torch() -> None:
 
 
 class SeenOperators(TorchDispatchMode):
-    """The names of the operators that run within."""
+    """Records the names of the operators called in its context."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -80,17 +80,18 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
 
 
 ATTENTION = nn.MultiheadAttention(6, 2).to(DEVICE)
-# torch.nn.functional functions that call a patched function internally. A mode intercepts only the outer call, so they
-# stay on torch's kernels.
-AS_ONE: dict[str, Callable[[Tensor], Any]] = {
+# torch.nn.functional functions that call a patched function internally. `patched` is a TorchFunctionMode: it receives only the
+# outer call, so these functions stay on torch's kernels.
+LEFT_ON_TORCH: dict[str, Callable[[Tensor], Any]] = {
     "local_response_norm": lambda x: F.local_response_norm(x[0], 2),
     "lp_pool1d": lambda x: F.lp_pool1d(x[0], 2, 2),
     "lp_pool2d": lambda x: F.lp_pool2d(x, 3.0, 2, ceil_mode=True),
     "lp_pool3d": lambda x: F.lp_pool3d(x, 2, 2),
     "multi_head_attention_forward": lambda x: ATTENTION(x[0], x[1], x[0])[0],
 }
-# max_unpool1d calls a function of torch._C with the name of a patched function; linear_cross_entropy exists from torch 2.13 on.
-NOT_OURS = {"max_unpool1d", "linear_cross_entropy"}
+# Exceptions. max_unpool1d calls a function of torch._C with the name of a patched function. linear_cross_entropy exists from
+# torch 2.13 on.
+NOT_LISTED = {"max_unpool1d", "linear_cross_entropy"}
 
 
 @pytest.mark.filterwarnings("ignore:`nn.functional.upsample` is deprecated", "ignore:max_unpooling2d")
@@ -111,15 +112,15 @@ def test_calls_covers_every_patched_function() -> None:
     assert {FUNCTIONS[getattr(F, name)] for name in covered} == {getattr(tnn, name) for name in covered}
 
 
-@pytest.mark.parametrize("name", AS_ONE)
+@pytest.mark.parametrize("name", LEFT_ON_TORCH)
 def test_calls_left_on_torch(name: str) -> None:
-    x, call = _image(), AS_ONE[name]
+    x, call = _image(), LEFT_ON_TORCH[name]
     assert not runs_ours(lambda: trinn.patched()(call)(x))
     torch.testing.assert_close(trinn.patched()(call)(x), call(x), equal_nan=True)
 
 
-def test_as_one_covers_every_function_left_on_torch() -> None:
-    """AS_ONE has every torch.nn.functional function that reaches a patched function and is a single call to a mode."""
+def test_every_function_left_on_torch_is_listed() -> None:
+    """LEFT_ON_TORCH has every torch.nn.functional function that reaches a patched function and is a single call to a mode."""
 
     def names(code: CodeType) -> set[str]:
         return {*code.co_names}.union(*(names(c) for c in code.co_consts if isinstance(c, CodeType)))
@@ -129,8 +130,8 @@ def test_as_one_covers_every_function_left_on_torch() -> None:
     theirs = {n.strip("_") for n in reached}
     while more := {n for n, called in named.items() if called & reached and n not in reached}:
         reached |= more
-    as_one = {n for n in reached if n.strip("_") not in theirs and any("has_torch_function" in c for c in named[n])}
-    assert as_one - NOT_OURS == AS_ONE.keys()
+    single_calls = {n for n in reached if n.strip("_") not in theirs and any("has_torch_function" in c for c in named[n])}
+    assert single_calls - NOT_LISTED == LEFT_ON_TORCH.keys()
 
 
 def test_unflatten_compiles() -> None:

@@ -80,6 +80,7 @@ def test_no_pixels() -> None:
 
 
 def test_enough_programs_to_fill_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program or more for each of an H200's 132 multiprocessors."""
     from trinn.kernels import reduce
 
     monkeypatch.setattr(settings, "wanted_programs", 264)

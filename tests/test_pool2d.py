@@ -1,3 +1,5 @@
+"""Max and average pooling: windows, layouts, dtypes, ties, NaN and errors."""
+
 from typing import Any, NamedTuple
 
 import pytest
@@ -169,7 +171,10 @@ POOLS: dict[str, tuple[Any, Any]] = {"max": (tnn.max_pool2d, F.max_pool2d), "avg
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradient_keeps_the_format(memory_format: torch.memory_format) -> None:
-    """Also before `flatten`: its gradient is contiguous and must not change the format for all earlier layers."""
+    """The input's gradient has the input's memory format.
+
+    The upstream gradient comes from `flatten` and is contiguous. It must not change the format for all earlier layers.
+    """
     for ours, torchs in POOLS.values():
         for kernel in (2, 6):
             x = randn(2, 5, 6, 6).contiguous(memory_format=memory_format).requires_grad_()

@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "max_pool2d": {"kernel_size": 2},
     "max_unpool2d": {"kernel_size": 2},
 }
-NO_TENSORS: dict[str, Any] = {
+NON_TENSORS: dict[str, Any] = {
     "array": np.ones((1, 2, 10, 5), np.float32),
     "list": [[1.0, 2.0]],
     "False": False,
@@ -126,7 +126,7 @@ def test_non_tensor_arguments(name: str) -> None:
     given, options = tensors(name), OPTIONS.get(name, {})
     getattr(tnn, name)(**given, **options)
     for argument in given:
-        for kind, value in NO_TENSORS.items():
+        for kind, value in NON_TENSORS.items():
             changed = given | {argument: value}
             expected = outcome(getattr(F, name), **changed, **options)
             expected = TypeError if expected is AttributeError else expected

@@ -1,4 +1,7 @@
-"""bench/rates.py: both kernels are right and compile to the intended instructions; the rates are reported."""
+"""bench/rates.py: its two kernels, TMA copies and comparisons, are right and compile to the intended instructions.
+
+The rates are reported.
+"""
 
 import json
 import subprocess

@@ -1,3 +1,5 @@
+"""The code blocks of README.md run, and its links point to files."""
+
 import re
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Copies for the TMA kernels: channels or images innermost, and float32 as three bf16 terms whose sum is the number."""
+
 import math
 from collections.abc import Callable
 from typing import Any
@@ -178,20 +180,20 @@ COPIES: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", named({name: LAYOUTS[name] for name in LAYOUTS if not name.startswith("no ")}))
 def test_vector_accesses(layout: Callable[[], Tensor], copy: Callable[[Tensor], Tensor]) -> None:
     """The contiguity hints for the compiler, which the interpreter ignores: a run is aligned to its length and has one mask."""
-    (_, _, x_strides, out_strides, sizes, there, plane), constants = launched(copy, layout())
+    (_, _, x_strides, out_strides, sizes, filled, term_pitch), constants = launched(copy, layout())
     tile = constants["TILE"]
     lane, row = (torch.arange(math.ceil(n / t) * t) for n, t in zip(sizes[:2], tile, strict=True))
     outer = torch.zeros(1, dtype=torch.int64)
-    for strides, run, lanes, apart in (
-        (x_strides, (constants["X_LANES"], constants["X_ROWS"]), there, 0),
-        (out_strides, (constants["OUT_LANES"], 1), sizes[0], plane),
+    for strides, run, lanes, pitch in (
+        (x_strides, (constants["X_LANES"], constants["X_ROWS"]), filled, 0),
+        (out_strides, (constants["OUT_LANES"], 1), sizes[0], term_pitch),
     ):
         exists = (lane < lanes)[:, None] & (row < sizes[1])[None, :]
         of_outer = outer
         for size, stride in zip(sizes[2], strides[2], strict=True):
             of_outer = (of_outer[:, None] + torch.arange(size) * stride).flatten()
         at = of_outer[:, None, None] + lane[:, None] * strides[0] + row * strides[1]
-        for start in (at, at + apart):
+        for start in (at, at + pitch):
             runs = start.unfold(1, run[0], run[0]).unfold(2, run[1], run[1]).flatten(3).flatten(0, 2)
             length = max(run)
             assert (runs[:, 0] % length == 0).all() and (runs == runs[:, :1] + torch.arange(length)).all()

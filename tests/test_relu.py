@@ -17,7 +17,7 @@ CASES = {
     "every second column": lambda: randn(4, 9)[:, ::2],
     "sliced and transposed": lambda: randn(3, 4, 5)[1:, ::2].transpose(0, 2),
     "expanded": lambda: randn(3, 1, 4).expand(3, 5, 4),
-    "storage offset that breaks alignment": lambda: randn(33)[1:],
+    "storage offset off the alignment": lambda: randn(33)[1:],
 }
 
 
@@ -39,7 +39,7 @@ def test_integers(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_special_values(dtype: torch.dtype) -> None:
-    """NaN stays, -inf is 0, -0. keeps its sign; the gradient is 0 at both zeros, 1 at NaN, 0 where x < 0 though dy is NaN."""
+    """NaN stays, -inf becomes 0, -0. keeps its sign. The gradient is 0 at both zeros, dy at NaN, and 0 at x < 0 for any dy."""
     x = torch.tensor([NAN, -INF, INF, -0.0, 0.0, 1e-40, -1.0], dtype=dtype, device=DEVICE, requires_grad=True)
     dy = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, NAN], dtype=dtype, device=DEVICE)
     results = []
@@ -49,7 +49,7 @@ def test_special_values(dtype: torch.dtype) -> None:
     (y, dx), (torchs_y, torchs_dx) = results
     torch.testing.assert_close(y, torchs_y, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(dx, torchs_dx, rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(y.signbit(), on_a_cpu(F.relu)(x).signbit())  # CUDA's relu loses the sign of -0.
+    assert torch.equal(y.signbit(), on_a_cpu(F.relu)(x).signbit())  # CUDA's relu may return 0. for -0.
 
 
 def test_second_derivative() -> None:
@@ -58,7 +58,7 @@ def test_second_derivative() -> None:
 
 @pytest.mark.parametrize("view", [lambda x: x, lambda x: x[:, 1::2], lambda x: x.T], ids=["whole", "strided", "transposed"])
 def test_in_place(view) -> None:  # type: ignore[no-untyped-def]
-    """Writes through a view, returns its input, raises the version, and has relu's gradient."""
+    """It writes through a view, increments the version, and has the gradient of relu."""
     x, torchs = randn(4, 6), randn(4, 6)
     version = x._version
     assert tnn.relu(view(x), inplace=True) is not None and x._version > version
@@ -80,8 +80,8 @@ def test_in_place_returns_its_input() -> None:
     assert tnn.relu(y, inplace=True) is y
 
 
-def test_in_place_is_seen_by_autograd() -> None:
-    """A tensor that an earlier operation saved must not be overwritten unnoticed."""
+def test_autograd_detects_in_place_writes() -> None:
+    """backward raises if a tensor saved by an earlier operation was overwritten."""
     x = randn(3).requires_grad_()
     y = x * 1
     z = y * y

@@ -42,7 +42,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 FLOAT32 = ("conv2d, depthwise", "conv_transpose2d, depthwise")
 
 
-def _one(tensor: Tensor, shape: torch.Size, ones: tuple[int, ...]) -> Tensor:
+def _shrunk(tensor: Tensor, shape: torch.Size, ones: tuple[int, ...]) -> Tensor:
     """Shrink `tensor` to fit an image of shape `shape`, reduced to size 1 along the axes in `ones`.
 
     Images are sliced. Filters, parameters and statistics keep one channel if the image does.
@@ -60,7 +60,7 @@ def calls(name: str) -> Iterator[tuple[str, list[Tensor]]]:
     given = [t.to("cpu", dtype if t.is_floating_point() else t.dtype) for t in (*case.tensors(), *case.others())]
     images = [i for i, t in enumerate(given) if t.dim() == 4 and t.is_floating_point()]
     for ones in product((0, 1), repeat=given[0].dim()):
-        tensors = [_one(t, given[0].shape, ones) for t in given]
+        tensors = [_shrunk(t, given[0].shape, ones) for t in given]
         for chosen in {(0,), (images[-1],), tuple(images)} if images else ():
             for layout, copied in LAYOUTS.items():
                 yield (

@@ -26,7 +26,7 @@ from trinn.kernels.runtime.settings import settings
 CASES = test_conv2d_tma.CASES | test_few_channels.CASES
 ARITHMETIC = test_conv2d_tma.ARITHMETIC
 LAST = torch.channels_last
-MOST = 256  # elements of a TMA box along an axis
+MAX_BOX = 256  # elements of a TMA box along an axis
 # Memory layouts of images, in storage that ends with them.
 LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], Tensor]] = {
     "contiguous": lambda shape, dtype: new(shape, dtype),
@@ -98,7 +98,7 @@ def reach_of(shape: Any, strides: Any) -> int:
     return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
-def is_right(descriptor: TensorDescriptor) -> None:
+def check_descriptor(descriptor: TensorDescriptor) -> None:
     """Assert that a descriptor ends with its tensor, inside the storage, and is valid for cuTensorMapEncodeTiled."""
     base, shape, strides, block = descriptor.base, descriptor.shape, descriptor.strides, descriptor.block_shape
     size = base.element_size()
@@ -107,7 +107,7 @@ def is_right(descriptor: TensorDescriptor) -> None:
     assert 1 <= len(shape) == len(strides) == len(block) <= 5
     assert base.data_ptr() % 16 == 0 and strides[-1] == 1
     assert all(0 < stride * size < 2**40 and stride * size % 16 == 0 for stride in strides[:-1])
-    assert all(0 < n < 2**31 for n in shape) and all(0 < n <= MOST for n in block)
+    assert all(0 < n < 2**31 for n in shape) and all(0 < n <= MAX_BOX for n in block)
     assert block[-1] * size % 16 == 0
 
 
@@ -118,7 +118,7 @@ def test_descriptors_end_with_their_tensors(case: Conv, layout: str) -> None:
         found = described(case, dtype, layout)
         assert found or dtype == torch.float32, "no TMA kernel is launched"
         for descriptor in found:
-            is_right(descriptor)
+            check_descriptor(descriptor)
 
 
 def drawn(draw: random.Random) -> Conv:
@@ -136,6 +136,7 @@ def drawn(draw: random.Random) -> Conv:
 
 @pytest.mark.parametrize("start", range(8))
 def test_of_any_geometry(start: int) -> None:
+    """The descriptors of random convolutions."""
     draw = random.Random(start)
     count = 0
     for _ in range(25):
@@ -143,7 +144,7 @@ def test_of_any_geometry(start: int) -> None:
         dtype, torch.backends.cudnn.conv.fp32_precision = ARITHMETIC[arithmetic]
         for descriptor in (found := described(case, dtype, layout)):
             try:
-                is_right(descriptor)
+                check_descriptor(descriptor)
             except AssertionError as error:
                 raise AssertionError(f"{case}, {layout}, {arithmetic}: {descriptor}") from error
         count += bool(found)
@@ -165,7 +166,7 @@ def test_coordinates_are_int32() -> None:
         x = torch.empty(images, 64, 128, 128, dtype=torch.float16, device="meta").to(memory_format=LAST)
         of = plan(x, 1, (128, 128))
         assert (of.size[2] == images * 2**14) == in_a_row
-        assert max(of.size) + MOST < 2**31
+        assert max(of.size) + MAX_BOX < 2**31
 
 
 def test_columns_with_a_large_stride() -> None:

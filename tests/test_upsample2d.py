@@ -19,11 +19,11 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "down": ((1, 2, 11, 13), {"size": (4, 5)}),
     "far down": ((1, 1, 40, 7), {"size": (3, 2)}),
     "same size: a copy": (SMALL, {"size": (5, 4)}),
-    "same size by a factor that says otherwise": (SMALL, {"scale_factor": 1.15}),
+    "same size by a factor other than 1": (SMALL, {"scale_factor": 1.15}),
     "one axis the same": (SMALL, {"scale_factor": (1.1, 2.5)}),
-    "a factor that divides nothing: coordinates go by the factor": ((1, 2, 7, 7), {"scale_factor": 1.5}),
-    "the same, recomputed: coordinates go by the sizes": ((1, 2, 7, 7), {"scale_factor": 1.5, "recompute_scale_factor": True}),
-    "a factor that floors": ((1, 1, 49, 3), {"scale_factor": (2.0408163, 7 / 3)}),
+    "a factor that divides no size: coordinates follow the factor": ((1, 2, 7, 7), {"scale_factor": 1.5}),
+    "the same, recomputed: coordinates follow the sizes": ((1, 2, 7, 7), {"scale_factor": 1.5, "recompute_scale_factor": True}),
+    "a factor with sizes rounded down": ((1, 1, 49, 3), {"scale_factor": (2.0408163, 7 / 3)}),
     "a factor below one": ((1, 2, 10, 11), {"scale_factor": 0.4}),
     "corners": (SMALL, {"size": (9, 11), "align_corners": True}),
     "corners, down": ((1, 2, 11, 13), {"size": (4, 5), "align_corners": True}),
@@ -36,9 +36,9 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 }
 
 
-# torch copies an axis that keeps its size, but its antialiased gradient goes by the factor: not the gradient of a copy.
-# test_gather_misses_no_reader holds ours to the forward.
-TORCHS_GRADIENT_IS_WRONG = [CASES["same size by a factor that says otherwise"], CASES["one axis the same"]]
+# torch copies an axis of equal size, but its antialiased gradient follows the factor: it is not the gradient of a copy.
+# test_gather_misses_no_reader compares our gradient with our forward.
+TORCHS_GRADIENT_IS_WRONG = [CASES["same size by a factor other than 1"], CASES["one axis the same"]]
 KINDS: dict[str, dict[str, Any]] = {
     "bilinear": {"mode": "bilinear"},
     "antialiased": {"mode": "bilinear", "antialias": True},
@@ -53,7 +53,11 @@ def ours(x: torch.Tensor, **options: Any) -> torch.Tensor:
 
 
 def torchs(x: torch.Tensor, **options: Any) -> torch.Tensor:
-    """On a GPU, torch's bilinear interpolation is a decomposition, and its nearest gradient is wrong for an axis of equal size."""
+    """F.interpolate, on the CPU where torch's GPU code differs.
+
+    On a GPU, deterministic bilinear interpolation is a decomposition with its own rounding and strides, and the gradient of
+    "nearest" follows the factor along an axis of equal size.
+    """
     options = {"mode": "bilinear"} | options
     resize = F.interpolate if options.get("antialias") or options["mode"] == "area" else on_a_cpu(F.interpolate)
     return resize(x, **options)
@@ -76,7 +80,7 @@ def test_equals_torch(kind: str, case: tuple[tuple[int, ...], dict[str, Any]]) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_dtypes(kind: str, dtype: torch.dtype) -> None:
     def torchs_or_by_float32(x: torch.Tensor, **options: Any) -> torch.Tensor:
-        if kind == "antialiased" and x.dtype.itemsize == 2 and x.device.type == "cpu":  # which torch has on a GPU alone
+        if kind == "antialiased" and x.dtype.itemsize == 2 and x.device.type == "cpu":  # only CUDA has 16 bits
             return torchs(x.float(), **options).to(x.dtype)
         return torchs(x, **options)
 
@@ -94,7 +98,7 @@ def test_bytes_are_copied(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["bilinear", "antialiased"])
 def test_bytes_are_rounded_once(kind: str) -> None:
-    """To the nearest; torch's are off by up to one, since it rounds after each axis."""
+    """To nearest. torch's bytes are off by up to one, because it rounds after each axis."""
     x = torch.randint(256, (2, 3, 11, 7), dtype=torch.uint8)
     for size in ((22, 14), (5, 4), (8, 13)):
         exact = torchs(x.double(), size=size, **KINDS[kind])
@@ -109,7 +113,7 @@ LAYOUTS = {
     "transposed": lambda: randn(2, 5, 3, 4).transpose(2, 3),
     "every second row": lambda: randn(2, 5, 8, 3)[:, :, ::2],
     "expanded": lambda: randn(1, 5, 4, 3).expand(2, 5, 4, 3),
-    "one pixel, whose strides fit any order": lambda: randn(3, 1, 1, 1),
+    "one pixel: strides of any memory format": lambda: randn(3, 1, 1, 1),
 }
 
 
@@ -131,7 +135,7 @@ PASSES: dict[str, tuple[Any, Any, tuple[bool, ...]]] = {
 
 @pytest.mark.parametrize("kind", PASSES)
 def test_gather_misses_no_reader(kind: str, large_tiles: None) -> None:
-    """The matrix of the backward is that of the forward, transposed, to the bit: sizes, factors, and factors of other sizes."""
+    """The matrix of the backward is the transposed matrix of the forward, bit for bit, for sizes, factors and both at odds."""
     cases: list[tuple[int, int, float | None]] = [
         (size, out, None) for size in (1, 2, 3, 7, 12) for out in (1, 2, 3, 5, 8, 14, 29, 36)
     ]
@@ -146,18 +150,18 @@ def test_gather_misses_no_reader(kind: str, large_tiles: None) -> None:
 
 
 def identity(size: int) -> torch.Tensor:
-    """As many images of one column, each with a one in another row."""
+    """`size` images of one column. Image i has a one in row i."""
     return torch.eye(size, device=DEVICE).view(size, 1, size, 1)
 
 
 @pytest.mark.parametrize("kind", PASSES)
 def test_readers_of_long_axes(kind: str) -> None:
-    """Each output is read once in all, also where rounding moves coordinates across a pixel."""
+    """The weights of each output add up to 1, also where rounding moves a coordinate across a pixel."""
     _, backward, variant = PASSES[kind]
     for size, out in ((3, 400), (997, 2991), (2991, 997), (1000, 1001)):
         y = torch.ones(1, 1, 1, out, device=DEVICE)
         dx = backward(y, (1, size), (), *variant)
-        assert abs(dx.sum().item() - out) <= 1e-5 * out, (size, out)  # a reader lost costs 3e-4 or more
+        assert abs(dx.sum().item() - out) <= 1e-5 * out, (size, out)  # one missing reader costs 3e-4 or more
 
 
 def test_adjoint() -> None:
@@ -168,7 +172,7 @@ def test_adjoint() -> None:
 
 
 def test_keeps_ramps() -> None:
-    """A linear image stays linear, exactly so between aligned corners."""
+    """A linear image stays linear, exactly between aligned corners."""
     ramp = torch.arange(5.0, dtype=torch.float64, device=DEVICE).view(1, 1, 1, 5).expand(1, 1, 3, 5)
     expected = torch.linspace(0, 4, 9, dtype=torch.float64, device=DEVICE).expand(1, 1, 3, 9)
     torch.testing.assert_close(ours(ramp, size=(3, 9), align_corners=True), expected)
@@ -176,7 +180,7 @@ def test_keeps_ramps() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_and_infinity_spread_like_torchs(kind: str) -> None:
-    """A neighbour of weight 0 still counts: 0 * NaN is NaN."""
+    """A neighbour of weight 0 counts: 0 * NaN is NaN."""
     x = torch.tensor([[[[1.0, float("inf"), 2.0], [3.0, float("nan"), 5.0], [1.0, 2.0, 3.0]]]], device=DEVICE)
     for size in ((3, 6), (6, 6), (3, 3), (2, 2)):
         got, expected = (resize(x, size=size, **KINDS[kind]) for resize in (ours, on_a_cpu(torchs)))
@@ -200,10 +204,10 @@ def exact_fma(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_antialiasing_weights_on_long_axes(
     size: tuple[int, int], out: tuple[int, int], large_tiles: None, exact_fma: None
 ) -> None:
-    """The centre of an output has more bits than float32, and its distance to a pixel has not.
+    """The centre of an output needs more bits than float32 has; its distance from a pixel does not.
 
-    The scale is exact in float32. Rounded centres give a mean error of 5e-5. The mean, because in both passes a pixel at the
-    very edge of an output may be left out.
+    The scale is exact in float32. Rounded centres cause a mean error of 5e-5. The maximum is larger, because rounding may leave
+    out a pixel at the edge of an output.
     """
     x = randn(1, 1, *size).requires_grad_()
     exact = x.detach().cpu().double().requires_grad_()
@@ -215,7 +219,7 @@ def test_antialiasing_weights_on_long_axes(
 
 
 def test_sixteen_bit_gradients_are_summed_in_float32() -> None:
-    """2,048 and eight ones are 2,056; a sum in float16 stops at 2,048."""
+    """2,048 plus eight ones is 2,056; a sum in float16 stays at 2,048."""
     dy = torch.ones(1, 1, 1, 9, dtype=torch.float16, device=DEVICE)
     dy[..., 0] = 2048
     assert ops.bilinear2d_backward(dy, (1, 1), (), False).item() == 2056
@@ -241,14 +245,14 @@ ERRORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", ["bilinear", "antialiased", "nearest"])
 def test_errors(kind: str, case: tuple[tuple[int, ...], dict[str, Any]]) -> None:
     shape, options = case
-    if len(shape) == 3 and kind == "nearest":  # which torch takes for a signal of one axis
+    if len(shape) == 3 and kind == "nearest":  # for torch, a signal of one axis
         with pytest.raises(NotImplementedError, match="4D"):
             ours(randn(*shape), **options, **KINDS[kind])
     else:
         raises_like(torchs, ours, randn(*shape), **options, **KINDS[kind])
 
 
-def test_what_is_not_there_says_so() -> None:
+def test_missing_modes_and_dtypes_raise() -> None:
     for kind in KINDS.values():
         raises_like(torchs, ours, randn(*SMALL).int(), scale_factor=2, **kind)
     for mode in ("bicubic", "linear", "trilinear", "lanczos"):
@@ -260,8 +264,8 @@ def test_what_is_not_there_says_so() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.05, 2.00001, (2.04, 1.0)])
-def test_nearest_factor_that_is_almost_whole(factor: Any) -> None:
-    """To the same size, or twice that, torch's CPU copies each pixel, whatever the factor."""
+def test_nearest_factor_near_an_integer(factor: Any) -> None:
+    """If a size stays equal or doubles, torch on the CPU copies each pixel, whatever the factor."""
     options = {"scale_factor": factor, "recompute_scale_factor": False, "mode": "nearest"}
     x = randn(1, 2, 7, 9).requires_grad_()
     exact = x.detach().cpu().requires_grad_()

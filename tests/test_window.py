@@ -1,4 +1,4 @@
-"""The output-size formulas agree with torch for every geometry, and options accept the same types."""
+"""The output-size formulas agree with torch for random geometries, and options of type bool refuse numbers."""
 
 from typing import Any
 

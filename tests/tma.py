@@ -1,4 +1,4 @@
-"""The TMA kernels of convolution for tests: in the interpreter, and with few channels too."""
+"""Run the TMA kernels of convolution in tests: in the interpreter too, and for fewer channels than on a GPU."""
 
 import contextlib
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def tma_everywhere() -> Iterator[list[str]]:
         patch.setattr(tma, "MIN_CHANNELS", 8)
         patch.setattr(tma, "MIN_GROUP_CHANNELS", 16)
         patch.setattr(tma, "MAX_STORED_AT_ONCE", 16)
-        patch.setattr(few_channels, "STARTED", -(2**40))
+        patch.setattr(few_channels, "STARTED", -(2**40))  # the cost of a window copy is negative: it always pays
         yield names
 
 
@@ -48,7 +48,10 @@ def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tenso
 
 
 def check_fused(x: Tensor, w: Tensor, shift: Tensor | None, options: dict[str, Any], started: list[str]) -> None:
-    """Check a scale, a shift, ReLU and statistics in the epilogue of the gather kernel."""
+    """Check a scale, a shift, ReLU and statistics in the epilogue of the gather kernel.
+
+    `started` has the names of the launched kernels: each of the two calls must launch the gather kernel.
+    """
     scale, y = randn(w.shape[0], dtype=x.dtype, seed=3), F.conv2d(x, w, **options)
     stride, padding = (options.get(name, default) for name, default in (("stride", 1), ("padding", 0)))
     geometry = y.shape[2:], (stride, stride), (padding, padding), (1, 1), 1

@@ -12,7 +12,7 @@ if not Path(__file__).with_name("kernels").is_dir():
     __path__.append(str(_checkout))
 
 _submodules = ("kernels", "layers", "models")
-# The functions on whole models, and their submodules.
+# For each public function, its module in trinn.layers.
 _functions = {
     "convert": "convert", "revert": "convert", "report": "report", "patched": "patched", "compile_backend": "backend",
 }  # fmt: skip

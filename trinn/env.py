@@ -21,8 +21,8 @@ GIVEN = dict(os.environ)  # read here, since trinn.kernels may set TRITON_INTERP
 
 
 def report() -> Iterator[tuple[str, str]]:
-    """Yield the lines of the report as (name, text). If a line fails, its text is the reason."""
-    looks: dict[str, Callable[[], str]] = {
+    """Yield the lines of the report as (name, text). If a text cannot be found, the line has the reason instead."""
+    lines: dict[str, Callable[[], str]] = {
         "trinn": _trinn,
         "Python": lambda: f"{platform.python_version()}, {platform.python_implementation()}",
         "system": platform.platform,
@@ -38,9 +38,9 @@ def report() -> Iterator[tuple[str, str]]:
         "variables": lambda: "\n".join(sorted(f"{k}={v}" for k, v in GIVEN.items() if VARIABLES.match(k))) or "none set",
         "a kernel": _kernel,
     }
-    for name, look in looks.items():
+    for name, find in lines.items():
         try:
-            found = look()
+            found = find()
         except Exception as error:
             found = f"not known: {type(error).__name__}: {' '.join(str(error).split())}"
         yield name, found

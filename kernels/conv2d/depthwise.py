@@ -4,7 +4,8 @@
     dgrad   dx[n, c, h, w] = sum_{k of c} sum_{r, s} dy[n, k, p, q] * w[k, 0, r, s] (+ b[c])
     wgrad   dw[k, 0, r, s] = sum_{n, p, q} dy[n, k, p, q] * x[n, c, h, w]
 
-    each with h = p * stride - padding + r * dilation, w from q and s likewise, and c = k // (filters per channel)
+    each with row h = p * stride - padding + r * dilation, column w from q and s likewise, and c = k // (filters per channel),
+    the channel of filter k
 
 passes.py selects this file through is_depthwise. Most convolutions with one filter per channel continue in
 depthwise_sliding.py, which reads memory less often. For the others, fprop and dgrad share one kernel. wgrad keeps all taps of
@@ -85,31 +86,35 @@ def _depthwise2d_wgrad_kernel(
     x_strides, dy_strides,
     pixels, filters, height, width, out_height, out_width, splits, pixels_per_split,
     H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, TAPS: tl.constexpr,
+    BLOCK_FILTERS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """All taps of BLOCK_K filters, summed over one split of the pixels. TAPS is their number, rounded up to a power of two."""
+    """All taps of BLOCK_FILTERS filters, summed over one split of the pixels.
+
+    FILTERS is the number of filters per channel. TAPS is the number of taps, rounded up to a power of two.
+    """
     x_n, x_c, x_h, x_w = x_strides
     dy_n, dy_k, dy_p, dy_q = dy_strides
     program = tl.program_id(0)
     split = (program % splits).to(INDEX)
-    k = (program // splits).to(INDEX) * BLOCK_K + tl.arange(0, BLOCK_K)
+    k = (program // splits).to(INDEX) * BLOCK_FILTERS + tl.arange(0, BLOCK_FILTERS)
     tap = tl.arange(0, TAPS).to(INDEX)
     r, s = tap // W.taps, tap % W.taps
-    acc = tl.full((BLOCK_P, BLOCK_K, TAPS), 0.0, ACCUMULATOR)
+    acc = tl.full((BLOCK_PIXELS, BLOCK_FILTERS, TAPS), 0.0, ACCUMULATOR)
     first = split * pixels_per_split
     last = tl.minimum(first + pixels_per_split, pixels)
-    for start in range(first, last, BLOCK_P):
-        pixel = start + tl.arange(0, BLOCK_P).to(INDEX)
+    for start in range(first, last, BLOCK_PIXELS):
+        pixel = start + tl.arange(0, BLOCK_PIXELS).to(INDEX)
         n, p, q = split_pixel(pixel, out_height, out_width)
         at = (n * dy_n + p * dy_p + q * dy_q)[:, None] + (k * dy_k)[None, :]
-        upstream = tl.load(dy + at, mask=(pixel < last)[:, None] & (k < filters)[None, :], other=0.0)  # (BLOCK_P, BLOCK_K)
+        # (BLOCK_PIXELS, BLOCK_FILTERS)
+        upstream = tl.load(dy + at, mask=(pixel < last)[:, None] & (k < filters)[None, :], other=0.0)
         h, w = big_from_small(p[:, None], r[None, :], H), big_from_small(q[:, None], s[None, :], W)
         hit = inside(h, height) & inside(w, width) & (pixel < last)[:, None] & (tap < H.taps * W.taps)[None, :]
-        at = tl.where(hit, n[:, None] * x_n + h * x_h + w * x_w, 0)  # (BLOCK_P, TAPS)
+        at = tl.where(hit, n[:, None] * x_n + h * x_h + w * x_w, 0)  # (BLOCK_PIXELS, TAPS)
         at = at[:, None, :] + ((k // FILTERS) * x_c)[None, :, None]
         value = tl.load(x + at, mask=hit[:, None, :] & (k < filters)[None, :, None], other=0.0)
         acc += upstream.to(ACCUMULATOR)[:, :, None] * value.to(ACCUMULATOR)
-    total = tl.sum(acc, axis=0)  # (BLOCK_K, TAPS)
+    total = tl.sum(acc, axis=0)  # (BLOCK_FILTERS, TAPS)
     at = (split * filters + k)[:, None] * (H.taps * W.taps) + tap[None, :]
     owned = (k < filters)[:, None] & (tap < H.taps * W.taps)[None, :]
     tl.store(partials + at, total.to(partials.dtype.element_ty), mask=owned)
@@ -147,17 +152,17 @@ def depthwise2d_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: 
     images, filters, out_height, out_width = dy.shape
     pixels = images * out_height * out_width
     taps = triton.next_power_of_2(dw.shape[2] * dw.shape[3])
-    block_k, block_p = (32, 4) if is_channels_last(dy) else (4, 32)
-    while block_k * block_p * taps > 8192 and block_k > 1:
-        block_k //= 2
-    tiles = triton.cdiv(filters, block_k)
-    splits = count_splits(tiles, pixels, block_p)
+    block_filters, block_pixels = (32, 4) if is_channels_last(dy) else (4, 32)
+    while block_filters * block_pixels * taps > 8192 and block_filters > 1:
+        block_filters //= 2
+    tiles = triton.cdiv(filters, block_filters)
+    splits = count_splits(tiles, pixels, block_pixels)
     partials, (H, W) = partials_of(dw, splits), axes_of(dw.shape[2:], stride, padding, dilation)
     launch(
         _depthwise2d_wgrad_kernel, tiles * splits, x, dy, partials,
         x.stride(), dy.stride(),
         pixels, filters, x.shape[2], x.shape[3], out_height, out_width, splits, triton.cdiv(pixels, splits),
         H=H, W=W, FILTERS=filters // x.shape[1], ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, dy, partials),
-        BLOCK_K=block_k, BLOCK_P=block_p, TAPS=taps, device=x.device,
+        BLOCK_FILTERS=block_filters, BLOCK_PIXELS=block_pixels, TAPS=taps, device=x.device,
     )  # fmt: skip
     return sum_partials(partials, dw)

@@ -1,14 +1,15 @@
 """Sliding kernels for depthwise convolution with one filter per channel: they load each row once for all rows of a filter.
 
-The smaller image is the result of the convolution (or its gradient), the larger one is its input. A program owns some columns
-of some channels and slides down the rows: by one row of the smaller image per step, which is H.stride rows of the larger one.
-A row of the larger image contributes to several rows of the smaller image, so a step begins one of these and completes another.
-The program keeps the pending ones in a tuple and shifts it by one per step: partial sums, or in wgrad the upstream gradients.
-So it reads and widens an element once per tap of a filter row, not once per tap of the whole filter. It loads the next rows
-while it multiplies the current ones. The rows are divided into *splits*, enough to fill the GPU.
+The *smaller image* is the result of the convolution (or its gradient), the *larger image* is its input. A program owns some
+columns of some channels and slides down the rows. In each step it advances by one row of the smaller image and by H.stride rows
+of the larger one. A row of the larger image contributes to several rows of the smaller image, the *pending rows*. Each step
+begins one pending row and completes the oldest. The program keeps pending rows in a tuple, as partial sums or, in wgrad, as
+upstream gradients, and shifts the tuple by one per step. So it reads and widens an element once per tap of a filter row, not
+once per tap of the whole filter. It loads the next rows while it multiplies the current ones. The rows are divided into
+*splits*, enough to fill the GPU.
 
-dgrad is fprop with flipped taps, except at the edges. fprop multiplies the zeros of its padding by any filter, even an
-infinite one. dgrad has no gradient there, so it sets these filter values to 0: an infinite one then leaves no NaN.
+dgrad is fprop with flipped taps, except at the edges. fprop multiplies the zeros of its padding by the filter, and 0 * inf is
+NaN. dgrad has no products there, so it sets these filter values to 0, and an infinite one leaves no NaN.
 """
 
 from typing import NamedTuple
@@ -29,8 +30,8 @@ from ..runtime.layout import Ints, index_type, is_channels_last
 from ..runtime.settings import settings
 from ..runtime.tuning import ElementTile
 
-# A thread keeps the filter of each of its elements in registers, at most MAX_REGISTERS in all. In contiguous images it loads
-# element by element, for LOAD_REGISTERS more each.
+# A thread keeps the filters of all its elements in registers, at most MAX_REGISTERS. In contiguous images it loads element by
+# element, with LOAD_REGISTERS more registers for each element.
 MAX_REGISTERS, LOAD_REGISTERS = 120, 10
 MAX_TAPS = 49
 
@@ -53,7 +54,7 @@ def _positions(
 
 @device_function
 def _load_rows(h, start, tap_exists, x_h, x_tap, height, H: tl.constexpr, W: tl.constexpr):
-    """H.stride rows from `h` on, each as W.taps tiles: one per tap of a filter row, shifted by it."""
+    """The H.stride rows that begin with row `h`, each as W.taps tiles: one per tap of a filter row, shifted by the tap."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
     rows = empty_tuple()
@@ -74,7 +75,7 @@ def _converted(tiles, DTYPE: tl.constexpr):
 
 @device_function
 def _add_products(sums, filters, rows, H: tl.constexpr, W: tl.constexpr):
-    """The sums of the pending rows, newest first, plus the products of `rows` with the taps that read them."""
+    """The sums of the pending rows, newest first, plus the products of `rows` with the taps of each pending row."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
     result = empty_tuple()
@@ -90,7 +91,7 @@ def _add_products(sums, filters, rows, H: tl.constexpr, W: tl.constexpr):
 
 @device_function
 def _add_to_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    """The gradients of all taps, plus the products of `rows` with `upstream`, the gradient row begun J steps ago."""
+    """The gradients of all taps, plus the products of `rows` with `upstream`, the row of dy from J steps ago."""
     ROWS: tl.constexpr = H.stride
     TAPS: tl.constexpr = W.taps
     result = empty_tuple()
@@ -286,7 +287,7 @@ def run_sliding_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: 
 
 
 class SlidingPlan(NamedTuple):
-    """How the smaller image is divided: into tiles of columns and channels, and its rows into splits."""
+    """Division of the smaller image: its columns and channels into tiles, its rows into splits."""
 
     channels_last: bool
     tile: ElementTile
@@ -299,7 +300,7 @@ class SlidingPlan(NamedTuple):
 def _plan(small: Tensor, H: Axis, W: Axis) -> SlidingPlan:
     """Divide the smaller image so that a thread's filters fit in its registers and the programs fill the GPU.
 
-    A split reads some rows of its neighbours again, so its own rows are several times as many.
+    Adjacent splits read some of the same rows, so each split has several times as many rows.
     """
     images, channels, height, width = small.shape
     channels_last, pixels = is_channels_last(small), images * width

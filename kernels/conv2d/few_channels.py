@@ -1,4 +1,4 @@
-"""First layers: copies of images of few channels, for TMA to read.
+"""Copies of images of few channels, as in the first layer of a network, for TMA to read.
 
 TMA, Hopper's copy engine, moves *boxes* (CUDA's boxDim): blocks of a tensor whose rows are contiguous and start at multiples
 of 16 bytes. A pixel of three channels does not meet either condition. But with channels innermost, the S * C elements of one
@@ -32,13 +32,14 @@ from ..runtime.launch import launch
 from ..runtime.layout import Ints, index_type
 from ..runtime.settings import settings
 
-# Costs, relative to one element moved by TMA from L2 to shared memory (half a picosecond on an H100): an element gathered by
-# pointer.py, with about 60 instructions of a thread; an element of the copy, written and read; two more kernel launches.
+# Costs in units of one element moved by TMA from L2 to shared memory (half a picosecond on an H100).
+# GATHERED: an element gathered by pointer.py, with about 60 instructions of a thread. COPIED: an element of the copy, written
+# and read. STARTED: two more kernel launches.
 GATHERED, COPIED, STARTED = 4, 2, 2**23
 
 
 class WindowCopy(NamedTuple):
-    """The plan of a window copy and its view, with windows as pixels."""
+    """The plan of a window copy, and of the view of it with one pixel per window."""
 
     pitch: int  # elements per pixel, a power of two
     rows: int
@@ -53,7 +54,7 @@ class WindowCopy(NamedTuple):
         return self.taps * self.pitch
 
     def block(self, most: int) -> int:
-        """The best BLOCK_K of at most `most`: few zeros past the depth, and then long rows of a box."""
+        """The best BLOCK_K, at most `most`: the one with the fewest zeros past the depth. Ties go to the largest."""
         least = max(16, min(most // 2, triton.next_power_of_2(self.depth)))
         blocks = [n for n in (most, most // 2, most // 4, most // 8) if n >= least] or [most]
         return min(blocks, key=lambda n: triton.cdiv(self.depth, n) * n)
@@ -71,8 +72,8 @@ def plan_window_copy(
 ) -> WindowCopy | None:
     """Plan the window copy of a convolution's image; None if it does not pay.
 
-    It does not pay if a box would be mostly zeros, as for one channel with few taps at stride 1, or if windows are one pixel.
-    Windows with dilated columns are not contiguous in a copy.
+    It does not pay if windows are one pixel, or if a box would be mostly zeros, as for one channel with few taps at stride 1.
+    It is impossible if columns are dilated, because a window is not contiguous then.
 
     Args:
         w: (K, C, R, S), the sizes of the filters.
@@ -162,7 +163,7 @@ def _copy(x: Tensor, rows: int, columns: int, pitch: int, near: int) -> Tensor:
 
 
 def _tile(rows: int, columns: int, pitch: int) -> CopyTile:
-    """16 elements per thread, or 8 so that a small copy fills the GPU; few elements past the end of a row."""
+    """A tile of 16 elements per thread, or 8 so that a small copy fills the GPU, with few elements past the end of a row."""
     elements = rows * columns * pitch
     room = tuning.elementwise_block(elements) if INTERPRETED else 2048 if elements >= 2048 * settings.wanted_programs else 1024
     wide = triton.next_power_of_2(columns)

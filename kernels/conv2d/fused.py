@@ -1,4 +1,4 @@
-"""2-D convolution fused with the operator after it: one kernel, which changes the result while it is still in registers.
+"""2-D convolution fused with the operator after it: the convolution's kernel applies it while the result is in registers.
 
     affine        y = relu(scale[k] * (x * w) + shift[k])    a bias, or a batch normalisation by given statistics
     max_pool2d    y = max over windows of relu(x * w + b)
@@ -73,7 +73,8 @@ def conv2d_relu_max_pool2d(
 
     Args:
         size: (P, Q), the size of the convolution's result.
-        pooled: the size of the result; `window...`: as in max_pool2d_forward.
+        pooled: the size of the result, (rows, columns).
+        window, window_stride, window_padding, window_dilation: as in max_pool2d_forward.
 
     Returns:
         y and codes as from max_pool2d_forward, channels_last if `x` or `w` is.
@@ -82,10 +83,11 @@ def conv2d_relu_max_pool2d(
         tuple(window_stride) == tuple(window) and tuple(pooled) == (size[0] // window[0], size[1] // window[1])
         and max(*window_padding, 0) == 0 and max(window_dilation) == 1 and window[0] * window[1] in (2, 4, 8, 16)
     )  # fmt: skip
-    by_tma = plan_tma_gather(
+    # Drop the plan after the test: conv2d_affine plans again, because an operator takes only tensors and numbers.
+    through_tma = plan_tma_gather(
         x, w, (x.shape[0], w.shape[0], *size), _channels_last(x, w, size), stride, padding, dilation, groups, adjoint=False
     )
-    if not adjacent or is_depthwise(w, groups) or by_tma:
+    if not adjacent or is_depthwise(w, groups) or through_tma:
         y = conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)
         return max_pool2d_forward(y, pooled, window, window_stride, window_padding, window_dilation)
     y, codes = _empty_max_pool2d(

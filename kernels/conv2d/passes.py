@@ -4,20 +4,23 @@
     dgrad   dx[n, c, h, w] = sum_{k, r, s} dy[n, k, p, q] * w[k, c, r, s] (+ b[c])
     wgrad   dw[k, c, r, s] = sum_{n, p, q} dy[n, k, p, q] * x[n, c, h, w]
 
-    each with h = p * stride - padding + r * dilation, and w from q and s likewise
+    each with row h = p * stride - padding + r * dilation, and column w from q and s likewise
 
-Each pass is an implicit matrix product: the kernels index its operands in place and never write the matrices to memory.
+The names of the passes are cuDNN's: forward propagation, data gradient, weight gradient. Each pass is an implicit matrix
+product: the kernels index its operands in place and never write the matrices to memory.
 
              M                  N            K (summed over)
     fprop    pixels (n, p, q)   filters k    taps and channels (r, s, c)
     dgrad    pixels (n, h, w)   channels c   taps and filters (r, s, k)
     wgrad    filters k          (r, s, c)    pixels (n, p, q)
 
-A *tap* is a position (r, s) of a filter. Taps and channels share the K axis, so few channels fill the tensor cores too.
+A *tap* is a position (r, s) of a filter. Taps and channels share the K axis: with few channels, a block of K spans several
+taps.
 
-fprop and dgrad share one kernel. For every destination pixel, it gathers the source pixels under the taps. With stride s, only
-every s-th tap hits a dgrad pixel. A *phase* is the set of dgrad pixels with equal h mod s and equal w mod s: they share their
-taps, and programs compute them together. There are s * s phases, or fewer if the image has fewer than s rows or columns.
+fprop and dgrad share one kernel. For every destination pixel, it gathers the source pixels under the taps. With stride t, only
+some taps hit a dgrad pixel: every t-th one, if stride and dilation have no common factor. A *phase* is the set of dgrad pixels
+with equal h mod t and equal w mod t. They share their taps, so a program computes pixels of a single phase. There are t * t
+phases, or fewer if the image has fewer than t rows or columns.
 
 wgrad divides its long K axis into *splits*, enough to fill the GPU. One program sums one split; reduce.py adds the partial
 sums in a fixed order.

@@ -30,9 +30,10 @@ def _conv2d_gather_kernel(
 ):  # fmt: skip
     """One (BLOCK_M pixels, BLOCK_N channels) tile of the result, in one group and one phase.
 
-    ADJOINT selects dgrad. `weight_strides` follow the order (result channels, source channels, R, S). `pixels` is the number of
-    pixels of the result, or of one phase, padded to the size of the largest phase. With `codes`, the kernel max-pools: pixels
-    are numbered window by window, `result` gets the maximum of each window and `codes` its argmax position.
+    ADJOINT selects dgrad. `weight_strides` follow the order (result channels, source channels, R, S), and `weight_group` is the
+    stride between groups. `pixels` counts the pixels of the result or, in dgrad, of the largest phase: a smaller phase has
+    pixels outside the result. With `codes`, the kernel max-pools: pixels are numbered window by window, `result` gets the
+    maximum of each window and `codes` its argmax position.
     """
     x_n, x_c, x_h, x_w = source_strides
     w_out, w_in, w_r, w_s = weight_strides
@@ -187,11 +188,11 @@ def run_gather(
     if adjoint:
         phase_height, phase_width = triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])
         phases_h, phases_w = min(stride[0], height), min(stride[1], width)
-        weight_strides, filters = (w_c, w_k, w_r, w_s), channels_in
+        weight_strides, filters_per_group = (w_c, w_k, w_r, w_s), channels_in
     else:
         phase_height, phase_width, phases_h, phases_w = height, width, 1, 1
         height, width = height * window.height, width * window.width
-        weight_strides, filters = (w_k, w_c, w_r, w_s), channels_out
+        weight_strides, filters_per_group = (w_k, w_c, w_r, w_s), channels_out
     pixels = images * phase_height * phase_width * window.taps
     phases = phases_h * phases_w
     tile = _gather_tile(source, weight, pixels, channels_out, stride, groups, adjoint)
@@ -200,7 +201,7 @@ def run_gather(
     launch(
         _conv2d_gather_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
         source, weight, scale, bias, result, codes, means, variances, counts,
-        source.stride(), weight_strides, result.stride(), filters * w_k,
+        source.stride(), weight_strides, result.stride(), filters_per_group * w_k,
         pixels, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
         phases_h, phases_w,
         H=H, W=W, ADJOINT=adjoint, RELU=relu, WINDOW=window,
@@ -239,7 +240,7 @@ def count_pixel_tiles(x: Tensor, w: Tensor, y: Tensor, stride: Ints, groups: int
 
 
 def _scattered(image: Tensor, channels: int) -> bool:
-    """Whether loads of channels take one element at a time, because they are strided or no multiple of 8, or need int64."""
+    """Whether loads take one element at a time: channels are strided or no multiple of 8, or offsets need int64."""
     return image.stride(1) != 1 or channels % 8 != 0 or exceeds_int32(image)
 
 

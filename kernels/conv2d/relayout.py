@@ -2,7 +2,7 @@
 
     to_channels_last   channels innermost, padded with zero channels to a given number
     to_images_last     images innermost
-    to_bf16_terms      each float32 as three *bf16 terms*, bfloat16 values whose sum it is; channels innermost
+    to_bf16_terms      each float32 as three *bf16 terms*, bfloat16 values with the float32 as their sum; channels innermost
     merge_groups       the filters of several narrow groups as the filters of one group, channels innermost
 
 A tile spans two axes: the one with the smallest stride in the source, and the one with the smallest stride in the copy. So
@@ -64,8 +64,8 @@ def _relayout_kernel(
 ):  # fmt: skip
     """A tile of the copy, or of TERMS bf16 terms `term_pitch` elements apart. Lanes from `filled` on are zero.
 
-    One instruction can move X_LANES lanes or X_ROWS rows of x, and OUT_LANES lanes of the copy. Hints tell Triton so:
-    by itself, it finds multiples of 16 only.
+    One instruction can move X_LANES lanes or X_ROWS rows of x, and OUT_LANES lanes of the copy. The kernel gives Triton hints
+    for this, because by itself Triton finds only multiples of 16.
     """
     lanes, rows, outer_sizes = sizes
     x_lane, x_row, x_outer = x_strides
@@ -127,7 +127,7 @@ def to_images_last(x: Tensor, least: int = 4) -> Tensor:
 
 
 def to_bf16_terms(x: Tensor) -> Tensor:
-    """Three bfloat16 terms whose sum is `x`: the first is `x` rounded, each later one is the remainder, rounded.
+    """Three bfloat16 terms with the sum `x`: the first is `x`, rounded; each later one is the remainder so far, rounded.
 
     The sum has all 24 bits, down to 2^-133, the smallest bfloat16: the error is less than half of it. For an infinity or a NaN,
     the first term is the value and the others are zero. No finite value becomes infinite.
@@ -158,6 +158,7 @@ def _has_strides(x: Tensor, strides: tuple[int, ...]) -> bool:
 
 def _copy(x: Tensor, out: Tensor, terms: int = 1) -> None:
     """Fill `out`. It may have more channels than `x`, filled with zeros, or `terms` times as many, for bf16 terms."""
+    # Axes: the lanes follow the innermost axis of the copy. `filled` of them exist in x.
     if out.shape == x.shape:
         sizes, (out_strides, x_strides) = memory_order(out, x)
         filled = sizes[0]
@@ -167,28 +168,30 @@ def _copy(x: Tensor, out: Tensor, terms: int = 1) -> None:
         out_strides, x_strides = (out.stride(1), *out_rest), (x.stride(1), *x_rest)
     if len(sizes) == 1:
         sizes, out_strides, x_strides = (*sizes, 1), (*out_strides, 0), (*x_strides, 0)
+    # Rows: the axis with the smallest stride in x or, if this is the axis of the lanes, the next axis.
     densest = min((a for a in range(len(sizes)) if x_strides[a]), key=lambda a: x_strides[a], default=0)
     row = densest or 1
     order = 0, row, *(a for a in range(1, len(sizes)) if a != row)
     sizes, out_strides, x_strides = (tuple(t[a] for a in order) for t in (sizes, out_strides, x_strides))
     tile = _tile(sizes[0], sizes[1], x)
-    x_run = _run(x, (filled, *sizes[1:]), x_strides)
+    x_vector = _vector(x, (filled, *sizes[1:]), x_strides)
     programs = triton.cdiv(sizes[0], tile.lanes) * triton.cdiv(sizes[1], tile.rows) * math.prod(sizes[2:])
     launch(
         _relayout_kernel, programs, x, out,
         _nested(x_strides), _nested(out_strides),
         _nested(sizes), filled, sizes[0],
-        TERMS=terms, X_LANES=x_run.lanes, X_ROWS=x_run.rows, OUT_LANES=_run(out, sizes, out_strides).lanes,
+        TERMS=terms, X_LANES=x_vector.lanes, X_ROWS=x_vector.rows, OUT_LANES=_vector(out, sizes, out_strides).lanes,
         INDEX=index_type(x, out), TILE=tile, device=x.device,
     )  # fmt: skip
 
 
 def _nested(axes: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+    """(lane, row, outer axes), the form of the kernel's arguments."""
     return axes[0], axes[1], axes[2:]
 
 
 def _tile(lanes: int, rows: int, x: Tensor) -> ElementTile:
-    """As square as the axes allow; on a GPU 64 x 64, or less so that a small tensor fills it."""
+    """A tile as square as the axes allow: on a GPU 64 x 64, or 32 x 32 so that a small tensor fills the GPU."""
     if INTERPRETED:
         room = tuning.elementwise_block(x.numel())
     else:
@@ -199,16 +202,16 @@ def _tile(lanes: int, rows: int, x: Tensor) -> ElementTile:
     return ElementTile(tile[1], tile[0])
 
 
-def _run(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> ElementTile:
-    """The lanes or rows of a tile per instruction: contiguous, aligned, and all or none of them masked.
+def _vector(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> ElementTile:
+    """The lanes or rows of a tile that one instruction moves: contiguous, aligned, and all or none of them masked.
 
     At most 16 bytes, the limit of an instruction; 1 x 1 if neither axis is contiguous.
     """
     if 1 not in strides[:2]:
         return ElementTile(1, 1)
     axis = strides.index(1)
-    run = math.gcd(16 // tensor.element_size(), sizes[axis], *strides[:axis], *strides[axis + 1 :])
-    return ElementTile(run, 1) if axis else ElementTile(1, run)
+    length = math.gcd(16 // tensor.element_size(), sizes[axis], *strides[:axis], *strides[axis + 1 :])
+    return ElementTile(length, 1) if axis else ElementTile(1, length)
 
 
 @triton.jit
@@ -230,7 +233,7 @@ def _merge_groups_kernel(
 
 
 def merge_groups(w: Tensor, at_once: int, groups: int) -> Tensor:
-    """The filters of a convolution of `groups`, for one of groups / at_once: zero for the channels of other groups.
+    """The filters of a convolution with `groups` groups, for groups / at_once groups: zeros for channels of other groups.
 
     Args:
         w: (K, C / groups, R, S), any strides and dtype.

@@ -73,7 +73,12 @@ def _accumulate(
     H: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr, ADJOINT: tl.constexpr,
     TRANSPOSED: tl.constexpr, PAIRS: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc (BLOCK_M, pixels) + filters @ box^T, summed over all taps that hit, PAIRS pairs of bf16 terms, and channels."""
+    """acc (BLOCK_M, pixels) + filters @ box^T, summed over all taps that hit, PAIRS pairs of bf16 terms, and channels.
+
+    `steps` counts these taps times the blocks of channels. Taps are numbered (i, j), in dgrad within the phase: i begins with
+    `first_h`, and j runs from `first_w` to first_w + hits_w - 1. Tap (0, 0) is (first_r, first_s) of the filter, and reads the
+    box at (top, left) of image `n`.
+    """
     c, pair, i, j = 0, 0, first_h, first_w
     for _ in range(tl.maximum(steps * PAIRS, 1)):  # the maximum proves to the compiler that the loop runs: see OUTSIDE
         term, other = term_pair(pair, PAIRS)
@@ -120,6 +125,10 @@ def _conv2d_gather_tma_kernel(
     `source` is a descriptor of (N, H, W / SPAN, SPAN * source_pitch) or, if PLANAR, of (N, C, pixels). `weight` is a descriptor
     of (filters, taps * tap_pitch); if TRANSPOSED, its rows are the depth. `channels_in` and `channels_out` are per group.
     ADJOINT selects dgrad.
+
+    SPAN is the column stride as a factor of the channels: SPAN columns, `source_pitch` elements apart, are viewed as one. CROSS
+    is the number of products of small bf16 terms, 0 without terms; `term_pitches` are the channels per term in source and
+    weight. HALVES is 2 if the tile is stored in two halves, else 1.
     """
     y_n, y_c, y_h, y_w = result_strides
     # Channel tiles vary fastest: consecutive programs copy the same boxes, from L2.
@@ -202,9 +211,9 @@ def _conv2d_gather_tma_kernel(
 class TmaGather(NamedTuple):
     """The plan of an fprop or a dgrad through TMA."""
 
-    source: Tensor  # as given, or a view of it; run_tma_gather makes the copies
+    source: Tensor  # the given source or a view of it; run_tma_gather makes the copies
     size: tuple[int, int, int]  # images, rows and columns of the result
-    view: Callable[[Tensor], Tensor | None] | None  # flat_view or planar_view if applied to source and result
+    view: Callable[[Tensor], Tensor | None] | None  # flat_view or planar_view if source and result are viewed so
     stride: Ints
     merged: int  # groups merged into one
     box: Box
@@ -236,7 +245,7 @@ def plan_tma_gather(
     if not adjoint and (
         window_copy := plan_few_channels(source, weight.shape, shape[2:], stride, padding, dilation, merged * groups)
     ):
-        return _plan_window_copy(source, weight, shape, stride, padding, dilation, window_copy)
+        return _plan_gather_of_copy(source, weight, shape, stride, padding, dilation, window_copy)
     # TMA needs a multiple of `unit` in each innermost axis: the source's channels, and in dgrad also the filters' channels.
     if channels_in % unit or channels_out % (unit if adjoint else 1) or too_few(channels_in, channels_out):
         return None
@@ -270,10 +279,10 @@ def plan_tma_gather(
     return TmaGather(source, (images, height, width), view, stride, merged, box, tile._replace(k=block))
 
 
-def _plan_window_copy(
+def _plan_gather_of_copy(
     x: Tensor, w: Tensor, shape: Ints, stride: Ints, padding: Ints, dilation: Ints, window_copy: WindowCopy
 ) -> TmaGather:
-    """Plan fprop of an image of few channels: R x 1 taps over its window copy."""
+    """Plan fprop of an image of few channels, as a convolution with R x 1 taps of the view of its window copy."""
     (images, filters, height, width), taps = shape, w.shape[2]
     precision = conv_precision(x.dtype, x.device)
     tile = gemm_tile(
@@ -302,6 +311,7 @@ def run_tma_gather(
     padding: Ints, dilation: Ints, groups: int, adjoint: bool, relu: bool, partials: PartialStatistics | None,
 ) -> None:  # fmt: skip
     """Fill the result by its plan. The other arguments are those of conv2d_gather in passes.py."""
+    # Copies and views: all operands that TMA cannot read in place.
     source, (images, height, width), view, stride, merged, box, tile, window_copy = plan
     if window_copy:
         source, weight = window_view(copy_image(source, window_copy), window_copy), copy_filters(weight, window_copy, tile.k)
@@ -327,6 +337,7 @@ def run_tma_gather(
     elif not in_terms:
         weight = to_channels_last(weight)
 
+    # Tiles and descriptors: dgrad has the tiles of its largest phase, in each phase.
     phases_h, phases_w = (min(stride[0], height), min(stride[1], width)) if adjoint else (1, 1)
     rows, columns = (triton.cdiv(size, step if adjoint else 1) for size, step in zip((height, width), stride, strict=True))
     image_tiles, row_tiles, column_tiles = map(triton.cdiv, (images, rows, columns), box)
@@ -363,6 +374,7 @@ def count_merged_groups(channels_in: int, channels_out: int, groups: int) -> int
 
 
 def too_few(*channels: int) -> bool:
+    """Whether one of these numbers of channels would leave the tensor cores mostly multiplying zeros."""
     return min(channels) < MIN_CHANNELS
 
 

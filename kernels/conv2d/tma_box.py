@@ -22,7 +22,10 @@ _ROUNDED = {"round_f32_to_tf32": True} if "round_f32_to_tf32" in TensorDescripto
 
 
 class Box(NamedTuple):
-    """The pixels of the result that one program computes: `images` x `rows` x `columns`."""
+    """The pixels of the result that one program computes: `images` x `rows` x `columns`.
+
+    For each tap, the pixels of the source under it are one TMA box of the same shape.
+    """
 
     images: int
     rows: int
@@ -40,7 +43,7 @@ class GatherAxis(NamedTuple):
     source: int
     axis: Axis
     adjoint: bool
-    one: bool = False  # boxes have a single pixel along this axis
+    one: bool = False  # whether boxes must have a single pixel along this axis
 
     def work(self, block: int) -> int:
         """The number of taps multiplied by all boxes of `block` pixels along the axis.
@@ -64,7 +67,7 @@ class GatherAxis(NamedTuple):
 
 
 def _hits(start: int, reach: int, size: int, step: int, taps: int) -> int:
-    """The number of taps from hitting_taps (indexing.py), computed on the host."""
+    """The `count` of hitting_taps in indexing.py, computed on the host."""
     low, high = -start - reach, size - 1 - start
     first, last = (-(-low // step), high // step) if step > 0 else (-(high // -step), -low // -step)
     return max(0, min(last, taps - 1) - max(first, 0) + 1)
@@ -88,7 +91,9 @@ def best_box(pixels: int, images: int, rows: GatherAxis, columns: GatherAxis, sl
 def best_run(most: int, images: int, columns: int) -> tuple[int, bool]:
     """The length of wgrad's runs, at most `most`, and whether a run crosses images; length 0 if every run wastes too much.
 
-    A run wastes its pixels beyond the last image or column. Short runs lose time: the matrix units wait for data.
+    A run wastes its pixels beyond the last image or column. Short runs lose time, because the matrix units wait for data: a run
+    of n pixels is assumed to have 0.7 + 0.3 * n / most of the full speed. The best run has the largest product of speed and
+    share of useful pixels, and the product must exceed 0.3.
     """
     lengths = [n for n in (most, most // 2, most // 4) if n >= 16 or n == most]
     runs = [(size / (-(-size // n) * n) * (0.7 + 0.3 * n / most), of_images, n)
@@ -130,7 +135,7 @@ def tma_strides(image: Tensor, innermost: int = 1) -> list[int]:
 
 
 def flat_view(image: Tensor) -> Tensor | None:
-    """All pixels of a dense channels_last image as a single row; None for an image with gaps."""
+    """A dense channels_last image with all its pixels as a single row; None for any other image."""
     n, c, h, w = image.shape
     s_n, s_c, s_h, s_w = tma_strides(image)
     dense = (c == 1 or s_c == 1) and (h == 1 or s_h == w * s_w) and (n == 1 or s_n == h * w * s_w)
@@ -139,7 +144,7 @@ def flat_view(image: Tensor) -> Tensor | None:
 
 
 def planar_view(image: Tensor) -> Tensor | None:
-    """A contiguous image with each plane, the (H, W) image of one channel, as a row; None if TMA cannot read it in place."""
+    """A contiguous image with each (H, W) plane of one channel as a single row; None if TMA cannot read it in place."""
     n, c, h, w = image.shape
     s_n, s_c, s_h, s_w = image.stride()
     rows = (w == 1 or s_w == 1) and (h == 1 or s_h == w)

@@ -60,7 +60,7 @@ def _accumulate(
 ):  # fmt: skip
     """accs + dy^T @ x, summed over `steps` runs from (n, p, q) on and PAIRS pairs of bf16 terms.
 
-    accs has one (BLOCK_M, BLOCK_N) sum per tap from (r, s) on, along a filter row or DOWN a column.
+    accs has one (BLOCK_M, BLOCK_N) sum per tap. The taps begin at (r, s) and follow a filter row or, if DOWN, a filter column.
     """
     BLOCK_M: tl.constexpr = accs[0].shape[0]
     BLOCK_N: tl.constexpr = accs[0].shape[1]
@@ -91,6 +91,7 @@ def _accumulate(
 
 @device_function
 def _zeros(TAPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """One accumulator per tap."""
     accs = ()
     for _ in tl.static_range(TAPS):
         accs = accs + (tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32),)
@@ -111,6 +112,9 @@ def _conv2d_wgrad_tma_kernel(
 
     Where narrow groups are merged, the program stores the products of each filter with the channels of its own group. With a
     PITCH, x is a view of a window copy: its channels are (S, PITCH), and dw has the first `narrow_channels` of each PITCH.
+
+    With ALONG_IMAGES a run is one pixel in consecutive images. With IMAGES_LAST it is too, and images are innermost in memory.
+    SPAN and CROSS are the same as in tma.py.
     """
     dw_k, dw_c, dw_r, dw_s = dw_strides
     # Filter tiles vary fastest: consecutive programs copy the same runs of x, from L2.
@@ -159,7 +163,7 @@ def _conv2d_wgrad_tma_kernel(
         H, W, SPAN, ALONG_IMAGES, IMAGES_LAST, 1, CROSS > 0, DOWN, PRECISION, BLOCK_K,
     )  # fmt: skip
 
-    # Mask the products without a place in dw: beyond its filters and channels, in the padded pitch, between merged groups.
+    # Mask the products that are no element of dw: beyond its filters and channels, in the padded pitch, between merged groups.
     k = filter_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = channel_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     owned = (k < filters)[:, None] & (c < channels)[None, :]
@@ -183,7 +187,7 @@ def _conv2d_wgrad_tma_kernel(
 class TmaWgrad(NamedTuple):
     """The plan of a wgrad through TMA."""
 
-    x: Tensor  # x and dy as given, or views of them; run_tma_wgrad makes the copies
+    x: Tensor  # the given x and dy, or views of them; run_tma_wgrad makes the copies
     dy: Tensor
     H: Axis
     W: Axis
@@ -230,9 +234,9 @@ def plan_tma_wgrad(
 
     images, _, height, width = dy.shape
     padded = max(16, triton.next_power_of_2(channels))
-    beside = (padded if window_copy else channels) * (taps_h if taps_w == 1 else taps_w)
+    product_n = (padded if window_copy else channels) * (taps_h if taps_w == 1 else taps_w)
     precision = "bf16x6" if in_terms else conv_precision(x.dtype, x.device)
-    tile = gemm_tile(Gemm("tma wgrad", filters, beside, images * height * width, x.dtype, precision), x.device)
+    tile = gemm_tile(Gemm("tma wgrad", filters, product_n, images * height * width, x.dtype, precision), x.device)
     images_last = not in_terms and (
         x.dtype == torch.float32 or (not window_copy and tma_can_read(x, 0) and tma_can_read(dy, 0))
     )
@@ -241,11 +245,11 @@ def plan_tma_wgrad(
     if run == 0:
         return None
     block_n = min(1 << tile.n.bit_length() - 1, padded, 256)
-    most = max(1, min(tile.n, 320 if block_n > 64 else tile.n) // block_n)  # accumulators
+    max_accumulators = max(1, min(tile.n, 320 if block_n > 64 else tile.n) // block_n)
     if taps_w == 1:  # the fewest programs per column; the last may have fewer taps
-        taps_at_once = triton.cdiv(taps_h, triton.cdiv(taps_h, most))
+        taps_at_once = triton.cdiv(taps_h, triton.cdiv(taps_h, max_accumulators))
     else:
-        taps_at_once = max(n for n in range(1, most + 1) if taps_w % n == 0)
+        taps_at_once = max(n for n in range(1, max_accumulators + 1) if taps_w % n == 0)
     # Eight warps would split the columns of a tile of 64 filters, and dy would be read twice.
     warps = min(tile.warps, 4) if window_copy and tile.m == 64 and taps_at_once * block_n <= 256 else tile.warps
     H, W = axes_of((taps_h, taps_w), stride, padding, dilation)

@@ -1,5 +1,8 @@
 """Traversal of an image for kernels limited by memory bandwidth: a program fills some columns, one row after the other.
 
+It is for pixels that depend on pixels at other positions: pooling, resizing, padding, depthwise convolution. walk.py is for
+operators that use all tensors at the same position. Its columns are defined differently.
+
 The plan divides an image tensor (N, C, H, W) among the programs:
 
     column   one (n, c, w): the H elements below each other in one channel of one image
@@ -56,8 +59,8 @@ class ColumnTile(NamedTuple):
 
     order: str
     whole: bool  # every tile is full
-    splits: int  # that one program covers at once; 1 on a GPU
-    columns: int  # (n, w) positions along the other axis; 1 except in "channels_last"
+    splits: int  # splits per program; 1 on a GPU
+    columns: int  # length of the other axis, in positions (n, w); 1 except in "channels_last"
     lanes: int
 
 
@@ -81,7 +84,7 @@ def program_columns(grid, height, width, INDEX: tl.constexpr, TILE: tl.constexpr
 
     Lanes past the last column or channel repeat the last one. They read and write the same values, so no mask is needed.
     """
-    # `places` counts the (n, w) in "channels_last", else the (n, c, w). Channel tiles vary fastest, then splits, then tiles.
+    # `places` is the number of positions: (n, w) in "channels_last", else (n, c, w). Channel tiles vary fastest, then splits.
     places, channels, splits, split_tiles, channel_tiles, rows_per_split = grid
     program = tl.program_id(0)
     channel_tile, program = program % channel_tiles, program // channel_tiles
@@ -113,7 +116,10 @@ def program_columns(grid, height, width, INDEX: tl.constexpr, TILE: tl.constexpr
 
 @device_function
 def any_row(condition, TILE: tl.constexpr):
-    """A condition on the row, for work that may be skipped. True if `row` is a block: some of its rows may need the work."""
+    """Whether some row of the tile may meet a condition: `if any_row(...)` guards work for the rows that meet it.
+
+    On a GPU the row is a scalar, and the answer is the condition. If the row is a block, the answer is True.
+    """
     if TILE.splits > 1:
         condition = True
     return condition
@@ -121,7 +127,10 @@ def any_row(condition, TILE: tl.constexpr):
 
 @device_function
 def all_rows(condition, TILE: tl.constexpr):
-    """A condition on the row, for a shortcut. False if `row` is a block: it may hold for some of its rows only."""
+    """Whether all rows of the tile surely meet a condition: `if all_rows(...)` guards a shortcut.
+
+    On a GPU the row is a scalar, and the answer is the condition. If the row is a block, the answer is False.
+    """
     if TILE.splits > 1:
         condition = False
     return condition
@@ -140,7 +149,7 @@ def plane_at(tensor, strides, n, c):
 
 
 def wide_index_type(axes: Iterable[Sequence[Any]], *tensors: Tensor) -> tl.dtype:
-    """Integer type for offsets into the tensors and for the product of the first two numbers of each axis, as in bin_start."""
+    """Integer type for offsets into the tensors, and for products of the first two numbers of an axis: bin_start forms them."""
     return tl.int64 if max((axis[0] + 1) * (axis[1] + 1) for axis in axes) >= 2**31 else index_type(*tensors)
 
 
@@ -165,6 +174,7 @@ def plan_columns(
         lanes: largest number of elements of any other tile.
         size: rows and columns to traverse; by default (H, W).
     """
+    # Order of the lanes, and the axes: divisions are slow, so merge images and channels where their strides allow it.
     n, c, height, width = (*image.shape[:2], *(size or image.shape[2:]))
     channels_last = is_channels_last(image) if channels_last is None else channels_last
     order = "contiguous" if not channels_last else "few channels" if c % 8 else "channels_last"
@@ -172,7 +182,8 @@ def plan_columns(
     if image.numel() == 0:
         return ColumnPlan(0, (1,) * 6, ColumnTile(order, False, 1, 1, 16), strides)
     if order == "contiguous" and strides and all(s[0] == c * s[1] for s in strides):
-        n, c, strides = n * c, 1, [(s[1], 0, *s[2:]) for s in strides]  # channels become images: fewer divisions
+        n, c, strides = n * c, 1, [(s[1], 0, *s[2:]) for s in strides]
+    # Size of a tile: `across` columns by `lanes` lanes.
     interpreted = architecture_of(image.device) == "interpreter"
     if image.dtype.itemsize == 8:  # twice the registers per element
         room, lanes = room // 2, lanes // 2
@@ -185,6 +196,7 @@ def plan_columns(
     else:
         places, lanes = n * c * width, min(max(16, triton.next_power_of_2(n * c * width)), lanes)
         across, channel_tiles, place_tiles, whole = 1, 1, triton.cdiv(places, lanes), places % lanes == 0
+    # Splits of the rows: enough to fill the GPU.
     if interpreted:
         rows_per_split = max(rows for rows in range(1, settings.interpreted_rows + 1) if height % rows == 0)
         splits = height // rows_per_split

@@ -32,7 +32,7 @@ def store_statistics(value, in_result, exists, means, variances):
     """Store mean and variance of each channel of a (rows, channels) tile, over the rows in `in_result`; 0 without any row."""
     value = tl.where(in_result[:, None], widen(value).to(means.dtype.element_ty), 0.0)
     count = tl.maximum(tl.sum(in_result.to(tl.int32), axis=0), 1)
-    # Off by at most two units in the last place. precision.py's `divide` is a function call: the accumulators would spill.
+    # This division is off by at most two units in the last place. For precision.py's `divide`, the accumulators would spill.
     mean = tl.sum(value, axis=0) / count
     deviation = tl.where(in_result[:, None], value - mean[None, :], 0.0)
     tl.store(means, mean, mask=exists)
@@ -41,7 +41,7 @@ def store_statistics(value, in_result, exists, means, variances):
 
 @device_function
 def max_of_windows(value, ROWS: tl.constexpr):
-    """(maximum, its row) of each ROWS consecutive rows. The last NaN wins; among equal values, the first."""
+    """(maximum, its row) of each group of ROWS consecutive rows. The last NaN wins; among equal values, the first."""
     value = tl.reshape(value, (value.shape[0] // ROWS, ROWS, value.shape[1]))
     row = tl.arange(0, ROWS)[None, :, None]
     last_nan = tl.max(tl.where(value != value, row, -1), axis=1)

@@ -21,7 +21,10 @@ class FunctionName(str):
 
 @functools.cache
 def name_of(function: Callable[..., Any]) -> FunctionName:
-    """The FunctionName of a device function. If compiled, it includes the cache key, so the kernel's key depends on it."""
+    """The FunctionName of a device function.
+
+    On a GPU it contains Triton's cache key of the function: if the function changes, its callers are compiled again.
+    """
     name = FunctionName(f"{function.__module__}.{function.__name__} {getattr(function, 'cache_key', '')}")
     name.function = function
     return name
@@ -34,7 +37,7 @@ def function_of(name: FunctionName) -> Any:
 
 
 def hash_device_functions(modules: Iterable[Any]) -> None:
-    """Compute the cache keys of device functions before those of kernels: Triton's keys depend on the order."""
+    """Compute Triton's cache keys of all device functions now, before any kernel's: the keys depend on the order."""
     for module in modules:
         for value in list(vars(module).values()):
             if isinstance(value, triton.JITFunction) and not value.__name__.endswith("_kernel"):

@@ -6,9 +6,9 @@ output of a transposed convolution) and `small` a pixel of the other:
     big = small * stride - padding + tap * dilation
 
 From `small` to `big`, this is a forward convolution or pooling. Solved for `small`, it is the adjoint: an input gradient or a
-transposed convolution. A solution exists only for some taps: with g = gcd(stride, dilation), a `big` pixel hits the taps
-`first, first + step, first + 2 * step, ...` with step = stride / g. From each of these taps to the next, `small` decreases by
-dilation / g.
+transposed convolution. A tap *hits* a `big` pixel if there is a solution. With g = gcd(stride, dilation), either no tap hits
+the pixel, or the taps `first, first + step, first + 2 * step, ...` do, with step = stride / g. From each of these taps to the
+next, `small` decreases by dilation / g.
 
 Triton's `//` and `%` truncate towards zero, as in C. All code that depends on this is in this file.
 """
@@ -23,7 +23,7 @@ import triton.language as tl
 from ..runtime.layout import Ints
 from .function import device_function
 
-# Bound on the rounding error of coordinates in a resized image: in output pixels, per output of the axis.
+# In a resized axis of `out_size` outputs, the rounding error of a coordinate is at most out_size * READER_SLACK output pixels.
 READER_SLACK = tl.constexpr(2.0**-20)
 
 
@@ -97,7 +97,10 @@ def floor_div(a, b):
 
 @device_function
 def increment(digit, step, first, end):
-    """Add `step` to one digit of a counter: (new digit, back at `first` from `end` on; carry). Far cheaper than a division."""
+    """Add `step` to one digit of a counter: (new digit, carry). A digit that reaches `end` restarts at `first` and carries 1.
+
+    Loops count in digits such as (image, row, column), because a division per iteration costs far more.
+    """
     digit += step
     over = digit >= end
     return tl.where(over, first, digit), tl.where(over, 1, 0)
@@ -145,7 +148,10 @@ def small_from_big(big, AXIS: tl.constexpr):
 
 @device_function
 def hitting_taps(start, reach, size, taps, STEP: tl.constexpr):
-    """(first, count) of the taps that read an axis at all: tap i reads start + i * STEP and the `reach` positions after it."""
+    """(first, count) of the taps that read any pixel of an axis, for a block of positions.
+
+    The axis has the pixels 0 to size - 1. Tap i reads the positions from start + i * STEP to start + i * STEP + reach.
+    """
     if STEP > 0:
         first, last = -floor_div(start + reach, STEP), floor_div(size - 1 - start, STEP)
     else:
@@ -156,7 +162,7 @@ def hitting_taps(start, reach, size, taps, STEP: tl.constexpr):
 
 @device_function
 def hitting_smalls(first_tap, last_tap, small_size, big_size, AXIS: tl.constexpr):
-    """(first, count) of the `small` pixels with any tap, from first_tap to last_tap, inside the axis of `big` pixels."""
+    """(first, count) of the `small` pixels for which a tap from first_tap to last_tap is inside the axis of `big` pixels."""
     first = -floor_div(last_tap * AXIS.dilation - AXIS.padding, AXIS.stride)
     last = floor_div(big_size - 1 + AXIS.padding - first_tap * AXIS.dilation, AXIS.stride)
     first = tl.maximum(first, 0)
@@ -165,18 +171,21 @@ def hitting_smalls(first_tap, last_tap, small_size, big_size, AXIS: tl.constexpr
 
 @device_function
 def bin_start(position, size, bins):
-    """First pixel of a bin, when `bins` bins cover `size` pixels. With the sizes swapped: first bin with a given pixel."""
+    """First pixel of bin `position`, when `bins` bins cover `size` pixels.
+
+    With the sizes swapped, bin_start(pixel, bins, size) is the first bin with this pixel.
+    """
     return position * size // bins
 
 
 @device_function
 def bin_end(position, size, bins):
-    """One past the last pixel of a bin. With the sizes swapped: one past the last bin with a given pixel."""
+    """One past the last pixel of bin `position`. With the sizes swapped, as in bin_start: one past the last bin of a pixel."""
     return cdiv((position + 1) * size, bins)
 
 
 def max_in_bin(size: int, bins: int) -> int:
-    """Largest number of pixels of a bin. With the sizes swapped: largest number of bins with one pixel in common."""
+    """Largest number of pixels in a bin. With the sizes swapped: largest number of bins with one pixel in common."""
     return 1 + (size - math.gcd(size, bins) + bins - 1) // bins if bins else 0
 
 
@@ -198,7 +207,7 @@ def bilinear_source(position, size, out_size, scale, shift):
 
 @device_function
 def nearest_source(position, size, scale, shift):
-    """The pixel under the edge (shift 0.0) or the centre (0.5) of an output position. In float32, as in torch."""
+    """The pixel under the near edge (shift 0.0) or the centre (0.5) of an output position. In float32, as in torch."""
     return tl.minimum(tl.floor((position.to(tl.float32) + shift) * scale).to(position.dtype), size - 1)
 
 
@@ -206,8 +215,9 @@ def nearest_source(position, size, scale, shift):
 def first_reader(position, out_size, scale, low, shift):
     """First output that may read the pixel at `position`, with a margin for rounding.
 
-    An output reads a pixel if (output + shift) * scale is between pixel + low and pixel + high. Outputs before the first pixel
-    read the first pixel. They do not count as readers of the second pixel, whose weight is 0 there.
+    An output reads a pixel if (output + shift) * scale is between pixel + low and pixel + high. The caller chooses `low` and
+    `high` for its kind of interpolation. Outputs before the first pixel read the first pixel. They do not count as readers of
+    the second pixel, because its weight is 0 there.
     """
     step = tl.maximum(scale, 1e-30)  # the scale is 0 for a single pixel or a single output
     # The slack covers the error of Triton's division, up to two units in the last place.
@@ -229,7 +239,7 @@ def scales_of(size: Ints, out_size: Ints, factors: Sequence[float], align_corner
 
 @functools.lru_cache(maxsize=1024)
 def max_readers(size: int, out_size: int, scale: float, low: float, high: float, shift: float) -> int:
-    """Largest number of outputs from a pixel's first_reader to its last reader, both included."""
+    """Largest number of outputs from a pixel's first_reader to its last reader, both included. Arguments as in first_reader."""
     if scale == 0:
         return out_size
     slack = out_size * READER_SLACK.value
@@ -249,7 +259,7 @@ def max_readers(size: int, out_size: int, scale: float, low: float, high: float,
 
 @device_function
 def offset_of(index, sizes, strides):
-    """Offset of an element in storage, from its number. Sizes, strides and numbers begin with the innermost axis."""
+    """Offset in storage of element number `index`. Sizes, strides and the numbering begin with the innermost axis."""
     offset = index * 0
     for axis in tl.static_range(len(sizes)):
         if axis + 1 < len(sizes):

@@ -40,7 +40,7 @@ def has_tf32(architecture: str) -> bool:
 
 
 def accumulator(dtype: torch.dtype, whole: bool = False) -> tl.dtype:
-    """dtype of the accumulator: float64 for float64, int64 for integers with `whole` results, otherwise float32."""
+    """dtype of the accumulator: float64 for float64, int64 for integers if results are `whole` numbers, otherwise float32."""
     if whole and not dtype.is_floating_point:
         return tl.int64
     return tl.float64 if dtype == torch.float64 else tl.float32
@@ -59,13 +59,16 @@ def dot(a, b, acc, PRECISION: tl.constexpr, APART: tl.constexpr = False):
     return acc + product if APART else product
 
 
-# Products between the bf16 terms of two float32 that matter in float32, besides the product of the two first terms.
+# The product of two float32 needs the product of their first bf16 terms and these 5 of the 8 others. The rest is negligible.
 CROSS_PAIRS = 5
 
 
 @device_function
 def term_pair(number, PAIRS: tl.constexpr):
-    """The terms of product `number` of CROSS_PAIRS: 0 1, 1 0, 0 2, 2 0, 1 1. With a single pair, the first terms."""
+    """(term of the first operand, term of the second) in product `number` of PAIRS products.
+
+    The CROSS_PAIRS products are 0 1, 1 0, 0 2, 2 0 and 1 1, packed in two bits per term. A single product is 0 0.
+    """
     if PAIRS == 1:
         return 0, 0
     return (0b01_10_00_01_00 >> 2 * number) & 3, (0b01_00_10_00_01 >> 2 * number) & 3

@@ -22,6 +22,9 @@ In an elementwise pass, a tile may have any columns. In a pass with sums over ea
 one or several whole channels. If one channel has more columns than a tile, it is a group of several *pieces*, with a tile each.
 In the example, with 8 lanes, the channels 0 and 1 are one group, and channel 2 is the next. Every program stores a partial sum
 for each of its channels.
+
+This traversal is for operators that use all tensors at the same position: batch normalisation and sums. columns.py is for
+pixels that depend on pixels at other positions. Its columns are defined differently.
 """
 
 import math
@@ -48,10 +51,10 @@ class WalkTile(NamedTuple):
 
     rows: int
     lanes: int
-    ahead: int  # tiles, one below the other, that an iteration loads before it uses the first
+    ahead: int  # tiles per iteration, one below the other; all are loaded before the first is used
     rows_fit: bool  # no row of a tile is past the last row
     lanes_fit: bool  # no lane is idle
-    vectors_fit: bool  # 16 aligned, adjacent columns all exist, or none does
+    vectors_fit: bool  # of 16 aligned, adjacent columns, all exist or none
     channels: int = 1
     pixels: int = 1
 
@@ -64,13 +67,13 @@ class WalkGrid(NamedTuple):
     columns: int
     rows: int
     channels: int
-    inner: int  # columns of a channel
-    tiles: int  # next to each other, to cover all columns
+    inner: int  # columns per channel
+    tiles: int  # number of tiles that cover all columns of a row
     rows_per_split: int
-    group: int  # columns of a group
-    pieces: int  # of a group; each is one tile
-    span: int  # columns of a piece
-    together: int  # channels of a group
+    group: int  # columns per group
+    pieces: int  # pieces per group; each is one tile
+    span: int  # columns per piece
+    together: int  # channels per group
 
 
 Strides = tuple[tuple[int, ...], tuple[int, ...]]  # of the column axes, of the row axes
@@ -94,16 +97,17 @@ def plan_walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
         ahead: tiles that an iteration loads at once, if the matrix has enough of them. A kernel that reads fewer tensors needs
             more, to keep as many loads in flight.
     """
+    # Matrix: the channels and all axes with smaller strides are the columns. All other axes are the rows.
     x = tensors[0]
     channels, room = x.shape[1], (1 if x.dtype.itemsize == 8 else 2) * tuning.elementwise_block(x.numel())
     order = sorted((a for a in range(x.dim()) if x.shape[a] != 1), key=x.stride)
-    at = order.index(1) if channels > 1 else max(1, len(order) - 1)
-    inner, outer = math.prod(x.shape[a] for a in order[:at]), at + (channels > 1)
-    column_axes, column_strides = memory_order(*tensors, axes=order[:outer])
-    row_axes, row_strides = memory_order(*tensors, axes=order[outer:])
+    channel_at = order.index(1) if channels > 1 else max(1, len(order) - 1)
+    inner, first_row_axis = math.prod(x.shape[a] for a in order[:channel_at]), channel_at + (channels > 1)
+    column_axes, column_strides = memory_order(*tensors, axes=order[:first_row_axis])
+    row_axes, row_strides = memory_order(*tensors, axes=order[first_row_axis:])
     columns, rows = math.prod(column_axes), math.prod(row_axes)
 
-    # Columns of a tile: with sums, whole channels or a piece of one, so that a program can add up its lanes.
+    # Columns of a tile: with sums, whole channels or a piece of one channel, so that a program can add up its lanes.
     shape, pixels, together = (1, 1), inner, channels
     if not sums:
         lanes = choose_lanes(columns, room)
@@ -121,7 +125,7 @@ def plan_walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
         lanes, group, span, pieces = math.prod(shape), together * inner, together * pixels, triton.cdiv(inner, pixels)
     tiles = triton.cdiv(columns, group) * pieces
 
-    # Rows of a tile and of a split. Fewer tiles ahead, if the last iteration would be partial or programs too few.
+    # Rows of a tile and of a split. Load fewer tiles at once if the last iteration would be partial, or the programs too few.
     at_once = min(triton.next_power_of_2(rows), max(1, room // lanes))
     while ahead > 1 and (
         rows % at_once == 0 < rows % (ahead * at_once) or tiles * rows < settings.wanted_programs * ahead * at_once
@@ -141,7 +145,10 @@ def plan_walk(*tensors: Tensor, sums: bool = False, ahead: int = 2) -> Walk:
 
 
 def choose_lanes(columns: int, most: int, waste: float = 1.15) -> int:
-    """Lanes of a tile: a power of two up to `most`. It is halved, down to 16, until all lanes are at most `waste` * columns."""
+    """Lanes of a tile: a power of two up to `most`, halved until few lanes are idle, but not below 16.
+
+    Few lanes are idle if the lanes of all tiles are at most `waste` times the columns.
+    """
     lanes = min(triton.next_power_of_2(columns), most)
     while lanes > 16 and not tuning.INTERPRETED and triton.cdiv(columns, lanes) * lanes > waste * columns:
         lanes //= 2
@@ -149,16 +156,25 @@ def choose_lanes(columns: int, most: int, waste: float = 1.15) -> int:
 
 
 def choose_splits(tiles: int, steps: int) -> tuple[int, int]:
-    """(splits, steps of each), for a few programs per multiprocessor, evenly loaded. A step is one iteration."""
+    """(number of splits, iterations per split) for `tiles` tiles and `steps` iterations over all rows.
+
+    The candidates give each multiprocessor about 3, 4 or 5 programs. The best takes the least time: the number of programs on
+    the busiest multiprocessor, times the iterations of a program plus its SETUP.
+    """
+    # A unit is a multiprocessor, or the interpreter, with one program.
     units, waves = (settings.wanted_programs, [1]) if tuning.INTERPRETED else (max(1, settings.wanted_programs // 2), [3, 4, 5])
-    longest = (triton.cdiv(steps, min(steps, max(1, wave * units // tiles))) for wave in waves)
-    steps_per_split = min(longest, key=lambda n: triton.cdiv(tiles * triton.cdiv(steps, n), units) * (n + SETUP))
+    candidates = (triton.cdiv(steps, min(steps, max(1, wave * units // tiles))) for wave in waves)
+    steps_per_split = min(candidates, key=lambda n: triton.cdiv(tiles * triton.cdiv(steps, n), units) * (n + SETUP))
     return triton.cdiv(steps, steps_per_split), steps_per_split
 
 
 @device_function
 def tile_columns(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """(columns, whether the lane is in use, channels) of a tile. Idle lanes get an existing column, because they load too."""
+    """(columns, whether the lane is in use, channels) of a tile.
+
+    Idle lanes load too, so they get a column that exists. With `vectors_fit`, idle lanes get the columns 0 to 15 in order, so
+    that any 16 aligned lanes have adjacent columns and load vectors.
+    """
     tile = (tl.program_id(0) % grid.tiles).to(INDEX)
     lane = tl.broadcast_to(tl.arange(0, TILE.lanes)[None, :], (TILE.rows, TILE.lanes))
     at = tile % grid.pieces * grid.span + lane
@@ -182,7 +198,7 @@ def program_rows(grid, INDEX: tl.constexpr):
 
 @device_function
 def tile_start(tensor, column, grid, strides, TILE: tl.constexpr):
-    """Pointers to the columns of a tile, to which row_offset is added. With a single row axis they include the tile's rows."""
+    """Pointers to the columns of a tile; add row_offset. With a single row axis, they already include the rows of the tile."""
     start = tensor + offset_of(column, grid.column_axes, strides[0])
     if len(grid.row_axes) == 1:
         start += (tl.arange(0, TILE.rows).to(column.dtype) * strides[1][0])[:, None]
@@ -222,7 +238,7 @@ def load_tiles(start, row, last, grid, strides, INDEX: tl.constexpr, TILE: tl.co
 
 @device_function
 def program_channels(grid, INDEX: tl.constexpr, TILE: tl.constexpr):
-    """For sums: (channels, whether they exist, index of the partial sum, pixels per channel and row) of this program."""
+    """(channels, whether they exist, index of the partial sum, pixels per channel and row) of a program that sums."""
     tile, lane = (tl.program_id(0) % grid.tiles).to(INDEX), tl.arange(0, TILE.channels)
     c, piece = tile // grid.pieces * grid.together + lane, tile % grid.pieces
     pixels = tl.minimum(grid.span, grid.group - piece * grid.span) // grid.together

@@ -18,15 +18,18 @@ from .precision import divide
 
 
 class Windows(NamedTuple):
-    """Windows of one operator. `pixel` is a TAP of gather2d.py, `count` a COUNT; `holder` and `share` are TAPs of gradients."""
+    """Windows of one operator, described by functions for the kernel of gather2d.py: `count` is a COUNT, all others are TAPs.
 
-    axes: Sequence[tuple[int, ...]]  # argument of the functions, for rows and for columns
+    The *readers* of a pixel are the windows with this pixel. A gradient gathers over them.
+    """
+
+    axes: Sequence[tuple[int, ...]]  # argument `axis` of the functions, for rows and for columns
     taps: Ints  # largest number of pixels in a window, along each axis
-    most: Ints  # largest number of windows with one pixel in common, along each axis
-    pixel: Callable[..., Any]  # pixels of a window
+    most_readers: Ints  # largest number of readers of a pixel, along each axis
+    pixel: Callable[..., Any]  # a pixel of a window
     count: Callable[..., Any]  # divisor of a mean
-    holder: Callable[..., Any]  # windows of a pixel, and the pixel's tap in each
-    share: Callable[..., Any]  # windows of a pixel, and the pixel's weight in each mean
+    reader: Callable[..., Any]  # a reader of a pixel, and the pixel's tap in it
+    weighted_reader: Callable[..., Any]  # a reader of a pixel, and the pixel's weight in its mean
 
 
 def windows_of(
@@ -36,13 +39,13 @@ def windows_of(
     """Windows over an image of `size`; bins if `kernel` is empty."""
     if not kernel:
         axes: list[tuple[int, ...]] = list(zip(size, out_size, strict=True))
-        taps, most = [max_in_bin(n, m) for n, m in axes], [max_in_bin(m, n) for n, m in axes]
-        return Windows(axes, taps, most, _bin_pixel, _bin_count, _bin_holder, _bin_share)
-    counted = padding if count_include_pad else (0, 0)  # padding pixels that a mean includes, at each edge
-    divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)  # along each axis; 0: the number of pixels
+        taps, most_readers = [max_in_bin(n, m) for n, m in axes], [max_in_bin(m, n) for n, m in axes]
+        return Windows(axes, taps, most_readers, _bin_pixel, _bin_count, _bin_reader, _weighted_bin_reader)
+    counted = padding if count_include_pad else (0, 0)  # width of the padding that counts in a mean
+    divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)  # per axis; 0 for the number of pixels
     axes = list(zip(size, out_size, kernel, stride, padding, dilation, counted, divisors, strict=True))
-    most = [triton.cdiv((k - 1) * d + 1, s) for k, s, d in zip(kernel, stride, dilation, strict=True)]
-    return Windows(axes, kernel, most, _pixel, _count, _holder, _share)
+    most_readers = [triton.cdiv((k - 1) * d + 1, s) for k, s, d in zip(kernel, stride, dilation, strict=True)]
+    return Windows(axes, kernel, most_readers, _pixel, _count, _reader, _weighted_reader)
 
 
 @device_function
@@ -63,8 +66,8 @@ def _count(position, axis, DTYPE: tl.constexpr):
 
 
 @device_function
-def _holder(i, pixel, axis, DTYPE: tl.constexpr):
-    """Candidate i among the windows of a pixel, and the pixel's tap in it."""
+def _reader(i, pixel, axis, DTYPE: tl.constexpr):
+    """Candidate i for a reader of a pixel, whether it is a reader, and the pixel's tap in it."""
     _size, windows, taps, stride, padding, dilation, _counted, _divisor = axis[:8]
     window = tl.maximum(cdiv(pixel + padding - (taps - 1) * dilation, stride), 0) + i
     distance = pixel + padding - window * stride
@@ -72,10 +75,10 @@ def _holder(i, pixel, axis, DTYPE: tl.constexpr):
 
 
 @device_function
-def _share(i, pixel, axis, DTYPE: tl.constexpr):
-    """Candidate i among the windows of a pixel, and the pixel's weight in its mean."""
-    window, holds, _tap = _holder(i, pixel, axis, DTYPE)
-    return window, holds, _inverse(tl.where(holds, _count(window, axis, DTYPE), 1), DTYPE)
+def _weighted_reader(i, pixel, axis, DTYPE: tl.constexpr):
+    """Candidate i for a reader of a pixel, whether it is a reader, and the pixel's weight in its mean."""
+    window, reads, _tap = _reader(i, pixel, axis, DTYPE)
+    return window, reads, _inverse(tl.where(reads, _count(window, axis, DTYPE), 1), DTYPE)
 
 
 @device_function
@@ -92,19 +95,20 @@ def _bin_count(position, axis, DTYPE: tl.constexpr):
 
 
 @device_function
-def _bin_holder(i, pixel, axis, DTYPE: tl.constexpr):
-    """Candidate i among the bins of a pixel, and the pixel's position in it."""
+def _bin_reader(i, pixel, axis, DTYPE: tl.constexpr):
+    """Bin i among the readers of a pixel, whether it exists, and the pixel's position in it."""
     number = bin_start(pixel, axis[1], axis[0]) + i
     return number, number < bin_end(pixel, axis[1], axis[0]), pixel - bin_start(number, axis[0], axis[1])
 
 
 @device_function
-def _bin_share(i, pixel, axis, DTYPE: tl.constexpr):
-    """Candidate i among the bins of a pixel, and the pixel's weight in its mean."""
-    number, holds, _tap = _bin_holder(i, pixel, axis, DTYPE)
-    return number, holds, _inverse(tl.where(holds, _bin_count(number, axis, DTYPE), 1), DTYPE)
+def _weighted_bin_reader(i, pixel, axis, DTYPE: tl.constexpr):
+    """Bin i among the readers of a pixel, whether it exists, and the pixel's weight in its mean."""
+    number, reads, _tap = _bin_reader(i, pixel, axis, DTYPE)
+    return number, reads, _inverse(tl.where(reads, _bin_count(number, axis, DTYPE), 1), DTYPE)
 
 
 @device_function
 def _inverse(count, DTYPE: tl.constexpr):
+    """1 / count."""
     return divide(tl.full(count.shape, 1, DTYPE), count.to(DTYPE))

@@ -15,5 +15,8 @@ def empty(like: Tensor, shape: Ints, channels_last: bool = False, dtype: torch.d
 
 
 def empty_resized(image: Tensor, size: Ints, *_: Any) -> Tensor:
-    """An uninitialised image of height and width `size`, channels_last if `image` (N, C, H, W) is. A fake twin for resizing."""
+    """An uninitialised image with the height and width `size`, channels_last if `image` (N, C, H, W) is.
+
+    As a fake twin (op.py) it takes the other arguments of its operator, and ignores them.
+    """
     return empty(image, (*image.shape[:2], *size), is_channels_last(image))

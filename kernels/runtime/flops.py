@@ -1,6 +1,7 @@
 """Formulas for torch.utils.flop_counter.FlopCounterMode: an operator counts as many FLOPs as its equivalent in torch.
 
-torch counts only the multiplications and additions of matrix products. It counts the gradient of filters as for one group.
+torch counts only the multiplications and additions of matrix products. For the filter gradient of a convolution with several
+groups it counts as many as with one group, and so does this file.
 """
 
 from collections.abc import Callable

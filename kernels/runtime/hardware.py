@@ -7,13 +7,13 @@ import torch
 from .interpreter import INTERPRETED
 from .settings import settings
 
-# The device type of compiled kernels, and the current device of this thread.
-GPU = "cuda"
+GPU = "cuda"  # device type of compiled kernels, also for AMD
+# Index of this thread's current GPU: torch.cuda.current_device, without its check for initialisation.
 current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
 def architecture_of(device: torch.device) -> str:
-    """ "sm_90" for a Hopper GPU, "gfx942" for an MI300, "interpreter" if kernels are interpreted."""
+    """Name of the architecture: "sm_90" for a Hopper GPU, "gfx942" for an MI300, "interpreter" if kernels are interpreted."""
     if settings.intercept is not None:
         return settings.architecture
     if INTERPRETED or device.type != GPU:
@@ -25,7 +25,7 @@ def architecture_of(device: torch.device) -> str:
 
 
 def gpu_name(device: torch.device) -> str:
-    """Name of a GPU, as "NVIDIA H200"; empty if kernels are interpreted or launches intercepted."""
+    """Name of a GPU, such as "NVIDIA H200"; empty if kernels are interpreted or launches intercepted."""
     if settings.gpu is not None:
         return settings.gpu
     if settings.intercept is not None or INTERPRETED or device.type != GPU:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 
-def _reason() -> str:
-    """The reason for the decision. Turn the interpreter on if torch finds no GPU and the user has not decided otherwise."""
+def _decide() -> str:
+    """Turn the interpreter on if torch finds no GPU and the user has not decided otherwise. Return the reason, for messages."""
     if "TRITON_INTERPRET" in os.environ:
         return f"TRITON_INTERPRET={os.environ['TRITON_INTERPRET']} is set"
     if torch.cuda.is_available():
@@ -21,7 +21,7 @@ def _reason() -> str:
     return "torch sees no GPU"
 
 
-REASON = _reason()
+REASON = _decide()
 triton: Any = importlib.import_module("triton")  # after TRITON_INTERPRET is set
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
@@ -30,7 +30,7 @@ if INTERPRETED and isinstance(triton.language.sum, triton.JITFunction):
     for _module in (triton.language.standard, triton.language.random, triton.language):
         importlib.reload(_module)
 
-# Message to the user if kernels can run on no device; else empty.
+# Warning and error message if kernels can run nowhere, neither on a GPU nor in the interpreter; empty if they can.
 NOWHERE = ""
 if not INTERPRETED and not torch.cuda.is_available():
     NOWHERE = (
@@ -51,5 +51,5 @@ def unfit_interpreter(triton_version: str, numpy_version: str) -> str:
     )
 
 
-# Compiled kernels need no NumPy, so there is no check for them.
+# Error message of every launch if the interpreter does not work; empty if it does, and for compiled kernels, without NumPy.
 UNFIT = unfit_interpreter(triton.__version__, importlib.import_module("numpy").__version__) if INTERPRETED else ""

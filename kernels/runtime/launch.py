@@ -15,16 +15,18 @@ from .settings import settings
 
 # The interpreter patches triton.language and keeps the program index in a global, so only one thread at a time may interpret.
 _interpreting = threading.Lock()
-# While one thread loads a kernel, Triton may give the half-loaded kernel to another thread. Each GPU has its own lock, because
-# loading may wait for work on that GPU. The lock is reentrant, because a launch hook may launch kernels.
+# While one thread loads a kernel, another thread may find it half-loaded in Triton's cache, so one thread at a time launches.
+# Each GPU has its own lock, because loading may wait for work on that GPU. The lock is reentrant, because a launch hook may
+# launch kernels.
 _launching: defaultdict[int | None, threading.RLock] = defaultdict(threading.RLock)
 
 
 def with_room(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Call a function from a frame so large that all deeper frames share one chunk of CPython's stack.
+    """The function, called with enough room on CPython's stack for all of its own calls.
 
     From CPython 3.11 on the stack consists of chunks of 16 KiB. A call across the end of a chunk maps the next chunk, and its
-    return unmaps it. If the interpreter's many small calls happen at such an end, the mapping takes longer than the calls.
+    return unmaps it. If the interpreter makes its many small calls at the end of a chunk, the mapping takes longer than the
+    calls. So the wrapper has a frame too large for such a chunk: it gets a chunk of its own, and all deeper frames fit in it.
     """
 
     def call(*args: Any, **options: Any) -> Any:

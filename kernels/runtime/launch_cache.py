@@ -1,7 +1,7 @@
 """Launch cache: replays the allocations and launches of an earlier call, without the Python code of the launcher and of Triton.
 
 In every call, the launcher and then Triton examine all arguments. This takes several times as long as a small kernel runs. But
-their decisions follow from the key of the call alone, so one recorded call serves all calls with the same key.
+their decisions depend only on the key of the call, so one recorded call serves all calls with the same key.
 
     Key         dtype, shape, strides, alignment (address modulo 16) and device of each tensor; all other arguments; torch's
                 precision flags, if a tensor is float32; settings.tile_of and settings.wanted_programs
@@ -48,14 +48,15 @@ from .settings import settings
 SUPPORTED = (
     not INTERPRETED and torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in ((3, 6), (3, 7))
 )
-MAX_ENTRIES = 4096  # keys of a launcher; at the limit its cache is cleared, as shapes that never repeat would fill memory
-MAX_TENSOR_MAPS = 128  # of a descriptor argument; with more layers of one shape, maps are encoded again
+MAX_ENTRIES = 4096  # keys per launcher; at this limit its cache is cleared, so that changing shapes do not fill the memory
+MAX_TENSOR_MAPS = 128  # per descriptor argument; a model with more layers of one shape encodes maps again
 
 _runtime = triton.knobs.runtime
-_current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)  # as Triton does
+_current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)  # Triton calls the same function
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
-_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # even after the end of its transform
+# A tensor of torch.func may outlive its transform, so `_transforms` alone does not detect it.
+_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 on_gpu: Callable[[Tensor], bool] = torch._C.TensorBase.is_cuda.__get__  # type: ignore[attr-defined]
 _PLAIN = (Tensor, torch.nn.Parameter)
 _aten = torch.ops.aten
@@ -70,17 +71,17 @@ class Allocation(NamedTuple):
     dtype: torch.dtype
 
 
-Expand = Callable[[Any], list[Any]]  # from a descriptor to its tensor map, sizes and strides
-Encode = Callable[[int], Any]  # from an address to the tensor map of a descriptor with this base
+Expand = Callable[[Any], list[Any]]  # descriptor -> [tensor map, sizes, strides]
+Encode = Callable[[int], Any]  # address -> tensor map of a descriptor with this base address
 
 
 class CachedLaunch(NamedTuple):
     """A recorded launch of a kernel."""
 
-    run: Callable[..., None]
+    run: Callable[..., None]  # Triton's launch function
     programs: int
-    function: int
-    metadata: Any
+    function: int  # handle of the kernel in the driver
+    metadata: Any  # Triton's packed launch options
     args: tuple[Any, ...]  # for all parameters, with descriptors expanded
     pointers: tuple[tuple[int, int, int], ...]  # (index of the argument, number of the tensor, byte offset)
     maps: tuple[tuple[int, int, int, Encode], ...]  # the same for descriptors, with the encoder of the map
@@ -90,9 +91,9 @@ class CachedCall(NamedTuple):
     """A recorded call of a launcher. Tensors are numbered: first its arguments, then its allocations."""
 
     device: torch.device
-    made: tuple[Allocation, ...]
+    allocations: tuple[Allocation, ...]
     starts: tuple[CachedLaunch, ...]
-    results: tuple[int, ...] | int | None
+    results: tuple[int, ...] | int | None  # numbers of the returned tensors
 
 
 SEEN_ONCE, UNCACHEABLE = "seen once", "uncacheable"
@@ -174,7 +175,7 @@ def _are_plain(args: tuple[Any, ...]) -> bool:
 
 
 def _key(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """(tensors among the arguments, key of the call)."""
+    """The tensors among the arguments, and the key of the call."""
     tensors: list[Tensor] = []
     key: list[Any] = [settings.tile_of, settings.wanted_programs]
     float32 = False
@@ -198,46 +199,50 @@ def _key(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
 
 
 class _AllocationMode(TorchDispatchMode):
-    """Collects the tensors that torch allocates. `only` is whether allocations and views were all that torch did."""
+    """Collects the tensors that torch allocates. `is_cacheable` is False after any call besides allocations and views."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tensors: list[Tensor] = []
-        self.only = True
+        self.is_cacheable = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _MAKE:
             self.tensors.append(result)
         elif not func.is_view:
-            self.only = False
+            self.is_cacheable = False
         else:  # in inference mode `contiguous` counts as a view, but may copy
             views = result if isinstance(result, (tuple, list)) else (result,)
-            self.only &= {_memory(args[0])}.issuperset(map(_memory, views))
+            self.is_cacheable &= {_storage(args[0])}.issuperset(map(_storage, views))
         return result
 
 
 def record_call(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Tensor]) -> tuple[Any, CachedCall | str]:
-    """(result of the launcher, recorded call). SEEN_ONCE in its place: the next call must be recorded."""
+    """Call a launcher and record the call: (its result, the recorded call).
+
+    In place of the recorded call: UNCACHEABLE if no call with this key can be replayed; SEEN_ONCE if a pointer of this call is
+    ambiguous, so that the next call with this key is recorded.
+    """
     if not all(map(on_gpu, given)):  # the launcher raises, or launches nothing
         return launcher(*args), UNCACHEABLE
     if len(set(map(id, given))) < len(given):  # the tensor number of a pointer would be ambiguous
         return launcher(*args), SEEN_ONCE
-    with _AllocationMode() as makes, recorded() as launches:
+    with _AllocationMode() as allocated, recorded() as launches:
         result = launcher(*args)
     results = result if isinstance(result, tuple) else () if result is None else (result,)
-    tensors = [*given, *makes.tensors]
-    storages = [_memory(t) for t in tensors]
+    tensors = [*given, *allocated.tensors]
+    storages = [_storage(t) for t in tensors]
     numbers = {storage: number for number, storage in enumerate(storages)}
-    numbered = [numbers.get(_memory(t), -1) for t in results]
-    if not makes.only or any(
+    numbered = [numbers.get(_storage(t), -1) for t in results]
+    if not allocated.is_cacheable or any(
         n < len(given) or _allocation(t) != _allocation(tensors[n]) for n, t in zip(numbered, results, strict=True)
     ):
         return result, UNCACHEABLE
 
-    def place(tensor: Tensor) -> tuple[int, int] | None:
+    def locate(tensor: Tensor) -> tuple[int, int] | None:
         """(number of the tensor or of its base, byte offset). None if it is a view and its storage has several numbers."""
-        storage = _memory(tensor)
+        storage = _storage(tensor)
         number = next((n for n, t in enumerate(given) if t is tensor), numbers[storage])
         if tensor is not tensors[number] and storages.count(storage) > 1:
             return None
@@ -245,16 +250,16 @@ def record_call(launcher: Callable[..., Any], args: tuple[Any, ...], given: list
 
     starts = []
     for launch in launches:
-        cached_launch = _cached_launch(launch, place)
+        cached_launch = _cached_launch(launch, locate)
         if cached_launch is None:
             return result, SEEN_ONCE
         starts.append(cached_launch)
     returned = tuple(numbered) if isinstance(result, tuple) else numbered[0] if numbered else None
-    return result, CachedCall(given[0].device, tuple(map(_allocation, makes.tensors)), tuple(starts), returned)
+    return result, CachedCall(given[0].device, tuple(map(_allocation, allocated.tensors)), tuple(starts), returned)
 
 
-def _cached_launch(launch: Launch, place: Callable[[Tensor], tuple[int, int] | None]) -> CachedLaunch | None:
-    """Record a launch; None if `place` is ambiguous for one of its tensors."""
+def _cached_launch(launch: Launch, locate: Callable[[Tensor], tuple[int, int] | None]) -> CachedLaunch | None:
+    """A launch in recorded form; None if `locate` returns None for one of its tensors."""
     kernel, compiled, programs, positional, constants = launch
     values = [*positional, *(constants[name] for name in kernel.arg_names[len(positional) :])]
     run: Any = compiled.run
@@ -269,7 +274,7 @@ def _cached_launch(launch: Launch, place: Callable[[Tensor], tuple[int, int] | N
         if not isinstance(tensor, Tensor):
             args.append(value)
             continue
-        found = place(tensor)
+        found = locate(tensor)
         if found is None:
             return None
         if tensor is value:
@@ -301,6 +306,7 @@ class _At(NamedTuple):
 
 
 def _encoder(descriptor: TensorDescriptor, expand: Expand) -> Encode:
+    """The encoder of a descriptor's tensor map. It keeps the latest MAX_TENSOR_MAPS maps by address."""
     form = {name: value for name, value in vars(descriptor).items() if name != "base"}
 
     @functools.lru_cache(MAX_TENSOR_MAPS)
@@ -310,7 +316,8 @@ def _encoder(descriptor: TensorDescriptor, expand: Expand) -> Encode:
     return encode
 
 
-def _memory(tensor: Tensor) -> int:
+def _storage(tensor: Tensor) -> int:
+    """The identity of a tensor's storage."""
     return tensor.untyped_storage()._cdata
 
 
@@ -319,8 +326,8 @@ def _allocation(tensor: Tensor) -> Allocation:
 
 
 def _replay(entry: CachedCall, tensors: list[Tensor]) -> Any:
-    device, made, starts, results = entry
-    for size, stride, dtype in made:
+    device, allocations, starts, results = entry
+    for size, stride, dtype in allocations:
         tensors.append(torch.empty_strided(size, stride, dtype=dtype, device=device))
     start(starts, [t.data_ptr() for t in tensors], _current_stream(device.index))
     if isinstance(results, int):
@@ -329,11 +336,11 @@ def _replay(entry: CachedCall, tensors: list[Tensor]) -> Any:
 
 
 def start(starts: Iterable[CachedLaunch], addresses: list[int], stream: int) -> None:
-    """Launch kernels on the tensors at these addresses."""
+    """Launch recorded kernels. Tensor i of the recorded call is now at addresses[i]."""
     for run, programs, function, metadata, args, pointers, maps in starts:
-        placed = list(args)
-        for place, tensor, offset in pointers:
-            placed[place] = addresses[tensor] + offset
-        for place, tensor, offset, encode in maps:
-            placed[place] = encode(addresses[tensor] + offset)
-        run(programs, 1, 1, stream, function, metadata, None, None, None, *placed)
+        values = list(args)
+        for index, tensor, offset in pointers:
+            values[index] = addresses[tensor] + offset
+        for index, tensor, offset, encode in maps:
+            values[index] = encode(addresses[tensor] + offset)
+        run(programs, 1, 1, stream, function, metadata, None, None, None, *values)

@@ -22,18 +22,18 @@ def exceeds_int32(*tensors: Tensor) -> bool:
 
 
 def _reach(tensor: Tensor) -> int:
-    """Offset of the last element, or the number of elements if larger (expanded tensors): kernels count elements too."""
+    """The largest index a kernel computes: the offset of the last element, or the number of elements in an expanded tensor."""
     offset = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return max(offset, tensor.numel())
 
 
 def is_channels_last(*tensors: Tensor) -> bool:
-    """Whether torch would return channels_last: one of these 4-d tensors has strides in that order, dense or not."""
+    """Whether torch's operators return channels_last for these 4-d inputs: one has strides in that order, dense or not."""
     return any(_has_channels_last_strides(t) for t in tensors)
 
 
 def _has_channels_last_strides(tensor: Tensor) -> bool:
-    """Whether strides grow from channels over columns and rows to images, and not only because an axis has one element."""
+    """Whether strides grow from channels over columns and rows to images. Axes of one element alone do not decide it."""
     if tensor.stride(1) == 0 or 0 in tensor.shape:
         return False
     least = 0
@@ -45,15 +45,20 @@ def _has_channels_last_strides(tensor: Tensor) -> bool:
 
 
 def has_one_order(shape: Ints) -> bool:
-    """Whether contiguous and channels_last are the same order for (N, C, H, W): with one channel or one pixel."""
+    """Whether contiguous and channels_last are the same order: the shape (N, C, H, W) has one channel or one pixel."""
     return shape[1] == 1 or (shape[2] == 1 and shape[3] == 1)
 
 
 def memory_order(*tensors: Tensor, axes: Ints | None = None) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Axes of tensors of one shape for an elementwise kernel, innermost first: (sizes, strides of each tensor).
+    """Order and merge the axes of tensors of the same shape, so that a kernel can traverse them with few divisions.
 
-    The order is `axes`, by default the order of the first tensor's strides. Two axes become one if, in all tensors, the stride
-    of the outer axis is the extent of the inner one.
+    Two axes become one if, in all tensors, the stride of the outer axis is the size times the stride of the inner axis.
+
+    Args:
+        axes: the order of the axes, innermost first; by default the order of the first tensor's strides.
+
+    Returns:
+        The sizes of the merged axes, innermost first, and their strides in each tensor.
     """
     first = tensors[0]
     axes = sorted(range(first.dim()), key=first.stride) if axes is None else axes

@@ -25,7 +25,7 @@ def intercepted(handle: Callable[..., None], architecture: str) -> Iterator[None
     """Call `handle(kernel, programs, args, constants)` instead of each launch, in any thread.
 
     Args:
-        architecture: the GPU for the choice of tiles, as "sm_90".
+        architecture: of the GPU to choose tiles for, such as "sm_90".
     """
     with settings.changed(intercept=handle, architecture=architecture):
         yield
@@ -44,7 +44,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def record(*launch: Any) -> None:
-    """Append a launch to the list of `recorded`, if this thread records."""
+    """Append a launch to the list from `recorded`, if this thread is recording."""
     launches = getattr(_recording, "launches", None)
     if launches is not None:
         launches.append(Launch(*launch))

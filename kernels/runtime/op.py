@@ -1,7 +1,8 @@
 """Registers a launcher as an opaque torch operator with a fake twin.
 
-Opaque operators work under torch.compile and export and with meta and fake tensors, even if the kernels are interpreted. The
-fake twin only allocates the outputs. The launcher calls it too, so both agree on shapes, dtypes and strides.
+torch.compile and export treat an opaque operator as one node and never trace its kernels. So it works with them, and with meta
+and fake tensors, even if the kernels are interpreted. The *fake twin* of a launcher only allocates the outputs. Most launchers
+allocate their own outputs through it, so both agree on shapes, dtypes and strides.
 """
 
 import inspect
@@ -41,11 +42,11 @@ def op(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Lau
 def _with_version_bump(launcher: Launcher, mutates: tuple[str, ...]) -> Callable[..., Any]:
     """The launcher, followed by a version bump of the tensors in `mutates`, so that autograd notices the write."""
     parameters = list(inspect.signature(launcher).parameters)
-    places = [parameters.index(name) for name in mutates]
+    mutated = [parameters.index(name) for name in mutates]
 
     def launch_and_bump(*args: Any) -> Any:
         result = launcher(*args)
-        for place in places:
+        for place in mutated:
             if not args[place].is_inference():
                 torch.autograd.graph.increment_version(args[place])
         return result

@@ -1,7 +1,8 @@
 """Choice of the tile for each shape.
 
-It depends only on the shape, the dtype and the GPU, never on a timing at run time. So the order of every sum, and every bit of
-a gradient, is the same in each run. The folder tiles/ has the tiles measured on a GPU, and ships with the code.
+The choice depends only on the shape, the dtype and the GPU, never on a timing at run time. So the order of every sum, and every
+bit of a gradient, is the same in each run. `python -m bench.tune` measures tiles on a GPU and writes the fastest to the folder
+tiles/, which ships with the code. Without such a record, rules choose the *default tile*.
 """
 
 import functools
@@ -76,10 +77,10 @@ def measured_tiles(name: str) -> dict[str, GemmTile]:
 
 
 def default_tile(product: Gemm, architecture: str) -> GemmTile:
-    """The default tile, chosen by rules.
+    """The tile chosen by rules.
 
-    It is smaller if the launcher cannot split k to fill the GPU. It is also smaller for a `scattered` product, because a thread
-    then needs registers for the address of each element.
+    fprop and dgrad do not split k, so they get smaller tiles if large ones would not fill the GPU. A `scattered` product gets
+    smaller tiles, because a thread needs registers for the address of each element.
     """
     kernel, m, n, k, dtype, _, scattered = product
     if kernel.startswith("tma "):
@@ -90,16 +91,16 @@ def default_tile(product: Gemm, architecture: str) -> GemmTile:
     if scattered:
         most_n, most_k = min(most_n, 64), max(most_k // 2, 16)
     block_m, block_n, block_k = _clamp(m, 16, most_m), _clamp(n, 16, most_n), _clamp(k, 16, most_k)
-    whole = kernel == "conv2d"  # k is not split
-    while whole and block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < settings.wanted_programs // 2:
+    splits_k = kernel != "conv2d"
+    while not splits_k and block_m > 32 and triton.cdiv(m, block_m) * triton.cdiv(n, block_n) < settings.wanted_programs // 2:
         block_m //= 2
     # Elements in registers: the accumulator, and both operands during their loads.
-    held = (block_m * block_n + (block_m + block_n) * block_k) * (2 if scattered else 1)
+    registers = (block_m * block_n + (block_m + block_n) * block_k) * (2 if scattered else 1)
     return GemmTile(
         block_m,
         block_n,
         block_k,
-        warps=8 if held >= 12288 else 4,
+        warps=8 if registers >= 12288 else 4,
         stages=2 if architecture.startswith("gfx") or dtype == torch.float64 else 3,
     )
 
@@ -107,10 +108,12 @@ def default_tile(product: Gemm, architecture: str) -> GemmTile:
 def _default_tma_tile(product: Gemm, architecture: str) -> GemmTile:
     """The default tile for wgmma, which computes 64 rows per four warps: the fastest tile according to a model.
 
-    In the model the multiprocessors compute the tiles in waves. A wave takes as long as its products or its copies from L2 to
-    shared memory, at rates assumed for an H200. Two programs with small tiles share a multiprocessor, so one loads while the
-    other stores; if the sum is short, only small tiles are candidates. The columns of wgrad are taps times channels, so their
-    number is no power of two. The sum of wgrad is split, so it always has enough waves.
+    In the model the multiprocessors compute the tiles in waves. A wave takes the time of its products or of its copies from L2
+    to shared memory, the longer one, at rates assumed for an H200. Two programs with small tiles share a multiprocessor, so one
+    loads while the other stores; if the sum is short, only small tiles are candidates.
+
+    wgrad needs no model, because its split sum always fills the GPU. Its n is taps times channels, so block_n need not be a
+    power of two: tma_wgrad.py divides it into taps and channels.
     """
     kernel, m, n, k, dtype, precision, _ = product
     if architecture == "interpreter":
@@ -135,14 +138,21 @@ def _default_tma_tile(product: Gemm, architecture: str) -> GemmTile:
 
 
 def _wave_time(m: int, n: int, tile: tuple[int, int], itemsize: int) -> float:
-    """Time of all waves of (m, k) @ (k, n) on 132 multiprocessors, in nanoseconds per unit of k."""
+    """Time of all waves of (m, k) @ (k, n) on 132 multiprocessors, in nanoseconds per unit of k.
+
+    Assumed rates of one multiprocessor, per nanosecond: 6,000 FLOPs with 16-bit operands, 3,000 with 32-bit ones, and 50 bytes
+    from L2.
+    """
     rows, columns = tile
     products, copies = 2 * rows * columns / 6e3 * itemsize / 2, (rows + columns) * itemsize / 50
     return triton.cdiv(triton.cdiv(m, rows) * triton.cdiv(n, columns), 132) * max(products, copies)
 
 
 def count_splits(tiles: int, depth: int, block: int) -> int:
-    """Number of splits of a reduction over `depth` elements, for `tiles` output tiles to fill the GPU."""
+    """Number of splits of a reduction over `depth` elements: enough to fill the GPU with programs of `tiles` output tiles.
+
+    Each split has at least four iterations over `block` elements.
+    """
     return max(1, min(triton.cdiv(settings.wanted_programs, tiles), depth // (4 * block)))
 
 

@@ -1,10 +1,10 @@
-"""Inputs that operators are known to get wrong, as numbered rows that tests/test_hard_inputs.py runs.
+"""Hard inputs: numbered rows for tests/test_hard_inputs.py, each an input with frequent errors in operators.
 
-A row of `like_torch` is a function of a namespace: it is run with torch's operators on the CPU, then with trinn's on the
-tested device, and both must come to the same end. What it returns is compared exactly, or within some units in the last place
-of the largest value where sums are rounded. A row of `holds` asserts something itself.
+A row of `like_torch` is a function of a namespace. It runs with torch's operators on the CPU and with trinn's on the tested
+device, and must return the same result. Results are equal exactly or, if sums are rounded, within some units in the last place
+of the largest value. A row of `holds` makes its own assertions.
 
-Values that are drawn are small integers, so that every sum is exact and its order cannot be seen.
+Random values are small integers, so every sum is exact in any order.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ ROWS: list[Row] = []
 
 
 def like_torch(number: int, name: str, ulps: float = 0) -> Callable[[Callable[[Any], Any]], None]:
-    """Add the row of a function of a namespace."""
+    """Decorator: add a row comparing trinn with torch."""
 
     def add(function: Callable[[Any], Any]) -> None:
         def run() -> None:
@@ -53,7 +53,7 @@ def like_torch(number: int, name: str, ulps: float = 0) -> Callable[[Callable[[A
 
 
 def holds(number: int, name: str) -> Callable[[Callable[[], None]], None]:
-    """Add the row of a function that asserts."""
+    """Decorator: add a row with its own assertions."""
 
     def add(function: Callable[[], None]) -> None:
         def run() -> None:
@@ -66,7 +66,7 @@ def holds(number: int, name: str) -> Callable[[Callable[[], None]], None]:
 
 
 def same(got: Any, expected: Any, where: str, ulps: float) -> None:
-    """Assert that two results of a row are equal: tensors in shape, dtype and value, all else as Python compares."""
+    """Assert that two results of a row are equal: tensors in shape, dtype and value, all else by `==`."""
     assert isinstance(got, type(expected)), f"{where}: {got!r}, torch has {expected!r}"
     if isinstance(expected, (list, tuple)):
         assert len(got) == len(expected), f"{where}: {len(got)} values, torch has {len(expected)}"
@@ -87,7 +87,7 @@ def same(got: Any, expected: Any, where: str, ulps: float) -> None:
 
 
 def refusal(function: Callable[..., Any], *inputs: Any, words: str = "", **options: Any) -> str:
-    """The type of the exception that this call raises; its message has these words."""
+    """The name of the exception type of a call. Assert that the message contains `words`."""
     try:
         result = function(*inputs, **options)
     except Exception as error:
@@ -97,7 +97,7 @@ def refusal(function: Callable[..., Any], *inputs: Any, words: str = "", **optio
 
 
 def grads(function: Callable[..., Any], *inputs: Any, upstream: float | None = None, **options: Any) -> list[Any]:
-    """All outputs, and the gradients of all float tensors among the inputs for integers, or one number, upstream."""
+    """All outputs, and the gradients of all float inputs. Upstream gradients are integers, or `upstream` everywhere."""
     leaves = [t.detach().requires_grad_(t.is_floating_point()) if isinstance(t, Tensor) else t for t in inputs]
     result = function(*leaves, **options)
     outputs = list(result) if isinstance(result, tuple) else [result]
@@ -108,7 +108,7 @@ def grads(function: Callable[..., Any], *inputs: Any, upstream: float | None = N
 
 
 def outcome(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    """The result of this call, or the type of the exception that it raises."""
+    """The result of a call, or the name of its exception type."""
     try:
         return function(*inputs, **options)
     except Exception as error:
@@ -116,20 +116,20 @@ def outcome(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
 
 
 def integers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, most: int = 3) -> Tensor:
-    """Integers from -most to most, the same on every device."""
+    """Random integers from -most to most, equal on every device."""
     generator = torch.Generator("cpu").manual_seed(seed + sum((i + 1) * size for i, size in enumerate(shape)))
     drawn = torch.randint(-most, most + 1, shape, generator=generator, device="cpu")
     return drawn.to(torch.get_default_device(), dtype)
 
 
 def plane(rows: list[list[float]], dtype: torch.dtype = torch.float32) -> Tensor:
-    """One image of one channel."""
+    """The rows as an image (1, 1, H, W)."""
     return torch.tensor([[rows]], dtype=dtype)
 
 
 @contextmanager
 def large_tiles() -> Iterator[None]:
-    """Tiles large enough for the interpreter to get through a large tensor."""
+    """Large tiles: the interpreter is then fast enough for a large tensor."""
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:
             patch.setattr(settings, "interpreted_block", 2**16)
@@ -137,7 +137,7 @@ def large_tiles() -> Iterator[None]:
 
 
 def filled(module: nn.Module) -> Any:
-    """The module with integers for parameters."""
+    """The module, with integers as parameters."""
     with torch.no_grad():
         for seed, parameter in enumerate(module.parameters()):
             parameter.copy_(integers(*parameter.shape, seed=seed))

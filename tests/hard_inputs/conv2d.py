@@ -14,7 +14,7 @@ from trinn.kernels.runtime.observe import intercepted
 X, W = (2, 4, 6, 7), (6, 4, 3, 3)
 
 
-@like_torch(26, "no images: nothing out, and gradients of zeros for filters and bias")
+@like_torch(26, "no images: an empty output, and zero gradients of filters and bias")
 def _(nn: Any) -> Any:
     w, b = integers(*W), integers(6)
     return grads(nn.conv2d, torch.ones(0, 4, 6, 7), w, b), grads(
@@ -22,7 +22,7 @@ def _(nn: Any) -> Any:
     )
 
 
-@holds(27, "no channels: refused, where torch returns no filters")
+@holds(27, "no channels: an error; torch returns an output without channels")
 def _() -> None:
     x, w = torch.ones(2, 0, 6, 6), torch.ones(4, 0, 3, 3)
     assert refusal(tnn.conv2d, x, w, words="channels") == "RuntimeError"
@@ -63,7 +63,7 @@ def _(nn: Any) -> Any:
     return grads(nn.conv2d, integers(4, 6, 7), integers(*W), integers(6)), refusal(nn.conv2d, torch.ones(6, 7), torch.ones(*W))
 
 
-@like_torch(31, "padding 'same' with an even kernel, with a stride; 'valid'; another word")
+@like_torch(31, "padding 'same' with an even kernel and with a stride, 'valid', an unknown mode")
 def _(nn: Any) -> Any:
     x, w = integers(*X), integers(6, 4, 4, 2)
     return (
@@ -75,7 +75,7 @@ def _(nn: Any) -> Any:
     )
 
 
-@like_torch(32, "geometry that no convolution has")
+@like_torch(32, "invalid geometry")
 def _(nn: Any) -> Any:
     x, w = integers(*X), integers(*W)
     return [
@@ -91,7 +91,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(33, "operands of several dtypes")
+@like_torch(33, "operands of different dtypes")
 def _(nn: Any) -> Any:
     x, w, b = integers(*X), integers(*W), integers(6)
     return [
@@ -112,16 +112,16 @@ def _(nn: Any) -> Any:
 
 
 def with_infinity(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    """Ones, with an infinity in a corner of the first plane and a NaN in the last one."""
+    """Ones, with an infinity in a corner of the first plane and a NaN in the last plane."""
     t = torch.ones(*shape, dtype=dtype)
     t[0, 0, 0, 0], t[-1, -1, 1, 1] = INF, NAN
     return t
 
 
 def infinities(name: str, infinite: str, groups: int, options: dict[str, Any]) -> None:
-    """The operator and its gradients for one infinite operand and zero or one for the rest, against torch in float64.
+    """Compare an operator and its gradients with torch in float64, for one infinite operand and zeros or ones in the others.
 
-    torch's float32 and bfloat16 kernels do not agree with that, nor with each other.
+    torch's float32 and bfloat16 kernels differ from float64, and from each other.
     """
 
     def results(nn: Any, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -136,7 +136,7 @@ def infinities(name: str, infinite: str, groups: int, options: dict[str, Any]) -
     for dtype in (torch.float32, torch.bfloat16) if options == {"padding": 1} else (torch.float32,):
         got = results(tnn, dtype)
         if infinite == "filters" and groups < 4:
-            # A matrix product: see docs/differences.md. What torch has finite and we have not is NaN, no wrong number.
+            # A matrix product (docs/differences.md). Where only torch's result is finite, ours must be NaN.
             adjoint = 0 if name == "conv_transpose2d" else 1
             got[adjoint] = torch.where(got[adjoint].isnan() & expected[adjoint].isfinite(), expected[adjoint], got[adjoint])
         same(got, expected, str(dtype), 0)
@@ -150,14 +150,14 @@ for name in ("conv2d", "conv_transpose2d"):
                 holds(number, f"{name}: infinite {infinite}; {geometry}")(partial(infinities, name, infinite, groups, options))
 
 
-@like_torch(37, "sums that pass the largest float16 on the way, and at the end")
+@like_torch(37, "partial sums, and sums, above the largest float16")
 def _(nn: Any) -> Any:
     x = torch.tensor([[200.0, 200, -200], [200, 200, 200]], dtype=torch.float16).reshape(2, 3, 1, 1)
     w = torch.full((2, 3, 1, 1), 200.0, dtype=torch.float16)
     return nn.conv2d(x, w), nn.linear(x.flatten(1), w.flatten(1))
 
 
-@like_torch(38, "an image of one number, and a gradient of one number")
+@like_torch(38, "an expanded image and an expanded gradient")
 def _(nn: Any) -> Any:
     x, w = integers(1, 4, 1, 1).expand(*X), integers(6, 1, 1, 1).expand(*W)
     leaves = [t.detach().requires_grad_() for t in (x, w)]
@@ -165,7 +165,7 @@ def _(nn: Any) -> Any:
     return [y, *torch.autograd.grad(y.sum(), leaves)]
 
 
-@like_torch(39, "channels_last by image, by filters, by both")
+@like_torch(39, "channels_last images, filters, or both")
 def _(nn: Any) -> Any:
     results = []
     for groups in (1, 2, 4):
@@ -177,7 +177,7 @@ def _(nn: Any) -> Any:
     return results
 
 
-@holds(40, "integers, bool and complex numbers are refused in words")
+@holds(40, "integers, bool and complex numbers raise an error with the dtype")
 def _() -> None:
     for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
         x = torch.ones(*X).to(dtype)
@@ -186,7 +186,7 @@ def _() -> None:
         assert refusal(tnn.linear, x, torch.ones(3, 7).to(dtype), words=str(dtype)) == "NotImplementedError"
 
 
-@like_torch(41, "widths that no tile likes")
+@like_torch(41, "widths that no tile divides")
 def _(nn: Any) -> Any:
     shapes: tuple[tuple[int, int, int, dict[str, Any]], ...] = (
         (5, 1, 3, {"groups": 5}),
@@ -199,12 +199,12 @@ def _(nn: Any) -> Any:
     return [grads(nn.conv2d, integers(1, c, 7, 9), integers(c, g, k, k), **options) for c, g, k, options in shapes]
 
 
-@like_torch(41, "1x1 with stride 2: rows that nobody reads have no gradient")
+@like_torch(41, "1x1 with stride 2: unread rows have a zero gradient")
 def _(nn: Any) -> Any:
     return grads(nn.conv2d, integers(1, 3, 7, 8), torch.ones(2, 3, 1, 1), stride=2)[1]
 
 
-@holds(42, "TF32 as torch's flags say: allowed in convolutions, forbidden in matrix products")
+@holds(42, "TF32 follows torch's flags: allowed in convolutions, forbidden in matrix products")
 def _() -> None:
     device = torch.device("cuda", 0)
     before = torch.backends.cudnn.conv.fp32_precision

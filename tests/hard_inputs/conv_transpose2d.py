@@ -9,7 +9,7 @@ from tests.hard_inputs import filled, grads, integers, like_torch, refusal
 X, W = (2, 4, 3, 4), (4, 6, 3, 3)
 
 
-@like_torch(44, "output_padding as large as stride and dilation, and smaller than one of them")
+@like_torch(44, "output_padding as large as stride and dilation, or smaller than one of them")
 def _(nn: Any) -> Any:
     x, w = integers(*X), integers(*W)
     words = "output padding must be smaller than either stride or dilation"
@@ -22,7 +22,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(45, "output_size chooses output_padding, and is refused out of range")
+@like_torch(45, "output_size determines output_padding; an error out of range")
 def _(nn: Any) -> Any:
     module = filled(nn.ConvTranspose2d(4, 6, 3, stride=3, padding=1))
     x = integers(*X)
@@ -38,14 +38,14 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(46, "a stride larger than the kernel leaves gaps of bias")
+@like_torch(46, "a stride larger than the kernel: gaps with the bias alone")
 def _(nn: Any) -> Any:
     ones = torch.ones(1, 1, 2, 2)
     y = nn.conv_transpose2d(ones, torch.ones(1, 1, 1, 1), torch.tensor([7.0]), stride=3)
     return y, grads(nn.conv_transpose2d, integers(*X), integers(4, 6, 2, 1), integers(6), stride=(3, 4), output_padding=(2, 3))
 
 
-@like_torch(47, "padding that leaves nothing, and padding wider than the kernel")
+@like_torch(47, "padding larger than the output, and padding wider than the kernel")
 def _(nn: Any) -> Any:
     x, w = integers(*X), integers(*W)
     return (

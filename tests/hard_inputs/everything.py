@@ -1,4 +1,4 @@
-"""Rows from 90 on: what every operator meets."""
+"""Rows from 90 on: inputs of every operator."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from tests.hard_inputs import TORCH, filled, grads, holds, integers, large_tiles
 
 @dataclass(frozen=True)
 class Call:
-    """An operator that fits an image of four channels, and the shapes of its operands for so many columns."""
+    """An operator for an image of four channels. `shapes` returns the shapes of its operands for a number of columns."""
 
     function: Callable[..., Tensor]
     shapes: Callable[[int], list[tuple[int, ...]]] = lambda columns: []
@@ -46,9 +46,9 @@ CALLS = {
 GPU = torch.cuda.is_available()
 
 
-@holds(90, "offsets that only a stride takes past 2^31")
+@holds(90, "offsets above 2^31 because of one stride")
 def _() -> None:
-    # An offset cut to 32 bits falls 2^32 short of its element: into the same storage, so that the test sees it.
+    # An offset truncated to 32 bits is 2^32 too small: inside the same storage, so the result is wrong instead of a crash.
     if GPU and torch.cuda.mem_get_info()[0] < 2**34:
         pytest.skip("needs 9 GB")
     storage = torch.UntypedStorage(2 * (2**32 + 2**20), device=DEVICE)
@@ -58,7 +58,7 @@ def _() -> None:
         assert torch.equal(call(tnn, huge), call(tnn, huge.clone())), name
 
 
-@like_torch(91, "storage that starts off an alignment of 16 bytes")
+@like_torch(91, "storage without an alignment of 16 bytes")
 def _(nn: Any) -> Any:
     x = integers(1 + 4 * 4 * 6)[1:].view(1, 4, 4, 6)
     return [grads(lambda x, call=call: call(nn, x), x) for call in CALLS.values()]
@@ -103,14 +103,14 @@ def _() -> None:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10**8)
-        late = x * 0 + x  # not there yet for a kernel in the default stream
+        late = x * 0 + x  # a kernel in the default stream would read it too early
         got = {name: call(tnn, late) for name, call in CALLS.items()}
     stream.synchronize()
     for name in CALLS:
         assert torch.equal(got[name], expected[name]), name
 
 
-@like_torch(95, "more planes than the 65,535 that two axes of a CUDA grid end at")
+@like_torch(95, "more planes than 65,535, the limit of two axes of a CUDA grid")
 def _(nn: Any) -> Any:
     x, w = integers(1, 70000, 1, 2), torch.ones(70000, 1, 1, 1)
     with large_tiles():
@@ -128,7 +128,7 @@ def _(nn: Any) -> Any:
 
 
 class Called(TorchDispatchMode):
-    """The names of this library's operators that are called within."""
+    """Records the names of trinn's operators in its context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Called(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@holds(96, "gradients that nobody wants are not computed")
+@holds(96, "unneeded gradients are not computed")
 def _() -> None:
     x = integers(2, 4, 5, 5)
     for function, operands, passes in (
@@ -157,7 +157,7 @@ def _() -> None:
             assert called.names == [name] and torch.equal(gradient, everything[i])
 
 
-@like_torch(97, "outputs that nobody uses")
+@like_torch(97, "unused outputs")
 def _(nn: Any) -> Any:
     results = []
     for pool in (nn.max_pool2d, nn.adaptive_max_pool2d):
@@ -173,7 +173,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(98, "tensors of inference mode")
+@like_torch(98, "inference tensors")
 def _(nn: Any) -> Any:
     with torch.inference_mode():
         x = integers(1, 4, 4, 4)
@@ -184,7 +184,7 @@ def _(nn: Any) -> Any:
     return results, [y.is_inference() for y in results], refusal(nn.conv2d, x, leaf, words=words)
 
 
-@like_torch(99, "a saved input that is written to through a view")
+@like_torch(99, "a write to a saved input through a view")
 def _(nn: Any) -> Any:
     results = []
     for function, operands in (
@@ -202,11 +202,11 @@ def _(nn: Any) -> Any:
     return results
 
 
-@holds(100, "a first call inside the capture of a CUDA graph")
+@holds(100, "a first call during CUDA graph capture")
 def _() -> None:
     if not GPU:
         pytest.skip("graphs are a GPU's")
-    x = integers(1, 4, 6, 10)  # a shape of which no kernel has been compiled yet
+    x = integers(1, 4, 6, 10)  # a shape without compiled kernels
     for name, call in CALLS.items():
         operands, graph = call.operands(x), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -216,7 +216,7 @@ def _() -> None:
         assert torch.equal(y, call.function(tnn, x, *operands)), name
 
 
-@like_torch(101, "a tensor whose sign is still to be turned")
+@like_torch(101, "a tensor with its negative bit set")
 def _(nn: Any) -> Any:
     lazy = torch.complex(integers(1, 4, 4, 6), integers(1, 4, 4, 6, seed=1)).conj().imag
     return lazy.is_neg(), [grads(lambda x, call=call: call(nn, x), lazy) for call in CALLS.values()]
@@ -229,7 +229,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@holds(103, "8-bit floats, sparse and quantised tensors are refused")
+@holds(103, "8-bit floats, sparse and quantised tensors raise an error")
 def _() -> None:
     x = integers(1, 4, 4, 4)
     small = {"eight bits": x.to(torch.float8_e4m3fn)}
@@ -253,7 +253,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(104, "sizes that NumPy computed, or a tensor")
+@like_torch(104, "sizes as NumPy integers or tensors")
 def _(nn: Any) -> Any:
     x, w, w_t = integers(1, 4, 6, 6), integers(6, 4, 3, 3), integers(4, 6, 3, 3)
     return [
@@ -272,7 +272,7 @@ def _(nn: Any) -> Any:
     ] + [nn.interpolate(x, scale_factor=factor) for factor in (numpy.float64(1.5), numpy.float32(1.5), numpy.int64(2))]
 
 
-@like_torch(104, "sizes that are no integers, factors that are no numbers")
+@like_torch(104, "sizes other than integers, factors other than finite numbers")
 def _(nn: Any) -> Any:
     x, w = integers(1, 4, 6, 6), integers(4, 2, 3, 3)
     return (
@@ -300,7 +300,7 @@ def _(nn: Any) -> Any:
     )
 
 
-@like_torch(105, "gradients switched off, and a module that trains in place")
+@like_torch(105, "no_grad, and an optimizer that updates parameters in place")
 def _(nn: Any) -> Any:
     conv = filled(nn.Conv2d(4, 4, 3, padding=1))
     x = integers(2, 4, 4, 4)
@@ -314,9 +314,9 @@ def _(nn: Any) -> Any:
     return y, y.requires_grad, [p.detach() for p in conv.parameters()]
 
 
-@holds(106, "autocast lowers what torch lowers, and nothing else")
+@holds(106, "autocast lowers exactly the operators that torch lowers")
 def _() -> None:
-    torch.use_deterministic_algorithms(False)  # else torch resizes by a decomposition on a GPU
+    torch.use_deterministic_algorithms(False)  # else torch on a GPU resizes by a decomposition
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         x = integers(1, 4, 4, 4, dtype=dtype)
         for name, call in CALLS.items():
@@ -342,7 +342,7 @@ def _(nn: Any) -> Any:
     )
 
 
-@holds(107, "geometry of 2^29 pixels and more is refused")
+@holds(107, "geometry of 2^29 pixels and more raises an error")
 def _() -> None:
     x, w = integers(1, 4, 5, 6), integers(3, 4, 1, 1)
     for options in ({"stride": 2**29}, {"padding": 2**31}, {"dilation": 2**40}):

@@ -25,7 +25,7 @@ def _(nn: Any) -> Any:
     return results, [nn.linear(x, w, b).stride() for x in inputs]
 
 
-@like_torch(76, "nothing to add up, no rows, no outputs")
+@like_torch(76, "empty sums, no rows, no outputs")
 def _(nn: Any) -> Any:
     b = integers(6)
     return (
@@ -37,7 +37,7 @@ def _(nn: Any) -> Any:
     )
 
 
-@like_torch(77, "filters of one axis, a bias for all")
+@like_torch(77, "a weight of one axis, a bias of no axis")
 def _(nn: Any) -> Any:
     x, w = integers(2, 5), integers(*W)
     return (
@@ -49,13 +49,13 @@ def _(nn: Any) -> Any:
     )
 
 
-@holds(77, "filters of one axis and a bias, for several rows: refused by torch's code, not by its words")
+@holds(77, "a weight of one axis and a bias, for several rows: an error in torch, contrary to its documentation")
 def _() -> None:
     x, w, b = integers(2, 5), integers(5), integers()
     assert torch.equal(tnn.linear(x, w, b), x @ w + b)
 
 
-@like_torch(78, "sizes and dtypes that do not fit")
+@like_torch(78, "mismatched sizes and dtypes")
 def _(nn: Any) -> Any:
     x, w, b = integers(3, 5), integers(*W), integers(6)
     return [

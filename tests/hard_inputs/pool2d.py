@@ -13,7 +13,7 @@ def _(nn: Any) -> Any:
     return [grads(nn.max_pool2d, plane([[5, NAN], [3, 4]], dtype), 2, return_indices=True) for dtype in FLOATS]
 
 
-@like_torch(2, "of two NaNs, the last one's index")
+@like_torch(2, "the index of the last of two NaNs")
 def _(nn: Any) -> Any:
     return [grads(nn.max_pool2d, plane([[NAN, 1], [2, NAN]], dtype), 2, return_indices=True) for dtype in FLOATS]
 
@@ -28,7 +28,7 @@ def _(nn: Any) -> Any:
     return grads(nn.max_pool2d, plane([[-INF] * 4] * 4), 3, 2, 1, return_indices=True)
 
 
-@like_torch(5, "of equal values, the first one's index")
+@like_torch(5, "the index of the first of equal values")
 def _(nn: Any) -> Any:
     return grads(nn.max_pool2d, torch.ones(1, 2, 4, 5), 3, 1, 1, return_indices=True)
 
@@ -122,7 +122,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@holds(13, "two axes: avg_pool2d refuses them as max_pool2d does")
+@holds(13, "two axes: avg_pool2d raises the error of max_pool2d")
 def _() -> None:
     assert refusal(tnn.avg_pool2d, torch.ones(4, 4), 2, words="3D or 4D (batch mode) tensor expected") == "RuntimeError"
 
@@ -143,7 +143,7 @@ def _(nn: Any) -> Any:
     return [nn.max_pool2d(view, 3, 2, 1, return_indices=True) for view in views]
 
 
-@like_torch(16, "overlapping windows add up their gradients")
+@like_torch(16, "gradients of overlapping windows are summed")
 def _(nn: Any) -> Any:
     return [grads(pool, integers(2, 2, 6, 7), 3, 1, 1) for pool in (nn.max_pool2d,)] + [
         grads(nn.avg_pool2d, integers(2, 2, 6, 7) * 4, (2, 4), 1, (1, 2))
@@ -158,13 +158,13 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(18, "channels_last stays, for more than 256 channels")
+@like_torch(18, "channels_last stays, with more than 256 channels")
 def _(nn: Any) -> Any:
     x = integers(2, 300, 3, 3).to(memory_format=torch.channels_last)
     return [(y, y.stride()) for pool in (nn.max_pool2d, nn.avg_pool2d) for y in [pool(x, 2, 1)]]
 
 
-@like_torch(19, "the mean of an overhanging window divides by the pixels inside")
+@like_torch(19, "the mean of an overhanging window divides by its pixels inside the image")
 def _(nn: Any) -> Any:
     x = torch.ones(1, 1, 5, 6)
     return nn.avg_pool2d(x, 4, 4, ceil_mode=True), nn.avg_pool2d(x, 2, 2, ceil_mode=True)
@@ -188,13 +188,13 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(23, "inf - inf is NaN in its windows alone")
+@like_torch(23, "inf - inf is NaN in its own windows only")
 def _(nn: Any) -> Any:
     x = plane([[1, INF, 2, 3, 4, 5, 6], [1, -INF, 2, 3, NAN, 5, 6], [1, 2, 3, 4, 5, 6, 7]])
     return [grads(pool, x, 2, 1) for pool in (nn.avg_pool2d,)] + [nn.adaptive_avg_pool2d(x, (1, 4))]
 
 
-@like_torch(24, "the mean of integers is cut towards zero")
+@like_torch(24, "the mean of integers is truncated towards zero")
 def _(nn: Any) -> Any:
     x = torch.arange(-20, 22).reshape(1, 1, 6, 7)
     others = (torch.int32, torch.int8, torch.uint8)
@@ -203,7 +203,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(25, "adaptive: more bins than pixels, bins that overlap, sizes that are None", ulps=1)
+@like_torch(25, "adaptive: more bins than pixels, overlapping bins, sizes of None", ulps=1)
 def _(nn: Any) -> Any:
     x = integers(2, 2, 5, 7)
     sizes = ((8, 9), (3, 4), (None, 3), (4, None), 1, (5, 7))
@@ -212,7 +212,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(25, "adaptive: nothing in, nothing out")
+@like_torch(25, "adaptive: empty inputs and outputs")
 def _(nn: Any) -> Any:
     return [
         (
@@ -238,7 +238,7 @@ def _(nn: Any) -> Any:
     return grads(nn.adaptive_max_pool2d, x, (2, 3), return_indices=True)
 
 
-@like_torch(108, "unpooling: indices that repeat, other output sizes, NaN, dtypes and shapes that do not fit")
+@like_torch(108, "unpooling: repeated indices, other output sizes, NaN, mismatched dtypes and shapes")
 def _(nn: Any) -> Any:
     x, index = plane([[5, 7], [6, 8]]), torch.tensor([[[[0, 3], [8, 10]]]])
     return (

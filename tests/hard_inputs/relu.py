@@ -15,7 +15,7 @@ def _(nn: Any) -> Any:
     return results, [y.signbit()[1:] for y in results]
 
 
-@like_torch(71, "the gradient at 0 is 0, at NaN that of above; a NaN from above does not pass 0")
+@like_torch(71, "the gradient at 0 is 0, even for a NaN upstream; at NaN it is the upstream gradient")
 def _(nn: Any) -> Any:
     results = []
     for dtype in FLOATS:
@@ -57,7 +57,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(74, "strides of a dense tensor stay; no axis, no element")
+@like_torch(74, "the strides of a dense tensor stay; no axes, no elements")
 def _(nn: Any) -> Any:
     views = (
         integers(3, 4, 5).permute(2, 0, 1),

@@ -19,7 +19,7 @@ EXACT: dict[str, Any] = {"mode": "nearest-exact"}
 ANTIALIASED: dict[str, Any] = {"mode": "bilinear", "antialias": True}
 
 
-@like_torch(79, "an image of the same size is copied, also where the factor says 1.3")
+@like_torch(79, "an image of the same size is copied, even with a factor of 1.3")
 def _(nn: Any) -> Any:
     x = integers(2, 2, 3, 3) / 8
     return [grads(nn.interpolate, x, scale_factor=1.3, **options) for options in (BILINEAR, ALIGNED)] + [
@@ -60,7 +60,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@holds(83, "shrinking without antialias reads four pixels an output")
+@holds(83, "shrinking without antialias reads four pixels per output")
 def _() -> None:
     for options in (BILINEAR, ALIGNED):
         check(tnn.interpolate, F.interpolate, randn(1, 2, 13, 17), size=(4, 5), **options)
@@ -77,13 +77,13 @@ def _(nn: Any) -> Any:
     ]
 
 
-@holds(84, "an infinite upstream gradient goes where its weight is not 0, and nowhere that torch does not take it")
+@holds(84, "an infinite upstream gradient reaches every pixel with a weight, and no pixel that is finite in torch")
 def _() -> None:
     def gradient(nn: Any, upstream: torch.Tensor, options: Any) -> torch.Tensor:
         x = torch.ones(1, 1, 4, 5, dtype=upstream.dtype, device=upstream.device, requires_grad=True)
         return torch.autograd.grad(nn.interpolate(x, size=upstream.shape[2:], **options), x, upstream)[0].cpu()
 
-    # With one split, the interpreter runs the bilinear kernel of a GPU instead of a gather.
+    # With one split, the interpreter runs the backward kernel of a GPU instead of a gather.
     one_split = settings.changed(interpreted_rows=64, interpreted_block=4096)
     for tiles in (nullcontext(), one_split):
         with tiles:
@@ -98,7 +98,7 @@ def _() -> None:
                     torch.testing.assert_close(got[finite], expected[finite], rtol=1e-5, atol=0)
 
 
-@like_torch(85, "nothing in, nothing out, other axes, both or neither of size and factor")
+@like_torch(85, "empty inputs and outputs, other axes, both or neither of size and factor")
 def _(nn: Any) -> Any:
     x = torch.ones(1, 2, 4, 5)
     return [
@@ -122,7 +122,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(86, "bytes are rounded, other integers refused")
+@like_torch(86, "bytes are rounded, other integers raise an error")
 def _(nn: Any) -> Any:
     x = torch.randint(256, (1, 3, 9, 11), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(
         torch.get_default_device()
@@ -163,14 +163,14 @@ def _() -> None:
         (EXACT, torch.bfloat16, 12),
         (BILINEAR, torch.bfloat16, 12),
     )
-    for options, dtype, size in cases:  # one after the other in 16 bits, fives are rounded once they are past 2048 or 256
+    for options, dtype, size in cases:  # a sum of fives in 16 bits would be rounded from 2048 or 256 on
         (dx,) = grads(tnn.interpolate, torch.ones(1, 1, 1, 1, dtype=dtype), size=size, upstream=5.0, **options)[1:]
         assert dx == 5 * size * size
 
 
-@holds(88, "16-bit gradients of every operator whose pixels are read more than once are summed in float32")
+@holds(88, "16-bit gradients are summed in float32, in every operator that reads a pixel more than once")
 def _() -> None:
-    # One after the other in 16 bits, ones would be lost next to the large gradient that comes first, in either direction.
+    # A sum in 16 bits would lose the ones after a large gradient. It is first and last, for sums in either direction.
     for dtype, large in ((torch.float16, 2048.0), (torch.bfloat16, 256.0)):
         pixel, peak = torch.ones(1, 1, 1, 1, dtype=dtype), plane([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype)
         for function, x in (
