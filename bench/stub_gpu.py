@@ -49,7 +49,7 @@ def stand_in(architecture: str = "sm_90") -> None:
     driver.PyKernelArg = SimpleNamespace
     driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StubDriver.utils  # it has `launch`
     hardware.GPU, hardware.current_device = "cpu", lambda: None  # type: ignore[assignment,return-value]
-    interpreter.NOWHERE = ""
+    interpreter.NO_DEVICE = ""
     launch_cache._current_stream, launch_cache.on_gpu = lambda device: 0, torch._C.TensorBase.is_cpu.__get__  # type: ignore[attr-defined]
     properties: Any = SimpleNamespace(major=int(architecture[3:-1]), minor=int(architecture[-1]))
     torch.cuda.get_device_properties = lambda _=None: properties  # type: ignore[assignment]

@@ -65,7 +65,7 @@ def _max_pool2d_kernel(
     H: tl.constexpr, W: tl.constexpr, ROWS_INSIDE: tl.constexpr, COLUMNS_INSIDE: tl.constexpr, LEAST: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y and its codes. Windows share rows of x with the windows below them, and reuse the row maxima."""
+    """A tile of y and its codes. WindowFunctions share rows of x with the windows below them, and reuse the row maxima."""
     R: tl.constexpr = H.taps
     S: tl.constexpr = W.taps
     KEPT: tl.constexpr = max(H.taps - H.stride, 0)
@@ -196,7 +196,7 @@ def _max_pool2d_backward_kernel(
         at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 2]), [1, 1, 2])
     dx += at
 
-    # Windows above the split: its first cells also need their contributions.
+    # WindowFunctions above the split: its first cells also need their contributions.
     cells = (full_tile(0, TILE, ACCUMULATOR),) * (BELOW * CELL)
     for a in tl.static_range(BELOW):
         new = (full_tile(0, TILE, ACCUMULATOR),) * CELL

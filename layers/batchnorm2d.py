@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 
-from .function import FLOATS, Function, added, differentiated_forward, in_shape
+from .function import FLOATS, Function, in_shape, is_forward_mode_active, sum_of_tangents
 from .public import functional, layer
 from .relu import ReluBackward
 from .window import check_flag, real
@@ -44,7 +44,7 @@ class BatchNormForward(Function):
         tx, _, _, tw, tb, *_ = tangents
         by_x = BatchNormBackward.call(tx, x, mean, var, w, eps, batch, True, False)[0] if tx is not None else None
         by_w = cls.call(x, mean, var, tw, None, eps, batch) if tw is not None else None
-        return added(by_x, by_w, tb.to(x.dtype)[:, None, None].expand(x.shape) if tb is not None else None)
+        return sum_of_tangents(by_x, by_w, tb.to(x.dtype)[:, None, None].expand(x.shape) if tb is not None else None)
 
 
 class BatchNormAddRelu(Function):
@@ -89,7 +89,7 @@ class BatchNormBackward(Function):
         dx = ops.batchnorm2d_backward(x, dy, mean, var, w, sums if batch else None, eps) if want_x else None
         if sums is None or not want_w:
             return dx, None, None
-        if differentiated_forward():  # views of one tensor cannot have separate tangents
+        if is_forward_mode_active():  # views of one tensor cannot have separate tangents
             return dx, sums[0].clone(), sums[1].clone()
         dw, db = sums
         return dx, dw, db
@@ -110,7 +110,8 @@ class BatchNormBackward(Function):
         if tx is not None or tw is not None:
             _, by_x, by_w = _second_derivative(dy, x, mean, var, w, eps, batch, tx, tw, None)
             by_x = by_x.to(x.dtype)
-        return added(found[0], by_x) if want_x else None, *((added(found[1], by_w), found[2]) if want_w else (None, None))
+        dx = sum_of_tangents(found[0], by_x) if want_x else None
+        return dx, *((sum_of_tangents(found[1], by_w), found[2]) if want_w else (None, None))
 
 
 def _second_derivative(
@@ -184,10 +185,10 @@ def batch_norm(
         RuntimeError: incompatible sizes, dtypes or devices; running statistics that are missing or require a gradient.
         NotImplementedError: another dtype.
     """
-    return normalized(BatchNormForward, input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return apply_batch_norm(BatchNormForward, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def normalized(
+def apply_batch_norm(
     function: type[Function],
     input: Tensor,
     running_mean: Tensor | None,

@@ -24,7 +24,7 @@ def forward_of(module: nn.Module) -> Any:
     return forward if getattr(getattr(forward, "func", None), "__module__", "").startswith("trinn.layers.") else None
 
 
-def become(module: nn.Module, cls: Layer) -> None:
+def set_class(module: nn.Module, cls: Layer) -> None:
     """Change the class of a module, and make torch.compile recompile a compiled model at its next call."""
     if type(module) is not cls:
         object.__setattr__(module, "__class__", cls)
@@ -41,7 +41,7 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         yield
     except BaseException:
         for module, cls, forward in before:
-            become(module, cls)
+            set_class(module, cls)
             vars(module).pop("forward", None)
             vars(module).update(forward)
         raise

@@ -15,7 +15,7 @@ from .function import FLOATS, Bilinear, autocast
 from .pad2d import pad2d
 from .public import functional, layer
 from .reduce import ChannelSum
-from .window import IntOrPair, Pair, batched, check_window, conv_padding, conv_windows, integer, pair, remembered
+from .window import IntOrPair, Pair, batched, cached_sizes, check_window, conv_padding, conv_windows, integer, pair
 
 __all__ = ["Conv2d", "LazyConv2d", "conv2d"]
 
@@ -134,7 +134,7 @@ def conv2d_operands(
     return x, weight, bias, size, stride, near, dilation, groups
 
 
-@remembered
+@cached_sizes
 def _sizes(
     x: torch.Size, weight: torch.Size, bias: torch.Size | None, stride: Pair, padding: str | Pair, dilation: Pair, groups: int
 ) -> tuple[Pair, Pair]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .conv2d import Conv2dDgrad, check_geometry, check_operands
 from .function import autocast
 from .public import functional, layer
-from .window import IntOrPair, Pair, batched, integer, pair, remembered, transposed_windows
+from .window import IntOrPair, Pair, batched, cached_sizes, integer, pair, transposed_windows
 
 __all__ = ["ConvTranspose2d", "LazyConvTranspose2d", "conv_transpose2d"]
 
@@ -57,7 +57,7 @@ def conv_transpose2d(
     return y.squeeze(0) if unbatched else y
 
 
-@remembered
+@cached_sizes
 def _size(
     x: torch.Size, weight: torch.Size, bias: torch.Size | None, stride: Pair, padding: Pair, output_padding: Pair,
     dilation: Pair, groups: int,

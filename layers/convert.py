@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from trinn import layers
 from trinn.kernels.runtime import interpreter
 
-from .classes import Layer, all_or_nothing, become, forward_of, user_class, with_base_replaced
+from .classes import Layer, all_or_nothing, forward_of, set_class, user_class, with_base_replaced
 from .function import FLOATS
 from .fused import fusion_of, patched_forward, run_forward, sequence_forward
 from .upsample2d import MODES
@@ -77,14 +77,16 @@ def convert(
     plan = [
         module
         for name, module in model.named_modules()
-        if layer_of(module) in wanted and obstacle(module) is None and (filter_fn is None or filter_fn(name, module))
+        if layer_of(module) in wanted
+        and reason_not_converted(module) is None
+        and (filter_fn is None or filter_fn(name, module))
     ]
-    if interpreter.NOWHERE and any(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers())):
-        warnings.warn(interpreter.NOWHERE, stacklevel=2)
+    if interpreter.NO_DEVICE and any(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers())):
+        warnings.warn(interpreter.NO_DEVICE, stacklevel=2)
     with all_or_nothing(model):
         for module in plan:
             if user_class(type(module)) in OURS:
-                become(module, with_base_replaced(type(module), OURS))
+                set_class(module, with_base_replaced(type(module), OURS))
                 # A user's lazy layer gets `patched_forward`. Its first call turns it into torch's layer, which needs none.
                 if getattr(forward_of(module), "func", None) is patched_forward:
                     del module.forward
@@ -147,7 +149,7 @@ def revert(model: Model) -> Model:
     _check(model)
     with all_or_nothing(model):
         for module in model.modules():
-            become(module, with_base_replaced(type(module), TORCHS))
+            set_class(module, with_base_replaced(type(module), TORCHS))
             if forward_of(module) is not None:
                 del module.forward
     return model
@@ -158,7 +160,7 @@ def layer_of(module: nn.Module) -> Layer | None:
     return next((cls for cls in user_class(type(module)).__mro__ if cls in OURS or cls in TORCHS), None)
 
 
-def obstacle(module: nn.Module) -> str | None:
+def reason_not_converted(module: nn.Module) -> str | None:
     """The reason why a layer cannot be converted, in a few words; None if it can be converted."""
     kind: Any = user_class(type(module))
     base: Any = layer_of(module)
@@ -170,17 +172,17 @@ def obstacle(module: nn.Module) -> str | None:
         return f"torch's own subclass of {base.__name__}"
     if kind is not base and base is nn.SyncBatchNorm:
         return "a subclass of SyncBatchNorm, whose forward calls torch's kernels"
-    return replacement(module) or unreadable(module)
+    return replaced_method(module) or unsupported_part(module)
 
 
-def replacement(module: nn.Module) -> str | None:
+def replaced_method(module: nn.Module) -> str | None:
     """The method of a layer replaced by the user, in a few words; None if there is none."""
     names = {"forward", "_conv_forward"} & module.__dict__.keys()
     names -= {"forward"} if forward_of(module) is not None else set()
     return f"its {min(names)} was replaced" if names else None
 
 
-def unreadable(module: nn.Module) -> str | None:
+def unsupported_part(module: nn.Module) -> str | None:
     """The parameter or option of a layer unsupported by trinn, in a few words; None if there is none."""
     for name, parameter in module.named_parameters():
         if what := _unsupported(parameter):

@@ -66,7 +66,7 @@ class Function(torch.autograd.Function):
             return cls.apply(*inputs)
         if _is_tracing():
             raise RuntimeError("torch.jit.trace cannot trace trinn's operators; torch.export and torch.compile can")
-        if differentiated_forward():
+        if is_forward_mode_active():
             return cls._dual.apply(*map(_sealed, inputs))
         if _is_transformed():
             return cls.apply(*inputs)
@@ -199,12 +199,16 @@ class Bilinear(Function):
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
         (a, b, *rest), (ta, tb, *others) = inputs, tangents
-        found = added(cls.call(ta, b, *rest) if ta is not None else None, cls.call(a, tb, *rest) if tb is not None else None)
+        found = sum_of_tangents(
+            cls.call(ta, b, *rest) if ta is not None else None, cls.call(a, tb, *rest) if tb is not None else None
+        )
         bias, size = others[0] if others else None, rest[1] if len(rest) > 1 else ()
-        return added(found, bias[(..., *(None for _ in size))].expand(len(a), -1, *size) if bias is not None else None)
+        return sum_of_tangents(
+            found, bias[(..., *(None for _ in size))].expand(len(a), -1, *size) if bias is not None else None
+        )
 
 
-def added(*tangents: Tensor | None) -> Tensor | None:
+def sum_of_tangents(*tangents: Tensor | None) -> Tensor | None:
     """The sum of the tangents, ignoring None; None if all are None."""
     present = [t for t in tangents if t is not None]
     return sum(present[1:], present[0]) if present else None
@@ -215,12 +219,12 @@ def in_shape(y: Tensor, shape: Sequence[int]) -> Tensor:
     return y if y.shape == shape else torch.ops.aten._unsafe_view(y, shape)
 
 
-def transformed() -> bool:
+def is_transform_active() -> bool:
     """Whether a transform of torch.func or forward-mode differentiation is active."""
     return _is_transformed() or forward_ad._current_level >= 0
 
 
-def differentiated_forward() -> bool:
+def is_forward_mode_active() -> bool:
     """Whether forward-mode differentiation is active. In a graph of torch.compile, only torch.func's stack shows it."""
     if forward_ad._current_level >= 0 or not _is_transformed():
         return forward_ad._current_level >= 0
@@ -242,7 +246,7 @@ def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
 _IN_FLOAT32 = {"cpu": ("max_unpool2d", "pad2d"), "cuda": ("interpolate",)}
 
 
-def autocast_up(x: Tensor, operator: str) -> Tensor:
+def autocast_to_float32(x: Tensor, operator: str) -> Tensor:
     """An operator's input, cast to float32 if autocast is on and computes this operator in float32; float64 is not cast."""
     device = x.device.type
     if operator not in _IN_FLOAT32.get(device, ()) or not torch.is_autocast_enabled(device):

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from trinn.kernels import ops
 
-from .batchnorm2d import BatchNormAddRelu, BatchNormForward, batch_norm, check_vectors, normalized
+from .batchnorm2d import BatchNormAddRelu, BatchNormForward, apply_batch_norm, batch_norm, check_vectors
 from .conv2d import conv2d, conv2d_gradients, conv2d_operands
-from .function import Function, differentiated_forward
-from .linear import linear, linear_gradients, product
+from .function import Function, is_forward_mode_active
+from .linear import apply_linear, linear, linear_gradients
 from .pool2d import MaxPool2dBackward, max_pool2d, max_pool2d_windows
 from .public import functional
 from .relu import ReluBackward, relu
@@ -114,7 +114,7 @@ class LinearRelu(Function):
 @functional
 def conv2d_relu(input: Tensor, conv: Arguments) -> Tensor:
     """relu(conv2d(input, *conv))."""
-    if input.dim() != 4 or differentiated_forward():
+    if input.dim() != 4 or is_forward_mode_active():
         return relu(conv2d(input, *conv))
     return Conv2dRelu.call(*conv2d_operands(input, *conv))
 
@@ -122,7 +122,7 @@ def conv2d_relu(input: Tensor, conv: Arguments) -> Tensor:
 @functional
 def conv2d_relu_max_pool2d(input: Tensor, conv: Arguments, pool: Arguments) -> Tensor:
     """max_pool2d(relu(conv2d(input, *conv)), *pool), without indices."""
-    if input.dim() != 4 or differentiated_forward():
+    if input.dim() != 4 or is_forward_mode_active():
         return max_pool2d(relu(conv2d(input, *conv)), *pool)  # type: ignore[return-value]
     x, w, b, size, *geometry = conv2d_operands(input, *conv)
     window = max_pool2d_windows((x.shape[0], w.shape[0], *size), *pool)
@@ -143,7 +143,7 @@ def conv2d_batch_norm_relu(input: Tensor, conv: Arguments, norm: Arguments, resi
 
 def _conv2d_batch_norm(input: Tensor, conv: Arguments, norm: Arguments, rectified: bool, residual: Tensor | None) -> Tensor:
     """batch_norm(conv2d(input)) + residual, followed by a ReLU if `rectified`."""
-    if input.dim() != 4 or differentiated_forward():
+    if input.dim() != 4 or is_forward_mode_active():
         return _normalized(conv2d(input, *conv), norm, rectified, residual)
     x, w, b, *geometry = conv2d_operands(input, *conv)
     *vectors, training, _, eps = norm
@@ -178,9 +178,9 @@ def _normalized(
     one_pass = residual is None or (
         x.dim() == 4 and residual.shape == x.shape and (residual.dtype, residual.device) == (x.dtype, x.device)
     )
-    if rectified and one_pass and not differentiated_forward():
-        return normalized(BatchNormAddRelu, x, *norm, residual, statistics=statistics)
-    y = normalized(BatchNormForward, x, *norm, statistics=statistics)
+    if rectified and one_pass and not is_forward_mode_active():
+        return apply_batch_norm(BatchNormAddRelu, x, *norm, residual, statistics=statistics)
+    y = apply_batch_norm(BatchNormForward, x, *norm, statistics=statistics)
     y = y + residual if residual is not None else y
     return relu(y) if rectified else y
 
@@ -188,9 +188,9 @@ def _normalized(
 @functional
 def linear_relu(input: Tensor, arguments: Arguments) -> Tensor:
     """relu(linear(input, *arguments))."""
-    if differentiated_forward():
+    if is_forward_mode_active():
         return relu(linear(input, *arguments))
-    return product(LinearRelu, input, *arguments)
+    return apply_linear(LinearRelu, input, *arguments)
 
 
 # Sequences of operators, and the function that fuses each. The first match is used. torch.add stands for adding the residual.

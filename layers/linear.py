@@ -91,10 +91,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         RuntimeError: incompatible shapes, dtypes or devices.
         NotImplementedError: another dtype.
     """
-    return product(LinearFprop, input, weight, bias)
+    return apply_linear(LinearFprop, input, weight, bias)
 
 
-def product(function: type[Function], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def apply_linear(function: type[Function], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Check the arguments of `linear`, and call a Function with the arguments of LinearFprop."""
     input, weight, bias = autocast(input, weight, bias)
     if input.dim() == 0 or weight.dim() not in (1, 2):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.runtime.layout import is_channels_last
 
-from .function import FLOATS, Function, autocast_up
+from .function import FLOATS, Function, autocast_to_float32
 from .public import functional, layer
 from .window import IntOrPair, Pair, batched, pair, reach
 
@@ -121,7 +121,7 @@ def max_unpool2d(
         raise RuntimeError(
             f"max_unpool2d: expected input to have non-zero size for non-batch dimensions, but got {list(input.shape)}"
         )
-    x, unbatched = batched(autocast_up(input, "max_unpool2d"), "max_unpool2d")
+    x, unbatched = batched(autocast_to_float32(input, "max_unpool2d"), "max_unpool2d")
     indices, _ = batched(indices, "max_unpool2d")
     y = MaxUnpool2dForward.call(x, indices, size)
     return y.squeeze(0) if unbatched else y

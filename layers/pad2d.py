@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trinn.kernels import ops
 
-from .function import Function, autocast_up
+from .function import Function, autocast_to_float32
 from .public import functional
 from .window import batched
 
@@ -86,6 +86,6 @@ def pad2d(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
             raise RuntimeError(
                 f"Padding value causes wrapping around more than once: {widths} at dimension {axis} of {list(x.shape)}"
             )
-    x = x if mode == "circular" else autocast_up(x, "pad2d")
+    x = x if mode == "circular" else autocast_to_float32(x, "pad2d")
     y = PadForward.call(x, (left, right, top, bottom), mode)
     return y.squeeze(0) if unbatched else y

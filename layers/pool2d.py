@@ -14,7 +14,7 @@ from trinn.kernels.runtime.layout import is_channels_last
 
 from .function import FLOATS, Function
 from .public import functional, layer
-from .window import IntOrPair, Pair, batched, check_flag, integer, pair, remembered, windows
+from .window import IntOrPair, Pair, batched, cached_sizes, check_flag, integer, pair, windows
 
 __all__ = ["AvgPool2d", "MaxPool2d", "avg_pool2d", "max_pool2d"]
 
@@ -241,7 +241,7 @@ def _window(kernel_size: Any, stride: Any, padding: Any, operator: str) -> tuple
     return kernel, stride, padding
 
 
-@remembered
+@cached_sizes
 def _output_size(
     shape: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool, operator: str
 ) -> Pair:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trinn.kernels import ops
 
-from .function import FLOATS, Function, transformed
+from .function import FLOATS, Function, is_transform_active
 from .public import functional, layer
 
 __all__ = ["ReLU", "relu", "relu_"]
@@ -92,7 +92,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
             "Please clone() the tensor before performing the operation."
         )
-    if transformed() or (not traced and input.is_neg()):
+    if is_transform_active() or (not traced and input.is_neg()):
         # Transforms support copy_, but not a Function that modifies its input. The kernel cannot write a lazily negated tensor.
         return input.copy_(ReluForward.call(input))
     return ReluInPlace.call(input)

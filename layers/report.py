@@ -14,7 +14,7 @@ from trinn.kernels.conv2d.depthwise import is_depthwise
 from trinn.kernels.runtime.interpreter import INTERPRETED
 
 from .classes import Layer, forward_of, user_class
-from .convert import OURS, TORCHS, layer_of, obstacle, replacement, unreadable
+from .convert import OURS, TORCHS, layer_of, reason_not_converted, replaced_method, unsupported_part
 from .fused import fusion_of, run_forward, sequence_forward
 
 # The file with the kernels of an operator, if it has another name than the operator.
@@ -118,7 +118,7 @@ def rows(model: nn.Module) -> Iterator[Line]:
 
 def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
     """Line.runs and Line.why of a layer."""
-    kind, base, changed = user_class(type(module)), layer_of(module), replacement(module)
+    kind, base, changed = user_class(type(module)), layer_of(module), replaced_method(module)
     if not changed and _computes_nothing(module, kind):
         return NOTHING, ""
     own = changed or _is_own(kind, base or nn.Module)
@@ -126,11 +126,11 @@ def _what_runs(module: nn.Module, sharded: bool) -> tuple[str, str]:
         return _kernels(module, OURS[base]), OWN  # type: ignore[index]
     if base not in TORCHS:
         written_by_user = changed or not kind.__module__.startswith("torch.")
-        why = (obstacle(module) or "not converted") + (COVERED if written_by_user else "")
+        why = (reason_not_converted(module) or "not converted") + (COVERED if written_by_user else "")
         return "its forward" if own and written_by_user else "torch", why
     if own:
         return "its forward", changed or f"a subclass of trinn's {base.__name__} with a forward of its own"
-    missing = unreadable(module)
+    missing = unsupported_part(module)
     if missing and not sharded:
         return "raises", missing
     hooks = len(module._forward_pre_hooks) + len(module._forward_hooks) - hasattr(module, "_initialize_hook")

@@ -8,7 +8,7 @@ from torch import Tensor, distributed, nn
 from trinn.kernels import ops
 
 from .batchnorm2d import batch_norm, check_vectors, count_batch, norm_arguments
-from .function import Function, transformed
+from .function import Function, is_transform_active
 from .public import layer
 from .window import real
 
@@ -80,7 +80,7 @@ def sync_batch_norm(
         RuntimeError: incompatible sizes, dtypes or devices; running statistics that require a gradient.
         NotImplementedError: under a transform of torch.func or forward-mode differentiation.
     """
-    if transformed():
+    if is_transform_active():
         raise NotImplementedError("SyncBatchNorm over several processes does not work under torch.func and forward-mode AD")
     momentum, eps = real(momentum, "SyncBatchNorm: momentum must be a float"), real(eps, "SyncBatchNorm: eps must be a float")
     channels = input.shape[1]

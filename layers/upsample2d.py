@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 
 from .adaptive_pool2d import adaptive_avg_pool2d
-from .function import FLOATS, Function, autocast_up
+from .function import FLOATS, Function, autocast_to_float32
 from .public import functional, layer
 from .window import Pair, check_flag, integer, real
 
@@ -125,7 +125,7 @@ def interpolate(
         raise RuntimeError(f"Non-empty 4D data tensor expected but got a tensor with sizes {list(input.shape)}")
     kind = "antialiased" if antialias else mode.removesuffix("-exact")
     option = bool(align_corners) if mode == "bilinear" else mode == "nearest-exact"
-    return ResizeForward.call(autocast_up(input, "interpolate"), kind, out, factors if by_factor else (), option)
+    return ResizeForward.call(autocast_to_float32(input, "interpolate"), kind, out, factors if by_factor else (), option)
 
 
 def _factor(value: Any) -> float:

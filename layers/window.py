@@ -22,7 +22,7 @@ IntOrPair = int | Sequence[int]
 LARGEST = 2**29
 
 
-def remembered(function: Function) -> Function:
+def cached_sizes(function: Function) -> Function:
     """Decorate a function of sizes and options: cache its results."""
     cached = functools.lru_cache(maxsize=4096, typed=True)(function)
 

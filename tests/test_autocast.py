@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 
 from tests.check import DTYPES
 from tests.every import EVERY, TORCHS, Every, results
-from trinn.layers.function import autocast_up
+from trinn.layers.function import autocast_to_float32
 
 LOWER = (torch.bfloat16, torch.float16)
 
@@ -111,4 +111,4 @@ def test_other_dtypes_are_unchanged() -> None:
     for operator in ("max_unpool2d", "pad2d", "interpolate"):
         with torch.autocast("cpu", torch.bfloat16):
             for x in (torch.arange(3), torch.ones(2, dtype=torch.float64)):
-                assert autocast_up(x, operator) is x
+                assert autocast_to_float32(x, operator) is x

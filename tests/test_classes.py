@@ -171,15 +171,15 @@ def snapshot(model: nn.Module) -> list[tuple[Any, ...]]:
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Raise at class change number `step`, counted from 0. Undoing uses `classes.become`, still unpatched."""
+    """Raise at class change number `step`, counted from 0. Undoing uses `classes.set_class`, still unpatched."""
     left = iter(range(step, -1, -1))
 
-    def become(module: nn.Module, cls: type[nn.Module]) -> None:
+    def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
         if next(left) == 0:
             raise KeyboardInterrupt
-        classes.become(module, cls)
+        classes.set_class(module, cls)
 
-    monkeypatch.setattr(convert, "become", become)
+    monkeypatch.setattr(convert, "set_class", set_class)
 
 
 CHANGES: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], Any]]] = {

@@ -21,7 +21,7 @@ from tests.check import DEVICE, check, randn
 from tests.tma import check_fused, operands, tma_everywhere
 from trinn.kernels import launchers
 from trinn.kernels.conv2d.tma_box import Box, GatherAxis, best_box, best_run
-from trinn.kernels.device.indexing import Axis, hitting_smalls, hitting_taps
+from trinn.kernels.device.indexing import Axis, hitting_taps, small_pixels_hit
 from trinn.kernels.runtime import launch
 from trinn.kernels.runtime.hardware import architecture_of
 from trinn.kernels.runtime.interpreter import INTERPRETED
@@ -370,7 +370,7 @@ def _hits_kernel(found, SIZE: tl.constexpr, AXIS: tl.constexpr, REACH: tl.conste
     first, count = hitting_taps(start, REACH, SIZE, AXIS.taps, -AXIS.dilation)
     tl.store(found + BLOCK + tl.arange(0, BLOCK), first * 100 + count)
     tap = tl.arange(0, BLOCK)
-    first, count = hitting_smalls(tap, tap + REACH, SIZE, SIZE, AXIS)
+    first, count = small_pixels_hit(tap, tap + REACH, SIZE, SIZE, AXIS)
     tl.store(found + 2 * BLOCK + tl.arange(0, BLOCK), first * 100 + count)
 
 

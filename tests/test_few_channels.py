@@ -64,7 +64,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(few_channels, "launch", recorded)
     monkeypatch.setattr(settings, "interpret_tma", True)
     monkeypatch.setattr(tma, "MIN_CHANNELS", 8)
-    monkeypatch.setattr(few_channels, "STARTED", -(2**40))  # the cost of a window copy is negative: it always pays
+    monkeypatch.setattr(few_channels, "LAUNCH_COST", -(2**40))  # the cost of a window copy is negative: it always pays
     yield names
 
 
@@ -159,7 +159,7 @@ def test_pointer_kernel_for_float32(started: list[str]) -> None:
 
 def test_where_a_copy_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Window copies pay for the first layers of large networks, not for mostly padding or for little work."""
-    monkeypatch.setattr(few_channels, "STARTED", 2**23)
+    monkeypatch.setattr(few_channels, "LAUNCH_COST", 2**23)
 
     def pays(images: int, channels: int, taps: int, stride: int, unit: int = 8, filters: int = 64) -> bool:
         x, size = torch.empty(images, channels, 224, 224, device="meta"), [(224 - taps) // stride + 1] * 2

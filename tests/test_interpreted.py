@@ -102,7 +102,7 @@ def test_programs_of_a_call(name: str, counter: Counter) -> None:
 
 
 def test_calls_allocate_no_stack_chunk() -> None:
-    """`launch.with_room` prevents a new chunk of CPython's stack for every call, at any depth of the stack.
+    """`launch.with_large_frame` prevents a new chunk of CPython's stack for every call, at any depth of the stack.
 
     A new chunk is a new page of memory, so the test counts page faults.
     """
@@ -124,8 +124,8 @@ def test_calls_allocate_no_stack_chunk() -> None:
             pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
         return max(after - before for before, after in itertools.pairwise(pages))
 
-    calls_with_room = launch.with_room(calls)
-    assert min(most_pages(calls_with_room) for _ in range(3)) < 100, "without with_room it is a thousand, at some depth"
+    calls_with_room = launch.with_large_frame(calls)
+    assert min(most_pages(calls_with_room) for _ in range(3)) < 100, "without with_large_frame it is a thousand, at some depth"
 
 
 def test_every_operator_is_counted() -> None:

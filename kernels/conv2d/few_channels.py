@@ -33,9 +33,9 @@ from ..runtime.layout import Ints, index_type
 from ..runtime.settings import settings
 
 # Costs in units of one element moved by TMA from L2 to shared memory (half a picosecond on an H100).
-# GATHERED: an element gathered by pointer.py, with about 60 instructions of a thread. COPIED: an element of the copy, written
-# and read. STARTED: two more kernel launches.
-GATHERED, COPIED, STARTED = 4, 2, 2**23
+# GATHER_COST: an element gathered by pointer.py, with about 60 instructions of a thread. COPY_COST: an element of the copy,
+# written and read. LAUNCH_COST: two more kernel launches.
+GATHER_COST, COPY_COST, LAUNCH_COST = 4, 2, 2**23
 
 
 class WindowCopy(NamedTuple):
@@ -93,7 +93,7 @@ def plan_window_copy(
     gathered = pixels * triton.cdiv(channels * taps_h * taps_w, 16) * 16
     through_tma = pixels * taps_h * triton.cdiv(plan.depth, block) * block
     copied = images * rows * columns * pitch
-    return plan if through_tma + COPIED * copied + STARTED <= GATHERED * gathered else None
+    return plan if through_tma + COPY_COST * copied + LAUNCH_COST <= GATHER_COST * gathered else None
 
 
 @triton.jit

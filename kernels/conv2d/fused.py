@@ -10,7 +10,7 @@ The gradients are those of the separate operators. Arguments are those of conv2d
 import torch
 from torch import Tensor
 
-from ..device.indexing import Window
+from ..device.indexing import PoolWindow
 from ..pool2d import code_type, max_pool2d_forward
 from ..runtime.allocate import empty
 from ..runtime.layout import Ints, has_one_order, is_channels_last
@@ -93,7 +93,7 @@ def conv2d_relu_max_pool2d(
     y, codes = _empty_max_pool2d(
         x, w, b, size, stride, padding, dilation, groups, pooled, window, window_stride, window_padding, window_dilation
     )
-    conv2d_gather(x, w, b, y, stride, padding, dilation, groups, relu=True, codes=codes, window=Window(*window))
+    conv2d_gather(x, w, b, y, stride, padding, dilation, groups, relu=True, codes=codes, window=PoolWindow(*window))
     return y, codes
 
 

@@ -38,7 +38,7 @@ far edges (bottom, right) may have more padding than the near edges (top, left).
 
 from torch import Tensor
 
-from ..device.indexing import Window
+from ..device.indexing import PoolWindow
 from ..runtime.allocate import empty
 from ..runtime.layout import Ints, is_channels_last
 from ..runtime.op import op
@@ -48,7 +48,7 @@ from .pointer import count_pixel_tiles, run_gather, run_wgrad
 from .tma import plan_tma_gather, run_tma_gather
 from .tma_wgrad import plan_tma_wgrad, run_tma_wgrad
 
-ONE_PIXEL = Window(1, 1)
+ONE_PIXEL = PoolWindow(1, 1)
 
 
 def empty_fprop(x, w, b, size, stride, padding, dilation, groups):
@@ -137,7 +137,7 @@ def conv2d_wgrad(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints,
 def conv2d_gather(
     source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor, stride: Ints, padding: Ints, dilation: Ints,
     groups: int, adjoint: bool = False, scale: Tensor | None = None, relu: bool = False,
-    partials: PartialStatistics | None = None, codes: Tensor | None = None, window: Window = ONE_PIXEL,
+    partials: PartialStatistics | None = None, codes: Tensor | None = None, window: PoolWindow = ONE_PIXEL,
 ) -> None:  # fmt: skip
     """Fill the result of fprop or, if `adjoint`, of dgrad, and apply the epilogue.
 

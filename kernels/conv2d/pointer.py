@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device.epilogue import apply_epilogue, max_of_windows, store_statistics
-from ..device.indexing import Window, axes_of, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
+from ..device.indexing import PoolWindow, axes_of, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
 from ..device.precision import accumulator, conv_precision, dot, widen
 from ..reduce import partials_of, sum_partials
 from ..runtime.launch import launch
@@ -179,7 +179,7 @@ def _conv2d_wgrad_kernel(
 def run_gather(
     source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
     stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool, relu: bool,
-    partials: PartialStatistics | None, codes: Tensor | None, window: Window,
+    partials: PartialStatistics | None, codes: Tensor | None, window: PoolWindow,
 ) -> None:  # fmt: skip
     """Fill the result of fprop or, if `adjoint`, of dgrad. The arguments are those of conv2d_gather in passes.py."""
     images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups

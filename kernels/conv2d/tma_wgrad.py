@@ -29,7 +29,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..device.function import device_function
-from ..device.indexing import Axis, axes_of, big_from_small, cdiv, floor_div, hitting_smalls, increment
+from ..device.indexing import Axis, axes_of, big_from_small, cdiv, floor_div, increment, small_pixels_hit
 from ..device.precision import CROSS_PAIRS, conv_precision, dot, term_pair
 from ..reduce import partials_of, sum_partials
 from ..runtime.allocate import empty
@@ -130,8 +130,8 @@ def _conv2d_wgrad_tma_kernel(
     split, group = program % splits, program // splits
 
     # Number the runs of the pixels under any of these taps, in int64: runs * splits may exceed int32.
-    first_p, count_p = hitting_smalls(r, r + TAPS_H - 1, out_height, height, H)
-    first_q, count_q = hitting_smalls(s, s + TAPS_W - 1, out_width, width, W)
+    first_p, count_p = small_pixels_hit(r, r + TAPS_H - 1, out_height, height, H)
+    first_q, count_q = small_pixels_hit(s, s + TAPS_W - 1, out_width, width, W)
     end_p, end_q = first_p + count_p, first_q + count_q
     count_q = count_q if ALONG_IMAGES else cdiv(count_q, BLOCK_K)
     runs = tl.full((), run_tiles, tl.int64) * count_p * count_q

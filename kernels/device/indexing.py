@@ -27,7 +27,7 @@ from .function import device_function
 READER_SLACK = tl.constexpr(2.0**-20)
 
 
-class Window(NamedTuple):
+class PoolWindow(NamedTuple):
     """Window of a pooling whose windows are adjacent and do not overlap."""
 
     height: int
@@ -161,7 +161,7 @@ def hitting_taps(start, reach, size, taps, STEP: tl.constexpr):
 
 
 @device_function
-def hitting_smalls(first_tap, last_tap, small_size, big_size, AXIS: tl.constexpr):
+def small_pixels_hit(first_tap, last_tap, small_size, big_size, AXIS: tl.constexpr):
     """(first, count) of the `small` pixels for which a tap from first_tap to last_tap is inside the axis of `big` pixels."""
     first = -floor_div(last_tap * AXIS.dilation - AXIS.padding, AXIS.stride)
     last = floor_div(big_size - 1 + AXIS.padding - first_tap * AXIS.dilation, AXIS.stride)

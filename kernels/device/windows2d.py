@@ -17,7 +17,7 @@ from .indexing import bin_end, bin_start, cdiv, inside, max_in_bin
 from .precision import divide
 
 
-class Windows(NamedTuple):
+class WindowFunctions(NamedTuple):
     """Windows of one operator, described by functions for the kernel of gather2d.py: `count` is a COUNT, all others are TAPs.
 
     The *readers* of a pixel are the windows with this pixel. A gradient gathers over them.
@@ -35,17 +35,17 @@ class Windows(NamedTuple):
 def windows_of(
     size: Ints, out_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, count_include_pad: bool = False,
     divisor_override: int | None = None,
-) -> Windows:  # fmt: skip
+) -> WindowFunctions:  # fmt: skip
     """Windows over an image of `size`; bins if `kernel` is empty."""
     if not kernel:
         axes: list[tuple[int, ...]] = list(zip(size, out_size, strict=True))
         taps, most_readers = [max_in_bin(n, m) for n, m in axes], [max_in_bin(m, n) for n, m in axes]
-        return Windows(axes, taps, most_readers, _bin_pixel, _bin_count, _bin_reader, _weighted_bin_reader)
+        return WindowFunctions(axes, taps, most_readers, _bin_pixel, _bin_count, _bin_reader, _weighted_bin_reader)
     counted = padding if count_include_pad else (0, 0)  # width of the padding that counts in a mean
     divisors = (divisor_override, 1) if divisor_override is not None else (0, 0)  # per axis; 0 for the number of pixels
     axes = list(zip(size, out_size, kernel, stride, padding, dilation, counted, divisors, strict=True))
     most_readers = [triton.cdiv((k - 1) * d + 1, s) for k, s, d in zip(kernel, stride, dilation, strict=True)]
-    return Windows(axes, kernel, most_readers, _pixel, _count, _reader, _weighted_reader)
+    return WindowFunctions(axes, kernel, most_readers, _pixel, _count, _reader, _weighted_reader)
 
 
 @device_function

@@ -31,13 +31,13 @@ if INTERPRETED and isinstance(triton.language.sum, triton.JITFunction):
         importlib.reload(_module)
 
 # Warning and error message if kernels can run nowhere, neither on a GPU nor in the interpreter; empty if they can.
-NOWHERE = ""
+NO_DEVICE = ""
 if not INTERPRETED and not torch.cuda.is_available():
-    NOWHERE = (
+    NO_DEVICE = (
         f"trinn cannot compute here: torch sees no GPU, and Triton does not interpret kernels on the CPU, since {REASON}; "
         "set TRITON_INTERPRET=1 before trinn is imported"
     )
-    warnings.warn(NOWHERE, stacklevel=2)
+    warnings.warn(NO_DEVICE, stacklevel=2)
 
 
 def unfit_interpreter(triton_version: str, numpy_version: str) -> str:
@@ -52,4 +52,4 @@ def unfit_interpreter(triton_version: str, numpy_version: str) -> str:
 
 
 # Error message of every launch if the interpreter does not work; empty if it does, and for compiled kernels, without NumPy.
-UNFIT = unfit_interpreter(triton.__version__, importlib.import_module("numpy").__version__) if INTERPRETED else ""
+UNFIT_NUMPY = unfit_interpreter(triton.__version__, importlib.import_module("numpy").__version__) if INTERPRETED else ""

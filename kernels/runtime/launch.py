@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import hardware
-from .interpreter import INTERPRETED, NOWHERE, REASON, UNFIT
+from .interpreter import INTERPRETED, NO_DEVICE, REASON, UNFIT_NUMPY
 from .observe import record
 from .settings import settings
 
@@ -21,7 +21,7 @@ _interpreting = threading.Lock()
 _launching: defaultdict[int | None, threading.RLock] = defaultdict(threading.RLock)
 
 
-def with_room(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_large_frame(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, called with enough room on CPython's stack for all of its own calls.
 
     From CPython 3.11 on the stack consists of chunks of 16 KiB. A call across the end of a chunk maps the next chunk, and its
@@ -37,7 +37,7 @@ def with_room(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@with_room
+@with_large_frame
 def _interpret(kernel: Any, programs: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
     with _interpreting:
         kernel[(programs,)](*args, **constants)
@@ -63,13 +63,13 @@ def launch(
         constants.update(debug=True, sanitize_overflow=False)
     if settings.intercept is not None:
         settings.intercept(kernel, programs, args, constants)
-    elif UNFIT:
-        raise RuntimeError(UNFIT)
+    elif UNFIT_NUMPY:
+        raise RuntimeError(UNFIT_NUMPY)
     elif INTERPRETED:
         _interpret(kernel, programs, args, constants)
     elif device.type != hardware.GPU:
         raise RuntimeError(
-            NOWHERE
+            NO_DEVICE
             or f"trinn got a tensor on the {device.type} device, but compiles its kernels for the GPU, since {REASON}: move it "
             "there, or set TRITON_INTERPRET=1 before trinn is imported"
         )

@@ -32,7 +32,7 @@ FIRST_AXIS = (
 # Operators on any shape: the mapped axis is an additional axis.
 ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")
 # All other operators, with the axes of their tensor arguments. A rule uses the first entry whose arguments may all be mapped.
-FOLDS: dict[str, tuple[MergedAxes, ...]] = {
+MERGED_AXES: dict[str, tuple[MergedAxes, ...]] = {
     "batchnorm2d_backward": (MergedAxes((1, 1, 0, 0, 0, 1, None), (1,)),),
     "batchnorm2d_forward": (MergedAxes((1, 0, 0, 0, 0, 1), (1,)),),
     "batchnorm2d_merge": (MergedAxes((1, 1, None), (0, 0)),),
@@ -55,7 +55,7 @@ FOLDS: dict[str, tuple[MergedAxes, ...]] = {
 
 def register_vmap(library: torch.library.Library) -> None:
     """Register the rule of every operator in the tables."""
-    for name in (*FIRST_AXIS, *ELEMENTWISE, *FOLDS):
+    for name in (*FIRST_AXIS, *ELEMENTWISE, *MERGED_AXES):
         torch.library.register_vmap(f"{library.ns}::{name}", _rule(name), lib=library)
 
 
@@ -65,7 +65,7 @@ def _rule(name: str) -> Callable[..., Any]:
     parameters = op._schema.arguments
     tensors = [place for place, p in enumerate(parameters) if "Tensor" in str(p.type)]
     written = [place for place in tensors if parameters[place].is_write]
-    entries = FOLDS[name] if name in FOLDS else (MergedAxes((0,) * len(tensors), (0,) * len(op._schema.returns)),)
+    entries = MERGED_AXES[name] if name in MERGED_AXES else (MergedAxes((0,) * len(tensors), (0,) * len(op._schema.returns)),)
     groups = next((place for place, p in enumerate(parameters) if p.name == "groups"), None)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any, **options: Any) -> tuple[Any, Any]:
