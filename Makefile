@@ -27,8 +27,8 @@ help:
 	@echo 'make demo             train LeNet on handwritten digits with trinn'"'"'s kernels alone, and plot the result'
 	@echo 'make notes            print a tour from a first network to AlexNet and its initialisation'
 	@echo 'make test             test every operator against torch in float64, in some minutes'
-	@echo 'make test-long        run all of torch'"'"'s own test inputs, and the tests of convolutions with the kernels for Hopper'
-	@echo '                      and with TF32 as on a GPU, in a quarter of an hour'
+	@echo 'make test-long        run all of torch'"'"'s own test inputs, the tests of convolutions on the kernels for Hopper, and the'
+	@echo '                      same tests with float32 truncated to TF32, in a quarter of an hour'
 	@echo 'make mutants          break the kernels in dozens of ways, one at a time, and check that a test fails'
 	@echo 'make fuzz             compare random cases with torch: MINUTES=10 OPS=conv2d,linear SEED=0'
 	@echo 'make precision        measure the error of every operator, in units of torch'"'"'s own error'
@@ -75,7 +75,7 @@ lint: $(BUILT) types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Links that show the folders to type checkers as the package trinn.
+# mypy finds the package trinn through these links to its folders.
 types:
 	@mkdir -p .typing/trinn
 	@ln -sfn $(addprefix ../../,kernels layers models trinn/__init__.py trinn/env.py trinn/py.typed) .typing/trinn

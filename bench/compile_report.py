@@ -287,6 +287,7 @@ def tma_tiles_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
         if "BLOCK_N" in constants and tma_traits(args, constants):
             wanted.add(_box_tile(constants))
 
+    # Together these channels and taps, of one row, make wgrad derive every tile. Short sums have fewer stages.
     sums = (24, 8) if arithmetic == "fp16" else (24,)
     for pixels, m, c, taps in itertools.product(sums, (64, 128), range(32, 648, 8), range(1, 12)):
         launched(wgrad((64, c, 1, pixels + taps - 1), (m, c, 1, taps)), arithmetic, True, "sm_90", observe)

@@ -113,8 +113,8 @@ def loop(way: Row, stages: int) -> Any:
 def predictions(rows: Sequence[Row], measured: Sequence[Row], arithmetics: Sequence[str]) -> Any:
     """A row for each convolution, with up to three passes.
 
-    A bar extends from the time with operands that arrive in time to the predicted time. A black tick is the floor, a dot is a
-    measured time.
+    A bar extends from the time with infinite L2 bandwidth to the predicted time. A black tick is the floor, a dot is a measured
+    time.
     """
     names = list(dict.fromkeys(row["name"] for row in rows))
     figure, panels = _figure(11, 1.2 + 0.24 * len(names), len(arithmetics), sharey=True)

@@ -101,13 +101,13 @@ class _Match:
         return own
 
     def _unrolled(self, ptx: Part, loop: Part) -> tuple[float, int]:
-        """Return (distance, number): the number of PTX iterations that best fits one iteration of `loop`, and its distance."""
-        wanted, never = self.runs.events(ptx), 0.0 if ptx.trips else NEAR / 2  # prefer a loop with trips
+        """Return (distance, n) for the best n: one iteration of `loop` has about the events of n PTX iterations."""
+        wanted, penalty = self.runs.events(ptx), 0.0 if ptx.trips else NEAR / 2  # prefer a loop with trips
         counts = range(1, MOST_UNROLLED + 1)
-        return min((_distance(self.events(self.blocks(ptx, loop, n)), wanted, n) + never, n) for n in counts)
+        return min((_distance(self.events(self.blocks(ptx, loop, n)), wanted, n) + penalty, n) for n in counts)
 
     def _peeled(self, ptx: Part, part: Part, wanted: Sequence[Part]) -> int:
-        """The number of iterations that ptxas peeled off the only loop of a part."""
+        """The number of iterations that ptxas peeled off the only loop of a part: 0 or 1."""
         certain = self.runs.graph.events_of(ptx.own & ptx.certain)
         more = self.graph.events_of(part.own & part.certain) - certain
         return len(wanted) == 1 and _distance(more, self.runs.events(wanted[0])) < 0.1

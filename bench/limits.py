@@ -37,12 +37,13 @@ DOUBT = 0.1  # maximum of Executed.doubt
 class Limit(NamedTuple):
     """The limits of a launch, by memory format. The first limit with a matching pattern applies.
 
-    With contiguous tensors, at least half of the bytes must be read (written) with `read` (`written`) elements per access, or
-    16 bytes. With channels_last tensors, 16 bytes per access are required where the channels of a pixel are a multiple of it.
+    With contiguous tensors, at least half of the read bytes must come in loads of `read` elements or more, and half of the
+    written bytes in stores of `written` elements or more. An access of 16 bytes is always wide enough. With channels_last
+    tensors, accesses must have 16 bytes if the channels of a pixel are a multiple of 16 bytes.
     """
 
     op: str  # as in the registry
-    launch: str  # "forward" or "backward"; in a batch norm also "statistics" and "sums", the launches before them
+    launch: str  # "forward" or "backward"; of a batch norm also "statistics" (before "forward") and "sums" (before "backward")
     pattern: str  # regular expression for the name of a case
     channels_last: tuple[float, float]  # maximum instructions per element, for 16-bit dtypes and for float32
     contiguous: tuple[float, float]
@@ -78,7 +79,7 @@ CASES = r"^(LeNet pool1 b1024|AlexNet pool. b128|ResNet stem pool|bilinear .*|ne
 # Pattern of launches that may miss their limit, and the reason. An unused entry is a fault too.
 EXCUSED = {
     r"^ResNet batch norm (64x56|128x28|256x14|1024x14|512x7|2048x7), ": "few loop iterations, so setup and epilogue dominate",
-    "^AlexNet pool5 .*16, contiguous, backward": "14 % of the pixels in the kernel's cells are outside the 13 x 13 image",
+    "^AlexNet pool5 .*16, contiguous, backward": "2 x 2 cells cover 14 x 14 pixels; 14 % are outside the 13 x 13 image",
 }
 
 
@@ -107,7 +108,7 @@ class Found(NamedTuple):
 
 
 def held_launches(pattern: str) -> Iterator[Held]:
-    """Yield the launches of the cases. Skip launches without a tensor of the case's size."""
+    """Yield the launches of the cases. Skip launches without a tensor as large as the case's largest tensor."""
     names = [name for name in registry.CASES if re.search(CASES, name) and re.search(pattern, name)]
     for name, layout, what in itertools.product(names, LAYOUTS, ("forward", "backward")):
         case = registry.CASES[name]
@@ -120,7 +121,9 @@ def held_launches(pattern: str) -> Iterator[Held]:
                 if not largest:
                     continue
                 launch, size = what, largest[0].dtype.itemsize
-                if case.op == "batch_norm" and len(largest) == {"forward": 1, "backward": 2}[what]:  # no such output
+                if (
+                    case.op == "batch_norm" and len(largest) == {"forward": 1, "backward": 2}[what]
+                ):  # inputs only: no output is that large
                     launch = {"forward": "statistics", "backward": "sums"}[what]
                 limits = (x for x in LIMITS if (x.op, x.launch) == (case.op, launch) and re.search(x.pattern, name))
                 if (limit := next(limits, None)) is None:

@@ -189,7 +189,7 @@ def stalled(instructions: Sequence[Instruction], awaited: int = 0) -> Iterator[s
     """Faults in ptxas's code between products: moved operands, or a wait after each wgmma.
 
     Args:
-        awaited: products that a loop with its own additions may wait for; a product is several wgmma.
+        awaited: the number of waits allowed in a loop that adds products itself: one per product, which is several wgmma.
     """
     branches = [(int(i.operands.split()[-1], 16), i.address) for i in instructions if i.name == "BRA"]
     products = [i.address for i in instructions if i.name.startswith("HGMMA.")]

@@ -49,7 +49,7 @@ SMS = 132
 RATES = {"memory": 4.3e12, "bf16": 790e12, "tf32": 395e12, "L2": 5.5e12}
 REPORTED = {"tflops": 572, "tile": [128, 256], "of": "NVIDIA/tilus#154"}  # its v3 on an H200 NVL; the tile is assumed
 DRAWN = ("ResNet stage 3 3x3 256-256", "DeepLab 3x3 dilation 24")
-# First words in the names of the kernels without products: copies, and sums of splits or pixels.
+# Prefixes of the names of the kernels without products: copies, and sums of splits or of pixels.
 COPIES = (
     "_relayout", "_merge_groups", "_few_channels_copy", "_sum_partials", "_channel_sum", "_plane_mean", "_small_plane_mean",
 )  # fmt: skip
@@ -69,7 +69,7 @@ class Cost(NamedTuple):
 
     seconds: float
     limit: str  # the resource that determines `seconds`
-    fed: float  # seconds with infinite L2 bandwidth
+    fed: float  # seconds with infinite L2 bandwidth: operands always arrive in time
     flops: float = 0.0
     idle: float = 1.0  # imbalance: the work of the busiest multiprocessor divided by the average
     depth: int = 0  # length of the longest sum in one accumulator
@@ -180,7 +180,7 @@ def cost(started: Started) -> Cost | None:
         m, n, k, taps = of["BLOCK_M"], of["BLOCK_N"], of["BLOCK_K"], of["TAPS"]
         itemsize = of["x"].base.dtype.itemsize
     depth = int(steps.max()) * k
-    steps = steps * (1 + of["CROSS"])
+    steps = steps * (1 + of["CROSS"])  # float32 as bf16 terms: CROSS small products beside the largest one
     most = SMS * busiest(steps)
     times = {
         "memory": moved / RATES["memory"],

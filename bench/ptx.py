@@ -80,7 +80,8 @@ class Runs:
         needed = self._needed()
         self._needed_of = [[i for i in block if needed & set(self._results(i))] for block in self.graph.blocks]
         count = min(programs, SAMPLES)
-        for i in range(count):  # golden-ratio steps sample each remainder of the program's number about equally often
+        # In steps of the golden ratio, the samples cover the remainders modulo any small number about equally often.
+        for i in range(count):
             self._run(i if count == programs else int(i * (math.sqrt(5) - 1) / 2 % 1 * programs))
         self.graph.all.trips = [1] * count
 

@@ -44,7 +44,7 @@ BOXES = {
     "a pixel of 128 images": (128, 1, 1, 64),
 }  # 16 KiB each
 COPIES = 1152  # boxes copied by each program: the number of boxes in SOURCE
-COPY_PROGRAMS, STAGES = 2, 6  # programs per SM, and boxes in flight per program; together they fill its shared memory
+COPY_PROGRAMS, STAGES = 2, 6  # programs per SM, boxes in flight per program: 192 KiB of an SM's 228 KiB of shared memory
 COMPARE_PROGRAMS, LANES, STEPS = 8, 1024, 4096  # programs per SM, elements per program, values per element
 ROWS = 64  # rows of the product that reads a box: the minimum of wgmma
 COMPARES = ("FSETP", "ISETP", "FSEL", "SEL", "FMNMX", "IMNMX", "VIMNMX")  # machine instructions for compare and select
@@ -164,8 +164,8 @@ def rates(machine: Machine) -> dict[str, Any]:
             interpreter 4, as in the source.
         "rates": a list of dicts. "value" is the median for the whole GPU, in "unit"; "low" and "high" are the quartiles, None
             for memory and products. "per_multiprocessor" is the value per multiprocessor and nanosecond. In the same unit,
-            "assumed" is the assumption of the tile rules, and "at_most" the limit that the products in copy_boxes put on its
-            copies; None where there is none. A warp instruction counts as 32.
+            "assumed" is the rate assumed by the tile rules. "at_most", for L2 only, is the copy rate at which the products in
+            copy_boxes become the bottleneck. Both may be None. A warp instruction counts as 32.
 
     Raises:
         RuntimeError: a kernel's result is wrong.

@@ -58,8 +58,8 @@ def comparisons(result: Result) -> list[Comparison]:
     for row in result["rows"]:
         modes = ["compiled"] if row["against"] == "compiled" else ["eager", "graphed"] if row["op"] == "model" else ["eager"]
         for mode in modes:
-            like = "eager" if mode == "compiled" and row["op"] != "model" else mode
-            ours, ceilings = _best(row, "ours", like), result["ceilings"]
+            our_mode = "eager" if mode == "compiled" and row["op"] != "model" else mode  # fused layers are eager on our side
+            ours, ceilings = _best(row, "ours", our_mode), result["ceilings"]
             floors = floor_of(row, ceilings), issue_of(row, ours, ceilings)
             found.append(Comparison(row, mode, ours, _best(row, "torch", mode), *floors))
     return found
@@ -88,17 +88,17 @@ class Target(NamedTuple):
 
     words: str  # printed after the least value
     least: float
-    about: Callable[[Comparison], bool]  # selects the comparisons
+    selects: Callable[[Comparison], bool]
     values: Callable[[Comparison], Sequence[float]] = lambda comparison: [comparison.ratio]
     mean: bool = False  # whether the geometric mean decides
 
 
-def _is(
+def _where(
     op: Sequence[str] | None = None, what: str | None = None, mode: str = "eager", **also: str
 ) -> Callable[[Comparison], bool]:
     """Return a filter for comparisons: by operators (default: all but networks), pass, mode of torch, and row entries."""
 
-    def about(c: Comparison) -> bool:
+    def selects(c: Comparison) -> bool:
         return (
             (c.row["op"] in op if op else c.row["op"] != "model")
             and what in (None, c.row["pass"])
@@ -106,15 +106,15 @@ def _is(
             and all(c.row[key] == value for key, value in also.items())
         )
 
-    return about
+    return selects
 
 
 def _large(comparison: Comparison) -> bool:
-    memory_bound = _is(("relu", "max_pool2d", "bilinear", "nearest", "batch_norm"))
+    memory_bound = _where(("relu", "max_pool2d", "bilinear", "nearest", "batch_norm"))
     return memory_bound(comparison) and comparison.row["largest"] > LARGE and comparison.floor is not None
 
 
-def _shares(comparison: Comparison) -> list[float]:
+def _floor_shares(comparison: Comparison) -> list[float]:
     """Return floor / time in each memory format; 0 where we have no time."""
     ours = {t["layout"]: t["median"] for t in comparison.row["times"] if t["side"] == "ours"}
     assert comparison.floor is not None
@@ -128,10 +128,10 @@ def _contiguous(comparison: Comparison) -> list[float]:
 
 
 def _is_wide_3x3(comparison: Comparison) -> bool:
-    return _is(("conv2d",), **_BF16)(comparison) and bool(re.match(r"ResNet stage [234] 3x3", comparison.row["name"]))
+    return _where(("conv2d",), **_BF16)(comparison) and bool(re.match(r"ResNet stage [234] 3x3", comparison.row["name"]))
 
 
-def _share(comparison: Comparison) -> list[float]:
+def _best_floor_share(comparison: Comparison) -> list[float]:
     """Return floor / time in the faster format: the share of the rate of a large matrix product."""
     if comparison.floor is None:
         return []
@@ -142,29 +142,34 @@ _BF16 = {"arithmetic": "bf16"}
 _ALEXNET = {"name": "AlexNet b128", "arithmetic": "bf16"}
 TARGETS = (
     Target(
-        "of the copy bandwidth: ReLU, pools, bilinear, batch norm, tensors above 64 MB, both formats", 0.85, _large, _shares
+        "of the copy bandwidth: ReLU, pools, bilinear, batch norm, tensors above 64 MB, both formats",
+        0.85,
+        _large,
+        _floor_shares,
     ),
-    Target("x torch: max-pool backward", 2.0, _is(("max_pool2d",), "backward")),
-    Target("x torch: bilinear backward", 2.0, _is(("bilinear",), "backward")),
-    Target("x torch: batch norm's training, forward and backward", 1.3, _is(("batch_norm",), "training")),
-    Target("x torch: every operator", 0.95, _is()),
-    Target("x torch: conv2d forward, bf16, geometric mean", 1.15, _is(("conv2d",), "forward", **_BF16), mean=True),
-    Target("x torch: conv2d dgrad, bf16, geometric mean", 1.1, _is(("conv2d",), "dgrad", **_BF16), mean=True),
-    Target("x torch: conv2d wgrad, bf16, geometric mean", 1.1, _is(("conv2d",), "wgrad", **_BF16), mean=True),
-    Target("x torch: every convolution, bf16", 0.9, _is(CONVS, **_BF16)),
-    Target("x torch: DeepLab 3x3 dilation 24, bf16", 2.0, _is(None, name="DeepLab 3x3 dilation 24", **_BF16)),
-    Target("x torch: transposed convolutions, bf16", 1.3, _is(("conv_transpose2d",), **_BF16)),
-    Target("x torch: depthwise convolutions, bf16", 1.2, _is(("depthwise conv2d",), **_BF16)),
-    Target("of the matrix product's rate: ResNet 3x3 with 128 or more channels, bf16", 0.65, _is_wide_3x3, _share),
-    Target("x torch, both contiguous: every convolution, bf16", 1.3, _is(CONVS, **_BF16), _contiguous),
-    Target("x torch: every convolution, float32 without TF32", 1.0, _is(CONVS, arithmetic="fp32")),
-    Target("x torch, unfused: fused batch norm, (addition,) ReLU", 1.4, _is(("bn_relu", "bn_add_relu"))),
-    Target("x torch.compile: fused layers", 1.0, _is(FUSED, mode="compiled")),
-    Target("x torch: LeNet b128 training, both as CUDA graphs", 1.5, _is(("model",), "training", "graphed", name="LeNet b128")),
-    Target("x torch: LeNet b128 training, eager", 1.0, _is(("model",), "training", name="LeNet b128")),
-    Target("x torch: AlexNet b128 training, bf16, eager", 1.25, _is(("model",), "training", **_ALEXNET)),
-    Target("x torch: AlexNet b128 inference, bf16, eager", 1.4, _is(("model",), "inference", **_ALEXNET)),
-    Target("x torch.compile(max-autotune): AlexNet b128, bf16", 1.05, _is(("model",), None, "compiled", **_ALEXNET)),
+    Target("x torch: max-pool backward", 2.0, _where(("max_pool2d",), "backward")),
+    Target("x torch: bilinear backward", 2.0, _where(("bilinear",), "backward")),
+    Target("x torch: batch norm's training, forward and backward", 1.3, _where(("batch_norm",), "training")),
+    Target("x torch: every operator", 0.95, _where()),
+    Target("x torch: conv2d forward, bf16, geometric mean", 1.15, _where(("conv2d",), "forward", **_BF16), mean=True),
+    Target("x torch: conv2d dgrad, bf16, geometric mean", 1.1, _where(("conv2d",), "dgrad", **_BF16), mean=True),
+    Target("x torch: conv2d wgrad, bf16, geometric mean", 1.1, _where(("conv2d",), "wgrad", **_BF16), mean=True),
+    Target("x torch: every convolution, bf16", 0.9, _where(CONVS, **_BF16)),
+    Target("x torch: DeepLab 3x3 dilation 24, bf16", 2.0, _where(None, name="DeepLab 3x3 dilation 24", **_BF16)),
+    Target("x torch: transposed convolutions, bf16", 1.3, _where(("conv_transpose2d",), **_BF16)),
+    Target("x torch: depthwise convolutions, bf16", 1.2, _where(("depthwise conv2d",), **_BF16)),
+    Target("of the matrix product's rate: ResNet 3x3 with 128 or more channels, bf16", 0.65, _is_wide_3x3, _best_floor_share),
+    Target("x torch, both contiguous: every convolution, bf16", 1.3, _where(CONVS, **_BF16), _contiguous),
+    Target("x torch: every convolution, float32 without TF32", 1.0, _where(CONVS, arithmetic="fp32")),
+    Target("x torch, unfused: fused batch norm, (addition,) ReLU", 1.4, _where(("bn_relu", "bn_add_relu"))),
+    Target("x torch.compile: fused layers", 1.0, _where(FUSED, mode="compiled")),
+    Target(
+        "x torch: LeNet b128 training, both as CUDA graphs", 1.5, _where(("model",), "training", "graphed", name="LeNet b128")
+    ),
+    Target("x torch: LeNet b128 training, eager", 1.0, _where(("model",), "training", name="LeNet b128")),
+    Target("x torch: AlexNet b128 training, bf16, eager", 1.25, _where(("model",), "training", **_ALEXNET)),
+    Target("x torch: AlexNet b128 inference, bf16, eager", 1.4, _where(("model",), "inference", **_ALEXNET)),
+    Target("x torch.compile(max-autotune): AlexNet b128, bf16", 1.05, _where(("model",), None, "compiled", **_ALEXNET)),
 )
 
 
@@ -239,7 +244,7 @@ def summary(found: Sequence[Comparison]) -> Iterator[str]:
 
 def target_line(target: Target, found: Sequence[Comparison]) -> str:
     """Return the line of a target: verdict, deciding value (the worst, or the geometric mean), and the worst comparison."""
-    values = [(value, c.words) for c in found if target.about(c) for value in target.values(c) if value == value]
+    values = [(value, c.words) for c in found if target.selects(c) for value in target.values(c) if value == value]
     if not values:
         return f"not measured    >= {target.least:4.2f} {target.words}"
     worst, words = min(values)

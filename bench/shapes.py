@@ -315,7 +315,7 @@ def _convolutions() -> Iterator[tuple[str, Passes]]:
     for c, groups in ((64, 2), (128, 4), (8, 8)):
         x, w = (32, c * groups, 28, 28), (c * groups, c, 3, 3)
         yield f"{groups} groups of {c}", conv(x, w, padding=1, groups=groups)
-    # Numbers of taps in one program of wgrad: of a row or, with few channels, of a column.
+    # wgrad programs with each number of taps: taps of one filter row, then, for few channels, taps of one filter column.
     channels = 32, 64, 128, 256, 512, 40, 48, 56, 80, 88, 160, 176, 264
     for pixels, m, c, taps in itertools.product((24, 8), (64, 128), channels, range(1, 12)):
         name = f"{c} channels to {m}, taps of a row of {taps}, {'long' if pixels == 24 else 'short'} sums"
@@ -338,7 +338,10 @@ def _convolutions() -> Iterator[tuple[str, Passes]]:
 
 
 def tma_shapes(kernel: str, m: int, n: int) -> dict[str, Passes]:
-    """Convolutions that use a tile of m by n if tuning.py always returns it: as a TMA box, or as an accumulator of wgrad."""
+    """Convolutions for a fixed tile of m by n, chosen by the caller for every product.
+
+    For the kernel "conv2d", n is the number of pixels in a TMA box. For "wgrad", n is channels times taps of a program.
+    """
     if kernel == "conv2d":
         return {f"tile of {m} x {n}": gather((11, 128, 56, 56), (128, 128, 3, 3), padding=1)}
     at_once = {c: n // c for c in (32, 64, 1 << n.bit_length() - 1) if n // c}

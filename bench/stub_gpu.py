@@ -47,7 +47,8 @@ def stand_in(architecture: str = "sm_90") -> None:
     """Treat CPU tensors as tensors on the stub GPU, and compile kernels for its architecture, from now on in this process."""
     triton.runtime.driver.set_active(StubDriver(architecture))
     driver.PyKernelArg = SimpleNamespace
-    driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StubDriver.utils  # it has `launch`
+    # In place of the C module that Triton would compile. Triton calls only its `launch`.
+    driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StubDriver.utils
     hardware.GPU, hardware.current_device = "cpu", lambda: None  # type: ignore[assignment,return-value]
     interpreter.NO_DEVICE = ""
     launch_cache._current_stream, launch_cache.on_gpu = lambda device: 0, torch._C.TensorBase.is_cpu.__get__  # type: ignore[attr-defined]

@@ -75,10 +75,16 @@ def interleaved(
 
     Every round times all contenders. The starting contender changes from round to round.
 
+    Args:
+        ahead: whether the GPU sleeps until all calls of a sample are queued.
+        rounds: samples per contender.
+        least: seconds per sample; shorter if MOST_CALLS are too few.
+
     Raises:
-        RuntimeError: a call failed.
+        RuntimeError: a call failed, or `ahead` is impossible (see EventClock).
     """
     turns = {name: _in_turn(calls) for name, calls in contenders.items()}
+    # Warm up, then choose the number of calls per sample from the time of three calls.
     counts: dict[Name, int] = {}
     for name, calls in contenders.items():
         for call in [*calls, calls[0]]:  # compiles, lets cuDNN choose, fills the allocator
@@ -150,7 +156,7 @@ class Machine:
         if self.device != "cuda":
             return 0.0
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        clock = 1e3 * getattr(properties, "clock_rate", H200_CLOCK / 1e3)
+        clock = 1e3 * getattr(properties, "clock_rate", H200_CLOCK / 1e3)  # clock_rate is in kHz
         return properties.multi_processor_count * 4 * 32 * clock
 
     def product_rate(self, arithmetic: str, size: int = 8192) -> float:

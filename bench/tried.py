@@ -56,13 +56,17 @@ def _fprop_kernel(
     IMAGE: tl.constexpr, FILTERS: tl.constexpr, BOX_LEFT: tl.constexpr, SUMS: tl.constexpr, SPECIALIZE: tl.constexpr,
     PIXELS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Filters times a TMA box, summed over taps and blocks of channels; SUMS selects where the products are added."""
+    """Filters times a TMA box, summed over taps and blocks of channels; SUMS selects where the products are added.
+
+    The kernel is compiled and never runs: only its loop matters, not the positions.
+    """
     m = tl.program_id(0) * BLOCK_M
     n0, p0, q0 = tl.program_id(1), tl.program_id(2) * 8, tl.program_id(2) % 7 * 8
     if BOX_LEFT:
         acc = tl.full((PIXELS, BLOCK_M), 0.0, tl.float32)
     else:
         acc = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
+    # Sums of four steps in an inner loop; the outer loop adds them outside of the matrix units.
     if SUMS == "inner loop":
         for first in range(0, steps, 4):
             partial = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
@@ -70,6 +74,7 @@ def _fprop_kernel(
                 box, filters = _loaded(x, w, m, n0, p0, q0, step, blocks, IMAGE, FILTERS, PIXELS, BLOCK_M, BLOCK_K)
                 partial = tl.dot(filters, box.T, partial)
             acc += partial
+    # One loop; a branch adds the sum of each four steps.
     elif SUMS == "branch":
         partial = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
         for step in range(steps):
@@ -79,6 +84,7 @@ def _fprop_kernel(
                 acc += partial
                 partial = tl.full((BLOCK_M, PIXELS), 0.0, tl.float32)
         acc += partial
+    # One accumulator; the matrix units or, in two variants, additions after each product sum it.
     else:
         for step in tl.range(steps, warp_specialize=SPECIALIZE):
             box, filters = _loaded(x, w, m, n0, p0, q0, step, blocks, IMAGE, FILTERS, PIXELS, BLOCK_M, BLOCK_K)
@@ -98,7 +104,7 @@ def _wgrad_kernel(
     x, dy, dw, steps, IMAGES_LAST: tl.constexpr, ALONG_IMAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dy^T times x, summed over TMA boxes, or over runs of consecutive pixels or images."""
+    """dy^T times x, summed over TMA boxes, or over runs of consecutive pixels or images. It is compiled and never runs."""
     m, c, r = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N, tl.program_id(2)
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     for step in range(steps):

@@ -43,11 +43,12 @@ from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
 from trinn.kernels.runtime.tuning import Gemm, GemmTile
 
-CLEARLY = 0.97  # of the default tile's time
-ROUNDS = 9
+CLEARLY = 0.97  # a faster tile must take less than this share of the default tile's time
+ROUNDS = 9  # samples per candidate
 CANDIDATES = 24  # per product
 PATIENCE = 60.0  # seconds per candidate, including the start of its process
-CLOSE = {torch.float16: 1e-2, torch.bfloat16: 2e-2, torch.float32: 2e-3}  # relative to the norm of the result; TF32 included
+# Tolerance of a result, relative to its norm. float32 may use TF32.
+CLOSE = {torch.float16: 1e-2, torch.bfloat16: 2e-2, torch.float32: 2e-3}
 ARITHMETICS = ("bf16", "tf32", "fp32", "fp16")  # most important first
 
 Rule = Callable[[Gemm, str], GemmTile]
@@ -71,7 +72,7 @@ class Call(NamedTuple):
 
 
 def kind(product: Gemm) -> str:
-    """Return the kernel with its dtype and precision. With a tile and a geometry it determines the compiled code."""
+    """Return the product's key without its sizes. Products of a kind have the same code for the same tile and geometry."""
     return product.key.rsplit(" ", 3)[0]
 
 
@@ -155,7 +156,7 @@ def candidates(product: Gemm, most: int, architecture: str) -> list[GemmTile]:
     """Return the default tile, then the most similar tiles that fit into registers and shared memory."""
     default = tuning.default_tile(product, architecture)
     sizes = (64, 128, 256) if _by_tma(product) else (16, 32, 64, 128, 256)
-    columns = (*sizes, 192, 320) if product.kernel == "tma wgrad" else sizes  # 3 or 5 taps with 64 channels each
+    columns = (*sizes, 192, 320) if product.kernel == "tma wgrad" else sizes  # n is channels times taps: here 64 times 3 or 5
     tiles = (GemmTile(*t) for t in itertools.product(sizes, columns, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)))
     fitting = [tile for tile in tiles if tile != default and _fits(tile, product, architecture)]
     return [default, *sorted(fitting, key=lambda tile: _distance(tile, default))[: most - 1]]

@@ -138,7 +138,7 @@ def say(**what: Any) -> None:
 
 
 def do_in_turn(do: Callable[[Any], Any], after: Callable[[], object] = lambda: None) -> None:
-    """Process the items of this worker one after another.
+    """Process the items of this worker one after another, and call `after` after each item.
 
     If `do` raises, the result is the error message. If `after` raises, the process ends.
     """

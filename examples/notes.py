@@ -1,8 +1,8 @@
 """From a first network to AlexNet and its initialisation, on trinn's kernels: python examples/notes.py
 
-The examples follow sections 2.3 and 2.4 of the notes of a course on building and initialising models in PyTorch. The notes are
-not in this repository. Each line prints a call on the left, and its result on the right or below. Every layer runs as a Triton
-kernel: on a GPU if there is one, else in Triton's interpreter.
+The examples follow the notes of a course on building and initialising models in PyTorch, and are numbered like the sections 2.3
+and 2.4 of these notes. The notes are not in this repository, and not needed. Each line prints a call on the left, and its
+result on the right or below. Every layer runs as a Triton kernel: on a GPU if there is one, else in Triton's interpreter.
 """
 
 import os

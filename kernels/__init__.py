@@ -1,10 +1,10 @@
 """The Triton kernels and their launchers. No autograd, no nn.Module.
 
-A *launcher* allocates the result of an operator, chooses a tile and launches kernels. `launchers` has them all by name. Each
-launcher is also an opaque torch operator, `torch.ops.trinn.<name>`, and `ops` has the operators.
+A *launcher* allocates the result of an operator, chooses a tile and launches kernels. Its decorator @op registers it as an
+opaque torch operator, `torch.ops.trinn.<name>`. `launchers` has all launchers by name, and `ops` has the operators.
 
     conv2d/             convolution; passes.py has its launchers and chooses the kernel
-    conv_transpose2d    transposed convolution, by the passes of conv2d/
+    conv_transpose2d    transposed convolution in terms of conv2d/, for tests: layers/ calls the launchers of conv2d/
     linear, relu, pad2d, max_unpool2d
     pool2d              max and average pooling, with windows or adaptive
     batchnorm2d         batch normalisation; statistics2d has its means, variances and running statistics

@@ -1,7 +1,7 @@
 """Bilinear resizing with antialiasing: in an image that shrinks, an output averages all pixels under it.
 
     forward    y[n, c, p, q]  = sum_{i, j} a_i(p) * b_j(q) * x[n, c, top(p) + i, left(q) + j]
-    backward   dx[n, c, h, w] = sum over the (p, q) that read pixel (h, w) of the same weights times dy[n, c, p, q]
+    backward   dx[n, c, h, w] = sum of weight * dy[n, c, p, q] over all (p, q) that read pixel (h, w), with the forward's weight
 
 The weights of an output are a triangle around its centre, max(scale, 1) pixels wide on each side, normalised to a sum of 1. The
 backward is a gather, without atomics. The computation is in float64 for float64 tensors, else in float32.

@@ -5,6 +5,8 @@
     sums         dw[c] = sum dz * x'                         db[c] = sum dz
     backward     dx = w * s * (dz - db / m - x' * dw / m)    if mean and var are the statistics of x
                  dx = w * s * dz                             if they are fixed
+    fold         scale = w * s                               for a convolution that includes a batch normalisation by fixed
+                 shift = (bias - mean) * scale + b           statistics; `bias` is the convolution's own
 
 statistics2d.py computes the mean and the variance. If several processes share a batch, m, dw and db are totals over all of
 them. Without a ReLU, dz is dy. With a ReLU, dz is dy where y is positive, else 0: `relu_sums` also returns it, for `backward`
@@ -314,7 +316,8 @@ def batchnorm2d_backward(
         dy: the same; with a ReLU, the second result of batchnorm2d_relu_sums.
         mean, var, w: (C). `w` None is 1.
         sums: the result of batchnorm2d_sums if `mean` and `var` are the statistics of `x`; None if they are fixed.
-        pixels: (1), like `sums`: the number of pixels in `sums`, if they cover more than `x`.
+        pixels: (1), same dtype as `sums`: the total number m of pixels, if `sums` is a total over several processes. None if
+            `sums` covers `x` alone.
 
     Returns:
         (N, C, H, W), of the dtype of `x`, in its memory format.

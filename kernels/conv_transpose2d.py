@@ -7,6 +7,9 @@
 
 A transposed convolution is the adjoint of a convolution, and torch's weight (C_in, C_out / groups, R, S) is already the weight
 of this convolution. So nothing is flipped or stuffed with zeros, and this file has no kernel.
+
+These functions are no operators: layers/conv_transpose2d.py uses the autograd Functions of layers/conv2d.py, with their roles
+swapped as in the table. Only tests call this file.
 """
 
 from torch import Tensor

@@ -2,17 +2,18 @@
 
     add    result[n, c, row, col] = sum_i a_i(row) * sum_j b_j(col) * source[n, c, h_i(row), w_j(col)]
     max    result[n, c, row, col] = the largest of these pixels; codes = i * J + j of its tap
-    won    result[n, c, row, col] = sum of all source[n, c, p, q] with codes[n, c, p, q] at (row, col): the gradient of max
+    won    result[n, c, row, col] = sum of source[n, c, p, q] over the windows (p, q) with their maximum at (row, col), as
+                                    found by their codes: the gradient of max
 
 Rows and columns are independent. An operator describes each axis by a function
 
     TAP(i, position, axis, DTYPE) -> (pixel, reads, weight)
 
 It returns source pixel i of a result position, whether the position reads this pixel, and its weight. For `won`, the weight is
-the tap of window (p, q) at the position. With a function COUNT(position, axis, DTYPE), the sum is divided by
-the counts of its row and its column. A gradient is a gather too, over the outputs that read a pixel. So there are no atomics,
-and every sum has a fixed order. In a max the last NaN wins; without NaN, the first of the largest values. A position that reads
-no pixel gets the lowest value of the dtype, and code 0.
+the tap of window (p, q) at the position. With a function COUNT(position, axis, DTYPE), the sum is divided by the counts of its
+row and its column. A gradient is a gather too, over the outputs that read a pixel. So there are no atomics, and every sum has a
+fixed order. In a max the last NaN wins; without NaN, the first of the largest values. A position that reads no pixel gets the
+lowest value of the dtype, and code 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -155,7 +156,7 @@ def _pick2d_kernel(
 
 def gather2d(
     source: Tensor, result: Tensor, axes: Sequence[tuple[Any, ...]], taps: Ints, tap: Callable[..., Any],
-    count: Callable[..., Any] | None = None, what: str = "add", scales: Sequence[float] = (0.0, 0.0),
+    count: Callable[..., Any] | None = None, mode: str = "add", scales: Sequence[float] = (0.0, 0.0),
     channels_last: bool | None = None, codes: Tensor | None = None, code_width: int = 0,
 ) -> None:  # fmt: skip
     """Fill a result (N, C, P, Q) from a source (N, C, H, W), any strides.
@@ -164,7 +165,7 @@ def gather2d(
         axes, scales: the argument `axis` of TAP for rows and for columns: a tuple of numbers, followed by a float64 scale.
         taps: largest number of source pixels of a position, along each axis.
         tap, count: TAP and COUNT.
-        what: "add", "max" or "won", as above. "add in order" adds pixel after pixel instead of row after row, with weights 1,
+        mode: "add", "max" or "won", as above. "add in order" adds pixel after pixel instead of row after row, with weights 1,
             as torch does for means. "copy" copies one pixel, of any dtype.
         channels_last: the order of the result; by default the order of its strides.
         codes: output of "max", with the shape of the result; input of "won", with the shape of the source.
@@ -179,9 +180,9 @@ def gather2d(
         *strides,
         *result.shape[2:], grid,
         *axes, *map(float, scales), taps_h, taps_w, code_width,
-        TAP=name_of(tap), COUNT=name_of(count) if count else None, MODE=what,
-        UNROLLED=taps_w if taps_w <= MAX_UNROLLED else 0, START=lowest(source.dtype) if what == "max" else 0,
-        ACCUMULATOR=accumulator(source.dtype, whole=what in ("max", "add in order")),
+        TAP=name_of(tap), COUNT=name_of(count) if count else None, MODE=mode,
+        UNROLLED=taps_w if taps_w <= MAX_UNROLLED else 0, START=lowest(source.dtype) if mode == "max" else 0,
+        ACCUMULATOR=accumulator(source.dtype, whole=mode in ("max", "add in order")),
         INDEX=wide_index_type(axes, *tensors), TILE=tile, device=source.device,
     )  # fmt: skip
 

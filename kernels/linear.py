@@ -4,9 +4,10 @@
     dgrad   dx[m, k] = sum_n dy[m, n] * w[n, k]
     wgrad   dw[n, k] = sum_m dy[m, n] * x[m, k]
 
-One kernel computes all three as a (M, K) @ b (K, N), since it takes its operands by their strides. There M, N and K are the
-sizes of the product at hand, not the m, n, k above. If a product has few output tiles and a long sum, the sum is divided into
-*splits*, enough to fill the GPU. reduce.py adds the sums of the splits in a fixed order.
+One kernel computes all three as a (M, K) @ b (K, N), since it takes its operands by their strides. In the kernel, M, N and K
+are the sizes of the product at hand; in the launchers, they are the sizes of m, n and k above. If a product has few output
+tiles and a long sum, the sum is divided into *splits*, enough to fill the GPU. reduce.py adds the sums of the splits in a fixed
+order.
 """
 
 import triton

@@ -102,7 +102,7 @@ def pad2d_forward(x: Tensor, padding: Ints, mode: str) -> Tensor:
         (N, C, H + top + bottom, W + left + right), channels_last if `x` is, except for "circular".
     """
     y = _empty_forward(x, padding, mode)
-    gather2d(x, y, _axes(x, y, padding), (1, 1), SOURCES[mode], what="copy")
+    gather2d(x, y, _axes(x, y, padding), (1, 1), SOURCES[mode], mode="copy")
     return y
 
 

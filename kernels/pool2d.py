@@ -1,10 +1,11 @@
 """2-D max and average pooling, with windows or, in adaptive pooling, with bins.
 
-    max   y[n, c, p, q]  = max x[n, c, h, w]          dx[n, c, h, w] = sum of dy[n, c, p, q] with its maximum at (h, w)
+    max   y[n, c, p, q]  = max x[n, c, h, w]          dx[n, c, h, w] = sum dy[n, c, p, q]
     avg   y[n, c, p, q]  = sum x[n, c, h, w] / d      dx[n, c, h, w] = sum dy[n, c, p, q] / d
 
-    over the pixels inside the image of window (p, q), h = p * stride - padding + r * dilation,
-    or of bin (p, q), floor(p * H / P) <= h < ceil((p + 1) * H / P); w follows from q in the same way
+    y: over the pixels (h, w) inside the image of window (p, q), h = p * stride - padding + r * dilation,
+       or of bin (p, q), floor(p * H / P) <= h < ceil((p + 1) * H / P); w follows from q in the same way
+    dx: over the windows or bins (p, q) with pixel (h, w); in max, only those with their maximum at this pixel
 
 Max pooling stores the position of each maximum as a code: the number r * S + s of its tap in the window, usually one byte.
 Codes are converted to torch's int64 indices only if the caller requests these. The last NaN wins; among equal values, the
@@ -65,7 +66,7 @@ def _max_pool2d_kernel(
     H: tl.constexpr, W: tl.constexpr, ROWS_INSIDE: tl.constexpr, COLUMNS_INSIDE: tl.constexpr, LEAST: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y and its codes. WindowFunctions share rows of x with the windows below them, and reuse the row maxima."""
+    """A tile of y and its codes. Windows share rows of x with the windows below them, so the kernel keeps the row maxima."""
     R: tl.constexpr = H.taps
     S: tl.constexpr = W.taps
     KEPT: tl.constexpr = max(H.taps - H.stride, 0)
@@ -120,19 +121,23 @@ class Reach(NamedTuple):
 
 
 def _reach_of(axis: Axis, padding: int) -> Reach:
+    """The Reach of an axis. Window k begins `padding` pixels before cell k: none along rows, axis.padding along columns."""
     return Reach(-((axis.taps - 1 - padding) // axis.stride), (axis.stride - 1 + padding) // axis.stride)
 
 
 @triton.constexpr_function
 def _tap_of(pixel: int, window: int, axis: Axis, padding: int) -> int:
-    """Tap of window k + `window` at pixel number `pixel` of cell k; -1 if this window does not contain the pixel."""
+    """Tap of window k + `window` at pixel number `pixel` of cell k; -1 if this window does not contain the pixel.
+
+    `padding` is the same as in _reach_of.
+    """
     taps, stride, *_ = axis  # Triton 3.6 passes a plain tuple
     tap = pixel + padding - window * stride
     return tap if 0 <= tap < taps else -1
 
 
 @device_function
-def _with_row(cells, p, dys, codes, missing, dy_p, codes_p, out_height, LOW: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+def _add_row(cells, p, dys, codes, missing, dy_p, codes_p, out_height, LOW: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
     """Add the gradients of row p of windows to the sums of cells: row p of the cells, then the rows below it."""
     ROWS: tl.constexpr = H.stride
     COLUMNS: tl.constexpr = W.stride
@@ -196,16 +201,16 @@ def _max_pool2d_backward_kernel(
         at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 2]), [1, 1, 2])
     dx += at
 
-    # WindowFunctions above the split: its first cells also need their contributions.
+    # Windows above the split: its first cells also need their contributions.
     cells = (full_tile(0, TILE, ACCUMULATOR),) * (BELOW * CELL)
     for a in tl.static_range(BELOW):
         new = (full_tile(0, TILE, ACCUMULATOR),) * CELL
-        cells = _with_row(cells + new, first - BELOW + a, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)[CELL:]
+        cells = _add_row(cells + new, first - BELOW + a, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)[CELL:]
     # Loop: each row of windows is loaded once, because sums of later cells stay in registers.
     for step in range(steps):
         row = first + step
         new = (full_tile(0, TILE, ACCUMULATOR),) * CELL
-        cells = _with_row(cells + new, row, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)
+        cells = _add_row(cells + new, row, dys, all_codes, missing, dy_p, codes_p, out_height, LOW, H, W)
         # Store: only this row of cells is complete. Cells may cross the edges of the image, so mask their pixels.
         for i in tl.static_range(ROWS):
             h = big_from_small(row, 0, H) + i
@@ -261,7 +266,7 @@ def max_pool2d_forward(
     y, codes = _empty_max_forward(x, size, kernel, stride, padding, dilation)
     if not _is_small(kernel, stride, dilation):
         windows = windows_of(x.shape[2:], size, kernel, stride, padding, dilation)
-        gather2d(x, y, windows.axes, windows.taps, windows.pixel, what="max", codes=codes, code_width=windows.taps[1])
+        gather2d(x, y, windows.axes, windows.taps, windows.pixel, mode="max", codes=codes, code_width=windows.taps[1])
         return y, codes
     H, W = axes_of(kernel, stride, padding, dilation)
     programs, grid, tile, strides = plan_columns(y, (x, y))
@@ -294,7 +299,7 @@ def max_pool2d_backward(
     if not _is_small(kernel, stride, dilation):
         windows = windows_of(size, dy.shape[2:], kernel, stride, padding, dilation)
         axes, width = windows.axes, windows.taps[1]
-        gather2d(dy, dx, axes, windows.most_readers, windows.reader, what="won", codes=codes, code_width=width)
+        gather2d(dy, dx, axes, windows.most_readers, windows.reader, mode="won", codes=codes, code_width=width)
         return dx
     H, W = axes_of(kernel, stride, padding, dilation)
     cells = triton.cdiv(size[0] + H.padding, H.stride), triton.cdiv(size[1], W.stride)
@@ -375,7 +380,7 @@ def avg_pool2d_backward(
     if not kernel and list(dy.shape[2:]) == [1, 1]:  # one value for a whole (H, W) plane: divide once, then copy
         shares = empty(dy, dy.shape)
         gather2d(dy, shares, windows.axes, (1, 1), windows.pixel, windows.count, "add in order")
-        gather2d(shares, dx, windows.axes, (1, 1), windows.reader, what="copy", channels_last=channels_last)
+        gather2d(shares, dx, windows.axes, (1, 1), windows.reader, mode="copy", channels_last=channels_last)
         return dx
     gather2d(dy, dx, windows.axes, windows.most_readers, windows.weighted_reader, channels_last=channels_last)
     return dx

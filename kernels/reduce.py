@@ -134,6 +134,7 @@ def sum_partials(partials: Tensor, total: Tensor, relu: bool = False, count: int
     With a single split `partials` is the total, and `relu` and `count` have no effect.
     """
     if partials is not total:
+        # A block has at least 16 elements, contiguous in each split.
         room = elementwise_block(partials.numel())
         at_once = min(triton.next_power_of_2(partials.shape[0]), max(1, room // 16))
         block = room // at_once
@@ -184,11 +185,13 @@ def plane_mean(x: Tensor) -> Tensor:
         return y.fill_(math.nan)
     planes, pixels, room = y.numel(), x.shape[2] * x.shape[3], 2 * elementwise_block(x.numel())
     constants: dict[str, Any] = {"ACCUMULATOR": accumulator(x.dtype), "INDEX": index_type(x, y), "device": x.device}
+    # Small contiguous planes: a program loads several as one range, and no plane is split.
     if x.is_contiguous() and pixels <= room // 8:
         lanes = triton.next_power_of_2(pixels)
         tile = PlaneTile(min(triton.next_power_of_2(planes), 4 * room // lanes), lanes)
         launch(_small_plane_mean_kernel, triton.cdiv(planes, tile.planes), x, y, planes, pixels, TILE=tile, **constants)
         return y
+    # All others: the lanes of a tile follow the smaller stride, and large planes are split to fill the GPU.
     pixel_axes, (pixel_strides,) = memory_order(x[:1, :1])
     if x.stride(1) < pixel_strides[0]:  # lanes along the channels, to load contiguous memory
         at_once = min(triton.next_power_of_2(planes), room if INTERPRETED else 64)

@@ -139,7 +139,7 @@ def _running_statistics_kernel(
     channels, momentum: tl.float64, correction: tl.float64,
     INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Running statistics of BLOCK channels. `pixels`, if given, otherwise `correction`, makes the variance unbiased."""
+    """Running statistics of BLOCK channels. The unbiased variance is var * `correction`, or * m / (m - 1) with m = `pixels`."""
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     if pixels is not None:
         count = tl.load(pixels)

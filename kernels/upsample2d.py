@@ -2,7 +2,7 @@
 
     bilinear   y[n, c, p, q]  = sum_{i, j in 0, 1} a_i(p) * b_j(q) * x[n, c, h_i(p), w_j(q)]
     nearest    y[n, c, p, q]  = x[n, c, h(p), w(q)]
-    backward   dx[n, c, h, w] = sum over the (p, q) that read pixel (h, w) of the same weights times dy[n, c, p, q]
+    backward   dx[n, c, h, w] = sum of weight * dy[n, c, p, q] over all (p, q) that read pixel (h, w), with the forward's weight
 
 A bilinear output row p is between the input rows h_0 and h_1, with weights a_0 + a_1 = 1; columns likewise. Each backward is a
 gather: for an input pixel, a program loops over the outputs near it and computes their source pixels and weights as the forward
@@ -104,7 +104,7 @@ def _bilinear2d_backward_kernel(
                 tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=row < last)
             acc, below = below, full_tile(0, TILE, ACCUMULATOR)
             row += 1
-            while row < top:  # of an image that shrinks, rows that nothing reads
+            while row < top:  # rows without readers, in an image that shrinks
                 if row >= first:
                     tl.store(dx + row * dx_h, acc.to(dx.dtype.element_ty), mask=row < last)
                 acc = below
@@ -161,6 +161,7 @@ def always_read(size: int, out_size: int, scale: float, shift: float, readers: i
         first = math.ceil((pixel + shift - 1) / scale - shift - out_size * READER_SLACK.value) if scale and pixel else 0
         for j in range(readers):
             source = max((max(first, 0) + j + shift) * scale - shift, 0.0)
+            # 0.999 instead of 1, because the kernel rounds its coordinates.
             always[j] &= max(first, 0) + j < out_size and (abs(source - pixel) < 0.999 or (source > pixel == size - 1))
     low = always.index(True) if any(always) and size <= 2**12 else readers
     return TapRange(low, (always + [False]).index(False, low))
@@ -206,7 +207,8 @@ def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_
     scales = [1.0 if n == m else scale for n, m, scale in zip(size, dy.shape[2:], scales, strict=True)]
     readers = _readers(size, dy, scales, shift - 1, shift + 1, shift)
     programs, grid, tile, strides = plan_columns(dx, (dy, dx), room=2048, lanes=512)
-    if tile.splits > 1 or readers[1] > MAX_UNROLLED:  # the kernel has scalar rows, and registers for each reader of a column
+    # The kernel below needs scalar rows, and registers for each reader of a column.
+    if tile.splits > 1 or readers[1] > MAX_UNROLLED:
         gather2d(dy, dx, _axes(size, dy.shape[2:], shift), readers, _bilinear_reader, scales=scales)
         return dx
     launch(
@@ -237,7 +239,7 @@ def nearest2d_forward(x: Tensor, size: Ints, factors: Sequence[float], exact: bo
     y = empty_resized(x, size)
     scales = _nearest_scales(x.shape[2:], size, factors, exact)
     shift = 0.5 if exact else 0.0
-    gather2d(x, y, _axes(x.shape[2:], size, shift), (1, 1), _nearest, what="copy", scales=scales)
+    gather2d(x, y, _axes(x.shape[2:], size, shift), (1, 1), _nearest, mode="copy", scales=scales)
     return y
 
 

@@ -57,9 +57,10 @@ def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch
     return y if keepdim else y.flatten(1)
 
 
-# trinn's functions, its fused functions, and the replacement of each function that a graph may call.
+# The functions of trinn with a twin in torch.nn.functional.
 _OURS: set[Any] = {ours for name, ours in vars(layers).items() if inspect.isfunction(ours) and hasattr(F, name)} | {pad2d}
 _FUSED: set[Any] = set(FUSIONS.values())
+# For each replaceable function of a graph, its replacement.
 _TAKEN: dict[Any, Any] = (
     FUNCTIONS
     | {function: function for function in _OURS | _FUSED}
@@ -384,11 +385,11 @@ class _Rewriting:
     def _effects(self, node: Node) -> _Effects | None:
         """The effects of a call; None if they are unknown, or if the call changes a mode for later calls."""
         if node not in self.effects:
-            self.effects[node] = self._found(node)
+            self.effects[node] = self._new_effects(node)
         return self.effects[node]
 
-    def _found(self, node: Node) -> _Effects | None:
-        """`_effects` of a call without a record."""
+    def _new_effects(self, node: Node) -> _Effects | None:
+        """Find the effects of a call; None as in `_effects`."""
         if node.op in ("placeholder", "get_attr"):
             return _Effects()
         function, value = _function(node), node.meta.get("example_value")

@@ -19,7 +19,7 @@ from .window import check_flag, real
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "LazyBatchNorm1d", "LazyBatchNorm2d", "batch_norm"]
 
-Module = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 class BatchNormForward(Function):
@@ -147,6 +147,7 @@ def _second_derivative(
     if ddb is not None:
         to_dy = to_dy + ddb
     if batch:
+        # The derivative of s, then the derivatives of the two factors z in P.
         moved = z * _average(ddx * p_dy) + p_ddx * _average(dy * z) + p_dy * _average(ddx * z)
         to_x = to_x - scale * s * moved
     return to_dy, to_x, (ddx * s * p_dy).sum((0, 2, 3)) if w is not None else None
@@ -278,7 +279,7 @@ def check_vectors(
             raise RuntimeError(f"batch_norm: {name} must have one axis and not require a gradient")
 
 
-def norm_arguments(module: Module, uncounted: int = 0) -> tuple[Any, ...]:
+def norm_arguments(module: BatchNorm, uncounted: int = 0) -> tuple[Any, ...]:
     """The arguments of `batch_norm` after the input, for a call of `module`.
 
     Args:
@@ -293,17 +294,17 @@ def norm_arguments(module: Module, uncounted: int = 0) -> tuple[Any, ...]:
     return mean, var, module.weight, module.bias, training, momentum, module.eps
 
 
-def count_batch(module: Module) -> None:
+def count_batch(module: BatchNorm) -> None:
     """Add 1 to `num_batches_tracked`, if the module is training and tracks statistics."""
     if _counts(module):
         module.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
-def _counts(module: Module) -> bool:
+def _counts(module: BatchNorm) -> bool:
     return module.training and module.track_running_stats and module.num_batches_tracked is not None
 
 
-def _forward(module: Module, input: Tensor) -> Tensor:
+def _forward(module: BatchNorm, input: Tensor) -> Tensor:
     module._check_input_dim(input)
     count_batch(module)
     return batch_norm(input, *norm_arguments(module))

@@ -87,7 +87,7 @@ def with_base_replaced(cls: Layer, others: dict[Layer, Layer]) -> Layer:
             return other
     members = {name: member for name, member in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slotnames__")}
     metaclass: Any = type(cls)
-    return metaclass(cls.__name__, bases, members | {"_was": cls})
+    return metaclass(cls.__name__, bases, members | {"_was": cls})  # `_was`: the class that the new class replaces
 
 
 def _computed(cls: Layer) -> set[str]:

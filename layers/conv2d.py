@@ -1,7 +1,8 @@
 """2-D convolution: the autograd Functions of its three passes, `conv2d` and `Conv2d`.
 
 Each pass is linear in its two operands, and each gradient of a pass is another of the three passes. So every pass can be
-differentiated any number of times. In every Function, `size` is the (height, width) of the result.
+differentiated any number of times. In every Function, `size` is the (height, width) of the result. In docstrings x * w is the
+convolution (cross-correlation) of x with the filters w.
 """
 
 from typing import Any
@@ -37,7 +38,10 @@ class Conv2dFprop(Bilinear):
 
 
 def conv2d_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dw and db of y = x * w + b, each None unless autograd needs it."""
+    """dx, dw and db of y = x * w + b, each None unless autograd needs it.
+
+    `ctx` is from Conv2dFprop, or from a Function with the same first inputs.
+    """
     (need_x, need_w, need_b, *_), (_, *geometry) = ctx.needs_input_grad, ctx.constants[:5]
     dx = Conv2dDgrad.call(dy, w, None, x.shape[2:], *geometry) if need_x else None
     dw = Conv2dWgrad.call(x, dy, w.shape[2:], *geometry) if need_w else None

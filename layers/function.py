@@ -1,7 +1,7 @@
 """The base class of the autograd Functions, and the choice between eager, compiled and transformed calls.
 
 Each Function is written once, in the form required by torch.compile and torch.func: `forward` without a context,
-`setup_context` and `backward`. This file derives two twins of it:
+`setup_context` (derived from `kept`) and `backward`. This file derives two twins of it:
 
 - an eager twin in the older form, whose `forward` takes the context: in eager mode the newer form costs 10 us more a call;
 - a dual twin with a `jvp`, for forward-mode differentiation (on dual numbers): torch.compile refuses a Function with a `jvp`.
@@ -136,11 +136,11 @@ def _dual_twin(function: type[Function]) -> type[torch.autograd.Function]:
         return function.forward(*map(_opened, inputs))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        both = _BothWays(ctx)
+        shared = _SharedContext(ctx)
         inputs = tuple(map(_opened, inputs))
-        function.setup_context(both, inputs, output)
+        function.setup_context(shared, inputs, output)
         values = *inputs, *(output if isinstance(output, tuple) else (output,))
-        places = {id(tensor): place for place, tensor in enumerate(both.kept)}
+        places = {id(tensor): place for place, tensor in enumerate(shared.kept)}
         ctx.places = tuple(places.get(id(v)) if isinstance(v, Tensor) else None for v in values)
         ctx.values = tuple(None if isinstance(v, Tensor) else v for v in values)
         ctx.set_materialize_grads(False)
@@ -154,7 +154,7 @@ def _dual_twin(function: type[Function]) -> type[torch.autograd.Function]:
     return _twin(function, forward=forward, setup_context=setup_context, jvp=jvp, generate_vmap_rule=True)
 
 
-class _BothWays:
+class _SharedContext:
     """A context with one list of saved tensors for jvp and backward: of two lists, torch.vmap records the axes of one only."""
 
     def __init__(self, ctx: Any) -> None:
@@ -202,6 +202,7 @@ class Bilinear(Function):
         found = sum_of_tangents(
             cls.call(ta, b, *rest) if ta is not None else None, cls.call(a, tb, *rest) if tb is not None else None
         )
+        # After the bias, a convolution has the size of its result, and a linear layer has no input.
         bias, size = others[0] if others else None, rest[1] if len(rest) > 1 else ()
         return sum_of_tangents(
             found, bias[(..., *(None for _ in size))].expand(len(a), -1, *size) if bias is not None else None

@@ -71,7 +71,11 @@ def fusion_of(layers: Sequence[Any]) -> tuple[int, Callable[..., Tensor] | None]
 
 
 def operator_of(module: Any) -> Operator | None:
-    """The functional computed by a call of this layer; None if there is none, or if the call also runs hooks or overrides."""
+    """The functional computed by a call of this layer; None if there is none, or if the call also runs hooks or overrides.
+
+    trinn's layer may have the forward of a named run. torch's layer needs such a forward or `patched_forward`, since otherwise
+    it is not converted.
+    """
     for torchs, (ours, operator) in FUSABLE.items():
         if isinstance(module, torchs):
             cls, forwards = (

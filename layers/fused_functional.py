@@ -7,7 +7,8 @@
                                                                        one kernel
     conv2d_batch_norm_relu    relu(batch_norm(conv2d(x)) + residual)   the same; with a residual, in evaluation, two kernels
     batch_norm_relu           relu(batch_norm(x) + residual)           forward: one kernel after the statistics;
-                                                                       backward: one kernel less
+                                                                       backward: the kernel of the sums also computes
+                                                                       the gradient of ReLU
     linear_relu               relu(linear(x))                          one kernel
 
 The arguments are the input, then a tuple of the other arguments of each operator except ReLU:

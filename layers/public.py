@@ -1,7 +1,8 @@
 """The decorators of public functions and modules: `functional` and `layer`.
 
-Tensor subclasses, a TorchFunctionMode and torch.fx (with its Proxy in place of a tensor) can override decorated functions and
-modules, as they override torch's. A decorated function also checks its tensor arguments, and raises with torch's message.
+Tensor subclasses, a TorchFunctionMode and torch.fx (with its Proxy in place of a tensor) can override decorated functions, as
+they override torch's. torch.fx treats decorated modules like torch's. A decorated function also checks its tensor arguments,
+and raises with torch's message.
 """
 
 import functools
@@ -54,7 +55,7 @@ def layer(cls: Layer) -> Layer:
     By default, torch.fx treats only classes defined in torch.nn as leaves. It would call the hooks of trinn's layers and trace
     their forward.
     """
-    called: Any = cls._call_impl
+    original: Any = cls._call_impl
 
     def call(self: Any, *args: Any, **options: Any) -> Any:
         given = (*args, *options.values()) if options else args
@@ -62,7 +63,7 @@ def layer(cls: Layer) -> Layer:
             tracer: Any = next((arg.tracer for arg in given if isinstance(arg, Proxy)), None)
             if tracer is not None and _is_leaf(self, tracer):
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, options)
-        return called(self, *args, **options)
+        return original(self, *args, **options)
 
     cls._call_impl = call  # type: ignore[method-assign]
     cls.__prepare_scriptable__ = refuse_script  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ KERNELS = {"adaptive_pool2d": "pool2d", "sync_batchnorm": "batchnorm2d"}
 NOTHING = "nothing"  # a layer that computes nothing
 COVERED = ": trinn.patched() covers the functions it calls"
 OWN = "its own forward, with trinn's functions in place of torch's"
-UNSEEN = "Not listed: functions called by a forward, such as F.relu. They are torch's, except under trinn.patched()."
+NOT_LISTED = "Not listed: functions called by a forward, such as F.relu. They are torch's, except under trinn.patched()."
 
 
 class Line(NamedTuple):
@@ -77,7 +77,7 @@ def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False
         idle = Counter(row.kind for row in found if row.runs == NOTHING)
         if idle:
             print(f"Not counted, as they compute nothing: {', '.join(f'{n} {kind}' for kind, n in idle.items())}.", file=file)
-        print(UNSEEN, "trinn.report(model, layers=True) lists the layers.", sep="\n", file=file)
+        print(NOT_LISTED, "trinn.report(model, layers=True) lists the layers.", sep="\n", file=file)
 
 
 def _print(table: Sequence[Sequence[str]], file: TextIO | None) -> None:

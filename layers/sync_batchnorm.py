@@ -94,6 +94,7 @@ def sync_batch_norm(
     mean, var = ops.batchnorm2d_merge(means, variances, counts)
     pixels = _sum(counts)
     if running_mean is not None:
+        # `pixels` replaces the count: the host does not have the sum over all processes.
         ops.batchnorm2d_update(running_mean, running_var, mean, var, momentum, 0, pixels)
     return SyncBatchNormForward.call(x, mean, var, weight, bias, pixels, eps, processes).view(input.shape)
 

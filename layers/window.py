@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["conv_output_size", "conv_transpose_output_size"]
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
 
@@ -22,7 +22,7 @@ IntOrPair = int | Sequence[int]
 LARGEST = 2**29
 
 
-def cached_sizes(function: Function) -> Function:
+def cached_sizes(function: Decorated) -> Decorated:
     """Decorate a function of sizes and options: cache its results."""
     cached = functools.lru_cache(maxsize=4096, typed=True)(function)
 
@@ -35,7 +35,7 @@ def cached_sizes(function: Function) -> Function:
         except TypeError:  # symbolic sizes have no hash
             return function(*args)
 
-    return cast(Function, call)
+    return cast(Decorated, call)
 
 
 def integer(value: Any, expected: str, scalar: bool = False) -> int:

@@ -22,7 +22,7 @@ class AlexNet(torch.nn.Module):
         input        (N, in_channels, 224, 224), or any size of at least 63
         features     (N, 256, 6, 6), after convolutions of kernel size 11, 5, 3, 3 and 3 and three poolings
         avgpool      (N, 256, 6, 6), for any image size
-        classifier   (N, num_classes), logits, after hidden layers of 4096 and 4096
+        classifier   (N, num_classes), logits, after two hidden layers of 4096 values each
 
     Args:
         dropout: the dropout probability in the classifier, in training.

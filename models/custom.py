@@ -1,4 +1,4 @@
-"""Custom layers: without parameters, with a ParameterList, with a ParameterDict."""
+"""Examples of custom layers: without parameters, with a ParameterList, with a ParameterDict. examples/notes.py uses them."""
 
 from typing import Any
 

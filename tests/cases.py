@@ -2,6 +2,9 @@
 
 A tap is one position of a filter. The near edges of an image are its top and left, the far edges its bottom and right. With a
 stride, input pixels with the same row and column modulo the stride form a phase: the gradient of each phase uses other taps.
+
+The sliding depthwise kernel reads each row of the image once. Its sums in progress belong to the output rows that still lack
+input rows: with R rows of taps, R - 1 of them.
 """
 
 from typing import Any, NamedTuple

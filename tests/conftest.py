@@ -23,8 +23,8 @@ from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.settings import settings
 
-# Test files collected only on a machine without a GPU. They test host code, with CPU tensors in place of GPU tensors: on a GPU
-# they would test nothing more.
+# Test files collected only on a machine without a GPU. They test host code, with CPU tensors in place of GPU tensors. A real
+# GPU would add nothing to them.
 WITHOUT_A_GPU = (
     "bench", "bench_conv", "compile", "contained", "convolution_page", "evidence", "gpu", "house", "install", "interpreted",
     "machine_code", "mutants", "notes", "launch_cache", "rates", "readme", "tune",

@@ -137,9 +137,10 @@ class Torchs(registry.Unfused):
     @staticmethod
     def interpolate(x: Tensor, **options: Any) -> Tensor:
         if options.get("antialias"):
-            if x.dtype.itemsize == 2 and x.device.type == "cpu":  # only CUDA has 16 bits
+            if x.dtype.itemsize == 2 and x.device.type == "cpu":  # torch has 16 bits on CUDA only
                 return F.interpolate(x.float(), **options).to(x.dtype)
-        elif x.is_cuda and options["mode"] == "bilinear":  # a decomposition, where algorithms must be deterministic
+        elif x.is_cuda and options["mode"] == "bilinear" and torch.are_deterministic_algorithms_enabled():
+            # In deterministic mode, torch runs a decomposition on a GPU.
             return on_a_cpu(F.interpolate)(x, **options)
         return F.interpolate(x, **options)
 
@@ -148,7 +149,7 @@ class Torchs(registry.Unfused):
         return (on_a_cpu(F.pad) if x.is_cuda and mode != "circular" else F.pad)(x, pad, mode)
 
     @staticmethod
-    def max_unpool2d(x: Tensor, *options: Any, **more: Any) -> Tensor:  # CUDA keeps any of several values for one position
+    def max_unpool2d(x: Tensor, *options: Any, **more: Any) -> Tensor:  # of several values for a position, CUDA keeps any one
         return (on_a_cpu(F.max_unpool2d) if x.is_cuda else F.max_unpool2d)(x, *options, **more)
 
     @staticmethod

@@ -63,7 +63,7 @@ inputs that passed:
 - errors: invalid calls, with torch's exception and message;
 - training, evaluation: modules, with repr, state_dict, copies and pickles;
 - left out: one-dimensional signals and three-dimensional volumes for operators that resize, and derivatives of unpooling with
-  overlapping windows.
+  overlapping windows (torch's gradient is no derivative there: values without effect on the result get one too).
 
 No input failed. `make test-long` runs all of them; with pytest's `--record` it updates the counts.
 

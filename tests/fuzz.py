@@ -84,19 +84,19 @@ class Drawing:
             shape = (0, *shape[1:])
         return self.tensor(shape[1:] if self.seldom() else shape, values)
 
-    def exact(self) -> str:
-        """The kind of values for operators without arithmetic: any."""
+    def values_to_move(self) -> str:
+        """Any kind of values, for operators that only move values."""
         # The interpreter flushes subnormal bfloat16 to 0.
         kinds = ("subnormal",) if not (INTERPRETED and self.dtype == torch.bfloat16) else ()
         return self.one_of("normal", "ties", "zeros", "NaN", "infinities", "huge", *kinds)
 
-    def averaged(self) -> str:
-        """The kind of values for averaging operators."""
+    def values_to_average(self) -> str:
+        """A kind of values for averaging operators."""
         kinds = () if INTERPRETED and self.dtype == torch.bfloat16 else ("subnormal",)
         return self.one_of("normal", "ties", "zeros", "NaN", "infinities", *kinds)
 
-    def summed(self) -> str:
-        """The kind of values for summing operators."""
+    def values_to_sum(self) -> str:
+        """A kind of values for summing operators."""
         return self.one_of("normal", "ties", "zeros", "NaN", "infinities")
 
 
@@ -170,8 +170,8 @@ def conv2d(draw: Drawing) -> Case:
     channels, filters = draw.number(1, 3), draw.number(1, 3)
     if draw.seldom():
         channels = 1
-    x = draw.image(draw.summed(), groups * channels)
-    w = draw.tensor((groups * filters, channels, draw.number(1, 4), draw.number(1, 4)), draw.summed())
+    x = draw.image(draw.values_to_sum(), groups * channels)
+    w = draw.tensor((groups * filters, channels, draw.number(1, 4), draw.number(1, 4)), draw.values_to_sum())
     options: dict[str, Any] = {"stride": draw.pair(1, 4), "dilation": draw.pair(1, 4), "groups": groups}
     options["padding"] = draw.one_of("same", "valid") if draw.seldom() else draw.pair(-1 if draw.seldom() else 0, 4)
     bias = draw.tensor((groups * filters + draw.seldom(),)) if draw.number(0, 1) else None
@@ -203,8 +203,8 @@ def wgrad_condition(x: Tensor, padding: int) -> float:
 
 def conv_transpose2d(draw: Drawing) -> Case:
     groups, channels, filters = draw.number(1, 3), draw.number(1, 3), draw.number(1, 3)
-    x = draw.image(draw.summed(), groups * channels)
-    w = draw.tensor((groups * channels, filters, draw.number(1, 4), draw.number(1, 4)), draw.summed())
+    x = draw.image(draw.values_to_sum(), groups * channels)
+    w = draw.tensor((groups * channels, filters, draw.number(1, 4), draw.number(1, 4)), draw.values_to_sum())
     bias = draw.tensor((groups * filters,)) if draw.number(0, 1) else None
     names = {"stride": (1, 3), "padding": (0, 3), "output_padding": (0, 2), "dilation": (1, 3)}
     options = {name: draw.pair(*bounds) for name, bounds in names.items()}
@@ -229,7 +229,7 @@ class TmaCase(NamedTuple):
         """The input, with fewer images for large results, to limit the interpreter's time."""
         images = min(self.images, max(1, 500 // pixels))
         shape = self.groups * self.channels, *self.size
-        return draw.tensor((images, *shape) if draw.number(0, 7) else shape, draw.summed())
+        return draw.tensor((images, *shape) if draw.number(0, 7) else shape, draw.values_to_sum())
 
 
 def tma_case(draw: Drawing) -> TmaCase:
@@ -237,24 +237,24 @@ def tma_case(draw: Drawing) -> TmaCase:
     draw.dtype = draw.one_of(torch.float32, torch.float16, torch.bfloat16)
     torch.backends.cudnn.conv.fp32_precision = draw.one_of("tf32", "ieee")
     kind = draw.number(0, 9)
-    if kind < 5:
+    if kind < 5:  # one group with enough channels for TMA
         groups, channels, filters = 1, draw.one_of(16, 24, 32, 48), draw.one_of(16, 24, 32, 40, 64)
-    elif kind == 5:
+    elif kind == 5:  # few channels: a window copy
         groups, channels, filters = 1, draw.number(1, 8), draw.one_of(8, 16, 24)
-    elif kind == 6:
+    elif kind == 6:  # groups wide enough for TMA
         groups, channels, filters = draw.number(2, 3), draw.one_of(16, 32), draw.one_of(16, 32)
-    elif kind < 9:
+    elif kind < 9:  # narrow groups, which the launcher merges
         groups, channels, filters = draw.one_of(2, 4, 8), draw.one_of(4, 8), draw.one_of(4, 8, 16)
-    else:
+    else:  # many groups of one or two channels
         groups, channels, filters = 16, draw.number(1, 2), draw.number(2, 3)
     images, size = draw.one_of(1, 2, 3, 7, 16, 17, 18), [draw.number(1, 5), draw.number(1, 5)]
     taps, stride, padding, dilation = ([draw.number(least, least + 3) for _ in range(2)] for least in (1, 1, 0, 1))
-    kind = draw.number(0, 7)
-    if kind == 0:  # runs of columns
+    special = draw.number(0, 7)
+    if special == 0:  # long rows: wgrad has runs of columns
         images, size = draw.number(1, 2), [draw.number(1, 3), draw.number(8, 40)]
-    elif kind == 1:  # contiguous pixels
+    elif special == 1:  # 1x1 filters: all pixels are contiguous
         size[1], taps, padding, stride = draw.one_of(2, 4, 8), [1, 1], [0, 0], [draw.one_of(1, 1, 2)] * 2
-    elif kind == 2:
+    elif special == 2:  # padding wider than the kernel
         padding = [draw.number(4, 9), draw.number(4, 9)]
     return TmaCase(groups, channels, filters, images, size, taps, stride, padding, dilation)
 
@@ -270,7 +270,7 @@ def conv2d_tma(draw: Drawing) -> Case:
         else [min(t, (n - 1) // d + 1) for t, n, d in zip(case.taps, room, case.dilation, strict=True)]
     )
     x = case.image(draw, room[0] * room[1] // (stride[0] * stride[1]) + 1)
-    w = draw.tensor((case.groups * case.filters, case.channels, *taps), draw.summed())
+    w = draw.tensor((case.groups * case.filters, case.channels, *taps), draw.values_to_sum())
     bias = draw.tensor(w.shape[:1]) if draw.number(0, 1) else None
     options = {"stride": stride, "padding": word or padding, "dilation": case.dilation, "groups": case.groups}
     more_nan = ("gradient 0",) * is_not_finite(w) + ("gradient 1", "output 0" if is_narrow(case) else "") * is_not_finite(x)
@@ -287,7 +287,7 @@ def conv_transpose2d_tma(draw: Drawing) -> Case:
     ]  # fmt: skip
     padding = [min(p, r // 2) for p, r in zip(case.padding, reach, strict=True)]  # at least one pixel remains
     x = case.image(draw, (reach[0] + 1) * (reach[1] + 1))
-    w = draw.tensor((case.groups * case.channels, case.filters, *case.taps), draw.summed())
+    w = draw.tensor((case.groups * case.channels, case.filters, *case.taps), draw.values_to_sum())
     bias = draw.tensor((case.groups * case.filters,)) if draw.number(0, 1) else None
     options = {
         "stride": case.stride,
@@ -330,14 +330,14 @@ def linear(draw: Drawing) -> Case:
     inputs, outputs = draw.number(0 if draw.seldom() else 1, 40), draw.number(1, 20)
     leading = tuple(draw.number(0 if draw.seldom() else 1, 4) for _ in range(draw.number(0, 3)))
     bias = draw.tensor((outputs,)) if draw.number(0, 1) else None
-    x = draw.tensor((*leading, inputs), draw.summed())
+    x = draw.tensor((*leading, inputs), draw.values_to_sum())
     return Case(tnn.linear, F.linear, [x, draw.tensor((outputs, inputs + draw.seldom())), bias], {})
 
 
 def relu(draw: Drawing) -> Case:
     shape = tuple(draw.number(0 if draw.seldom() else 1, 6) for _ in range(draw.number(0, 5)))
     ours, torchs = (tnn.relu, F.relu) if draw.number(0, 1) else (in_place(tnn.relu_), in_place(F.relu_))
-    return Case(ours, torchs, [draw.tensor(shape, draw.exact())], {}, moves=True)
+    return Case(ours, torchs, [draw.tensor(shape, draw.values_to_move())], {}, moves=True)
 
 
 def in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -348,7 +348,7 @@ def max_pool2d(draw: Drawing) -> Case:
     options: dict[str, Any] = {"kernel_size": draw.pair(1, 4), "padding": draw.pair(0, 2), "dilation": draw.pair(1, 3)}
     options |= {"stride": draw.one_of(None, draw.pair(1, 4)), "ceil_mode": draw.one_of(False, True)}
     options["return_indices"] = draw.one_of(False, True)
-    x = draw.image(draw.exact())
+    x = draw.image(draw.values_to_move())
     # With dilation a window may be outside the image; torch then writes its gradient outside of the tensor.
     assume(not any(misses(n, options, axis) for axis, n in enumerate(x.shape[-2:])))
     return Case(tnn.max_pool2d, F.max_pool2d, [x], options, moves=True)
@@ -367,7 +367,7 @@ def avg_pool2d(draw: Drawing) -> Case:
     options: dict[str, Any] = {"kernel_size": draw.pair(1, 4), "padding": draw.pair(0, 2)}
     options |= {"stride": draw.one_of(None, draw.pair(1, 4)), "ceil_mode": draw.one_of(False, True)}
     options |= {"count_include_pad": draw.one_of(False, True), "divisor_override": draw.one_of(None, None, 1, 3, -2, 0)}
-    values = draw.averaged()
+    values = draw.values_to_average()
     return Case(tnn.avg_pool2d, F.avg_pool2d, [draw.image(values)], options, subnormal=values == "subnormal")
 
 
@@ -376,14 +376,14 @@ def output_size(draw: Drawing) -> Any:
 
 
 def adaptive_avg_pool2d(draw: Drawing) -> Case:
-    values = draw.averaged()
+    values = draw.values_to_average()
     x, options = draw.image(values), {"output_size": output_size(draw)}
     return Case(tnn.adaptive_avg_pool2d, F.adaptive_avg_pool2d, [x], options, subnormal=values == "subnormal")
 
 
 def adaptive_max_pool2d(draw: Drawing) -> Case:
     options = {"output_size": output_size(draw), "return_indices": draw.one_of(False, True)}
-    return Case(tnn.adaptive_max_pool2d, F.adaptive_max_pool2d, [draw.image(draw.exact())], options, moves=True)
+    return Case(tnn.adaptive_max_pool2d, F.adaptive_max_pool2d, [draw.image(draw.values_to_move())], options, moves=True)
 
 
 def max_unpool2d(draw: Drawing) -> Case:
@@ -422,7 +422,7 @@ def batch_norm(draw: Drawing) -> Case:
 
         return function
 
-    # A channel's sums may cancel out, for a constant upstream gradient completely.
+    # Positive and negative addends may cancel in a channel's sums; for a constant upstream gradient the sum is 0.
     return Case(through(tnn), through(F), [x, *vectors], {}, max(1 / eps, x.numel() / channels))
 
 
@@ -442,8 +442,8 @@ def of_four_axes(x: Tensor) -> Tensor:
 
 def bilinear(draw: Drawing) -> Case:
     options = resized(draw) | {"mode": "bilinear", "align_corners": draw.one_of(None, False, True)}
-    values = draw.averaged()
-    if values == "infinities":  # 0 * inf is NaN, and whether a weight is 0 is a matter of rounding a coordinate
+    values = draw.values_to_average()
+    if values == "infinities":  # 0 * inf is NaN, and the rounding of a coordinate decides if a weight is 0
         values = "NaN"
     x = of_four_axes(draw.image(values))
     return Case(tnn.interpolate, F.interpolate, [x], options, subnormal=values == "subnormal")
@@ -461,7 +461,7 @@ def antialias(draw: Drawing) -> Case:
 
 def nearest(draw: Drawing) -> Case:
     mode = draw.one_of("nearest", "nearest-exact", "area")
-    x = of_four_axes(draw.image(draw.summed() if mode == "area" else draw.exact()))
+    x = of_four_axes(draw.image(draw.values_to_sum() if mode == "area" else draw.values_to_move()))
     options = resized(draw) | {"mode": mode}
     if mode == "area" and "scale_factor" in options:  # docs/differences.md, adaptive_avg_pool2d, "No bins"
         factor = options["scale_factor"]
@@ -578,7 +578,7 @@ def main() -> int:
     parser.add_argument("--ops", default=",".join(OPERATORS), help="operators, separated by commas")
     parser.add_argument("--minutes", type=float, default=10, help="total time")
     parser.add_argument("--cases", type=int, default=10**9, help="limit of cases for each operator")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="first seed; default: %(default)s")
     parser.add_argument("--shrink", action="store_true", help="minimise a failing case")
     parser.add_argument("--record", action="store_true", help="record the result for docs/evidence.md")
     options = parser.parse_args()

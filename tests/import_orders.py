@@ -56,7 +56,9 @@ def compute() -> None:
     with warnings.catch_warnings(record=True) as warned:
         trinn.convert(model)
     got = [y := model(x), *torch.autograd.grad(y.square().sum(), list(model.parameters()))]
-    assert isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction) and not warned, "torch computes, or trinn warns"
+    assert isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction) and not warned, (
+        "torch computed the outputs, or trinn warned"
+    )
     torch.testing.assert_close(got, expected)
 
 

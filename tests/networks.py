@@ -40,7 +40,7 @@ def check_deep_network(ours: nn.Module, torchs: nn.Module, batches: Sequence[Ten
         logits, torchs_logits, true_logits = (results.pop("logits") for results in (got, expected, true))
         size = {name: float(gradient.abs().max()) for name, gradient in true.items()}
         ours_error, torchs_error = (
-            # Skip gradients of pure rounding: their largest value is no scale.
+            # Skip gradients of pure rounding: an error relative to their largest value has no meaning.
             max(error(results[name], true[name]) / size[name] for name in true if size[name] > 1e-12)
             for results in (got, expected)
         )

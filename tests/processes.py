@@ -27,7 +27,7 @@ needs_processes = pytest.mark.skipif(
 def together(function: Callable[[int], Any], folder: Path, processes: int = 2) -> list[Any]:
     """Call `function(rank)` in each of `processes` processes and return the results in rank order.
 
-    `function` must be at the top level of a module of tests/: every process imports it. `folder` holds the results.
+    `function` must be at the top level of a module of tests/: every process imports it, and writes its result to `folder`.
     """
     arguments = [f"{function.__module__}:{function.__name__}", str(folder), str(processes)]
     command = [sys.executable, "-m", "tests.processes", *arguments]

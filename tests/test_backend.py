@@ -90,7 +90,10 @@ FUSED: dict[str, dict[str, int]] = {
 
 
 class OnlyOursInGraphs(OnlyOurs):
-    """Also handles the higher-order operators through which a graph calls operators that write. LeakyReLU stays torch's."""
+    """OnlyOurs for compiled graphs. It also accepts LeakyReLU, which is not in trinn.
+
+    A graph calls an operator that writes through a higher-order operator: this must call an operator of trinn.
+    """
 
     supports_higher_order_operators = True
 
@@ -102,7 +105,13 @@ class OnlyOursInGraphs(OnlyOurs):
         return func(*args, **kwargs or {})
 
 
-LONG = {"AlexNet", "VGG-11", "ResNet-50", "MobileNetV2", "U-Net, bilinear"}  # the other networks have the same fusions
+LONG = {
+    "AlexNet",
+    "VGG-11",
+    "ResNet-50",
+    "MobileNetV2",
+    "U-Net, bilinear",
+}  # slow; test_what_is_fused and the other networks have the same fusions
 
 
 @pytest.mark.parametrize("converted", [False, pytest.param(True, marks=pytest.mark.long)], ids=["torch's", "converted"])
@@ -257,7 +266,7 @@ def no_grad_between(net: Layers, x: Tensor) -> Tensor:
 
 
 def added_to(alias: Callable[[Tensor], Tensor]) -> tuple[Callable[[Any, Tensor], Tensor], dict[str, int]]:
-    """An addition in place to an alias of a value with another user."""
+    """An in-place addition to `alias(y)`. The value `y` has another user, so the addition must not be fused."""
 
     def body(net: Layers, x: Tensor) -> Tensor:
         y = x.detach() * 2
@@ -291,8 +300,10 @@ UNFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     ),
     "scaled": (lambda net, x: F.relu(torch.add(net.bn(net.conv(x)), x, alpha=2)), {CONV_BN: 1}),
     "indices": (lambda net, x: F.max_pool2d(F.relu(net.conv(x)), 2, return_indices=True)[0], {CONV_RELU: 1}),
-    "the filters": (lambda net, x: F.conv2d(x, F.conv2d(x[:1, :, :3, :3], net.conv2.weight.detach()).expand(3, 3, 3, 3)), {}),
-    "of one row": (lambda net, x: F.relu(F.batch_norm(x[:, :, 0], None, None, training=True) + x[:, :, 1]), {}),
+    "computed filters": (
+        lambda net, x: F.conv2d(x, F.conv2d(x[:1, :, :3, :3], net.conv2.weight.detach()).expand(3, 3, 3, 3)), {}
+    ),
+    "batch norm of three axes": (lambda net, x: F.relu(F.batch_norm(x[:, :, 0], None, None, training=True) + x[:, :, 1]), {}),
 }  # fmt: skip
 
 

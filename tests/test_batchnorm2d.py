@@ -1,3 +1,5 @@
+"""Batch normalisation: layouts, dtypes, statistics, derivatives, errors. tests/hard_inputs/batchnorm2d.py has more inputs."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +70,7 @@ def tracked(batch_norm: Callable[..., Tensor], **options: Any) -> Callable[..., 
 
 
 def with_a_weight(x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, **options: Any) -> Tensor:
-    """F.batch_norm. Its gradient on a GPU raises for a bias without a weight."""
+    """F.batch_norm with a weight of ones for a bias alone: on a GPU, torch's gradient would raise."""
     w = torch.ones_like(b) if w is None and b is not None and x.is_cuda else w
     return F.batch_norm(x, mean, var, w, b, **options)
 
@@ -93,7 +95,10 @@ def test_dtypes(dtype: torch.dtype, training: bool) -> None:
 
 @MODES
 def test_float64_over_several_splits(training: bool) -> None:
-    """Sums of thousands of numbers: torch's float64 is no more exact than ours, and on a CPU it sums float32 in float64."""
+    """Sums of thousands of numbers, with a fixed tolerance in place of the rule of tests/check.py.
+
+    The rule does not apply: torch's float64 sums are no more exact than ours, and on a CPU torch sums float32 in float64.
+    """
     x = CASES["channels_last, several splits"]().double()
     ours, torchs = (
         gradients(lambda *t, f=f: tracked(f, training=training)(*t)[0] ** 3, x, *parameters(x))
@@ -262,7 +267,7 @@ def test_statistics_of_16_bits_are_in_float32(dtype: torch.dtype, memory_format:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_variance_between_tiles(memory_format: torch.memory_format) -> None:
-    """The first tile is no estimate of the others: the variance is between the tiles, or between the splits."""
+    """Tiles and splits have different means, so most of the variance is between them. The first tile does not show it."""
     x = randn(16, 2, 23, 31)
     x[0] *= 1e-3
     x[3:] += 1e3

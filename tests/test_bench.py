@@ -186,7 +186,7 @@ def _named(name: str) -> Any:
 
 @pytest.mark.parametrize("late", [0, 2, 99])
 def test_a_sample_is_discarded_if_the_gpu_did_not_wait(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next sleep is twice as long. After 10 attempts the time is reported as unknown."""
+    """If the GPU woke up before all calls were queued, its next sleep is twice as long. The tenth failure raises."""
     log: list[Any] = []
 
     class Event:

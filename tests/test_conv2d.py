@@ -1,3 +1,5 @@
+"""Convolution without TMA: geometries, layouts, dtypes, gradients, errors. tests/hard_inputs/conv2d.py has more inputs."""
+
 import pytest
 import torch
 import torch.nn.functional as F

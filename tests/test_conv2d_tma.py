@@ -74,7 +74,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Use TMA wherever possible, and large tiles in other kernels; the names of launched TMA kernels."""
+    """Use TMA wherever possible, and large tiles in other kernels. Yield the names of launched TMA kernels."""
     monkeypatch.setattr(settings, "interpreted_block", 4096)
     with tma_everywhere() as names:
         yield names
@@ -189,7 +189,10 @@ def test_views(started: list[str]) -> None:
 
 
 def test_results_as_rows(started: list[str]) -> None:
-    """20 filters of 1x1: results of one column, and results with misaligned planes from a source with aligned planes."""
+    """20 filters of 1x1: images of one column, and images with planes of a multiple of 16 bytes but other planes in the result.
+
+    A plane is (H, W) of one channel.
+    """
     column = randn(2, 16, 3, 1, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     top = randn(2, 16, 8, 5, dtype=torch.bfloat16)[:, :, :3]
     for x in (column, top):
@@ -208,7 +211,7 @@ def test_rows_with_gaps(started: list[str]) -> None:
 
 
 def test_windows_past_the_far_edge(started: list[str]) -> None:
-    """Launchers accept results beyond the image; pixels outside are zero."""
+    """Launchers accept a result with windows past the far edge of the image. Pixels outside of the image are zero."""
     x, dy = (randn(18, 16, n, n, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last) for n in (2, 3))
     geometry = (1, 1), (0, 0), (1, 1), 1
     wide, w = F.pad(x, (0, 1, 0, 1)), randn(16, 16, 1, 1, dtype=torch.bfloat16)
@@ -423,8 +426,11 @@ def _tiles(pixels: range, count: int, block: int, step: int) -> Iterator[range]:
         yield range(start, start + block * step, step)
 
 
-def test_boxes_waste_little() -> None:
-    """Boxes of one pixel for 64 images of 7 x 7, of a row for large images, of a column if they must be one column wide."""
+def test_best_boxes_and_runs() -> None:
+    """The best box is one pixel of 64 images if images are small, else a part of a row, or of a column if its width must be 1.
+
+    The best run goes along the images if there are enough of them, else along the columns.
+    """
     plain = Axis(3, 1, 1, 1)
     assert best_box(64, 64, GatherAxis(7, 7, plain, False), GatherAxis(7, 7, plain, False)) == Box(64, 1, 1)
     assert best_box(128, 1, GatherAxis(256, 256, plain, False), GatherAxis(256, 256, plain, False)) == Box(1, 1, 128)

@@ -20,7 +20,7 @@ from trinn.kernels.runtime.observe import intercepted
 # Ignore warnings about specialised exports and nondeterministic kernels.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("large_tiles")]
 
-# The number of sizes, and the numbers of the sizes with computed results. The other sizes are only compiled.
+# The number of sizes, and the indices of two sizes whose results are computed. The other sizes are only compiled.
 SIZES, COMPUTED = 10, (0, 3)
 
 

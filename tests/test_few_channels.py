@@ -51,7 +51,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Window copies wherever possible, and large tiles in other kernels; the names of launched kernels."""
+    """Use window copies wherever possible, and large tiles in other kernels. Yield the names of launched kernels."""
     monkeypatch.setattr(settings, "interpreted_block", 4096)
     names: list[str] = []
 
@@ -69,7 +69,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def in_tf32(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`operands`, for products in TF32."""
+    """`operands`, after allowing TF32 in convolutions."""
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     return operands(case, dtype, layout)
 
@@ -158,7 +158,7 @@ def test_pointer_kernel_for_float32(started: list[str]) -> None:
 
 
 def test_where_a_copy_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Window copies pay for the first layers of large networks, not for mostly padding or for little work."""
+    """Window copies pay for the first layers of large networks, but not if they are mostly padding or the work is little."""
     monkeypatch.setattr(few_channels, "LAUNCH_COST", 2**23)
 
     def pays(images: int, channels: int, taps: int, stride: int, unit: int = 8, filters: int = 64) -> bool:

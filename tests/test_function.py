@@ -17,8 +17,8 @@ from trinn.kernels.runtime import vmap
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 
-# With overlapping windows, one value of several is kept, and all of them receive its gradient. This is no derivative, in
-# torch either.
+# If windows overlap, several values have the same index. max_unpool2d keeps one, and its gradient goes to all of them: it is no
+# derivative. The same holds in torch.
 NO_DERIVATIVE = {"max_unpool2d"}
 # Under vmap, in-place updates of running statistics require the statistics to be mapped, as in torch.
 WRITES = {"batch_norm, training"}
@@ -68,7 +68,7 @@ def test_jvp(case: Every, request: pytest.FixtureRequest) -> None:
     y, step = torch.func.jvp(function, tuple(tensors), steps)[:2]
     torch.testing.assert_close(y, function(*tensors))
     if request.node.callspec.id in NO_DERIVATIVE:
-        pytest.skip("no derivative with overlapping windows, in torch either")
+        pytest.skip("with overlapping windows the gradient is no derivative, also in torch")
     upstream = random_like(y, seed=1)
     torch.testing.assert_close(dot((step,), upstream), dot(steps, torch.func.vjp(function, *tensors)[1](*upstream)))
 
@@ -98,7 +98,7 @@ def test_a_tangent_for_one_input(case: Every) -> None:
 def test_gradients_of_gradients(case: Every, request: pytest.FixtureRequest) -> None:
     """Finite differences of the gradients in float64; test_every.py compares the gradients with torch."""
     if request.node.callspec.id in NO_DERIVATIVE:
-        pytest.skip("no derivative with overlapping windows, in torch either")
+        pytest.skip("with overlapping windows the gradient is no derivative, also in torch")
     tensors, others = doubles(case)
     inputs = [t.requires_grad_() for t in tensors]
     assert gradgradcheck(first_output(case, others), inputs, fast_mode=True)
@@ -109,7 +109,7 @@ def test_gradients_of_gradients(case: Every, request: pytest.FixtureRequest) -> 
 def test_forward_gradcheck(case: Every, request: pytest.FixtureRequest) -> None:
     """Forward mode against finite differences, for the operator and for its gradients."""
     if request.node.callspec.id in NO_DERIVATIVE:
-        pytest.skip("no derivative with overlapping windows, in torch either")
+        pytest.skip("with overlapping windows the gradient is no derivative, also in torch")
     tensors, others = doubles(case)
     inputs = [t.requires_grad_() for t in tensors]
     function = first_output(case, others)

@@ -125,7 +125,7 @@ def test_calls_allocate_no_stack_chunk() -> None:
         return max(after - before for before, after in itertools.pairwise(pages))
 
     calls_with_room = launch.with_large_frame(calls)
-    assert min(most_pages(calls_with_room) for _ in range(3)) < 100, "without with_large_frame it is a thousand, at some depth"
+    assert min(most_pages(calls_with_room) for _ in range(3)) < 100, "without with_large_frame, a thousand pages at some depth"
 
 
 def test_every_operator_is_counted() -> None:

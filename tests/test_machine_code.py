@@ -58,7 +58,8 @@ def test_rows_and_launches_are_the_same() -> None:
     assert held({"another": BEFORE}, record=False) == []
 
 
-# A loop with two stages; types end after `<`. Each copy is one iteration ahead, and a product may run into the next iteration.
+# A loop with two stages, without the text after `<` of most types. Each copy is one iteration ahead, and a product may run into
+# the next iteration.
 TTGIR = """\
   tt.func public @kernel() {
     %cst = arith.constant dense<0.0> : tensor<128x128xf32, #mma>
@@ -182,7 +183,8 @@ def test_wgmma_waits_for_the_wgmma_before() -> None:
     assert list(stalled(adds_up, awaited=1)) == list(stalled(serial, awaited=2)) == list(stalled(serial))
 
 
-def test_tma_convolutions_are_fed(tmp_path: Path) -> None:
+def test_loops_of_tma_convolutions_wait_for_tma_only(tmp_path: Path) -> None:
+    """With default tiles and with tiles from a file, the loops of the TMA kernels have no fault."""
     tiles = {
         "tma conv2d float16 ieee 128 4096 1024": [128, 64, 64, 4, 5],
         "tma wgrad float32 tf32 128 256 4096": [64, 96, 32, 4, 3],
@@ -418,7 +420,7 @@ def test_limits() -> None:
         ["the number of executed instructions is uncertain"], ["the number of executed instructions is uncertain"],
     ]  # fmt: skip
     ends = ["MISSED", "excused", "excused", "MISSED", "50%", "50%"]
-    assert [line.split()[-1] for line in table[1:]] == ends  # of 10 instructions, where there may be 6, 7, 8, 9, 10 and 11
+    assert [line.split()[-1] for line in table[1:]] == ends  # 10 instructions per element, with limits of 6, 7, 8, 9, 10 and 11
     faults = [f"case {i}, bf16, contiguous, forward: 10.0 instructions per element, at most {6 + i} allowed" for i in (0, 3)]
     assert json.loads(last) == [6, [*faults, "no launch needs the excuse 'case 5'"]]
 

@@ -1,3 +1,5 @@
+"""Max unpooling: geometries, layouts, repeated indices, gradients and errors."""
+
 from typing import Any, NamedTuple
 
 import pytest

@@ -63,8 +63,8 @@ OPERATORS = {
 }
 # torch resizes (N, C, W), (N, C, H, W) and (N, C, D, H, W); trinn takes (N, C, H, W) only.
 FOUR_AXES = {name for name in OPERATORS if name.startswith(("interpolate", "upsample"))}
-# With overlapping windows, one value of several is kept, and all of them receive its gradient. This is no derivative, in
-# torch either. trinn keeps the same value as torch on a CPU; on a GPU torch's choice is undefined.
+# If windows overlap, several values have the same index. max_unpool2d keeps one, and its gradient goes to all of them: it is no
+# derivative. The same holds in torch. trinn keeps the same value as torch on a CPU; on a GPU torch's choice is undefined.
 NO_DERIVATIVE = {"max_unpool2d"}
 
 
@@ -170,7 +170,7 @@ def check_samples(name: str, check: str, chosen: Callable[[int], Sequence[int]],
     """Check the samples with the chosen numbers, and record the counts of passed and of all samples."""
     dtype, checks = CHECKS[check]
     if checks in (first_derivative, second_derivative) and name in NO_DERIVATIVE:
-        pytest.skip("no derivative with overlapping windows, in torch either")
+        pytest.skip("with overlapping windows the gradient is no derivative, also in torch")
     found, left_out = samples(name, dtype)
     numbers, failed = chosen(len(found)), []
     for number in numbers:

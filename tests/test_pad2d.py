@@ -1,3 +1,5 @@
+"""Padding modes: widths, layouts, dtypes, errors, and Conv2d(padding_mode=...)."""
+
 from collections.abc import Callable
 from itertools import product
 from typing import Any

@@ -1,3 +1,5 @@
+"""ReLU: layouts, dtypes, special values, in place, errors. tests/hard_inputs/relu.py has more inputs."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -31,9 +31,9 @@ MAX_BOX = 256  # elements of a TMA box along an axis
 LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], Tensor]] = {
     "contiguous": lambda shape, dtype: new(shape, dtype),
     "channels_last": lambda shape, dtype: new(shape, dtype).contiguous(memory_format=LAST),
-    "the last channels of more": lambda shape, dtype: wider(shape, dtype, (0, 8, 0, 0), LAST),
-    "the last columns of more": lambda shape, dtype: wider(shape, dtype, (0, 0, 0, 2), LAST),
-    "the last rows of more": lambda shape, dtype: wider(shape, dtype, (0, 0, 3, 0), torch.contiguous_format),
+    "the last channels of a larger tensor": lambda shape, dtype: wider(shape, dtype, (0, 8, 0, 0), LAST),
+    "the last columns of a larger tensor": lambda shape, dtype: wider(shape, dtype, (0, 0, 0, 2), LAST),
+    "the last rows of a larger tensor": lambda shape, dtype: wider(shape, dtype, (0, 0, 3, 0), torch.contiguous_format),
     "every second image": lambda shape, dtype: wider(shape, dtype, (shape[0] - 1, 0, 0, 0), LAST, 2),
     "from an odd address": lambda shape, dtype: new((math.prod(shape) + 1,), dtype)[1:].view(shape),
     "channels from an odd address": lambda shape, dtype: more_channels(shape, dtype)[:, 1 : shape[1] + 1],
@@ -49,7 +49,7 @@ def new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def wider(
     shape: tuple[int, ...], dtype: torch.dtype, more: tuple[int, ...], order: torch.memory_format, step: int = 1
 ) -> Tensor:
-    """The end of a tensor larger by `more`; with `step` every second image of it."""
+    """The last images, channels, rows and columns of a tensor larger by `more`; with `step`, every `step`-th image instead."""
     whole = new(tuple(n + m for n, m in zip(shape, more, strict=True)), dtype).contiguous(memory_format=order)
     images, *rest = (slice(-n, None) for n in shape)
     return whole[(slice(None, None, step) if step > 1 else images, *rest)]

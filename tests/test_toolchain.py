@@ -261,7 +261,8 @@ def test_saved_tensors_hooks() -> None:
             return model(x)
 
     same_step(kept, model, images())
-    # Operands, argmax codes and results of ReLU, in order: 2 + 4 + 1, 2, 2 + 5, 1, 3, 2.
+    # Convolution 2, batch norm 4, ReLU 1 (its result), transposed convolution 2, ConvBNReLU2d 2 + 5, max pooling 1 (argmax
+    # codes), LinearReLU 3, linear 2. The other layers save nothing.
     assert len(packed) == 22
 
 

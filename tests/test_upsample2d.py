@@ -1,3 +1,5 @@
+"""Resizing: sizes and factors, layouts, dtypes, gradients, errors. tests/hard_inputs/upsample2d.py has more inputs."""
+
 import math
 from typing import Any
 
@@ -135,7 +137,10 @@ PASSES: dict[str, tuple[Any, Any, tuple[bool, ...]]] = {
 
 @pytest.mark.parametrize("kind", PASSES)
 def test_gather_misses_no_reader(kind: str, large_tiles: None) -> None:
-    """The matrix of the backward is the transposed matrix of the forward, bit for bit, for sizes, factors and both at odds."""
+    """The matrix of the backward is the transposed matrix of the forward, bit for bit.
+
+    The cases have sizes alone, factors with their sizes, and factors with other sizes.
+    """
     cases: list[tuple[int, int, float | None]] = [
         (size, out, None) for size in (1, 2, 3, 7, 12) for out in (1, 2, 3, 5, 8, 14, 29, 36)
     ]

@@ -1,10 +1,11 @@
 """Sliding kernels for depthwise convolution with one filter per channel: they load each row once for all rows of a filter.
 
-The *smaller image* is the result of the convolution (or its gradient), the *larger image* is its input. A program owns some
-columns of some channels and slides down the rows. In each step it advances by one row of the smaller image and by H.stride rows
-of the larger one. A row of the larger image contributes to several rows of the smaller image, the *pending rows*. Each step
-begins one pending row and completes the oldest. The program keeps pending rows in a tuple, as partial sums or, in wgrad, as
-upstream gradients, and shifts the tuple by one per step. So it reads and widens an element once per tap of a filter row, not
+In the window equation of indexing.py, the *smaller image* is `small`, the result of the convolution or its gradient; the
+*larger image* is `big`, the input. dgrad runs as an fprop of dy, so there dx has the role of the smaller image. A program owns
+some columns of some channels and slides down the rows. In each step it advances by one row of the smaller image and by H.stride
+rows of the larger one. A row of the larger image contributes to several rows of the smaller image, the *pending rows*. Each
+step begins one pending row and completes the oldest. The program keeps pending rows in a tuple, as partial sums or, in wgrad,
+as upstream gradients, and shifts the tuple by one per step. So it reads and widens an element once per tap of a filter row, not
 once per tap of the whole filter. It loads the next rows while it multiplies the current ones. The rows are divided into
 *splits*, enough to fill the GPU.
 
@@ -234,7 +235,10 @@ def _depthwise2d_sliding_wgrad_kernel(
 
 
 def can_slide(source: Tensor, result: Tensor, filters: Tensor, stride: Ints, dilation: Ints, adjoint: bool = False) -> bool:
-    """Whether the kernels of this file can compute a convolution or, if `adjoint`, its dgrad."""
+    """Whether the kernels of this file can compute a convolution or, if `adjoint`, its dgrad.
+
+    Pending rows are consecutive, so rows have no dilation. A dgrad with a stride is no fprop with flipped taps.
+    """
     one_filter_a_channel = source.shape[1] == result.shape[1]
     few_taps = filters.shape[2] * filters.shape[3] <= MAX_TAPS
     return one_filter_a_channel and few_taps and dilation[0] == 1 and not (adjoint and max(stride) > 1)
@@ -300,7 +304,8 @@ class SlidingPlan(NamedTuple):
 def _plan(small: Tensor, H: Axis, W: Axis) -> SlidingPlan:
     """Divide the smaller image so that a thread's filters fit in its registers and the programs fill the GPU.
 
-    Adjacent splits read some of the same rows, so each split has several times as many rows.
+    A split takes a few more steps than it has rows, to complete its pending rows. So it has at least four times as many rows as
+    extra steps.
     """
     images, channels, height, width = small.shape
     channels_last, pixels = is_channels_last(small), images * width

@@ -103,7 +103,10 @@ def _few_channels_copy_kernel(
     channels, width, near, copy_height, rows, units,
     PITCH: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the copy, whose rows have `units` x UNIT elements and whose images have `copy_height` rows."""
+    """A tile of the copy. Its images have `copy_height` rows, and its rows `units` times UNIT elements.
+
+    UNIT is a compile-time factor of the row length, at most 16 bytes, so that Triton can store vectors.
+    """
     x_n, x_c, x_h, x_w = x_strides
     across = cdiv(units, TILE.columns * PITCH // UNIT)
     program = tl.program_id(0)

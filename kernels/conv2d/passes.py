@@ -17,20 +17,24 @@ product: the kernels index its operands in place and never write the matrices to
 A *tap* is a position (r, s) of a filter. Taps and channels share the K axis: with few channels, a block of K spans several
 taps.
 
-fprop and dgrad share one kernel. For every destination pixel, it gathers the source pixels under the taps. With stride t, only
-some taps hit a dgrad pixel: every t-th one, if stride and dilation have no common factor. A *phase* is the set of dgrad pixels
-with equal h mod t and equal w mod t. They share their taps, so a program computes pixels of a single phase. There are t * t
-phases, or fewer if the image has fewer than t rows or columns.
+fprop and dgrad share one kernel, the *gather*: for every destination pixel, it gathers the source pixels under the taps. With
+stride t, only some taps hit a dgrad pixel: every t-th one, if stride and dilation have no common factor. A *phase* is the set
+of dgrad pixels with equal h mod t and equal w mod t. They share their taps, so a program computes pixels of a single phase.
+There are t * t phases, or fewer if the image has fewer than t rows or columns.
 
 wgrad divides its long K axis into *splits*, enough to fill the GPU. One program sums one split; reduce.py adds the partial
 sums in a fixed order.
 
 The kernels are in these files:
 
-    depthwise.py       groups of one channel and few filters
+    depthwise.py       groups of one channel and few filters; most of them continue in depthwise_sliding.py
     tma.py             fprop and dgrad through TMA, Hopper's copy engine
     tma_wgrad.py       wgrad through TMA
     pointer.py         every other case
+
+tma_box.py, few_channels.py and relayout.py prepare operands for TMA. fused.py has the launchers of fused operators. gemm_tile
+in runtime/tuning.py chooses the tile of each product, and tma_box.py the shape of a TMA tile. The depthwise files plan their
+own.
 
 Every pass takes the size of its result, because the operands do not determine it: a strided convolution rounds down, and the
 far edges (bottom, right) may have more padding than the near edges (top, left). `padding` is the near padding.

@@ -32,8 +32,9 @@ def _conv2d_gather_kernel(
 
     ADJOINT selects dgrad. `weight_strides` follow the order (result channels, source channels, R, S), and `weight_group` is the
     stride between groups. `pixels` counts the pixels of the result or, in dgrad, of the largest phase: a smaller phase has
-    pixels outside the result. With `codes`, the kernel max-pools: pixels are numbered window by window, `result` gets the
-    maximum of each window and `codes` its argmax position.
+    pixels outside the result. With `codes`, the kernel max-pools: `result` gets the maximum of each window and `codes` its
+    argmax position. Then pixels are numbered window by window, phase_height and phase_width count windows, and result_height
+    and result_width are the sizes before pooling.
     """
     x_n, x_c, x_h, x_w = source_strides
     w_out, w_in, w_r, w_s = weight_strides

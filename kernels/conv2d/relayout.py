@@ -221,11 +221,15 @@ def _merge_groups_kernel(
     elements, taps_w, filters, channels, taps, channels_at_once, at_once,
     INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK elements of the filters of merged groups, in memory order (K, R, S, channels_at_once)."""
+    """BLOCK elements of the filters of merged groups, in memory order (K, R, S, channels_at_once).
+
+    `at_once` groups of `channels` channels and `filters` filters become one, of `channels_at_once` channels.
+    """
     w_k, w_c, w_r, w_s = w_strides
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     wide, rest = element % channels_at_once, element // channels_at_once
     tap, k = rest % taps, rest // taps
+    # `wide` counts the channels of the merged group, `c` those of the filter's own group. All others are zeros.
     c = wide - k // filters % at_once * channels
     at = k * w_k + c * w_c + tap // taps_w * w_r + tap % taps_w * w_s
     value = tl.load(w + at, mask=(element < elements) & (c >= 0) & (c < channels), other=0.0)

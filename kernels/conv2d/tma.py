@@ -7,9 +7,10 @@ passes through registers:
 
     acc[channels, pixels] += w[channels, depth] @ box[pixels, depth]^T    for each tap, BLOCK_K of the depth at a time
 
-The box is the right operand and the filters are the left one, since Triton keeps a box of several rows in shared memory only
-as a right operand. dgrad reads the same filters, and wgmma transposes them without a copy. Its programs compute one *phase*
-each: pixels with equal h mod stride and equal w mod stride, since these share their taps.
+The box is the right operand and the filters are the left one, since Triton keeps a box of several rows in shared memory only as
+a right operand. So M counts channels and N counts pixels, the reverse of the table in passes.py. dgrad reads the same filters,
+and wgmma transposes them without a copy. Its programs compute one *phase* each: pixels with equal h mod stride and equal w mod
+stride, since these share their taps.
 
 A box has (images, rows, columns) of the result, in the shape with the least work: for 7 x 7 images, a box of 64 pixels is one
 pixel of 64 images. A box skips the taps outside the image for all of its pixels: dilated convolutions of small images would
@@ -249,6 +250,7 @@ def plan_tma_gather(
     # TMA needs a multiple of `unit` in each innermost axis: the source's channels, and in dgrad also the filters' channels.
     if channels_in % unit or channels_out % (unit if adjoint else 1) or too_few(channels_in, channels_out):
         return None
+    # dgrad copies the filters for TF32 with one row per channel of a group: the copy has no rows for further groups.
     if adjoint and groups > 1 and source.dtype == torch.float32 and not in_terms:
         return None
     images, _, height, width = shape

@@ -110,6 +110,9 @@ def _conv2d_wgrad_tma_kernel(
 ):  # fmt: skip
     """BLOCK_M filters and BLOCK_N channels of dw for TAPS taps, in one group, summed over one split of the runs.
 
+    `filters` and `channels` are per group after merging, `narrow_filters` and `narrow_channels` before. `run_tiles` is the
+    number of images or, with ALONG_IMAGES, of runs that cover all images.
+
     Where narrow groups are merged, the program stores the products of each filter with the channels of its own group. With a
     PITCH, x is a view of a window copy: its channels are (S, PITCH), and dw has the first `narrow_channels` of each PITCH.
 
@@ -237,9 +240,11 @@ def plan_tma_wgrad(
     product_n = (padded if window_copy else channels) * (taps_h if taps_w == 1 else taps_w)
     precision = "bf16x6" if in_terms else conv_precision(x.dtype, x.device)
     tile = gemm_tile(Gemm("tma wgrad", filters, product_n, images * height * width, x.dtype, precision), x.device)
+    # TF32 needs images innermost. For 16-bit images, use this order only if both tensors already have it.
     images_last = not in_terms and (
         x.dtype == torch.float32 or (not window_copy and tma_can_read(x, 0) and tma_can_read(dy, 0))
     )
+    # A run of columns views `stride` columns of x as one, so the stride must divide the width.
     along_columns = not images_last and (window_copy is not None or x.shape[3] % stride[1] == 0)
     run, along_images = best_run(tile.k, images, width if along_columns else 0)
     if run == 0:

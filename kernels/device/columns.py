@@ -51,7 +51,7 @@ from .function import device_function
 from .indexing import Axis
 
 MIN_ROWS = 6  # of a split on a GPU: the work before the loop must pay off
-PROGRAMS = 4  # splits are chosen for about this many times settings.wanted_programs
+PROGRAMS = 4  # number of programs to aim for, in multiples of settings.wanted_programs
 
 
 class ColumnTile(NamedTuple):
@@ -65,14 +65,18 @@ class ColumnTile(NamedTuple):
 
 
 class TapRange(NamedTuple):
-    """Taps of an axis that are inside the image in every window: low <= tap < high."""
+    """Indices along an axis whose loads need no mask, at any position: low <= index < high.
+
+    In a forward pass the indices are taps, inside the image in every window. In a gradient they count the windows or outputs
+    near a pixel.
+    """
 
     low: int
     high: int
 
 
 def taps_always_inside(axis: Axis, size: int, out_size: int) -> TapRange:
-    """The TapRange of `out_size` windows over `size` pixels."""
+    """The taps inside the image in every one of `out_size` windows over `size` pixels."""
     low = min(axis.taps, -(-axis.padding // axis.dilation))
     last_window = (out_size - 1) * axis.stride - axis.padding
     return TapRange(low, max(low, min(axis.taps, (size - 1 - last_window) // axis.dilation + 1)))

@@ -37,7 +37,11 @@ def function_of(name: FunctionName) -> Any:
 
 
 def hash_device_functions(modules: Iterable[Any]) -> None:
-    """Compute Triton's cache keys of all device functions now, before any kernel's: the keys depend on the order."""
+    """Compute Triton's cache keys of all device functions now, before those of the kernels.
+
+    Otherwise the keys of two kernels with the same callee would depend on the order of their first launches, and a process with
+    another order would miss both in the cache.
+    """
     for module in modules:
         for value in list(vars(module).values()):
             if isinstance(value, triton.JITFunction) and not value.__name__.endswith("_kernel"):

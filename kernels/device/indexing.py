@@ -10,6 +10,8 @@ transposed convolution. A tap *hits* a `big` pixel if there is a solution. With 
 the pixel, or the taps `first, first + step, first + 2 * step, ...` do, with step = stride / g. From each of these taps to the
 next, `small` decreases by dilation / g.
 
+In pooling and resizing, the *readers* of a pixel are the outputs that read it.
+
 Triton's `//` and `%` truncate towards zero, as in C. All code that depends on this is in this file.
 """
 

@@ -18,10 +18,10 @@ Example: x of shape (4, 3, 2, 2), with tiles of 1 row and 16 lanes.
 In the contiguous case one tile covers the 12 columns, and 4 lanes are idle. With 2 splits, program 0 traverses the rows 0 and
 1, program 1 the rows 2 and 3.
 
-In an elementwise pass, a tile may have any columns. In a pass with sums over each channel, a tile has a *group*: the columns of
-one or several whole channels. If one channel has more columns than a tile, it is a group of several *pieces*, with a tile each.
-In the example, with 8 lanes, the channels 0 and 1 are one group, and channel 2 is the next. Every program stores a partial sum
-for each of its channels.
+In an elementwise pass, a tile may have any columns: the whole row is one group, its tiles are the pieces. In a pass with sums
+over each channel, a tile has a *group*: the columns of one or several whole channels. If one channel has more columns than a
+tile, it is a group of several *pieces*, with a tile each. In the example, with 8 lanes, the channels 0 and 1 are one group, and
+channel 2 is the next. Every program stores a partial sum for each of its channels.
 
 This traversal is for operators that use all tensors at the same position: batch normalisation and sums. columns.py is for
 pixels that depend on pixels at other positions. Its columns are defined differently.
@@ -70,7 +70,7 @@ class WalkGrid(NamedTuple):
     inner: int  # columns per channel
     tiles: int  # number of tiles that cover all columns of a row
     rows_per_split: int
-    group: int  # columns per group
+    group: int  # columns per group; in an elementwise pass, all columns, rounded up to a multiple of 16
     pieces: int  # pieces per group; each is one tile
     span: int  # columns per piece
     together: int  # channels per group
@@ -161,7 +161,7 @@ def choose_splits(tiles: int, steps: int) -> tuple[int, int]:
     The candidates give each multiprocessor about 3, 4 or 5 programs. The best takes the least time: the number of programs on
     the busiest multiprocessor, times the iterations of a program plus its SETUP.
     """
-    # A unit is a multiprocessor, or the interpreter, with one program.
+    # Units run at the same time: the multiprocessors, half of wanted_programs; in the interpreter, as many as wanted_programs.
     units, waves = (settings.wanted_programs, [1]) if tuning.INTERPRETED else (max(1, settings.wanted_programs // 2), [3, 4, 5])
     candidates = (triton.cdiv(steps, min(steps, max(1, wave * units // tiles))) for wave in waves)
     steps_per_split = min(candidates, key=lambda n: triton.cdiv(tiles * triton.cdiv(steps, n), units) * (n + SETUP))
@@ -251,6 +251,7 @@ def by_channel(value, pixels, grid, TILE: tl.constexpr):
     """A tile reshaped to (TILE.rows * TILE.pixels, TILE.channels). Idle lanes are 0."""
     place, channel = tl.arange(0, TILE.rows * TILE.pixels)[:, None], tl.arange(0, TILE.channels)[None, :]
     pixel = place % TILE.pixels
+    # A channel has `inner` lanes, at most TILE.pixels: gather the lanes of each channel.
     if TILE.channels > 1 and TILE.pixels > 1:
         at = place // TILE.pixels * TILE.lanes + channel * tl.minimum(grid.inner, TILE.pixels) + pixel
         value = tl.reshape(value, (TILE.rows * TILE.lanes,))

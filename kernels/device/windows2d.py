@@ -23,7 +23,7 @@ class WindowFunctions(NamedTuple):
     The *readers* of a pixel are the windows with this pixel. A gradient gathers over them.
     """
 
-    axes: Sequence[tuple[int, ...]]  # argument `axis` of the functions, for rows and for columns
+    axes: Sequence[tuple[int, ...]]  # argument `axis` of the functions, for rows and for columns; gather2d appends a scale
     taps: Ints  # largest number of pixels in a window, along each axis
     most_readers: Ints  # largest number of readers of a pixel, along each axis
     pixel: Callable[..., Any]  # a pixel of a window

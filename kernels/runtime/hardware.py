@@ -1,4 +1,4 @@
-"""Properties of a tensor's GPU for the tile rules."""
+"""Architecture and name of a tensor's GPU, for the choice of tiles; and this thread's current GPU."""
 
 from collections.abc import Callable
 

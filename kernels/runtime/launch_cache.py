@@ -60,7 +60,7 @@ _is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped
 on_gpu: Callable[[Tensor], bool] = torch._C.TensorBase.is_cuda.__get__  # type: ignore[attr-defined]
 _PLAIN = (Tensor, torch.nn.Parameter)
 _aten = torch.ops.aten
-_MAKE = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default}
+_ALLOCATING = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default}
 
 
 class Allocation(NamedTuple):
@@ -208,7 +208,7 @@ class _AllocationMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _MAKE:
+        if func in _ALLOCATING:
             self.tensors.append(result)
         elif not func.is_view:
             self.is_cacheable = False

@@ -38,6 +38,7 @@ def _has_channels_last_strides(tensor: Tensor) -> bool:
         return False
     least = 0
     for axis in (1, 3, 2, 0):
+        # As in torch, (N, 1, 1, 1) with equal strides of its last three axes counts as contiguous.
         if tensor.stride(axis) < least or (axis == 0 and least == tensor.stride(1)):
             return False
         least = tensor.stride(axis) * tensor.shape[axis]

@@ -25,7 +25,7 @@ def intercepted(handle: Callable[..., None], architecture: str) -> Iterator[None
     """Call `handle(kernel, programs, args, constants)` instead of each launch, in any thread.
 
     Args:
-        architecture: of the GPU to choose tiles for, such as "sm_90".
+        architecture: the GPU architecture for the choice of tiles, such as "sm_90".
     """
     with settings.changed(intercept=handle, architecture=architecture):
         yield

@@ -125,12 +125,14 @@ def _default_tma_tile(product: Gemm, architecture: str) -> GemmTile:
     short = k <= 8 * block_k
     if kernel == "tma wgrad":
         block_m = _clamp(m, 64, 128)
+        # A single block may exceed the room by a quarter: then a thread has 160 accumulators.
         block_n = n if n * block_m <= (1.0 if in_terms else 1.25) * room else room // block_m
     else:
         tiles = [(rows, columns) for columns in (64, 128, 256) for rows in (64, 128) if rows * columns <= room]
         tiles = [tile for tile in tiles if tile[1] <= (128 if short else 256)]
         block_m, block_n = min(tiles, key=lambda tile: (_wave_time(m, n, tile, itemsize), -math.prod(tile)))
     stage = (block_m + block_n) * block_k * itemsize
+    # Eight warps if four would have at least 128 accumulators per thread or, with bf16 terms, more than 64.
     warps = 8 if block_m * block_n > (128 * 64 if in_terms else 128 * 128 - 1) else 4
     half = 110 << 10  # half of a multiprocessor's shared memory
     shared = half if block_m * block_n <= 128 * 128 and 3 * stage <= half else 2 * half

@@ -31,7 +31,7 @@ FIRST_AXIS = (
 )  # fmt: skip
 # Operators on any shape: the mapped axis is an additional axis.
 ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")
-# All other operators, with the axes of their tensor arguments. A rule uses the first entry whose arguments may all be mapped.
+# All other operators, with the axes of their tensor arguments. A rule uses the first entry that allows all mapped arguments.
 MERGED_AXES: dict[str, tuple[MergedAxes, ...]] = {
     "batchnorm2d_backward": (MergedAxes((1, 1, 0, 0, 0, 1, None), (1,)),),
     "batchnorm2d_forward": (MergedAxes((1, 0, 0, 0, 0, 1), (1,)),),

@@ -31,7 +31,7 @@ class Call:
 
 CALLS = {
     "conv2d": Call(lambda nn, x, w, b: nn.conv2d(x, w, b, 1, 1), lambda _: [(6, 4, 3, 3), (6,)]),
-    "conv2d of one channel a group": Call(lambda nn, x, w: nn.conv2d(x, w, None, 2, 1, groups=4), lambda _: [(4, 1, 3, 3)]),
+    "conv2d, depthwise": Call(lambda nn, x, w: nn.conv2d(x, w, None, 2, 1, groups=4), lambda _: [(4, 1, 3, 3)]),
     "conv_transpose2d": Call(lambda nn, x, w, b: nn.conv_transpose2d(x, w, b, 2), lambda _: [(4, 6, 2, 2), (6,)]),
     "linear": Call(lambda nn, x, w, b: nn.linear(x, w, b), lambda columns: [(3, columns), (3,)]),
     "relu": Call(lambda nn, x: nn.relu(x)),

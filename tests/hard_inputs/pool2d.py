@@ -33,7 +33,7 @@ def _(nn: Any) -> Any:
     return grads(nn.max_pool2d, torch.ones(1, 2, 4, 5), 3, 1, 1, return_indices=True)
 
 
-@like_torch(6, "-0. before 0., and 0. before -0.")
+@like_torch(6, "the first of -0. and 0., in both orders")
 def _(nn: Any) -> Any:
     results = [nn.max_pool2d(plane([row]), (1, 2), return_indices=True) for row in ([-0.0, 0.0], [0.0, -0.0])]
     return [(y.signbit(), index) for y, index in results]
@@ -158,7 +158,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(18, "channels_last stays, with more than 256 channels")
+@like_torch(18, "channels_last is kept, with more than 256 channels")
 def _(nn: Any) -> Any:
     x = integers(2, 300, 3, 3).to(memory_format=torch.channels_last)
     return [(y, y.stride()) for pool in (nn.max_pool2d, nn.avg_pool2d) for y in [pool(x, 2, 1)]]

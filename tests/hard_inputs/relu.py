@@ -57,7 +57,7 @@ def _(nn: Any) -> Any:
     ]
 
 
-@like_torch(74, "the strides of a dense tensor stay; no axes, no elements")
+@like_torch(74, "a dense tensor keeps its strides; no axes, no elements")
 def _(nn: Any) -> Any:
     views = (
         integers(3, 4, 5).permute(2, 0, 1),

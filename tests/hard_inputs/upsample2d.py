@@ -145,7 +145,7 @@ def _() -> None:
             assert (got - F.interpolate(x, size=size, **options).double()).abs().max() <= 1
 
 
-@like_torch(87, "channels_last stays")
+@like_torch(87, "channels_last is kept")
 def _(nn: Any) -> Any:
     results = []
     for channels in (1, 3, 4, 5):
