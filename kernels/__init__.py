@@ -36,10 +36,9 @@ if __name__ == "trinn.kernels":
     )
     from .runtime.flops import register_flops
     from .device.function import hash_device_functions
-    from .runtime.op import launchers, library, ops
+    from .runtime.op import *
+    from .runtime.op import library
     from .runtime.vmap import register_vmap
-
-    __all__ = ["launchers", "ops"]
 
     register_vmap(library)
     register_flops()

@@ -166,6 +166,40 @@ def functions(source: str) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(tree(source)) if isinstance(node, ast.FunctionDef))
 
 
+def test_long_kernels_are_commented() -> None:
+    """A kernel of more than 40 lines has comments on lines of their own: the reasons of its phases."""
+    for source in in_folders("kernels"):
+        lines = SOURCES[source].read_text().splitlines()
+        for function in functions(source):
+            body = lines[function.lineno : function.end_lineno]
+            if function.name.endswith("_kernel") and len(body) >= 40:
+                assert sum(line.lstrip().startswith("#") for line in body) >= 3, f"{source}: {function.name}"
+
+
+def test_parameters_shadow_nothing() -> None:
+    """No parameter has the name of a function, class or module of its file, except in torch's signatures."""
+    torchs = {("layers/patched", "pad")}
+    for source in in_folders("kernels", "layers", "models"):
+        names = {node.name for node in tree(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        for node in ast.walk(tree(source)):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names |= {(name.asname or name.name).split(".")[0] for name in node.names}
+        for function in functions(source):
+            parameters = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
+            assert not parameters & names or (source, function.name) in torchs, f"{source}: {function.name}"
+
+
+def test_init_files_have_each_name_once() -> None:
+    for source in in_folders("kernels", "layers", "models"):
+        if source.endswith("/__init__"):
+            imported = [name for node in ast.walk(tree(source)) if isinstance(node, ast.ImportFrom) for name in node.names]
+            lists = [
+                node.value for node in ast.walk(tree(source)) if isinstance(node, ast.Assign) and "__all__" in ast.unparse(node)
+            ]
+            listed = {node.value for value in lists for node in ast.walk(value) if isinstance(node, ast.Constant)}
+            assert not [name.name for name in imported if name.name in listed or name.name == name.asname], source
+
+
 def test_kernels_divide_by_divide() -> None:
     """Triton's float32 `/` is not rounded to nearest on a GPU; precision.py's `divide` is. Exceptions have a comment."""
     allowed = {

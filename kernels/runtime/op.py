@@ -14,6 +14,8 @@ import torch
 
 from .launch_cache import cached, without_dispatcher
 
+__all__ = ["launchers", "ops"]
+
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 
 library = torch.library.Library("trinn", "DEF")
