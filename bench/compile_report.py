@@ -272,7 +272,7 @@ def unreached(jobs: Sequence[Job]) -> Iterator[str]:
 
 
 def tma_tiles_unreached(jobs: Sequence[Job], arithmetic: str) -> Iterator[str]:
-    """Tiles of TMA convolutions without a job: the tiles that tuning.py chooses, and the tiles that wgrad derives from them."""
+    """Tiles of TMA convolutions without a job: the tiles of tuning.py, and the tiles derived from them in wgrad."""
     # float32 without TF32 is split into bfloat16 terms.
     (dtype, precision), in_terms = ARITHMETIC[arithmetic], arithmetic == "fp32"
     ours = [job.constants for job in jobs if job.dtype == dtype and bool(job.constants["CROSS"]) == in_terms]

@@ -5,8 +5,8 @@
     python -m bench conv --tune --step check  one step only: check, tune or sweep; less than 9 minutes
     python -m bench conv --tune --compile-only 'AlexNet conv3'
 
-    check   compare every candidate tile with float64 on small images; reject tiles that are wrong, crash or hang
-    tune    time the tiles that passed on the registry's convolutions; write the fastest to kernels/runtime/tiles/
+    check   compare every candidate tile with float64 on small images; reject wrong, crashing and hanging tiles
+    tune    time the remaining tiles on the registry's convolutions; write the fastest to kernels/runtime/tiles/
     sweep   benchmark the registry's convolutions like `python -m bench`, and print the performance targets of bench/report.py
 
 Each step compiles ahead of time on all cores. A step that reached its time limit resumes in the next run, if the kernels have

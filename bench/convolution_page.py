@@ -152,9 +152,9 @@ def details(rows: Sequence[Row], timed: Sequence[Row], arithmetic: str) -> str:
     floors = {row["name"]: max(other["floor"] for other in rows if other["name"] == row["name"]) for row in rows}
     header = ["", "floor", *(cell for what in figures.PASSES for cell in (what, "measured"))]
     return f"""\
-<details><summary>All predictions in {NAMES[arithmetic]}, in microseconds. A prediction is a range, from operands that always
-arrive in time to the assumed L2 rate, and the resource that limits it. A measured pair has the time of trinn in channels_last
-and the time of torch in its better format.</summary>
+<details><summary>All predictions in {NAMES[arithmetic]}, in microseconds. A prediction is a range and its limiting
+resource: the time with unlimited L2 bandwidth, and the time at the assumed L2 rate. A measured pair has the time of trinn in
+channels_last and the time of torch in its better format.</summary>
 
 {table(header, [[name, us(floor), *cells(name)] for name, floor in floors.items()])}
 

@@ -79,7 +79,7 @@ class Instance:
             with torch.no_grad():
                 dy = self.upstream(self.module(*self.inputs))
             return lambda: torch.autograd.grad(function(*self.inputs), wanted, dy)
-        # A Function computes all gradients enabled at its forward call, even those that torch.autograd.grad does not request.
+        # A Function computes every gradient enabled at its forward call, even if torch.autograd.grad requests fewer.
         others = [t for t in self.wanted("training").values() if all(t is not w for w in wanted)]
         for tensor in others:
             tensor.requires_grad_(False)

@@ -86,7 +86,7 @@ def _max_pool2d_kernel(
     if COLUMNS_INSIDE.low > 0:
         first_s += tl.maximum(-left, 0).to(tl.int32)
 
-    # Rows above the loop: each iteration expects the KEPT rows that its windows share with those above them.
+    # Load the first rows before the loop: each iteration reuses the last KEPT rows of the iteration before.
     bests, taps = empty_tuple(), empty_tuple()
     for r in tl.static_range(KEPT):
         h = big_from_small(first, r, H)

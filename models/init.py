@@ -82,7 +82,7 @@ def init_weights(model: nn.Module, scheme: Scheme | Mapping[Any, Scheme], *, see
     Raises:
         ValueError: an unknown scheme; a name missing from the model; a scheme unsuited to a parameter's shape; a parameter
             without shape (lazy) or memory (meta device), or computed by a parametrization.
-        TypeError: a value that is not a scheme, or a scheme that lacks arguments.
+        TypeError: a value is no scheme, or a scheme lacks arguments.
 
     After these exceptions the model is unchanged.
     """

@@ -1,4 +1,4 @@
-"""torch.compile(model, backend="trinn"): which calls run on trinn, which are fused, and equality with the eager model."""
+"""torch.compile(model, backend="trinn"): the calls on trinn, the fused calls, and equality with the eager model."""
 
 import copy
 import subprocess
@@ -36,7 +36,7 @@ no_inductor = backend._no_inductor
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty compiler cache, and aot_eager in place of Inductor, which is slow."""
+    """Empty the compiler cache, and replace Inductor by aot_eager: Inductor is slow."""
     torch._dynamo.reset()
     backend._summaries.clear()
     monkeypatch.setattr(backend, "_no_inductor", lambda: "kernels are interpreted")
