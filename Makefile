@@ -9,7 +9,7 @@ BENCH ?= --quick
 OUT ?=
 
 BIN := .venv/bin
-CONVOLUTIONS := $(addprefix tests/test_,conv2d.py conv_transpose2d.py fused.py fuse.py hard_inputs.py models.py moduleinfo.py)
+CONVOLUTIONS := $(wildcard $(foreach name,conv2d conv_transpose2d fused fuse hard_inputs models moduleinfo,tests/*/test_$(name).py))
 BUILT := .venv/built
 # Versions of the GPU machine of bench/results. `make rehearse` and `make gpu-cache` install them.
 REHEARSED := torch==2.11.0 triton==3.6.0
@@ -19,7 +19,7 @@ REHEARSAL := .venv/rehearsal
 WITH_GPU := env -u TRITON_INTERPRET PYTHONPATH=$(CURDIR) $(PYTHON)
 REQUIRE_GPU = @$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
 	|| { echo 'make $@: torch of $(PYTHON) finds no GPU: set PYTHON=... to another Python' >&2; exit 1; }
-SANITIZED = $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_bounds.py -k test_exact_allocations
+SANITIZED = $(PYTHON) -m pytest -q -p no:cacheprovider tests/operators/test_bounds.py -k test_exact_allocations
 
 .PHONY: help demo notes test test-long mutants fuzz precision lint types compile-report gpu gpu-cache rehearse bench sanitize clean
 

@@ -36,18 +36,21 @@ from bench import gpu_cache, report
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results")
 
-CALLS = ("tests/test_every.py",)
+CALLS = ("tests/operators/test_every.py",)
 # The most informative tests per minute first, without tests that need no GPU. tests/rehearsal.py runs them on the stub GPU.
 TESTS = tuple(
-    f"tests/test_{name}.py"
+    f"tests/{name}.py"
     for name in (
-        "cuda", "bounds", "conv2d_tma", "few_channels", "linear", "conv2d", "batchnorm2d", "pool2d", "fused", "relayout",
-        "conv_transpose2d", "upsample2d", "relu", "adaptive_pool2d", "max_unpool2d", "pad2d", "lenet", "determinism", "threads",
-        "function", "alexnet", "convert", "fuse", "hard_inputs",
+        "kernels/test_cuda", "operators/test_bounds", "operators/test_conv2d_tma", "operators/test_few_channels",
+        "operators/test_linear", "operators/test_conv2d", "operators/test_batchnorm2d", "operators/test_pool2d",
+        "operators/test_fused", "kernels/test_relayout", "operators/test_conv_transpose2d", "operators/test_upsample2d",
+        "operators/test_relu", "operators/test_adaptive_pool2d", "operators/test_max_unpool2d", "operators/test_pad2d",
+        "models/test_lenet", "operators/test_determinism", "kernels/test_threads", "torch/test_function",
+        "models/test_alexnet", "convert/test_convert", "convert/test_fuse", "operators/test_hard_inputs",
     )
 )  # fmt: skip
 # Tests that need a real GPU: they check a tensor's device, so tests/rehearsal.py, with CPU tensors on a stub GPU, skips them.
-ON_A_GPU_ALONE = ("tests/test_backend.py",)
+ON_A_GPU_ALONE = ("tests/convert/test_backend.py",)
 # Stop hanging tests, replace every process that ends, and start tests in order.
 CONTAINED = (
     "--timeout", "40", "--timeout-method", "thread", "--max-worker-restart", "10000", "--dist", "load", "--maxschedchunk", "1",
@@ -67,7 +70,7 @@ class Part(NamedTuple):
 
 def pytest_command(out: Path, *arguments: str) -> list[str]:
     """Return the pytest command. With pytest-xdist and pytest-timeout it uses all cores but two."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.contained", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.support.contained", "--tb=short"]
     command += ["--results", str(out / "tests.jsonl")]
     if find_spec("xdist") and find_spec("pytest_timeout"):
         processes = max(1, len(os.sched_getaffinity(0)) - 2)
@@ -79,7 +82,7 @@ def parts(out: Path) -> list[Part]:
     python = [sys.executable, "-m"]
     return [
         Part("environment", [*python, "trinn.env"], 30),
-        Part("descriptors", [*python, "tests.descriptors", "cuda"], 40),
+        Part("descriptors", [*python, "tests.support.descriptors", "cuda"], 40),
         Part("calls", pytest_command(out, *CALLS), 70),
         Part("rates", [*python, "bench.rates", "--out", str(out / "rates.json")], 45),
         Part("tests", pytest_command(out, *TESTS, *ON_A_GPU_ALONE), 190),

@@ -123,7 +123,7 @@ def commands(stub: Path) -> list[tuple[list[str], dict[str, str]]]:
     return [
         ([*python, "bench", "--compile-only", "--quick", "--gpu", GPU], linked),
         ([*python, "bench.rates", "--compile-only"], linked),
-        ([*python, "tests.descriptors", "--stub"], {}),
+        ([*python, "tests.support.descriptors", "--stub"], {}),
         ([*python, *tests], {"REHEARSAL_COMPILES": "1"}),
     ]
 

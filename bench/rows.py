@@ -136,7 +136,7 @@ class Errors(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """The rule of tests/check.py: strictly right, or within the error of truncation to TF32 (bench/tf32.py)."""
+        """The rule of tests/support/check.py: strictly right, or within the error of truncation to TF32 (bench/tf32.py)."""
         return self.strictly_right or self.ours <= self.cut + self.torch + self.ulp
 
 

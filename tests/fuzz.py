@@ -5,8 +5,8 @@ and of the upstream gradient, and values with ties, zeros, NaN, infinities and e
 same exception. Otherwise outputs, strides and all gradients must equal torch's in float64. Only the differences in
 docs/differences.md are exempt.
 
-A drawn case may have one or two elements, too few for the rule of tests/check.py: torch may be exact by chance. So errors of a
-few units in the last place are allowed as well, relative to the larger of the largest value and 1; for means of subnormal
+A drawn case may have one or two elements, too few for the rule of support/check.py: torch may be exact by chance. So errors of
+a few units in the last place are allowed as well, relative to the larger of the largest value and 1; for means of subnormal
 values, relative to the smallest normal number.
 """
 
@@ -27,8 +27,8 @@ from torch import Tensor
 
 import trinn.layers as tnn
 from tests import evidence
-from tests.check import DEVICE, DTYPES, close, error, randn, run
-from tests.tma import tma_everywhere
+from tests.support.check import DEVICE, DTYPES, close, error, randn, run
+from tests.support.tma import tma_everywhere
 from trinn.kernels.runtime import settings as runtime
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.layout import is_channels_last

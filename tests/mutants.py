@@ -285,7 +285,7 @@ def run(mutant: Mutant) -> Outcome:
     start = time.monotonic()
     with copy_of_the_tree() as copy:
         (copy / mutant.file).write_text(mutated(mutant))
-        caught = first_failure(copy, *(f"tests/test_{name}.py" for name in mutant.tests.split())) or first_failure(copy)
+        caught = first_failure(copy, *map(path_of_test, mutant.tests.split())) or first_failure(copy)
     if caught not in (None, HANGS, CRASHES) and fails_unmodified(caught):
         raise RuntimeError(f"{mutant.name}: {caught} fails in an unmodified copy too")
     return Outcome(mutant, caught, time.monotonic() - start)
@@ -303,6 +303,12 @@ def copy_of_the_tree() -> Iterator[Path]:
 def fails_unmodified(test: str) -> bool:
     with copy_of_the_tree() as copy:
         return first_failure(copy, f"tests/{test}") is not None
+
+
+def path_of_test(name: str) -> str:
+    """The path of the file `test_<name>.py`, which is in one of the folders of tests/."""
+    (path,) = ROOT.glob(f"tests/*/test_{name}.py")
+    return str(path.relative_to(ROOT))
 
 
 def first_failure(folder: Path, *tests: str) -> str | None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import trinn.layers as tnn
 from tests import evidence
-from tests.check import DEVICE, randn, run
+from tests.support.check import DEVICE, randn, run
 
 SEEDS = range(4)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

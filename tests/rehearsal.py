@@ -5,7 +5,7 @@
     - the tests of bench/gpu.py, in processes whose CPU tensors act as CUDA tensors: pytest -p tests.rehearsal
     - the cases of `python -m bench --quick`, shrunk, and a network: each pass of trinn and of torch, with a fake clock
     - random calls of every operator, through Triton's C launchers and through the launch cache, on the stub driver: the bytes
-      passed to cuLaunchKernelEx must be equal (tests/cached_launches.py and tests/descriptors.py)
+      passed to cuLaunchKernelEx must be equal (tests/support/cached_launches.py and tests/support/descriptors.py)
 
 It records the figures for docs/evidence.md. No kernel runs, so results are not computed and not compared: a test passes if its
 Python code runs. A test that launched kernels and then failed because of a value counts as passed. Any other exception is a
@@ -31,7 +31,7 @@ from bench import stub_gpu  # sets TRITON_INTERPRET, so it comes before trinn an
 import torch  # isort: skip
 from torch.autograd.gradcheck import GradcheckError
 
-import tests.check
+import tests.support.check
 from bench import gpu, gpu_cache, models, registry, rows, stub_driver
 from bench.timing import Machine
 from tests import evidence
@@ -74,8 +74,8 @@ def stand_in() -> None:
         setattr(torch.cuda, name, lambda *args, **options: Stream())
     for module, name, result in (
         (max_unpool2d, "_check", None),  # the CPU's check of indices; on a GPU the kernel checks
-        (tests.check, "check_results", None),
-        (tests.check, "close", None),
+        (tests.support.check, "check_results", None),
+        (tests.support.check, "close", None),
         (torch, "equal", True),
         (torch, "allclose", True),
         (torch.Tensor, "allclose", True),
@@ -164,9 +164,9 @@ def rows_measured(environment: dict[str, str]) -> list[dict[str, Any]]:
 def bytes_compared(environment: dict[str, str]) -> dict[str, int]:
     """Compare random calls. Return counts: compared launches, replayed launches, tensor maps, C launchers.
 
-    The counts are from tests.cached_launches, the last module.
+    The counts are from tests.support.cached_launches, the last module.
     """
-    for module in ("tests.descriptors", "tests.cached_launches"):
+    for module in ("tests.support.descriptors", "tests.support.cached_launches"):
         command = [sys.executable, "-m", module, "--stub"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:

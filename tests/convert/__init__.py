@@ -1,0 +1,1 @@
+"""trinn.convert, trinn.patched, fused layers and the backend of torch.compile."""

@@ -1,0 +1,340 @@
+"""Fused layers compared with torch's layers called one by one, and the kernels that they launch."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import trinn.layers as tnn
+from tests.support.check import DEVICE, DTYPES, check, randn, run
+from tests.support.every import called
+from trinn.kernels import ops
+from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.layers.fused import call_sequence
+
+CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "3x3": ((2, 5, 9, 8), {"out_channels": 6, "kernel_size": 3, "padding": 1}),
+    "more channels than a tile, no bias": ((2, 3, 6, 7), {"out_channels": 20, "kernel_size": 3, "bias": False}),
+    "stride, dilation, groups": (
+        (2, 4, 7, 8),
+        {"out_channels": 6, "kernel_size": (3, 2), "stride": (2, 1), "dilation": (1, 2), "groups": 2, "padding": 2},
+    ),
+    "depthwise": ((2, 4, 8, 8), {"out_channels": 8, "kernel_size": 3, "padding": 1, "groups": 4}),
+    "reflected border": ((2, 3, 7, 8), {"out_channels": 4, "kernel_size": 3, "padding": 1, "padding_mode": "reflect"}),
+}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "adjacent": {"kernel_size": 2},
+    "one row": {"kernel_size": (1, 4)},
+    "8 pixels": {"kernel_size": (4, 2)},
+    "3 pixels": {"kernel_size": (3, 1)},
+    "overlapping": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "padding too small for another window": {"kernel_size": 4, "padding": 1},
+    "overhanging": {"kernel_size": 2, "ceil_mode": True},
+    "dilated": {"kernel_size": 2, "dilation": 2},
+}
+TRAINING = {"training": True, "evaluation": False}
+
+
+def twins(fused: type[nn.Module], *layers: nn.Module, training: bool = True) -> tuple[nn.Module, nn.Sequential]:
+    """Our fused layer, and torch's layers in an nn.Sequential, with the same parameters."""
+    theirs = nn.Sequential(*layers).to(DEVICE).train(training)
+    return fused(*(ours_of(layer) for layer in copy.deepcopy(theirs))).train(training), theirs
+
+
+def ours_of(layer: nn.Module) -> nn.Module:
+    layer.__class__ = getattr(tnn, type(layer).__name__)
+    return layer
+
+
+def conv(name: str) -> tuple[tuple[int, ...], nn.Conv2d]:
+    shape, options = CONVOLUTIONS[name]
+    return shape, nn.Conv2d(shape[1], **options)
+
+
+def compared(ours: nn.Module, theirs: nn.Module, dtype: torch.dtype, *shapes: tuple[int, ...], channels_last: bool) -> None:
+    """`check` of two modules as functions of random inputs and parameters."""
+    parameters = [tuple(p.shape) for p in theirs.parameters()]
+    tensors = [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate((*shapes, *parameters))]
+    if channels_last:
+        tensors = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
+    if dtype == torch.float64:  # after several operators, torch's float64 is no more exact than ours
+        for got, expected in zip(*(run(following(m), tuple(tensors), {}, dtype).values() for m in (ours, theirs)), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+    else:
+        check(following(ours), following(theirs), *tensors)
+
+
+def following(module: nn.Module) -> Callable[..., Any]:
+    """A module as a function of its inputs and parameters, with buffers in their dtype and on their device."""
+    return lambda *tensors: called(copy.deepcopy(module).to(tensors[0].device, tensors[0].dtype))(*tensors)
+
+
+layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+# All convolutions in float32; one in the other dtypes.
+convolutions = pytest.mark.parametrize(
+    ("name", "dtype"), [(name, torch.float32) for name in CONVOLUTIONS] + [("3x3", dtype) for dtype in DTYPES[1:]]
+)
+
+
+@layouts
+@convolutions
+def test_conv_relu(name: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
+    shape, layer = conv(name)
+    compared(*twins(tnn.ConvReLU2d, layer, nn.ReLU()), dtype, shape, channels_last=channels_last)
+
+
+# All windows in float32; one in the other dtypes.
+@layouts
+@pytest.mark.parametrize(
+    ("window", "dtype"), [(name, torch.float32) for name in WINDOWS] + [("adjacent", dtype) for dtype in DTYPES[1:]]
+)
+def test_conv_relu_max_pool(window: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
+    shape, layer = conv("3x3")
+    pair = twins(tnn.ConvReLUMaxPool2d, layer, nn.ReLU(), nn.MaxPool2d(**WINDOWS[window]))
+    compared(*pair, dtype, shape, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_pooled_convolutions(name: str, full_float32: None) -> None:
+    shape, layer = conv(name)
+    compared(*twins(tnn.ConvReLUMaxPool2d, layer, nn.ReLU(), nn.MaxPool2d(2)), torch.float32, shape, channels_last=False)
+
+
+@layouts
+@convolutions
+@pytest.mark.parametrize("training", TRAINING)
+def test_conv_bn_relu(training: str, name: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
+    if dtype == torch.bfloat16 and INTERPRETED:
+        pytest.skip("the interpreter truncates to bfloat16 and a GPU rounds, so other pixels pass the ReLU than in torch")
+    shape, layer = conv(name)
+    if TRAINING[training]:
+        layer.bias = None  # its gradient is a rounding error of 0
+    norm = nn.BatchNorm2d(layer.out_channels)
+    pair = twins(tnn.ConvBNReLU2d, layer, norm, nn.ReLU(), training=TRAINING[training])
+    compared(*pair, dtype, shape, channels_last=channels_last)
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("training", TRAINING)
+def test_bn_relu(training: str, dtype: torch.dtype, channels_last: bool) -> None:
+    pair = twins(tnn.BNReLU2d, nn.BatchNorm2d(5), nn.ReLU(), training=TRAINING[training])
+    compared(*pair, dtype, (3, 5, 7, 6), channels_last=channels_last)
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("training", TRAINING)
+def test_bn_add_relu(training: str, dtype: torch.dtype, channels_last: bool) -> None:
+    class Tail(nn.Sequential):
+        def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+            return F.relu(self[0](input) + residual)
+
+    ours, theirs = twins(tnn.BNAddReLU2d, nn.BatchNorm2d(5), nn.ReLU(), training=TRAINING[training])
+    compared(ours, Tail(*theirs), dtype, (3, 5, 7, 6), (3, 5, 7, 6), channels_last=channels_last)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(5, 37), (37,), (2, 3, 4, 37), (3, 700)])
+def test_linear_relu(shape: tuple[int, ...], dtype: torch.dtype, full_float32: None) -> None:
+    pair = twins(tnn.LinearReLU, nn.Linear(shape[-1], 19), nn.ReLU())
+    compared(*pair, dtype, shape, channels_last=False)
+
+
+class Launched(TorchDispatchMode):
+    """Records the names of trinn's operators in its context, except the updates of running statistics."""
+
+    def __enter__(self) -> list[str]:  # type: ignore[override]
+        self.names: list[str] = []
+        super().__enter__()
+        return self.names
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "trinn" and function._opname != "batchnorm2d_update":
+            self.names.append(function._opname)
+        return function(*args, **kwargs or {})
+
+
+def launches(call: Callable[[], Tensor]) -> tuple[list[str], list[str]]:
+    """The operators called by a forward and by its backward, if there is a gradient."""
+    with Launched() as forward:
+        y = call()
+    with Launched() as backward:
+        if y.requires_grad:
+            y.backward(torch.ones_like(y))
+    return forward, backward
+
+
+def filters() -> tnn.Conv2d:
+    return tnn.Conv2d(4, 6, 3, padding=1, device=DEVICE)
+
+
+GRADIENTS = ["conv2d_dgrad", "conv2d_wgrad", "channel_sum"]
+
+
+def test_launches() -> None:
+    """The fused operators of the table in layers/fused_functional.py."""
+    x, y = randn(2, 4, 8, 8).requires_grad_(), randn(2, 6, 8, 8).requires_grad_()
+    relu, norm, linear = tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 5, device=DEVICE)
+    affine, pooled = ["conv2d_affine"], ["conv2d_relu_max_pool2d"]
+    back = ["relu_backward"], ["batchnorm2d_relu_sums", "batchnorm2d_backward"]
+    conv = filters()
+    assert launches(lambda: tnn.ConvReLU2d(conv, relu)(x)) == (affine, [*back[0], *GRADIENTS])
+    for pool in (tnn.MaxPool2d(2), tnn.MaxPool2d(3, 2)):
+        expected = pooled, [*back[0], "max_pool2d_backward", *GRADIENTS]
+        assert launches(lambda pool=pool: tnn.ConvReLUMaxPool2d(conv, relu, pool)(x)) == expected  # type: ignore[misc]
+    expected = ["conv2d_statistics", "batchnorm2d_forward"], [*back[1], *GRADIENTS]
+    assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
+    expected = ["conv2d_statistics", "batchnorm2d_forward"], ["batchnorm2d_sums", "batchnorm2d_backward", *GRADIENTS]
+    assert launches(lambda: call_sequence((conv, norm), x)) == expected
+    expected = ["batchnorm2d_statistics", "batchnorm2d_forward"], back[1]
+    assert launches(lambda: tnn.BNReLU2d(norm, relu)(y)) == expected
+    assert launches(lambda: tnn.BNAddReLU2d(norm, relu)(y, x.new_ones(y.shape))) == expected
+    assert launches(lambda: tnn.LinearReLU(linear, relu)(x)) == (
+        ["linear_fprop"], [*back[0], "linear_dgrad", "linear_wgrad", "channel_sum"]
+    )  # fmt: skip
+    norm.eval()
+    with torch.no_grad():
+        assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x))[0] == ["batchnorm2d_fold", "conv2d_affine"]
+    expected = ["conv2d_fprop", "batchnorm2d_forward"], [*back[1], *GRADIENTS]
+    assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
+    norm.requires_grad_(False)
+    expected = ["conv2d_fprop", "batchnorm2d_forward"], [*back[0], "batchnorm2d_backward", *GRADIENTS]
+    assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
+
+
+@pytest.mark.usefixtures("rowwise_products")
+@pytest.mark.parametrize("window", [(2, 2), (1, 4), (4, 4), (2, 1), (3, 3)])
+def test_pooled_tile(window: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adjacent windows of 2, 4, 8 or 16 pixels are pooled before the convolution is stored, with the same bits."""
+    x, w, b = randn(2, 3, 9, 13), randn(5, 3, 3, 3), randn(5)
+    geometry = (7, 11), (1, 1), (0, 0), (1, 1), 1
+    pooled = 7 // window[0], 11 // window[1]
+    y = ops.conv2d_affine(x, w, None, b, True, *geometry)
+    expected = ops.max_pool2d_forward(y, pooled, window, window, (0, 0), (1, 1))
+    with Launched() as names:
+        got = ops.conv2d_relu_max_pool2d(x, w, b, *geometry, pooled, window, window, (0, 0), (1, 1))
+    assert names == ["conv2d_relu_max_pool2d"]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_nan_wins_in_a_tile(full_float32: None) -> None:
+    """The last NaN of a window wins and ties go to the first maximum, as in max_pool2d."""
+    x = randn(1, 1, 6, 8).bfloat16().float()  # exact in every product
+    x[0, 0, 1, 1] = x[0, 0, 0, 0] = x[0, 0, 4, 5] = float("nan")
+    x[0, 0, 2:4, 2:4] = 1.5
+    x[0, 0, 2:4, 4:6] = -1.0
+    one = torch.ones(1, 1, 1, 1, device=DEVICE)
+    geometry = (6, 8), (1, 1), (0, 0), (1, 1), 1
+    window = (3, 4), (2, 2), (2, 2), (0, 0), (1, 1)
+    got = ops.conv2d_relu_max_pool2d(x, one, None, *geometry, *window)
+    for ours, theirs in zip(got, ops.max_pool2d_forward(F.relu(x), *window), strict=True):
+        assert ours.allclose(theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics(momentum: float | None, full_float32: None) -> None:
+    shape, layer = conv("3x3")
+    ours, theirs = twins(tnn.ConvBNReLU2d, layer, nn.BatchNorm2d(6, momentum=momentum), nn.ReLU())
+    for seed in range(3):
+        x = randn(*shape, seed=seed) + 100
+        ours(x), theirs(x)
+    for name, buffer in theirs.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), buffer)
+    ours.eval(), theirs.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_statistics_of_the_rounded_result() -> None:
+    """Also for a channel with a large mean: the error of the deviation is at most an ulp of the mean."""
+    x, w = randn(4, 3, 9, 9), randn(5, 3, 3, 3)
+    b = torch.tensor([1e4, -1e5, 1e6, 0.0, 3.0], device=DEVICE)
+    y, mean, var = ops.conv2d_statistics(x, w, b, (7, 7), (1, 1), (0, 0), (1, 1), 1)
+    exact = y.double()
+    torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+    deviation = exact.var((0, 2, 3), correction=0).sqrt()
+    assert ((var.double().sqrt() - deviation).abs() <= torch.finfo(torch.float32).eps * (mean.abs() + 4 * deviation)).all()
+
+
+def test_other_inputs() -> None:
+    """An image without a batch, a broadcast residual, return_indices: results equal those of the layers one by one."""
+    x = randn(4, 8, 8)
+    conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(4, device=DEVICE)
+    assert torch.equal(tnn.ConvReLU2d(conv, relu)(x), relu(conv(x)))
+    pool = tnn.MaxPool2d(2, return_indices=True)
+    values, indices = tnn.ConvReLUMaxPool2d(conv, relu, pool)(x[None])
+    assert torch.equal(values, pool(relu(conv(x[None])))[0]) and indices.dtype == torch.int64
+    residual = randn(4, 1, 1)
+    torch.testing.assert_close(tnn.BNAddReLU2d(norm, relu)(x[None], residual), relu(norm(x[None]) + residual))
+    assert torch.equal(call_sequence((tnn.BatchNorm1d(8, device=DEVICE), relu), x), relu(tnn.BatchNorm1d(8, device=DEVICE)(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(dtype: torch.dtype) -> None:
+    x = randn(2, 4, 8, 8)
+    conv, relu, norm, linear = filters(), tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 3, device=DEVICE)
+    with torch.autocast(DEVICE, dtype):
+        y = tnn.ConvBNReLU2d(conv, norm, relu)(x)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y, relu(norm(conv(x))))
+        assert tnn.LinearReLU(linear, relu)(x).dtype == tnn.ConvReLU2d(conv, relu)(x).dtype == dtype
+        norm.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(tnn.ConvBNReLU2d(conv, norm, relu)(x), relu(norm(conv(x))), atol=0.02, rtol=0.02)
+
+
+def test_gradients_of_gradients() -> None:
+    x = randn(2, 2, 4, 4, dtype=torch.float64).requires_grad_()
+    conv, relu = tnn.Conv2d(2, 2, 3, padding=1, dtype=torch.float64, device=DEVICE), tnn.ReLU()
+    norm, residual = tnn.BatchNorm2d(2, dtype=torch.float64, device=DEVICE), x.detach().flip(0)
+    linear = tnn.Linear(4, 2, dtype=torch.float64, device=DEVICE)
+    for call in (
+        tnn.ConvReLU2d(conv, relu), tnn.ConvReLUMaxPool2d(conv, relu, tnn.MaxPool2d(2)), tnn.ConvBNReLU2d(conv, norm, relu),
+        lambda x: tnn.BNAddReLU2d(norm, relu)(x, residual), tnn.LinearReLU(linear, relu),
+    ):  # fmt: skip
+        assert torch.autograd.gradcheck(call, x, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
+
+
+def test_modules_hold_the_originals() -> None:
+    torch.manual_seed(0)
+    ours, theirs = twins(tnn.ConvBNReLU2d, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = randn(2, 4, 6, 6)
+    expected = ours(x)
+    assert torch.equal(copy.deepcopy(ours)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(ours))(x), expected)
+    fresh = twins(tnn.ConvBNReLU2d, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())[0]
+    fresh.load_state_dict(theirs.state_dict())
+    assert torch.equal(fresh(x), expected)
+    assert "(1): BatchNorm2d(6" in repr(ours)
+
+
+@pytest.mark.parametrize(
+    "modules", [(), (nn.Conv2d(1, 1, 1), nn.ReLU()), (tnn.ReLU(), tnn.Conv2d(1, 1, 1)), (tnn.Conv2d(1, 1, 1),)]
+)
+def test_wrong_modules(modules: tuple[nn.Module, ...]) -> None:
+    with pytest.raises(TypeError, match="ConvReLU2d: expected trinn's Conv2d, ReLU, but got "):
+        tnn.ConvReLU2d(*modules)
+
+
+@pytest.mark.parametrize("training", TRAINING)
+def test_errors_are_those_of_the_layers(training: str) -> None:
+    conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(5, device=DEVICE).train(TRAINING[training])
+    with torch.no_grad(), pytest.raises(RuntimeError, match="should contain 6 elements not 5"):
+        tnn.ConvBNReLU2d(conv, norm, relu)(randn(2, 4, 6, 6))
+    with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
+        tnn.ConvReLU2d(conv, relu)(randn(2, 3, 6, 6))
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        tnn.ConvReLUMaxPool2d(conv, relu, tnn.MaxPool2d(9))(randn(2, 4, 6, 6))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        tnn.LinearReLU(tnn.Linear(3, 4, device=DEVICE), relu)(randn(2, 5))

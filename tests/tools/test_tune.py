@@ -1,0 +1,262 @@
+"""Tile tuning: choice of candidates, measurement in processes that may crash, and storage of the fastest tiles."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import every_tile, registry, tune
+from bench.every_tile import Judge
+from bench.machine_code import SHARED_MEMORY
+from bench.tune import Place, Timer
+from tests.tools.test_bench import ROOT, Here, SetClock
+from trinn.kernels import launchers, ops
+from trinn.kernels.conv2d import pointer
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.settings import settings
+from trinn.kernels.runtime.tuning import Gemm, GemmTile
+
+PRODUCT = Gemm("linear", 100, 1000, 4096, torch.float16, "ieee")
+TMA = Gemm("tma conv2d", 256, 50176, 1152, torch.bfloat16, "ieee")
+TILES = [GemmTile(16 << i, 64, 32, 4, 3) for i in range(6)]
+SMALL_CONV = registry.CASES["LeNet conv2 b128"].small()
+
+# Worker: the first and last tiles do not compile, the second crashes, the third hangs, the fourth has a wrong result.
+CHILD = """
+import json, os, sys, time
+compiles = "--compile-only" in sys.argv
+for tile in map(json.loads, sys.stdin):
+    print(json.dumps({"at": tile}), flush=True)
+    if tile[0] == 32 and not compiles: os._exit(9)
+    if tile[0] == 64 and not compiles: time.sleep(60)
+    found = {16: "no room", 512: "no room"}.get(tile[0]) if compiles else {128: "wrong result"}.get(tile[0], 12.5)
+    print(json.dumps({"of": tile, "result": found}), flush=True)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(tuning, "TILES", tmp_path / "tiles")
+    monkeypatch.setattr(settings, "gpu", "NVIDIA H200")
+    tuning.measured_tiles.cache_clear()
+    yield tmp_path / "tiles"
+    tuning.measured_tiles.cache_clear()
+
+
+def test_crashes_and_hangs_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "PATIENCE", 2.0)
+    found = tune.settled(list(map(list, TILES)), [sys.executable, "-c", CHILD], math.inf)
+    assert {tile[0]: what for tile, what in found} == {
+        16: "no room",
+        32: "crashed, exit status 9: ",
+        64: "took more than 2 s",
+        128: "wrong result",
+        256: 12.5,
+        512: "no room",
+    }
+
+
+def test_a_process_that_cannot_start_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="before its first item, exit status 1:\nnonsense"):
+        list(tune.settled([[16]], [sys.executable, "-c", "raise SystemExit('nonsense')"], math.inf))
+
+
+def test_fastest_tiles_are_stored_and_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, other = torch.device("cuda"), PRODUCT._replace(m=1)
+    default = tuning.gemm_tile(PRODUCT, device)
+    tune.record("NVIDIA H200", {other.key: TILES[0]})
+    tune.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
+    tuning.measured_tiles.cache_clear()
+    assert tune.path_of("NVIDIA H200") == folder / "nvidia_h200.json"
+    assert default != tuning.gemm_tile(PRODUCT, device) == TILES[1]
+    assert tuning.gemm_tile(PRODUCT._replace(m=65, k=2049), device) == TILES[1]  # the same powers of two
+    assert tuning.gemm_tile(other, device) == TILES[0]
+    assert tuning.gemm_tile(PRODUCT._replace(m=129), device) not in TILES
+    tune.record("NVIDIA H200", {PRODUCT.key: None})  # measured again: the default tile is as fast
+    tuning.measured_tiles.cache_clear()
+    assert tuning.gemm_tile(PRODUCT, device) == default and tuning.gemm_tile(other, device) == TILES[0]
+    monkeypatch.setattr(settings, "gpu", "NVIDIA A100")
+    assert tuning.gemm_tile(other, device) not in TILES
+
+
+def test_winners() -> None:
+    """The default tile is kept unless another tile is clearly faster, or the default tile has no time."""
+    default = tuning.default_tile(TMA, "sm_90")
+    others = [tile for tile in tune.candidates(TMA, 4, "sm_90") if tile != default]
+
+    def winner(*times: Any) -> GemmTile | None:
+        named = dict(zip(map(tune.named, [default, *others]), times, strict=False))
+        return tune.winners([TMA, PRODUCT], {TMA.key: named}, "sm_90")[TMA.key]
+
+    assert winner(10.0, 9.8, 11.0) is None and winner(10.0, 9.6, 9.5) == others[1]
+    assert winner("crashed", 12.0) == others[0] and winner(10.0, "wrong result", 9.0) == others[1]
+    assert PRODUCT.key not in tune.winners([PRODUCT], {PRODUCT.key: {tune.named(default): "crashed"}}, "sm_90")
+    (line,) = tune.lines_of([TMA, PRODUCT], {TMA.key: {tune.named(default): 10.0, tune.named(others[0]): 8.0}}, "sm_90")
+    assert line.split()[-9:] == ["default", "10.0", "us", "best", "8.0", "us", *tune.named(others[0]).split()]
+
+
+def test_tiles_of_another_triton_are_ignored(folder: Path) -> None:
+    tune.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
+    path = folder / "nvidia_h200.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"triton": "1.0.0"}))
+    assert tuning.gemm_tile(PRODUCT, torch.device("cuda")) not in TILES
+
+
+def test_shipped_tiles_can_be_read() -> None:
+    for path in tuning.TILES.glob("*.json"):
+        found = json.loads(path.read_text())
+        assert path.stem == found["gpu"].lower().replace(" ", "_") and found["triton"]
+        assert all(GemmTile(*tile).m >= 16 for tile in found["tiles"].values())
+
+
+def test_candidates_fit() -> None:
+    for product in (
+        PRODUCT, PRODUCT._replace(m=3, n=10, k=84), PRODUCT._replace(dtype=torch.float32, precision="tf32x3"),
+        TMA, TMA._replace(m=32), TMA._replace(kernel="tma wgrad", dtype=torch.float32, precision="tf32"),
+    ):  # fmt: skip
+        found = tune.candidates(product, 24, "sm_90")
+        assert 12 < len(found) == len(set(found)) <= 24
+        assert found[0] == tuning.default_tile(product, "sm_90")
+        for tile in found[1:]:
+            assert tile.stages * tile.k * (tile.m + tile.n) * product.dtype.itemsize <= SHARED_MEMORY["sm_90"]
+            assert tile.m * tile.n <= 128 * 32 * tile.warps
+            if product.kernel.startswith("tma "):  # wgmma multiplies 64 rows
+                assert tile.m % 64 == 0 and 64 <= tile.n <= 320 and tile.m <= max(64, product.m)
+            else:
+                assert tile.m <= max(16, 2 * product.m) and tile.n <= max(16, 2 * product.n)
+
+
+def test_float32_as_bf16_terms_has_bfloat16_operands() -> None:
+    """With bf16x6, shared memory holds bfloat16 operands, and registers hold two accumulators."""
+    terms = TMA._replace(dtype=torch.float32, precision="bf16x6")
+    wide = {tile for tile in tune.candidates(TMA, 9999, "sm_90") if tile.m * tile.n <= 64 * 32 * tile.warps}
+    assert set(tune.candidates(terms, 9999, "sm_90")) == wide | {tuning.default_tile(terms, "sm_90")}
+    assert len(tune.candidates(terms._replace(precision="tf32"), 999, "sm_90")) < len(tune.candidates(TMA, 999, "sm_90"))
+
+
+def test_products_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # conftest's small tiles
+    places = tune.places((), ["^LeNet (conv2|linear1) b128$"], ["fp16"])
+    found = tune.products(places, "sm_90")
+    assert [(place.name, place.layout, place.number, product.kernel) for place, product in found.items()] == [
+        ("LeNet conv2 b128", "channels_last", 0, "conv2d"),
+        ("LeNet conv2 b128", "channels_last", 1, "conv2d"),
+        ("LeNet conv2 b128", "channels_last", 2, "wgrad"),
+        ("LeNet linear1 b128", "channels_last", 0, "linear"),
+        ("LeNet linear1 b128", "channels_last", 1, "linear"),  # the third product has the same key
+        ("LeNet conv2 b128", "contiguous", 1, "conv2d"),  # its channels are strided
+    ]
+
+
+def test_a_recorded_call_has_its_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a launcher requests two tiles, the last one belongs to the kernel it launches."""
+
+    def launcher(x: Tensor) -> Tensor:
+        for product in (TMA, PRODUCT):
+            tuning.gemm_tile(product, x.device)
+        return x
+
+    monkeypatch.setattr(launchers, "relu_forward", launcher)
+    with tune.recorded(lambda product, _: TILES[0]) as calls:
+        ops.relu_forward(torch.ones(1, requires_grad=True))
+        ops.channel_sum(torch.ones(1, 1, 1, 1))
+    ((product, run),) = calls
+    assert product == PRODUCT and run.func is launcher and not run.args[0].requires_grad
+    assert ops.relu_forward is not launcher
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_timing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the call that computes the product is timed, with the tile. A wrong result is not timed."""
+    monkeypatch.setitem(registry.CASES, SMALL_CONV.name, SMALL_CONV)
+    ran: list[Any] = []
+    clock = SetClock(lambda call: ran.append((call.func.__name__, settings.tile_of(PRODUCT, ""))) or 2e-3)  # type: ignore[misc, func-returns-value]
+    timer, place = Timer(Here(clock), "interpreter"), Place("fp32", SMALL_CONV.name, "contiguous", number)
+    tiles = [GemmTile(16, 16, 16, 4, 2), GemmTile(32, 16, 16, 4, 2)]
+    assert timer([*place, list(tiles[0])]) == pytest.approx(2000) and timer([*place, list(tiles[1])]) == pytest.approx(2000)
+    names = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
+    assert set(ran) == {(names[number], tile) for tile in tiles} and len(timer.calls) == 2
+    timer.expected = [t + 0.1 for t in timer.expected]
+    assert timer([*place, list(tiles[0])]) == "result differs from the first candidate's"
+
+
+CONFIG = ["fp32", "conv2d float32 ieee scattered", [32, 16, 16, 4, 2]]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
+    monkeypatch.setattr(every_tile, "SMALL", {SMALL_CONV.name: (SMALL_CONV, "channels_last")})
+    every_tile._kinds_of.cache_clear()
+    return Judge(Here(SetClock()), "interpreter")
+
+
+def test_a_right_tile(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checked tile is used in each pass of its kernel, and in no other kernel."""
+    used: list[tuple[str, GemmTile]] = []
+
+    def recording(product: Gemm, device: torch.device) -> GemmTile:
+        tile = tuning.gemm_tile(product, device)
+        if device.type != "meta":
+            used.append((product.kernel, tile))
+        return tile
+
+    monkeypatch.setattr(pointer, "gemm_tile", recording)
+    assert judge(CONFIG) is None
+    forced = GemmTile(32, 16, 16, 4, 2)
+    assert [kernel for kernel, tile in used if tile == forced] == ["conv2d"] * 4
+    assert [kernel for kernel, tile in used if tile != forced] == ["wgrad"] * 2
+
+
+def test_wrong_tiles(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wrong gradient, or different bits in the second run, makes a tile wrong."""
+    right = launchers.conv2d_dgrad
+    monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * 1.001)
+    assert judge(CONFIG).startswith(f"WRONG, {SMALL_CONV.name}: input 0 is off by ")  # type: ignore[union-attr]
+    times = iter(range(9))
+    monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * (1 + 2**-23 * next(times)))
+    assert judge(CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: bits differ from the checked run"
+
+
+def test_unwritten_output_is_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = launchers.conv2d_dgrad
+    monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: torch.empty_like(right(*args)))
+    torch.use_deterministic_algorithms(False)  # conftest turns them on
+    assert "input 0 is off by nan" in judge(CONFIG)  # type: ignore[operator]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_tile_without_a_small_case_is_an_error(judge: Judge) -> None:
+    with pytest.raises(LookupError, match="no small case runs this kernel"):
+        judge(["fp32", "tma conv2d float32 bf16x6", [64, 64, 32, 4, 3]])
+
+
+KINDS = """
+from bench import every_tile, registry, tune
+from trinn.kernels.runtime.settings import settings
+for arithmetic in tune.ARITHMETICS:
+    wanted = tune.products(tune.places(registry.CONVS, (), [arithmetic]), "sm_90").values()
+    reached = {name: every_tile._kinds_of(name, arithmetic, "sm_90") for name in every_tile.SMALL}
+    print(arithmetic, "misses", *sorted(set(map(tune.kind, wanted)) - set().union(*reached.values())))
+    if arithmetic != "fp32":
+        print(*sorted(reached["11x11 stride 4, 3 channels"]), sep=", ")
+"""
+
+
+def test_small_cases_reach_every_kind_of_product() -> None:
+    """The small cases cover all products of the registry's convolutions on Hopper. A first layer reaches the TMA kernels."""
+    env = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", KINDS], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "bf16 misses", "tma conv2d bfloat16 ieee, tma wgrad bfloat16 ieee",
+        "tf32 misses", "tma conv2d float32 tf32, tma wgrad float32 tf32",
+        "fp32 misses",
+        "fp16 misses", "tma conv2d float16 ieee, tma wgrad float16 ieee",
+    ], done.stderr  # fmt: skip
