@@ -23,8 +23,9 @@ from bench import stub_gpu  # before trinn
 
 import trinn.layers as tnn  # isort: skip
 from trinn.kernels import launchers
-from trinn.kernels.runtime import launch_cache
-from trinn.kernels.runtime.observe import recorded
+from trinn.kernels.runtime import launch_cache, triton_internals
+from trinn.kernels.runtime.launch import start_plan
+from trinn.kernels.runtime.plan import make_plan
 
 Cost = Callable[[Callable[[], Any]], float]
 
@@ -91,23 +92,21 @@ def operator(name: str, cost: Cost) -> Operator:
     args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]  # the dispatcher passes lists
     launcher = getattr(launchers, name)
     cached = launch_cache.cached(launcher)
-    for _ in range(2):
-        cached(*args)
-    with recorded() as launches:
-        launcher(*args)
-    _, recorded_call = launch_cache.record_call(launcher, tuple(args), [arg for arg in args if isinstance(arg, Tensor)])
-    assert isinstance(recorded_call, launch_cache.CachedCall)
+    cached(*args)
+    plan = make_plan(launcher, tuple(args))
+    entry = launch_cache.without_tensors(plan, start_plan(plan), [arg for arg in args if isinstance(arg, Tensor)])
+    assert entry is not None
     addresses = [0] * 9
 
     def triton() -> None:
-        for kernel, _, programs, positional, constants in launches:
+        for kernel, programs, positional, constants, _ in plan.launches:
             kernel[(programs,)](*positional, **constants)
 
     return Operator(
         cost(lambda: launcher(*args)),
-        cost(triton) / len(launches),
+        cost(triton) / len(plan.launches),
         cost(lambda: cached(*args)),
-        cost(lambda: launch_cache.start(recorded_call.starts, addresses, 0)) / len(launches),
+        cost(lambda: triton_internals.start(entry.launches, addresses, 0)) / len(plan.launches),
     )
 
 

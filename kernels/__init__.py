@@ -1,6 +1,6 @@
 """The Triton kernels and their launchers. No autograd, no nn.Module.
 
-A *launcher* allocates the result of an operator, chooses a tile and launches kernels. Its decorator @op registers it as an
+A *launcher* plans a call: it allocates the result, chooses a tile and requests launches. Its decorator @op registers it as an
 opaque torch operator, `torch.ops.trinn.<name>`. `launchers` has all launchers by name, and `ops` has the operators.
 
     conv2d/             convolution; passes.py has its launchers and chooses the kernel
@@ -11,8 +11,9 @@ opaque torch operator, `torch.ops.trinn.<name>`. `launchers` has all launchers b
     upsample2d          resizing; antialias2d has resizing with antialiasing
     reduce              sums of splits, gradients of biases, global average pooling
     gather2d            the kernel that pooling, resizing and padding share
+    copy                copies and constants
     device/             device functions, called by the kernels
-    runtime/            tiles (tuning.py), launches (launch.py), torch operators (op.py), launch cache (launch_cache.py)
+    runtime/            torch operators (op.py), plans (plan.py), tiles (tuning.py), launches (launch.py), launch cache
 """
 
 import sys
@@ -34,14 +35,9 @@ if __name__ == "trinn.kernels":
         statistics2d,
         upsample2d,
     )
-    from .runtime.flops import register_flops
     from .device.function import hash_device_functions
     from .runtime.op import *
-    from .runtime.op import library
-    from .runtime.vmap import register_vmap
 
-    register_vmap(library)
-    register_flops()
     hash_device_functions([module for name, module in sorted(sys.modules.items()) if name.startswith("trinn.kernels.")])
 else:
     # Hugging Face also has a package `kernels`, but with a checkout on sys.path `import kernels` finds this file first. If that

@@ -20,6 +20,7 @@ from .gather2d import gather2d
 from .runtime.allocate import empty_resized
 from .runtime.layout import Ints
 from .runtime.op import op
+from .runtime.vmap import FIRST_AXIS
 
 
 @device_function
@@ -72,7 +73,7 @@ def _reader(i, position, axis, DTYPE: tl.constexpr):
     return reader, reads, tl.where(reads, weight, 0.0)
 
 
-@op(fake=empty_resized)
+@op(fake=empty_resized, vmap=FIRST_AXIS)
 def antialias2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """Resize an image by bilinear interpolation with antialiasing.
 
@@ -92,7 +93,7 @@ def antialias2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_c
     return y
 
 
-@op(fake=empty_resized)
+@op(fake=empty_resized, vmap=FIRST_AXIS)
 def antialias2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """Gradient of antialiased interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`."""
     dx = empty_resized(dy, size)

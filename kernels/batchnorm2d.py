@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .copy import dense, fill
 from .device.epilogue import rectify
 from .device.function import device_function
 from .device.precision import accumulator, divide, widen
@@ -36,11 +37,12 @@ from .device.walk import (
     tile_start,
 )
 from .reduce import partials_of, sum_partials
-from .runtime.allocate import empty
+from .runtime.allocate import empty, empty_like
 from .runtime.launch import launch
 from .runtime.layout import has_one_order, index_type, is_channels_last
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
+from .runtime.vmap import FIRST_AXIS, MergedAxes
 
 
 @device_function
@@ -198,18 +200,18 @@ def _empty_forward(x: Tensor, mean: Any, var: Any, w: Any, b: Any, residual: Any
 
 def _empty_folded(mean: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     scale = empty(mean, mean.shape, dtype=torch.float64 if mean.dtype == torch.float64 else torch.float32)
-    return scale, torch.empty_like(scale)
+    return scale, empty_like(scale)
 
 
 def _empty_relu_sums(x: Tensor, dy: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _empty_sums(x), torch.empty_like(y)
+    return _empty_sums(x), empty_like(y)
 
 
 def _empty_sums(x: Tensor, *_: Any) -> Tensor:
     return empty(x, (2, x.shape[1]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
-@op(fake=_empty_folded)
+@op(fake=_empty_folded, vmap=FIRST_AXIS)
 def batchnorm2d_fold(
     mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -227,14 +229,14 @@ def batchnorm2d_fold(
     scale, shift = _empty_folded(mean)
     block = elementwise_block(mean.numel())
     launch(
-        _batchnorm2d_fold_kernel, triton.cdiv(mean.numel(), block), *_dense(mean, var, w, b, bias), scale, shift,
+        _batchnorm2d_fold_kernel, triton.cdiv(mean.numel(), block), *map(dense, (mean, var, w, b, bias)), scale, shift,
         mean.numel(), eps,
         ACCUMULATOR=accumulator(mean.dtype), INDEX=index_type(scale), BLOCK=block, device=mean.device,
     )  # fmt: skip
     return scale, shift
 
 
-@op(fake=_empty_forward)
+@op(fake=_empty_forward, vmap=(MergedAxes((1, 0, 0, 0, 0, 1), (1,)),))
 def batchnorm2d_forward(
     x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, relu: bool, eps: float
 ) -> Tensor:
@@ -253,13 +255,13 @@ def batchnorm2d_forward(
         more = residual if residual is not None else x
         plan = plan_walk(x, y, more)
         launch(
-            _batchnorm2d_forward_kernel, plan.programs, x, *_dense(mean, var, w, b), residual, y,
+            _batchnorm2d_forward_kernel, plan.programs, x, *map(dense, (mean, var, w, b)), residual, y,
             *plan.strides, plan.grid, eps, RELU=relu, **plan.constants,
         )  # fmt: skip
     return y
 
 
-@op(fake=_empty_sums)
+@op(fake=_empty_sums, vmap=(MergedAxes((1, 1, 0, 0), (1,)),))
 def batchnorm2d_sums(x: Tensor, dy: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     """Gradients of batch normalisation with respect to weight and bias.
 
@@ -273,7 +275,7 @@ def batchnorm2d_sums(x: Tensor, dy: Tensor, mean: Tensor, var: Tensor, eps: floa
     return _sums(x, dy, None, mean, var, None, eps)
 
 
-@op(fake=_empty_relu_sums)
+@op(fake=_empty_relu_sums, vmap=(MergedAxes((1, 1, 1, 0, 0), (1, 1)),))
 def batchnorm2d_relu_sums(x: Tensor, dy: Tensor, y: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """batchnorm2d_sums for a batch normalisation with ReLU, in one pass.
 
@@ -285,7 +287,7 @@ def batchnorm2d_relu_sums(x: Tensor, dy: Tensor, y: Tensor, mean: Tensor, var: T
     Returns:
         (2, C): dw and db, float32, or float64 for a float64 `x`. And the gradient of the ReLU's input, like `y`.
     """
-    dz = torch.empty_like(y)
+    dz = empty_like(y)
     return _sums(x, dy, y, mean, var, dz, eps), dz
 
 
@@ -293,18 +295,18 @@ def _sums(x: Tensor, dy: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, dz
     """dw and db. If `y`, the result of a ReLU, is given, also fill `dz`."""
     sums = _empty_sums(x)
     if x.numel() == 0:
-        return sums.zero_()
+        return fill(sums, 0.0)
     y_and_dz = (y, dz) if y is not None and dz is not None else (dy, dy)
     plan = plan_walk(x, dy, *y_and_dz, sums=True, ahead=2 if dz is None else 1)
     partials = partials_of(sums, plan.partials)
     launch(
-        _batchnorm2d_sums_kernel, plan.programs, x, dy, y, *_dense(mean, var), partials, dz,
+        _batchnorm2d_sums_kernel, plan.programs, x, dy, y, dense(mean), dense(var), partials, dz,
         *plan.strides, plan.grid, eps, **plan.constants,
     )  # fmt: skip
     return sum_partials(partials, sums)
 
 
-@op(fake=_like)
+@op(fake=_like, vmap=(MergedAxes((1, 1, 0, 0, 0, 1, None), (1,)),))
 def batchnorm2d_backward(
     x: Tensor, dy: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, sums: Tensor | None, eps: float,
     pixels: Tensor | None = None,
@@ -326,11 +328,7 @@ def batchnorm2d_backward(
     if x.numel() > 0:
         plan = plan_walk(x, dy, dx)
         launch(
-            _batchnorm2d_backward_kernel, plan.programs, x, dy, *_dense(mean, var, w), sums, pixels, dx,
+            _batchnorm2d_backward_kernel, plan.programs, x, dy, *map(dense, (mean, var, w)), sums, pixels, dx,
             *plan.strides, plan.grid, x.shape[1] / x.numel(), eps, **plan.constants,
         )  # fmt: skip
     return dx
-
-
-def _dense(*vectors: Tensor | None) -> list[Tensor | None]:
-    return [v.contiguous() if v is not None else None for v in vectors]

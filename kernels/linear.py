@@ -10,10 +10,13 @@ tiles and a long sum, the sum is divided into *splits*, enough to fill the GPU. 
 order.
 """
 
+from math import prod
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .copy import dense
 from .device.epilogue import apply_epilogue
 from .device.indexing import cdiv
 from .device.precision import accumulator, dot, matmul_precision
@@ -23,6 +26,7 @@ from .runtime.launch import launch
 from .runtime.layout import index_type
 from .runtime.op import op
 from .runtime.tuning import Gemm, count_splits, gemm_tile
+from .runtime.vmap import MergedAxes
 
 
 @triton.jit
@@ -70,7 +74,7 @@ def _empty_wgrad(x: Tensor, dy: Tensor) -> Tensor:
     return empty(x, (dy.shape[1], x.shape[1]))
 
 
-@op(fake=_empty_fprop)
+@op(fake=_empty_fprop, vmap=(MergedAxes((0, None, None), (0,)),), flops=lambda x, w, **_: 2 * x[0] * prod(w))
 def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
     """x @ w^T + b, or relu(x @ w^T + b) if `relu`.
 
@@ -82,16 +86,16 @@ def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
     Returns:
         (M, N), contiguous.
     """
-    return _matmul(x, w.T, b, _empty_fprop(x, w, b, relu), relu)
+    return _matmul(x, w.T, dense(b), _empty_fprop(x, w, b, relu), relu)
 
 
-@op(fake=_empty_dgrad)
+@op(fake=_empty_dgrad, vmap=(MergedAxes((0, None), (0,)),), flops=lambda dy, w, **_: 2 * dy[0] * prod(w))
 def linear_dgrad(dy: Tensor, w: Tensor) -> Tensor:
     """Gradient of linear with respect to its input: dy (M, N) @ w (N, K) -> (M, K)."""
     return _matmul(dy, w, None, _empty_dgrad(dy, w))
 
 
-@op(fake=_empty_wgrad)
+@op(fake=_empty_wgrad, vmap=(), flops=lambda x, dy, **_: 2 * prod(x) * dy[1])
 def linear_wgrad(x: Tensor, dy: Tensor) -> Tensor:
     """Gradient of linear with respect to its weight: dy (M, N) transposed @ x (M, K) -> (N, K)."""
     return _matmul(dy.T, x, None, _empty_wgrad(x, dy))
@@ -99,7 +103,6 @@ def linear_wgrad(x: Tensor, dy: Tensor) -> Tensor:
 
 def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor, relu: bool = False) -> Tensor:
     """Fill and return a contiguous result: a @ b + bias, or its relu."""
-    bias = bias.contiguous() if bias is not None else None
     (m, k), n = a.shape, b.shape[1]
     precision = matmul_precision(a.dtype, a.device)
     tile = gemm_tile(Gemm("linear", m, n, k, a.dtype, precision), a.device)

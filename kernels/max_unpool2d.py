@@ -14,14 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .copy import convert
 from .device.function import device_function
 from .device.indexing import inside
 from .gather2d import pick2d
-from .runtime.allocate import empty, empty_resized
+from .runtime.allocate import empty, empty_like, empty_resized
 from .runtime.launch import launch
 from .runtime.layout import Ints, index_type
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
+from .runtime.vmap import FIRST_AXIS
 
 VALUES = 64  # values per block; a program compares all pairs of indices
 
@@ -80,7 +82,7 @@ def _empty_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:
     return empty(dy, indices.shape, channels_last)
 
 
-@op(fake=_empty_forward)
+@op(fake=_empty_forward, vmap=FIRST_AXIS)
 def max_unpool2d_forward(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
     """Each value at its index, zeros elsewhere. Of several values with the same index, the last.
 
@@ -100,7 +102,7 @@ def max_unpool2d_forward(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
     return y
 
 
-@op(fake=_empty_backward)
+@op(fake=_empty_backward, vmap=FIRST_AXIS)
 def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> Tensor:
     """Gradient of max unpooling: the values of dy (N, C, H, W) at `indices`, in contiguous or channels_last order."""
     _check(indices, dy.shape[2:])
@@ -110,13 +112,13 @@ def max_unpool2d_backward(dy: Tensor, indices: Tensor, channels_last: bool) -> T
     return dx
 
 
-@op(fake=_empty_forward)
+@op(fake=_empty_forward, vmap=FIRST_AXIS)
 def max_unpool2d_add(x: Tensor, indices: Tensor, size: Ints) -> Tensor:
     """Adjoint of max_unpool2d_backward: like max_unpool2d_forward, but values with the same index add up."""
     y = _empty_forward(x, indices, size)
-    total = y if y.dtype.itemsize > 2 else torch.empty_like(y, dtype=torch.float32)
+    total = y if y.dtype.itemsize > 2 else empty_like(y, torch.float32)
     _scatter(x, indices, total, add=True)
-    return y if total is y else y.copy_(total)
+    return y if total is y else convert(total, y)
 
 
 def _scatter(x: Tensor, indices: Tensor, y: Tensor, add: bool) -> None:

@@ -20,6 +20,7 @@ from .gather2d import gather2d
 from .runtime.allocate import empty
 from .runtime.layout import Ints, is_channels_last
 from .runtime.op import op
+from .runtime.vmap import FIRST_AXIS
 
 
 @device_function
@@ -88,7 +89,7 @@ def _empty_backward(dy: Tensor, padding: Ints, mode: str) -> Tensor:
     return empty(dy, (*dy.shape[:2], dy.shape[2] - top - bottom, dy.shape[3] - left - right), is_channels_last(dy))
 
 
-@op(fake=_empty_forward)
+@op(fake=_empty_forward, vmap=FIRST_AXIS)
 def pad2d_forward(x: Tensor, padding: Ints, mode: str) -> Tensor:
     """An image with a border of its own pixels.
 
@@ -106,7 +107,7 @@ def pad2d_forward(x: Tensor, padding: Ints, mode: str) -> Tensor:
     return y
 
 
-@op(fake=_empty_backward)
+@op(fake=_empty_backward, vmap=FIRST_AXIS)
 def pad2d_backward(dy: Tensor, padding: Ints, mode: str) -> Tensor:
     """Gradient of pad2d_forward: each pixel gets the sum of `dy` over its copies. `dy` has the padded size, any strides."""
     dx = _empty_backward(dy, padding, mode)

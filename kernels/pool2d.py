@@ -28,10 +28,11 @@ from .device.precision import accumulator, beats, lowest, widen
 from .device.windows2d import windows_of
 from .gather2d import gather2d, pick2d
 from .reduce import plane_mean
-from .runtime.allocate import empty, empty_resized
+from .runtime.allocate import empty, empty_like, empty_resized
 from .runtime.launch import launch
 from .runtime.layout import Ints, index_type, is_channels_last
 from .runtime.op import op
+from .runtime.vmap import FIRST_AXIS
 
 MOST_TAPS = 25  # largest number of taps in a window, and of pixels in a cell, for the unrolled kernels of this file
 
@@ -239,14 +240,14 @@ def _empty_max_backward(dy: Tensor, codes: Tensor, size: Ints, *_: Any) -> Tenso
 
 
 def _empty_max_pick(x: Tensor | None, codes: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(codes, dtype=x.dtype if x is not None else torch.int64)
+    return empty_like(codes, x.dtype if x is not None else torch.int64)
 
 
 def _empty_avg_backward(dy: Tensor, size: Ints, *more: Any) -> Tensor:
     return empty(dy, (*dy.shape[:2], *size), channels_last=more[-1])
 
 
-@op(fake=_empty_max_forward)
+@op(fake=_empty_max_forward, vmap=FIRST_AXIS)
 def max_pool2d_forward(
     x: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
 ) -> tuple[Tensor, Tensor]:
@@ -281,7 +282,7 @@ def max_pool2d_forward(
     return y, codes
 
 
-@op(fake=_empty_max_backward)
+@op(fake=_empty_max_backward, vmap=FIRST_AXIS)
 def max_pool2d_backward(
     dy: Tensor, codes: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
 ) -> Tensor:
@@ -321,7 +322,7 @@ def _is_small(kernel: Ints, stride: Ints, dilation: Ints) -> bool:
     return len(kernel) > 0 and max(kernel[0] * kernel[1], stride[0] * stride[1]) <= MOST_TAPS and max(dilation) == 1
 
 
-@op(fake=_empty_max_pick)
+@op(fake=_empty_max_pick, vmap=FIRST_AXIS)
 def max_pool2d_pick(
     x: Tensor | None, codes: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
 ) -> Tensor:
@@ -341,7 +342,7 @@ def max_pool2d_pick(
     return y
 
 
-@op(fake=empty_resized)
+@op(fake=empty_resized, vmap=FIRST_AXIS)
 def avg_pool2d_forward(
     x: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor_override: int | None
 ) -> Tensor:
@@ -366,7 +367,7 @@ def avg_pool2d_forward(
     return y
 
 
-@op(fake=_empty_avg_backward)
+@op(fake=_empty_avg_backward, vmap=FIRST_AXIS)
 def avg_pool2d_backward(
     dy: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints,
     count_include_pad: bool, divisor_override: int | None, channels_last: bool,

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .copy import fill
 from .device.epilogue import rectify
 from .device.indexing import offset_of
 from .device.precision import accumulator, divide, widen
@@ -36,6 +37,7 @@ from .runtime.layout import index_type, is_channels_last, memory_order
 from .runtime.op import op
 from .runtime.settings import settings
 from .runtime.tuning import elementwise_block
+from .runtime.vmap import MergedAxes
 
 
 @triton.jit
@@ -125,7 +127,7 @@ def partials_of(total: Tensor, splits: int) -> Tensor:
     if splits == 1:
         return total
     dtype = torch.float64 if total.dtype == torch.float64 else torch.float32
-    return torch.empty((splits, total.numel()), dtype=dtype, device=total.device)
+    return empty(total, (splits, total.numel()), dtype=dtype)
 
 
 def sum_partials(partials: Tensor, total: Tensor, relu: bool = False, count: int | None = None) -> Tensor:
@@ -149,7 +151,7 @@ def _empty_channel_sum(x: Tensor) -> Tensor:
     return empty(x, (x.shape[1],))
 
 
-@op(fake=_empty_channel_sum)
+@op(fake=_empty_channel_sum, vmap=(MergedAxes((1,), (0,)),))
 def channel_sum(x: Tensor) -> Tensor:
     """The sum of each channel: the gradient of a bias.
 
@@ -161,7 +163,7 @@ def channel_sum(x: Tensor) -> Tensor:
     """
     total = _empty_channel_sum(x)
     if x.numel() == 0:
-        return total.zero_()
+        return fill(total, 0.0)
     plan = plan_walk(x, sums=True, ahead=4)
     partials = partials_of(total, plan.partials)
     launch(
@@ -182,7 +184,7 @@ def plane_mean(x: Tensor) -> Tensor:
     """
     y = empty(x, (*x.shape[:2], 1, 1), is_channels_last(x))
     if x.numel() == 0:
-        return y.fill_(math.nan)
+        return fill(y, math.nan)
     planes, pixels, room = y.numel(), x.shape[2] * x.shape[3], 2 * elementwise_block(x.numel())
     constants: dict[str, Any] = {"ACCUMULATOR": accumulator(x.dtype), "INDEX": index_type(x, y), "device": x.device}
     # Small contiguous planes: a program loads several as one range, and no plane is split.

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from .device.indexing import offset_of
 from .device.precision import widen
-from .runtime.allocate import empty
+from .runtime.allocate import empty, empty_like
 from .runtime.launch import launch
 from .runtime.layout import index_type, memory_order
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
+from .runtime.vmap import ELEMENTWISE
 
 
 @triton.jit
@@ -36,18 +37,18 @@ def _relu_kernel(x, dy, result, sizes, x_strides, dy_strides, strides, elements,
 def _empty_relu(x: Tensor) -> Tensor:
     # An axis of one element may have any stride. torch's elementwise operators normalise it.
     channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return empty(x, x.shape, channels_last) if x.is_contiguous() or channels_last else torch.empty_like(x)
+    return empty(x, x.shape, channels_last) if x.is_contiguous() or channels_last else empty_like(x)
 
 
 def _empty_relu_backward(dy: Tensor, y: Tensor) -> Tensor:
-    return torch.empty_like(y)
+    return empty_like(y)
 
 
 def _nothing(x: Tensor) -> None:
     return None
 
 
-@op(fake=_empty_relu)
+@op(fake=_empty_relu, vmap=ELEMENTWISE)
 def relu_forward(x: Tensor) -> Tensor:
     """max(x, 0), elementwise.
 
@@ -62,13 +63,13 @@ def relu_forward(x: Tensor) -> Tensor:
     return y
 
 
-@op(fake=_nothing, mutates=("x",))
+@op(fake=_nothing, vmap=ELEMENTWISE, mutates=("x",))
 def relu_(x: Tensor) -> None:
     """max(x, 0) in place. The elements of `x` must not share memory."""
     _relu(x, None, x)
 
 
-@op(fake=_empty_relu_backward)
+@op(fake=_empty_relu_backward, vmap=ELEMENTWISE)
 def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
     """Gradient of relu: `dy` where `y` is positive or NaN, else 0, also where `dy` is NaN.
 

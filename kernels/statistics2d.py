@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .copy import fill
 from .device.function import device_function
 from .device.indexing import cdiv
 from .device.precision import divide, widen
@@ -32,11 +33,12 @@ from .device.walk import (
     tile_columns,
     tile_start,
 )
-from .runtime.allocate import empty
+from .runtime.allocate import empty, empty_like
 from .runtime.launch import launch
 from .runtime.layout import index_type
 from .runtime.op import op
 from .runtime.tuning import elementwise_block
+from .runtime.vmap import MergedAxes
 
 PartialStatistics = tuple[Tensor, Tensor, Tensor]  # means and variances (partials, C), numbers of pixels (partials)
 
@@ -158,7 +160,7 @@ def _running_statistics_kernel(
 
 def _empty_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = empty(x, (x.shape[1],), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    return mean, torch.empty_like(mean)
+    return mean, empty_like(mean)
 
 
 def _empty_merged(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +171,7 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-@op(fake=_empty_statistics)
+@op(fake=_empty_statistics, vmap=(MergedAxes((1,), (0, 0)),))
 def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel.
 
@@ -181,7 +183,7 @@ def batchnorm2d_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean, var = _empty_statistics(x)
     if x.numel() == 0:
-        return mean.zero_(), var.zero_()
+        return fill(mean, 0.0), fill(var, 0.0)
     plan = plan_walk(x, sums=True, ahead=4)
     single = plan.partials == 1
     means, variances, counts = (mean[None], var[None], None) if single else empty_partial_statistics(mean, plan.partials)
@@ -197,7 +199,7 @@ def empty_partial_statistics(mean: Tensor, partials: int) -> PartialStatistics:
     return empty(mean, (*mean.shape, partials)).T, empty(mean, (*mean.shape, partials)).T, empty(mean, (partials,))
 
 
-@op(fake=_empty_merged)
+@op(fake=_empty_merged, vmap=(MergedAxes((1, 1, None), (0, 0)),))
 def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Merge the means and variances of P disjoint sets of pixels.
 
@@ -221,7 +223,7 @@ def batchnorm2d_merge(means: Tensor, variances: Tensor, counts: Tensor) -> tuple
     return mean, var
 
 
-@op(fake=_nothing, mutates=("running_mean", "running_var"))
+@op(fake=_nothing, vmap=(), mutates=("running_mean", "running_var"))
 def batchnorm2d_update(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, count: int,
     pixels: Tensor | None = None,

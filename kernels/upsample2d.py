@@ -27,6 +27,7 @@ from .runtime.allocate import empty_resized
 from .runtime.launch import launch
 from .runtime.layout import Ints, index_type
 from .runtime.op import op
+from .runtime.vmap import FIRST_AXIS
 
 
 @device_function
@@ -167,7 +168,7 @@ def always_read(size: int, out_size: int, scale: float, shift: float, readers: i
     return TapRange(low, (always + [False]).index(False, low))
 
 
-@op(fake=empty_resized)
+@op(fake=empty_resized, vmap=FIRST_AXIS)
 def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """Resize an image by bilinear interpolation.
 
@@ -194,7 +195,7 @@ def bilinear2d_forward(x: Tensor, size: Ints, factors: Sequence[float], align_co
     return y
 
 
-@op(fake=empty_resized)
+@op(fake=empty_resized, vmap=FIRST_AXIS)
 def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_corners: bool) -> Tensor:
     """Gradient of bilinear interpolation: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 
@@ -222,7 +223,7 @@ def bilinear2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], align_
     return dx
 
 
-@op(fake=empty_resized)
+@op(fake=empty_resized, vmap=FIRST_AXIS)
 def nearest2d_forward(x: Tensor, size: Ints, factors: Sequence[float], exact: bool) -> Tensor:
     """Resize an image by copying pixels.
 
@@ -243,7 +244,7 @@ def nearest2d_forward(x: Tensor, size: Ints, factors: Sequence[float], exact: bo
     return y
 
 
-@op(fake=empty_resized)
+@op(fake=empty_resized, vmap=FIRST_AXIS)
 def nearest2d_backward(dy: Tensor, size: Ints, factors: Sequence[float], exact: bool) -> Tensor:
     """Gradient of copying the nearest pixel: dy (N, C, P, Q), any strides, to (N, C, H, W) with (H, W) = `size`.
 

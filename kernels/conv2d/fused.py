@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..device.indexing import PoolWindow
 from ..pool2d import code_type, max_pool2d_forward
-from ..runtime.allocate import empty
+from ..runtime.allocate import empty, empty_like
 from ..runtime.layout import Ints, has_one_order, is_channels_last
 from ..runtime.op import op
+from ..runtime.vmap import MergedAxes
 from ..statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_partial_statistics
-from .depthwise import is_depthwise
-from .passes import conv2d_gather, count_partial_statistics, empty_fprop
-from .tma import plan_tma_gather
+from .passes import count_flops, empty_fprop, plan_gather, run_gather
+from .pointer import PointerGather
 
 
 def _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups):
@@ -39,10 +39,10 @@ def _empty_max_pool2d(
 
 def _empty_statistics(x, w, b, size, stride, padding, dilation, groups):
     mean = empty(x, (w.shape[0],), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    return empty_fprop(x, w, b, size, stride, padding, dilation, groups), mean, torch.empty_like(mean)
+    return empty_fprop(x, w, b, size, stride, padding, dilation, groups), mean, empty_like(mean)
 
 
-@op(fake=_empty_affine)
+@op(fake=_empty_affine, vmap=(MergedAxes((0, None, None, None), (0,)), MergedAxes((1, 0, 0, 0), (1,))), flops=count_flops)
 def conv2d_affine(
     x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool, size: Ints,
     stride: Ints, padding: Ints, dilation: Ints, groups: int,
@@ -56,11 +56,12 @@ def conv2d_affine(
         (N, K, P, Q), channels_last if `x` or `w` is.
     """
     y = _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups)
-    conv2d_gather(x, w, shift, y, stride, padding, dilation, groups, scale=scale, relu=relu)
+    plan = plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups)
+    run_gather(plan, x, w, shift, y, stride, padding, dilation, groups, scale=scale, relu=relu)
     return y
 
 
-@op(fake=_empty_max_pool2d)
+@op(fake=_empty_max_pool2d, vmap=(MergedAxes((0, None, None), (0, 0)), MergedAxes((1, 0, 0), (1, 1))), flops=count_flops)
 def conv2d_relu_max_pool2d(
     x: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int, pooled: Ints,
     window: Ints, window_stride: Ints, window_padding: Ints, window_dilation: Ints,
@@ -83,21 +84,20 @@ def conv2d_relu_max_pool2d(
         tuple(window_stride) == tuple(window) and tuple(pooled) == (size[0] // window[0], size[1] // window[1])
         and max(*window_padding, 0) == 0 and max(window_dilation) == 1 and window[0] * window[1] in (2, 4, 8, 16)
     )  # fmt: skip
-    # Drop the plan after the test: conv2d_affine plans again, because an operator takes only tensors and numbers.
-    through_tma = plan_tma_gather(
-        x, w, (x.shape[0], w.shape[0], *size), _channels_last(x, w, size), stride, padding, dilation, groups, adjoint=False
-    )
-    if not adjacent or is_depthwise(w, groups) or through_tma:
-        y = conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)
+    channels_last = _channels_last(x, w, size)
+    plan = plan_gather(x, w, (x.shape[0], w.shape[0], *size), channels_last, stride, padding, dilation, groups)
+    if not adjacent or not isinstance(plan, PointerGather):
+        y = empty(x, (x.shape[0], w.shape[0], *size), channels_last)
+        run_gather(plan, x, w, b, y, stride, padding, dilation, groups, relu=True)
         return max_pool2d_forward(y, pooled, window, window_stride, window_padding, window_dilation)
     y, codes = _empty_max_pool2d(
         x, w, b, size, stride, padding, dilation, groups, pooled, window, window_stride, window_padding, window_dilation
     )
-    conv2d_gather(x, w, b, y, stride, padding, dilation, groups, relu=True, codes=codes, window=PoolWindow(*window))
+    run_gather(plan, x, w, b, y, stride, padding, dilation, groups, relu=True, codes=codes, window=PoolWindow(*window))
     return y, codes
 
 
-@op(fake=_empty_statistics)
+@op(fake=_empty_statistics, vmap=(MergedAxes((1, 0, 0), (1, 0, 0)),), flops=count_flops)
 def conv2d_statistics(
     x: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,9 +107,10 @@ def conv2d_statistics(
         (N, K, P, Q), channels_last if `x` or `w` is; and (K) and (K), float32, or float64 for a float64 `x`.
     """
     y, mean, var = _empty_statistics(x, w, b, size, stride, padding, dilation, groups)
-    if y.numel() == 0 or is_depthwise(w, groups):
-        conv2d_gather(x, w, b, y, stride, padding, dilation, groups)
+    plan = plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups)
+    if y.numel() == 0 or plan is None:
+        run_gather(plan, x, w, b, y, stride, padding, dilation, groups)
         return y, *batchnorm2d_statistics(y)
-    partials = empty_partial_statistics(mean, count_partial_statistics(x, w, y, stride, padding, dilation, groups))
-    conv2d_gather(x, w, b, y, stride, padding, dilation, groups, partials=partials)
+    partials = empty_partial_statistics(mean, plan.partials)
+    run_gather(plan, x, w, b, y, stride, padding, dilation, groups, partials=partials)
     return y, *batchnorm2d_merge(*partials)

@@ -40,19 +40,26 @@ Every pass takes the size of its result, because the operands do not determine i
 far edges (bottom, right) may have more padding than the near edges (top, left). `padding` is the near padding.
 """
 
+from math import prod
+from typing import Any
+
 from torch import Tensor
 
+from ..copy import dense, fill
 from ..device.indexing import PoolWindow
 from ..runtime.allocate import empty
 from ..runtime.layout import Ints, is_channels_last
 from ..runtime.op import op
+from ..runtime.vmap import MergedAxes
 from ..statistics2d import PartialStatistics
 from .depthwise import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
-from .pointer import count_pixel_tiles, run_gather, run_wgrad
-from .tma import plan_tma_gather, run_tma_gather
+from .pointer import PointerGather, plan_pointer_gather, run_pointer_gather, run_pointer_wgrad
+from .tma import TmaGather, plan_tma_gather, run_tma_gather
 from .tma_wgrad import plan_tma_wgrad, run_tma_wgrad
 
 ONE_PIXEL = PoolWindow(1, 1)
+# torch.vmap of x alone merges the mapped axis into the images; of filters too, into the channels, as more groups.
+IMAGES_OR_GROUPS = (MergedAxes((0, None, None), (0,)), MergedAxes((1, 0, 0), (1,)))
 
 
 def empty_fprop(x, w, b, size, stride, padding, dilation, groups):
@@ -67,7 +74,12 @@ def _empty_wgrad(x, dy, size, stride, padding, dilation, groups):
     return empty(x, (dy.shape[1], x.shape[1] // groups, *size), is_channels_last(x, dy))
 
 
-@op(fake=empty_fprop)
+def count_flops(x: Any, w: Any, size: Any, **_: Any) -> int:
+    """The FLOPs of fprop as torch counts them, without those of a fused operator."""
+    return 2 * x[0] * prod(size) * prod(w)
+
+
+@op(fake=empty_fprop, vmap=IMAGES_OR_GROUPS, flops=count_flops)
 def conv2d_fprop(
     x: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> Tensor:
@@ -86,11 +98,16 @@ def conv2d_fprop(
         (N, K, P, Q), channels_last if `x` or `w` is.
     """
     y = empty_fprop(x, w, b, size, stride, padding, dilation, groups)
-    conv2d_gather(x, w, b, y, stride, padding, dilation, groups)
+    plan = plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups)
+    run_gather(plan, x, w, b, y, stride, padding, dilation, groups)
     return y
 
 
-@op(fake=_empty_dgrad)
+@op(
+    fake=_empty_dgrad,
+    vmap=IMAGES_OR_GROUPS,
+    flops=lambda dy, w, **_: 2 * dy[0] * prod(dy[2:]) * prod(w),
+)
 def conv2d_dgrad(
     dy: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> Tensor:
@@ -109,11 +126,12 @@ def conv2d_dgrad(
         (N, C, H, W), channels_last if `dy` or `w` is.
     """
     dx = _empty_dgrad(dy, w, b, size, stride, padding, dilation, groups)
-    conv2d_gather(dy, w, b, dx, stride, padding, dilation, groups, adjoint=True)
+    plan = plan_gather(dy, w, dx.shape, is_channels_last(dx), stride, padding, dilation, groups, adjoint=True)
+    run_gather(plan, dy, w, b, dx, stride, padding, dilation, groups, adjoint=True)
     return dx
 
 
-@op(fake=_empty_wgrad)
+@op(fake=_empty_wgrad, vmap=(MergedAxes((1, 1), (0,)),), flops=lambda x, dy, size, **_: 2 * x[1] * prod(size) * prod(dy))
 def conv2d_wgrad(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
     """Gradient of conv2d with respect to its filters.
 
@@ -130,41 +148,50 @@ def conv2d_wgrad(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints,
     """
     dw = _empty_wgrad(x, dy, size, stride, padding, dilation, groups)
     if dy.numel() == 0:
-        return dw.zero_()
+        return fill(dw, 0.0)
     if is_depthwise(dw, groups):
         return depthwise2d_wgrad(x, dy, dw, stride, padding, dilation)
     if plan := plan_tma_wgrad(x, dy, size, stride, padding, dilation, groups):
         return run_tma_wgrad(plan, dw, groups)
-    return run_wgrad(x, dy, dw, stride, padding, dilation, groups)
+    return run_pointer_wgrad(x, dy, dw, stride, padding, dilation, groups)
 
 
-def conv2d_gather(
-    source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor, stride: Ints, padding: Ints, dilation: Ints,
-    groups: int, adjoint: bool = False, scale: Tensor | None = None, relu: bool = False,
-    partials: PartialStatistics | None = None, codes: Tensor | None = None, window: PoolWindow = ONE_PIXEL,
+def plan_gather(
+    source: Tensor, weight: Tensor, shape: Ints, channels_last: bool,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool = False,
+) -> TmaGather | PointerGather | None:  # fmt: skip
+    """Plan fprop or, if `adjoint`, dgrad for a result of this shape and memory format; None stands for the depthwise kernels.
+
+    Args:
+        source, weight: x and w in fprop, dy and w in dgrad.
+    """
+    if is_depthwise(weight, groups):
+        return None
+    plan = plan_tma_gather(source, weight, shape, channels_last, stride, padding, dilation, groups, adjoint)
+    return plan or plan_pointer_gather(source, weight, shape, stride, groups, adjoint)
+
+
+def run_gather(
+    plan: TmaGather | PointerGather | None, source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool = False, scale: Tensor | None = None,
+    relu: bool = False, partials: PartialStatistics | None = None, codes: Tensor | None = None, window: PoolWindow = ONE_PIXEL,
 ) -> None:  # fmt: skip
     """Fill the result of fprop or, if `adjoint`, of dgrad, and apply the epilogue.
 
     Args:
+        plan: from `plan_gather`.
         source, weight: x and w in fprop, dy and w in dgrad.
         scale, bias, relu: result = relu(scale * acc + bias), per channel.
-        partials: filled with the statistics of each of the `count_partial_statistics` pixel tiles; not for depthwise groups.
-        codes: filled with the argmax position of each `window` of a max pooling, whose maxima are then the result; not for
-            depthwise groups.
+        partials: filled with the statistics of each of the `plan.partials` pixel tiles; not for depthwise groups.
+        codes: filled with the argmax position of each `window` of a max pooling, whose maxima are then the result; only for a
+            PointerGather.
     """
-    scale, bias = (v.contiguous() if v is not None else None for v in (scale, bias))
-    if is_depthwise(weight, groups):
-        return depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
-    plan = codes is None and plan_tma_gather(
-        source, weight, result.shape, is_channels_last(result), stride, padding, dilation, groups, adjoint
-    )
-    if plan:
-        return run_tma_gather(plan, weight, scale, bias, result, padding, dilation, groups, adjoint, relu, partials)
-    run_gather(source, weight, scale, bias, result, stride, padding, dilation, groups, adjoint, relu, partials, codes, window)
-
-
-def count_partial_statistics(x: Tensor, w: Tensor, y: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> int:
-    """The number of pixel tiles of fprop's result. Each has its own partial statistics."""
-    if plan := plan_tma_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, adjoint=False):
-        return plan.partials
-    return count_pixel_tiles(x, w, y, stride, groups)
+    scale, bias = dense(scale), dense(bias)
+    if plan is None:
+        depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
+    elif isinstance(plan, TmaGather):
+        run_tma_gather(plan, weight, scale, bias, result, padding, dilation, groups, adjoint, relu, partials)
+    else:
+        run_pointer_gather(
+            plan, source, weight, scale, bias, result, stride, padding, dilation, groups, adjoint, relu, partials, codes, window
+        )

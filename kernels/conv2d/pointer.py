@@ -4,6 +4,8 @@ passes.py has the formulas, maps them to matrix products, and defines tap, phase
 kernels for Hopper.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -177,12 +179,38 @@ def _conv2d_wgrad_kernel(
     tl.store(partials + split * dw_split + at, acc.to(partials.dtype.element_ty), mask=owned)
 
 
-def run_gather(
-    source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
+class PointerGather(NamedTuple):
+    """The plan of an fprop or a dgrad by pointers."""
+
+    pixels: int  # of the result or, in dgrad, of its largest phase
+    tile: GemmTile
+
+    @property
+    def partials(self) -> int:
+        """The number of pixel tiles with partial statistics."""
+        return triton.cdiv(self.pixels, self.tile.m)
+
+
+def plan_pointer_gather(source: Tensor, weight: Tensor, shape: Ints, stride: Ints, groups: int, adjoint: bool) -> PointerGather:
+    """Plan fprop or dgrad for a result of this shape."""
+    channels_in, channels_out = source.shape[1] // groups, shape[1] // groups
+    steps = stride if adjoint else (1, 1)
+    pixels = shape[0] * triton.cdiv(shape[2], steps[0]) * triton.cdiv(shape[3], steps[1])
+    taps = weight.shape[2] * weight.shape[3] // (steps[0] * steps[1]) or 1
+    precision, scattered = conv_precision(source.dtype, source.device), _scattered(source, channels_in)
+    tile = gemm_tile(
+        Gemm("conv2d", pixels, channels_out, taps * channels_in, source.dtype, precision, scattered), source.device
+    )
+    # 64-bit addresses take twice the registers.
+    return PointerGather(pixels, tile._replace(m=min(tile.m, 64)) if exceeds_int32(source) else tile)
+
+
+def run_pointer_gather(
+    plan: PointerGather, source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
     stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool, relu: bool,
     partials: PartialStatistics | None, codes: Tensor | None, window: PoolWindow,
 ) -> None:  # fmt: skip
-    """Fill the result of fprop or, if `adjoint`, of dgrad. The arguments are those of conv2d_gather in passes.py."""
+    """Fill the result by its plan. The other arguments are those of run_gather in passes.py."""
     images, channels_in, channels_out = source.shape[0], source.shape[1] // groups, result.shape[1] // groups
     height, width = result.shape[2:]
     w_k, w_c, w_r, w_s = weight.stride()
@@ -196,7 +224,7 @@ def run_gather(
         weight_strides, filters_per_group = (w_k, w_c, w_r, w_s), channels_out
     pixels = images * phase_height * phase_width * window.taps
     phases = phases_h * phases_w
-    tile = _gather_tile(source, weight, pixels, channels_out, stride, groups, adjoint)
+    tile = plan.tile
     H, W = axes_of(weight.shape[2:], stride, padding, dilation)
     means, variances, counts = partials if partials is not None else (None, None, None)
     launch(
@@ -212,7 +240,7 @@ def run_gather(
     )  # fmt: skip
 
 
-def run_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
+def run_pointer_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
     """Fill and return the result of conv2d_wgrad."""
     pixels, (out_height, out_width), size = dy.numel() // dy.shape[1], dy.shape[2:], dw.shape[2:]
     filters, channels = dw.shape[0] // groups, dw.shape[1]
@@ -234,24 +262,6 @@ def run_wgrad(x: Tensor, dy: Tensor, dw: Tensor, stride: Ints, padding: Ints, di
     return sum_partials(partials, dw)
 
 
-def count_pixel_tiles(x: Tensor, w: Tensor, y: Tensor, stride: Ints, groups: int) -> int:
-    """The number of tiles into which run_gather splits the pixels of fprop's result."""
-    pixels = y.numel() // y.shape[1]
-    return triton.cdiv(pixels, _gather_tile(x, w, pixels, y.shape[1] // groups, stride, groups, adjoint=False).m)
-
-
 def _scattered(image: Tensor, channels: int) -> bool:
     """Whether loads take one element at a time: channels are strided or no multiple of 8, or offsets need int64."""
     return image.stride(1) != 1 or channels % 8 != 0 or exceeds_int32(image)
-
-
-def _gather_tile(
-    source: Tensor, weight: Tensor, pixels: int, channels_out: int, stride: Ints, groups: int, adjoint: bool
-) -> GemmTile:
-    """The tile of fprop or dgrad. `channels_out` is per group."""
-    channels_in = source.shape[1] // groups
-    taps = weight.shape[2] * weight.shape[3] // (stride[0] * stride[1] if adjoint else 1) or 1
-    precision, scattered = conv_precision(source.dtype, source.device), _scattered(source, channels_in)
-    product = Gemm("conv2d", pixels, channels_out, taps * channels_in, source.dtype, precision, scattered)
-    tile = gemm_tile(product, source.device)
-    return tile._replace(m=min(tile.m, 64)) if exceeds_int32(source) else tile  # 64-bit addresses take twice the registers

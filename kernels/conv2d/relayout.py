@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..copy import fill
 from ..device.function import device_function
 from ..device.indexing import cdiv, offset_of
 from ..device.precision import widen
@@ -104,7 +105,7 @@ def to_channels_last(x: Tensor, channels: int | None = None) -> Tensor:
         return x if x.stride() == strides else x.as_strided(x.shape, strides)
     out = empty(x, (n, height, width, channels)).permute(0, 3, 1, 2)
     if x.numel() == 0:
-        return out.zero_()
+        return fill(out, 0.0)
     _copy(x, out)
     return out
 

@@ -312,7 +312,7 @@ def run_tma_gather(
     plan: TmaGather, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
     padding: Ints, dilation: Ints, groups: int, adjoint: bool, relu: bool, partials: PartialStatistics | None,
 ) -> None:  # fmt: skip
-    """Fill the result by its plan. The other arguments are those of conv2d_gather in passes.py."""
+    """Fill the result by its plan. The other arguments are those of run_gather in passes.py."""
     # Copies and views: all operands that TMA cannot read in place.
     source, (images, height, width), view, stride, merged, box, tile, window_copy = plan
     if window_copy:

@@ -7,6 +7,7 @@ from typing import Any
 import triton
 
 from ..runtime.interpreter import INTERPRETED
+from ..runtime.triton_internals import cache_key
 
 # Decorator of a device function. The interpreter would spend milliseconds per call on a triton.jit function; a plain Python
 # function computes the same.
@@ -25,7 +26,7 @@ def name_of(function: Callable[..., Any]) -> FunctionName:
 
     On a GPU it contains Triton's cache key of the function: if the function changes, its callers are compiled again.
     """
-    name = FunctionName(f"{function.__module__}.{function.__name__} {getattr(function, 'cache_key', '')}")
+    name = FunctionName(f"{function.__module__}.{function.__name__} {cache_key(function)}")
     name.function = function
     return name
 
@@ -45,4 +46,4 @@ def hash_device_functions(modules: Iterable[Any]) -> None:
     for module in modules:
         for value in list(vars(module).values()):
             if isinstance(value, triton.JITFunction) and not value.__name__.endswith("_kernel"):
-                value.cache_key  # noqa: B018
+                cache_key(value)

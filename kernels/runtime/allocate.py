@@ -1,4 +1,4 @@
-"""Allocation of uninitialised results."""
+"""Allocation of uninitialised tensors. A launcher allocates with these functions only, so that its plan has all of them."""
 
 from typing import Any
 
@@ -6,12 +6,18 @@ import torch
 from torch import Tensor
 
 from .layout import Ints, is_channels_last
+from .plan import current_plan
 
 
 def empty(like: Tensor, shape: Ints, channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor, in channels_last or contiguous order."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+    return _in_plan(torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format))
+
+
+def empty_like(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor with the shape and, if `like` is dense, the strides of `like`."""
+    return _in_plan(torch.empty_like(like, dtype=dtype))
 
 
 def empty_resized(image: Tensor, size: Ints, *_: Any) -> Tensor:
@@ -20,3 +26,11 @@ def empty_resized(image: Tensor, size: Ints, *_: Any) -> Tensor:
     As a fake twin (op.py) it takes the other arguments of its operator, and ignores them.
     """
     return empty(image, (*image.shape[:2], *size), is_channels_last(image))
+
+
+def _in_plan(tensor: Tensor) -> Tensor:
+    """Add a tensor to the current plan, if there is one."""
+    plan = current_plan()
+    if plan is not None:
+        plan.allocations.append(tensor)
+    return tensor

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .triton_internals import has_driver, redefine_for_interpreter
+
 
 def _decide() -> str:
     """Turn the interpreter on if torch finds no GPU and the user has not decided otherwise. Return the reason, for messages."""
@@ -15,7 +17,7 @@ def _decide() -> str:
         return f"TRITON_INTERPRET={os.environ['TRITON_INTERPRET']} is set"
     if torch.cuda.is_available():
         return "torch sees a GPU"
-    if "triton" in sys.modules and sys.modules["triton"].runtime.driver._active is not None:
+    if "triton" in sys.modules and has_driver(sys.modules["triton"]):
         return "Triton has compiled for another device already"
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at every use; child processes inherit it
     return "torch sees no GPU"
@@ -24,11 +26,8 @@ def _decide() -> str:
 REASON = _decide()
 triton: Any = importlib.import_module("triton")  # after TRITON_INTERPRET is set
 INTERPRETED: bool = triton.knobs.runtime.interpret
-
-# Triton imported earlier has defined its own device functions, such as tl.sum, for the compiler. Reload them.
-if INTERPRETED and isinstance(triton.language.sum, triton.JITFunction):
-    for _module in (triton.language.standard, triton.language.random, triton.language):
-        importlib.reload(_module)
+if INTERPRETED:
+    redefine_for_interpreter(triton)  # if the user imported Triton before, for the compiler
 
 # Warning and error message if kernels can run nowhere, neither on a GPU nor in the interpreter; empty if they can.
 NO_DEVICE = ""

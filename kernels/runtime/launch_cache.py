@@ -1,55 +1,43 @@
-"""Launch cache: replays the allocations and launches of an earlier call, without the Python code of the launcher and of Triton.
+"""Launch cache: runs the plan of an earlier call again, without the Python code of the launcher and of Triton.
 
 In every call, the launcher and then Triton examine all arguments. This takes several times as long as a small kernel runs. But
-their decisions depend only on the key of the call, so one recorded call serves all calls with the same key.
+their decisions depend only on the key of the call, so the plan of one call serves all calls with the same key.
 
-    Key         dtype, shape, strides, alignment (address modulo 16) and device of each tensor; all other arguments; torch's
-                precision flags, if a tensor is float32; settings.tile_of and settings.wanted_programs
-    Recorded    size, strides and dtype of each tensor that the launcher allocates; each launch with its compiled kernel, its
-                number of programs and its arguments. A tensor argument is recorded as (number of the tensor, byte offset).
-    Replay      allocate the tensors, replace the numbers by addresses, launch
+    Key       dtype, shape, strides, alignment (address modulo 16) and device of each tensor; all other arguments; torch's
+              precision flags, if a tensor is float32; settings.tile_of and settings.wanted_programs
+    Cached    the plan (plan.py) without its tensors: size, strides and dtype of each allocation; each launch with its compiled
+              kernel, its number of programs and its arguments. A tensor argument is (number of the tensor, byte offset).
+    Replay    allocate the tensors, replace the numbers by addresses, launch
 
-The first call with a key runs the launcher. The second also runs it and records. All later ones are replays.
+The first call with a key makes the plan, and all later ones are replays. The cache is not used, and each call makes a plan,
 
-A tensor descriptor is a tensor argument too. At every launch Triton encodes it as a tensor map for TMA, which takes as long as
-the rest of a replay. All of the map except the address follows from the key, and training reuses the same addresses in every
-step. So each descriptor argument keeps its latest maps by address.
-
-The cache is not used, and the launcher runs at each call,
-
-    - in the interpreter, on AMD's GPUs, and with versions of Triton other than those in SUPPORTED;
+    - in the interpreter, on AMD's GPUs, and with versions of Triton not supported by triton_internals.py;
     - while launches are intercepted, or a profiler has set a launch hook in triton.knobs;
     - if a tensor is not on the GPU;
-    - if the launcher calls anything in torch besides allocations and views, such as a copy, or returns an argument.
+    - if a launch reads, or the launcher returns, a tensor that is neither an argument nor in the plan's allocations;
+    - if the launcher returns an argument, or a view.
 
-A call with the same tensor in two arguments may be replayed but is not recorded, because its pointers would be ambiguous.
-Replays ignore later changes of triton.knobs.
+A call with the same tensor in two arguments may be replayed but is not cached, because its pointers would be ambiguous. Replays
+ignore later changes of triton.knobs.
 """
 
-import copy
 import functools
-import inspect
-from collections.abc import Callable, Iterable, Iterator
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import hardware
 from .interpreter import INTERPRETED
-from .observe import Launch, recorded
+from .launch import planned, start_plan
+from .plan import Plan, make_plan
 from .settings import settings
+from .triton_internals import CachedLaunch, Place, cached_launch, is_hooked, is_supported, start
 
-# Replays depend on the internal launch code of these versions of Triton for NVIDIA's GPUs.
-SUPPORTED = (
-    not INTERPRETED and torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) in ((3, 6), (3, 7))
-)
+SUPPORTED = not INTERPRETED and torch.version.hip is None and is_supported(triton.__version__)
 MAX_ENTRIES = 4096  # keys per launcher; at this limit its cache is cleared, so that changing shapes do not fill the memory
-MAX_TENSOR_MAPS = 128  # per descriptor argument; a model with more layers of one shape encodes maps again
 
 _runtime = triton.knobs.runtime
 _current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", int)  # Triton calls the same function
@@ -59,8 +47,6 @@ _transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 on_gpu: Callable[[Tensor], bool] = torch._C.TensorBase.is_cuda.__get__  # type: ignore[attr-defined]
 _PLAIN = (Tensor, torch.nn.Parameter)
-_aten = torch.ops.aten
-_ALLOCATING = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default}
 
 
 class Allocation(NamedTuple):
@@ -71,33 +57,16 @@ class Allocation(NamedTuple):
     dtype: torch.dtype
 
 
-Expand = Callable[[Any], list[Any]]  # descriptor -> [tensor map, sizes, strides]
-Encode = Callable[[int], Any]  # address -> tensor map of a descriptor with this base address
-
-
-class CachedLaunch(NamedTuple):
-    """A recorded launch of a kernel."""
-
-    run: Callable[..., None]  # Triton's launch function
-    programs: int
-    function: int  # handle of the kernel in the driver
-    metadata: Any  # Triton's packed launch options
-    args: tuple[Any, ...]  # for all parameters, with descriptors expanded
-    pointers: tuple[tuple[int, int, int], ...]  # (index of the argument, number of the tensor, byte offset)
-    maps: tuple[tuple[int, int, int, Encode], ...]  # the same for descriptors, with the encoder of the map
-
-
-class CachedCall(NamedTuple):
-    """A recorded call of a launcher. Tensors are numbered: first its arguments, then its allocations."""
+class CachedPlan(NamedTuple):
+    """A plan without its tensors. They are numbered: first the arguments of the call, then the allocations."""
 
     device: torch.device
     allocations: tuple[Allocation, ...]
-    starts: tuple[CachedLaunch, ...]
+    launches: tuple[CachedLaunch, ...]
     results: tuple[int, ...] | int | None  # numbers of the returned tensors
 
 
-SEEN_ONCE, UNCACHEABLE = "seen once", "uncacheable"
-Cache = dict[Any, CachedCall | str]
+Cache = dict[Any, CachedPlan]
 _caches: list[Cache] = []
 
 
@@ -108,40 +77,33 @@ def clear() -> None:
 
 
 def cached(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """Add a cache to a launcher: calls are replayed from the third with the same key on."""
+    """The launcher as a function that computes, with a cache of its plans."""
+    compute = planned(launcher)
     if not SUPPORTED:
-        return launcher
+        return compute
     cache: Cache = {}
     _caches.append(cache)
 
     @functools.wraps(launcher)
     def call(*args: Any) -> Any:
-        if settings.intercept is not None or _is_hooked():
-            return launcher(*args)
+        if settings.intercept is not None or is_hooked(_runtime):
+            return compute(*args)
         tensors, key = _key(args)
         entry = cache.get(key)
-        if isinstance(entry, CachedCall):
+        if entry is not None:
             if entry.device.index == hardware.current_device():
                 return _replay(entry, tensors)
             with torch.cuda.device(entry.device):
                 return _replay(entry, tensors)
-        if entry == UNCACHEABLE:
-            return launcher(*args)
-        if entry == SEEN_ONCE:
-            result, cache[key] = record_call(launcher, args, tensors)
-            return result
-        if len(cache) >= MAX_ENTRIES:
-            cache.clear()
-        cache[key] = SEEN_ONCE
-        return launcher(*args)
+        plan = make_plan(launcher, args)
+        entry = without_tensors(plan, start_plan(plan), tensors)
+        if entry is not None:
+            if len(cache) >= MAX_ENTRIES:
+                cache.clear()
+            cache[key] = entry
+        return plan.results
 
     return call
-
-
-def _is_hooked() -> bool:
-    """Whether a launch hook is set in triton.knobs."""
-    before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
-    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
 
 
 def without_dispatcher(launcher: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,122 +160,42 @@ def _key(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
     return tensors, tuple(key)
 
 
-class _AllocationMode(TorchDispatchMode):
-    """Collects the tensors that torch allocates. `is_cacheable` is False after any call besides allocations and views."""
+def without_tensors(plan: Plan, kernels: list[Any], given: list[Tensor]) -> CachedPlan | None:
+    """A plan in the form of the cache; None if no later call may run it.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[Tensor] = []
-        self.is_cacheable = True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _ALLOCATING:
-            self.tensors.append(result)
-        elif not func.is_view:
-            self.is_cacheable = False
-        else:  # in inference mode `contiguous` counts as a view, but may copy
-            views = result if isinstance(result, (tuple, list)) else (result,)
-            self.is_cacheable &= {_storage(args[0])}.issuperset(map(_storage, views))
-        return result
-
-
-def record_call(launcher: Callable[..., Any], args: tuple[Any, ...], given: list[Tensor]) -> tuple[Any, CachedCall | str]:
-    """Call a launcher and record the call: (its result, the recorded call).
-
-    In place of the recorded call: UNCACHEABLE if no call with this key can be replayed; SEEN_ONCE if a pointer of this call is
-    ambiguous, so that the next call with this key is recorded.
+    Args:
+        kernels: the compiled kernel of each launch.
+        given: the tensors among the arguments of the call.
     """
-    if not all(map(on_gpu, given)):  # the launcher raises, or launches nothing
-        return launcher(*args), UNCACHEABLE
-    if len(set(map(id, given))) < len(given):  # the tensor number of a pointer would be ambiguous
-        return launcher(*args), SEEN_ONCE
-    with _AllocationMode() as allocated, recorded() as launches:
-        result = launcher(*args)
-    results = result if isinstance(result, tuple) else () if result is None else (result,)
-    tensors = [*given, *allocated.tensors]
+    results = plan.results if isinstance(plan.results, tuple) else () if plan.results is None else (plan.results,)
+    tensors = [*given, *plan.allocations]
     storages = [_storage(t) for t in tensors]
     numbers = {storage: number for number, storage in enumerate(storages)}
-    numbered = [numbers.get(_storage(t), -1) for t in results]
-    if not allocated.is_cacheable or any(
-        n < len(given) or _allocation(t) != _allocation(tensors[n]) for n, t in zip(numbered, results, strict=True)
+    returned = [numbers.get(_storage(t), -1) for t in results]
+    if (
+        not given
+        or not all(map(on_gpu, given))
+        or len(set(map(id, given))) < len(given)
+        or any(n < len(given) or _allocation(t) != _allocation(tensors[n]) for n, t in zip(returned, results, strict=True))
     ):
-        return result, UNCACHEABLE
+        return None
 
-    def locate(tensor: Tensor) -> tuple[int, int] | None:
-        """(number of the tensor or of its base, byte offset). None if it is a view and its storage has several numbers."""
+    def place_of(tensor: Tensor) -> Place | None:
+        """(number of the tensor or of its base, byte offset). None if another tensor has the same storage, or none."""
         storage = _storage(tensor)
-        number = next((n for n, t in enumerate(given) if t is tensor), numbers[storage])
-        if tensor is not tensors[number] and storages.count(storage) > 1:
+        number = next((n for n, t in enumerate(given) if t is tensor), numbers.get(storage))
+        if number is None or (tensor is not tensors[number] and storages.count(storage) > 1):
             return None
         return number, tensor.data_ptr() - tensors[number].data_ptr()
 
-    starts = []
-    for launch in launches:
-        cached_launch = _cached_launch(launch, locate)
-        if cached_launch is None:
-            return result, SEEN_ONCE
-        starts.append(cached_launch)
-    returned = tuple(numbered) if isinstance(result, tuple) else numbered[0] if numbered else None
-    return result, CachedCall(given[0].device, tuple(map(_allocation, allocated.tensors)), tuple(starts), returned)
-
-
-def _cached_launch(launch: Launch, locate: Callable[[Tensor], tuple[int, int] | None]) -> CachedLaunch | None:
-    """A launch in recorded form; None if `locate` returns None for one of its tensors."""
-    kernel, compiled, programs, positional, constants = launch
-    values = [*positional, *(constants[name] for name in kernel.arg_names[len(positional) :])]
-    run: Any = compiled.run
-    expansions: Iterator[Expand] = iter(())
-    if any(isinstance(value, TensorDescriptor) for value in values):
-        run, expansions = _unwrapped(run)
-    args: list[Any] = []
-    pointers: list[tuple[int, int, int]] = []
-    maps: list[tuple[int, int, int, Encode]] = []
-    for value in values:
-        tensor = value.base if isinstance(value, TensorDescriptor) else value
-        if not isinstance(tensor, Tensor):
-            args.append(value)
-            continue
-        found = locate(tensor)
-        if found is None:
+    launches = []
+    for (kernel, programs, args, constants, _), compiled in zip(plan.launches, kernels, strict=True):
+        launch = cached_launch(compiled, kernel.arg_names, programs, args, constants, place_of)
+        if launch is None:
             return None
-        if tensor is value:
-            pointers.append((len(args), *found))
-            args.append(0)
-        else:
-            expand = next(expansions)
-            maps.append((len(args), *found, _encoder(value, expand)))
-            args += 0, *expand(value)[1:]
-    return CachedLaunch(run, programs, compiled.function, compiled.packed_metadata, tuple(args), tuple(pointers), tuple(maps))
-
-
-def _unwrapped(run: Any) -> tuple[Any, Iterator[Expand]]:
-    """Split Triton's launch function for descriptors: (a launch of expanded descriptors, the expansion of each descriptor)."""
-    wrapper = inspect.getclosurevars(run.launch)
-    unwrapped = copy.copy(run)
-    unwrapped.launch = wrapper.nonlocals["launcher"]
-    expand: Callable[..., list[Any]] = wrapper.globals["make_tensordesc_arg"]
-    return unwrapped, (functools.partial(expand, metadata=metadata) for metadata in wrapper.nonlocals["tensordesc_meta"])
-
-
-class _At(NamedTuple):
-    """A stand-in for the tensor at an address: the expansion of a descriptor reads nothing else."""
-
-    address: int
-
-    def data_ptr(self) -> int:
-        return self.address
-
-
-def _encoder(descriptor: TensorDescriptor, expand: Expand) -> Encode:
-    """The encoder of a descriptor's tensor map. It keeps the latest MAX_TENSOR_MAPS maps by address."""
-    form = {name: value for name, value in vars(descriptor).items() if name != "base"}
-
-    @functools.lru_cache(MAX_TENSOR_MAPS)
-    def encode(address: int) -> Any:
-        return expand(SimpleNamespace(base=_At(address), **form))[0]
-
-    return encode
+        launches.append(launch)
+    numbered = tuple(returned) if isinstance(plan.results, tuple) else returned[0] if returned else None
+    return CachedPlan(given[0].device, tuple(map(_allocation, plan.allocations)), tuple(launches), numbered)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -325,22 +207,11 @@ def _allocation(tensor: Tensor) -> Allocation:
     return Allocation(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
-def _replay(entry: CachedCall, tensors: list[Tensor]) -> Any:
-    device, allocations, starts, results = entry
+def _replay(plan: CachedPlan, tensors: list[Tensor]) -> Any:
+    device, allocations, launches, results = plan
     for size, stride, dtype in allocations:
         tensors.append(torch.empty_strided(size, stride, dtype=dtype, device=device))
-    start(starts, [t.data_ptr() for t in tensors], _current_stream(device.index))
+    start(launches, [t.data_ptr() for t in tensors], _current_stream(device.index))
     if isinstance(results, int):
         return tensors[results]
     return tuple([tensors[i] for i in results]) if results is not None else None
-
-
-def start(starts: Iterable[CachedLaunch], addresses: list[int], stream: int) -> None:
-    """Launch recorded kernels. Tensor i of the recorded call is now at addresses[i]."""
-    for run, programs, function, metadata, args, pointers, maps in starts:
-        values = list(args)
-        for index, tensor, offset in pointers:
-            values[index] = addresses[tensor] + offset
-        for index, tensor, offset, encode in maps:
-            values[index] = encode(addresses[tensor] + offset)
-        run(programs, 1, 1, stream, function, metadata, None, None, None, *values)

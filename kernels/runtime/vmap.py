@@ -1,4 +1,4 @@
-"""torch.vmap's rule for every operator: one launch over more images, channels or groups in place of many launches.
+"""Rules for torch.vmap: one launch over more images, channels or groups in place of many launches.
 
 If only images are mapped, the rule merges the mapped axis into the batch. If filters, statistics or other vectors with one
 element per channel are mapped, it merges the axis into the channels, and multiplies the groups of a convolution. A linear layer
@@ -22,50 +22,25 @@ class MergedAxes(NamedTuple):
     results: tuple[int, ...]
 
 
-# Operators whose rule merges the mapped axis into the first axis of every argument and result.
-FIRST_AXIS = (
-    "antialias2d_backward", "antialias2d_forward", "avg_pool2d_backward", "avg_pool2d_forward", "batchnorm2d_fold",
-    "bilinear2d_backward", "bilinear2d_forward", "max_pool2d_backward", "max_pool2d_forward", "max_pool2d_pick",
-    "max_unpool2d_add", "max_unpool2d_backward", "max_unpool2d_forward", "nearest2d_backward", "nearest2d_forward",
-    "pad2d_backward", "pad2d_forward",
-)  # fmt: skip
-# Operators on any shape: the mapped axis is an additional axis.
-ELEMENTWISE = ("relu_", "relu_backward", "relu_forward")
-# All other operators, with the axes of their tensor arguments. A rule uses the first entry that allows all mapped arguments.
-MERGED_AXES: dict[str, tuple[MergedAxes, ...]] = {
-    "batchnorm2d_backward": (MergedAxes((1, 1, 0, 0, 0, 1, None), (1,)),),
-    "batchnorm2d_forward": (MergedAxes((1, 0, 0, 0, 0, 1), (1,)),),
-    "batchnorm2d_merge": (MergedAxes((1, 1, None), (0, 0)),),
-    "batchnorm2d_relu_sums": (MergedAxes((1, 1, 1, 0, 0), (1, 1)),),
-    "batchnorm2d_statistics": (MergedAxes((1,), (0, 0)),),
-    "batchnorm2d_sums": (MergedAxes((1, 1, 0, 0), (1,)),),
-    "batchnorm2d_update": (),
-    "channel_sum": (MergedAxes((1,), (0,)),),
-    "conv2d_affine": (MergedAxes((0, None, None, None), (0,)), MergedAxes((1, 0, 0, 0), (1,))),
-    "conv2d_dgrad": (MergedAxes((0, None, None), (0,)), MergedAxes((1, 0, 0), (1,))),
-    "conv2d_fprop": (MergedAxes((0, None, None), (0,)), MergedAxes((1, 0, 0), (1,))),
-    "conv2d_relu_max_pool2d": (MergedAxes((0, None, None), (0, 0)), MergedAxes((1, 0, 0), (1, 1))),
-    "conv2d_statistics": (MergedAxes((1, 0, 0), (1, 0, 0)),),
-    "conv2d_wgrad": (MergedAxes((1, 1), (0,)),),
-    "linear_dgrad": (MergedAxes((0, None), (0,)),),
-    "linear_fprop": (MergedAxes((0, None, None), (0,)),),
-    "linear_wgrad": (),
-}
+# The rule of an operator. Of several MergedAxes, a call uses the first that allows all mapped arguments; without one, the
+# operator runs once per element of the mapped axis.
+Vmap = str | tuple[MergedAxes, ...]
+FIRST_AXIS = "first axis"  # merge the mapped axis into the first axis of every argument and result
+ELEMENTWISE = "elementwise"  # any shape: the mapped axis is an additional axis
 
 
-def register_vmap(library: torch.library.Library) -> None:
-    """Register the rule of every operator in the tables."""
-    for name in (*FIRST_AXIS, *ELEMENTWISE, *MERGED_AXES):
-        torch.library.register_vmap(f"{library.ns}::{name}", _rule(name), lib=library)
+def register_vmap(library: torch.library.Library, operator: Any, rule: Vmap) -> None:
+    """Register the rule of an operator with torch."""
+    torch.library.register_vmap(f"{library.ns}::{operator.__name__}", _rule(operator.default, rule), lib=library)
 
 
-def _rule(name: str) -> Callable[..., Any]:
+def _rule(op: Any, vmap: Vmap) -> Callable[..., Any]:
     """The rule of an operator, a function of its arguments and their mapped axes, for torch.library.register_vmap."""
-    op = getattr(torch.ops.trinn, name).default
     parameters = op._schema.arguments
     tensors = [place for place, p in enumerate(parameters) if "Tensor" in str(p.type)]
     written = [place for place in tensors if parameters[place].is_write]
-    entries = MERGED_AXES[name] if name in MERGED_AXES else (MergedAxes((0,) * len(tensors), (0,) * len(op._schema.returns)),)
+    first_axis = (MergedAxes((0,) * len(tensors), (0,) * len(op._schema.returns)),)
+    entries = first_axis if isinstance(vmap, str) else vmap
     groups = next((place for place, p in enumerate(parameters) if p.name == "groups"), None)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any, **options: Any) -> tuple[Any, Any]:
@@ -76,13 +51,13 @@ def _rule(name: str) -> Callable[..., Any]:
         for place in written:
             if place not in mapped:
                 raise RuntimeError(
-                    f"vmap: {name} writes over its {parameters[place].name}, which is not mapped while another argument is; "
-                    "for a batch norm, call torch.func.replace_all_batch_norm_modules_ first"
+                    f"vmap: {op.name()} writes over its {parameters[place].name}, which is not mapped while "
+                    "another argument is; for a batch norm, call torch.func.replace_all_batch_norm_modules_ first"
                 )
         # Move the mapped axis of each argument to the front.
         for place in mapped:
             given[place] = given[place].movedim(in_dims[place], 0)
-        if name in ELEMENTWISE:
+        if vmap == ELEMENTWISE:
             return _leading(op(*_expanded(given, tensors, mapped, info.batch_size)))
         # Find an entry for the mapped arguments. Without one, run the operator once per element of the mapped axis.
         for entry in entries:

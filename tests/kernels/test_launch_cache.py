@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ import torch
 
 from tests.support.check import randn
 from tests.tools.test_install import ROOT
-from trinn.kernels import launchers
 from trinn.kernels.runtime import launch_cache
+from trinn.kernels.runtime.allocate import empty_like
+from trinn.kernels.runtime.launch import launch
+from trinn.kernels.runtime.plan import make_plan
 
 HOPPER = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
 
@@ -53,15 +57,32 @@ def test_launches_with_descriptors_compute() -> None:
     run("tests.support.descriptors", "cuda")
 
 
-def test_copies_are_never_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher that copies a tensor is never cached, even in inference mode, where torch reports the copy as a view."""
+def is_cached(launcher: Callable[..., Any], *tensors: torch.Tensor) -> bool:
+    """Whether the launch cache would keep the plan of a call."""
+    plan = make_plan(launcher, tensors)
+    compiled = SimpleNamespace(run=None, function=None, packed_metadata=None)
+    return launch_cache.without_tensors(plan, [compiled] * len(plan.launches), list(tensors)) is not None
+
+
+def double(x: torch.Tensor, twice: torch.Tensor | None = None) -> torch.Tensor:
+    """A launcher of one kernel: y = 2 * x. It reads `twice` in place of x."""
+    y = empty_like(x)
+    launch(SimpleNamespace(arg_names=["x", "y"]), 1, x if twice is None else twice, y, device=x.device)
+    return y
+
+
+def test_plans_with_other_tensors_are_never_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch that reads, or a launcher that returns, a tensor of unknown origin or an argument; a tensor given twice."""
+    assert not is_cached(double, randn(3))  # on the CPU
     monkeypatch.setattr(launch_cache, "on_gpu", lambda tensor: True)
-    strided = randn(6)[::2]
-    given = [randn(1, 3, 2, 2), strided, strided.square()]
-    for inference in (True, False):
-        with torch.inference_mode(inference):
-            _, call = launch_cache.record_call(launchers.batchnorm2d_forward, (*given, None, None, None, False, 1e-5), given)
-        assert call == launch_cache.UNCACHEABLE
+    assert is_cached(double, randn(3)) and is_cached(lambda x: double(x, x[1:]), randn(3))
+    x = randn(3)
+    assert not is_cached(double, x, x)
+    assert not is_cached(lambda x: double(x, x * 1), randn(3))
+    with torch.inference_mode():  # torch reports this copy as a view
+        assert not is_cached(lambda x: double(x, x.contiguous()), randn(6)[::2])
+    for result in (lambda x: x, lambda x: double(x) + 0, lambda x: double(x)[1:]):
+        assert not is_cached(result, randn(3))
 
 
 def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +96,6 @@ def test_wrapped_tensors_go_through_the_dispatcher(monkeypatch: pytest.MonkeyPat
 
     torch.func.vjp(function, randn(3))
     assert launch_cache._are_plain((randn(3),)) and not launch_cache._are_plain((randn(3), *wrapped))
-
-
-def test_cpu_tensors_are_never_cached() -> None:
-    empty = torch.empty(0)
-    assert launch_cache.record_call(launchers.relu_forward, (empty,), [empty])[1] == launch_cache.UNCACHEABLE
 
 
 @functools.cache

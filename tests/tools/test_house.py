@@ -27,11 +27,11 @@ IMPORTS: dict[str, set[str]] = {
 KERNEL_FOLDERS = {
     "runtime": set[str](),
     "device": {"runtime"},
-    "conv2d": {"device", "runtime", "pool2d", "reduce", "statistics2d"},
+    "conv2d": {"copy", "device", "runtime", "pool2d", "reduce", "statistics2d"},
 }
 # Files for every operator of a folder to import.
 SHARED = {
-    "kernels": {*KERNEL_FOLDERS, "gather2d", "reduce", "statistics2d"} - {"conv2d"},
+    "kernels": {*KERNEL_FOLDERS, "copy", "gather2d", "reduce", "statistics2d"} - {"conv2d"},
     "layers": {"function", "public", "reduce", "window"},
 }
 # Operators built on another operator.
