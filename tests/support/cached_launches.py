@@ -1,6 +1,6 @@
 """Compare launches replayed from the launch cache with the launchers' own launches, for random calls of every operator.
 
-`python -m tests.support.cached_launches SEED CALLS` runs on the stub GPU (a fake driver), in its own process; nothing is compiled.
+`python -m tests.support.cached_launches SEED CALLS` runs on the stub GPU (a fake driver). Nothing is compiled.
 The comparison includes the specialisation by which Triton would compile each kernel, such as dtypes and alignment.
 
 `--stub` requires Triton 3.6. Triton builds and calls its C launchers, and the bytes passed to cuLaunchKernelEx are compared.

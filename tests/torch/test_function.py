@@ -13,7 +13,6 @@ import trinn.layers as tnn
 from tests.support.check import DEVICE, randn
 from tests.support.every import EVERY, Every, results
 from trinn.kernels import ops
-from trinn.kernels.runtime import vmap
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 
