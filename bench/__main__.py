@@ -31,9 +31,10 @@ from typing import Any
 
 import torch
 
-from bench import conv, gpu, models, registry, report, runs, workers
-from bench.runs import Item
-from bench.timing import Machine
+from bench import conv, gpu, registry, workers
+from bench.time import networks, report, runs
+from bench.time.protocol import Machine
+from bench.time.runs import Item
 
 MINUTES = {True: 7.5, False: 28.0}  # time limit with and without --quick
 
@@ -41,12 +42,12 @@ MINUTES = {True: 7.5, False: 28.0}  # time limit with and without --quick
 def items_of(names: Sequence[str], quick: bool, arithmetics: Sequence[str]) -> list[Item]:
     """Return the items (see runs.Item), the most informative first. torch.compile is last because it compiles the longest."""
     cases = registry.QUICK if quick else {name: case.arithmetics for name, case in registry.CASES.items()}
-    networks = models.QUICK if quick else {name: model.arithmetics for name, model in models.MODELS.items()}
+    of_models = networks.QUICK if quick else {name: model.arithmetics for name, model in networks.MODELS.items()}
 
     def fitting(kind: str, of: Mapping[str, Sequence[str]]) -> list[Item]:
         return [[kind, n, a] for n, several in of.items() for a in several if registry.fits(n, names) and a in arithmetics]
 
-    of_cases, of_networks = fitting("case", cases), fitting("model", networks)
+    of_cases, of_networks = fitting("case", cases), fitting("model", of_models)
     fused = [item for item in of_cases if registry.CASES[item[1]].fused and item[2] == "bf16"]
     compiled = [item for item in of_networks if item[2] == "bf16" and not (quick and item[1] != "AlexNet b128")]
     return [

@@ -21,12 +21,13 @@ import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.cache import get_cache_manager
 
-from bench import models, registry
+from bench import registry
 from bench.executed import executed
 from bench.gpu_cache import sources
 from bench.machine_code import Code, Driver
-from bench.rows import LAYOUTS, Instance
-from bench.timing import Machine, using
+from bench.time.case import LAYOUTS, Instance
+from bench.time.networks import MODELS, PASSES, Model, Run
+from bench.time.protocol import Machine, using
 from bench.tune import compile_launcher
 from trinn.kernels import launchers
 from trinn.kernels.runtime.observe import intercepted
@@ -68,18 +69,18 @@ def _runs(
             for what in case.works:
                 instance.call(what)()
 
-    def run_network(dtype: torch.dtype, model: models.Model) -> None:
+    def run_network(dtype: torch.dtype, model: Model) -> None:
         for layout in LAYOUTS:
-            for what in models.PASSES:
-                models.Run(model, "ours", dtype, layout, "meta").step(what, "eager", Machine("meta"))()
-                models.Run(model, "ours", dtype, layout, "meta").graph(what)()
+            for what in PASSES:
+                Run(model, "ours", dtype, layout, "meta").step(what, "eager", Machine("meta"))()
+                Run(model, "ours", dtype, layout, "meta").graph(what)()
 
     for name, arithmetics in cases.items():
         for arithmetic in arithmetics:
             yield name, lambda dtype, case=registry.CASES[name]: run_case(dtype, case), arithmetic  # type: ignore[misc]
     for name, arithmetics in networks.items():
         for arithmetic in arithmetics:
-            yield name, lambda dtype, model=models.MODELS[name]: run_network(dtype, model), arithmetic  # type: ignore[misc]
+            yield name, lambda dtype, model=MODELS[name]: run_network(dtype, model), arithmetic  # type: ignore[misc]
 
 
 def launches_of(name: str, arithmetic: str, layout: str, what: str, architecture: str = "sm_90") -> list[Launch]:

@@ -26,9 +26,10 @@ from typing import Any
 import torch
 import triton
 
-from bench import registry, runs, tune
+from bench import registry, tune
 from bench.registry import CONVS
-from bench.report import Result
+from bench.time import runs
+from bench.time.report import Result
 from bench.tune import Item, kind, named
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.tuning import Gemm, GemmTile

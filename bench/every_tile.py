@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from bench.registry import conv, conv_transpose
-from bench.rows import Instance, check, cudnn_benchmark, exact_results, other_bits
-from bench.timing import Machine, using
+from bench.time.case import Instance, check, cudnn_benchmark, exact_results, other_bits
+from bench.time.protocol import Machine, using
 from bench.tune import Item, calls_of, compiling, kind, recorded
 from bench.workers import do_in_turn, do_side_by_side
 from trinn.kernels.runtime import tuning

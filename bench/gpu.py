@@ -31,7 +31,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import gpu_cache, report
+from bench import gpu_cache
+from bench.time import report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results")
@@ -84,7 +85,7 @@ def parts(out: Path) -> list[Part]:
         Part("environment", [*python, "trinn.env"], 30),
         Part("descriptors", [*python, "tests.support.descriptors", "cuda"], 40),
         Part("calls", pytest_command(out, *CALLS), 70),
-        Part("rates", [*python, "bench.rates", "--out", str(out / "rates.json")], 45),
+        Part("rates", [*python, "bench.time.rates", "--out", str(out / "rates.json")], 45),
         Part("tests", pytest_command(out, *TESTS, *ON_A_GPU_ALONE), 190),
         Part("bench", [*python, "bench", "--quick", "--out", str(out), "--minutes"], None),
     ]
@@ -179,7 +180,7 @@ def _of_tests(out: Path, most: int) -> Iterator[str]:
 
 
 def _of_rates(out: Path) -> Iterator[str]:
-    from bench import rates
+    from bench.time import rates
 
     path = out / "rates.json"
     yield from rates.lines_of(json.loads(path.read_text())) if path.exists() else ("rates: not measured",)

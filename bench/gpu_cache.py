@@ -122,7 +122,7 @@ def commands(stub: Path) -> list[tuple[list[str], dict[str, str]]]:
     linked = {"TRITON_LIBCUDA_PATH": str(stub), "LD_LIBRARY_PATH": f"{stub}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
     return [
         ([*python, "bench", "--compile-only", "--quick", "--gpu", GPU], linked),
-        ([*python, "bench.rates", "--compile-only"], linked),
+        ([*python, "bench.time.rates", "--compile-only"], linked),
         ([*python, "tests.support.descriptors", "--stub"], {}),
         ([*python, *tests], {"REHEARSAL_COMPILES": "1"}),
     ]

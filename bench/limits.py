@@ -25,8 +25,8 @@ from bench import registry
 from bench.compile_report import PUT_ASIDE, line_printer
 from bench.executed import Executed, executed
 from bench.machine_code import Code, Driver, read_cubin, read_sass
-from bench.rows import LAYOUTS
-from bench.timing import H200_CLOCK
+from bench.time.case import LAYOUTS
+from bench.time.protocol import H200_CLOCK
 
 BYTES_A_SECOND = 4.3e12  # of a large copy on an H200: bytes read plus bytes written
 INSTRUCTIONS_A_SECOND = 132 * 4 * 32 * H200_CLOCK  # thread instructions: SMs * warp instructions per cycle * threads per warp

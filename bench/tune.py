@@ -33,8 +33,8 @@ from torch import Tensor
 
 from bench import registry
 from bench.machine_code import SHARED_MEMORY, Driver
-from bench.rows import Instance
-from bench.timing import Machine, interleaved, using
+from bench.time.case import Instance
+from bench.time.protocol import Machine, interleaved, using
 from bench.workers import MANY, do_in_turn, do_side_by_side, words, worked_off
 from trinn.kernels import launchers, ops
 from trinn.kernels.runtime import tuning

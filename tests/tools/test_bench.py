@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from bench import __main__ as benchmark
-from bench import models, registry, report, rows, runs, timing, workers
+from bench import registry, workers
 from bench.registry import CASES, Case, Work
-from bench.rows import Contender, Instance
-from bench.timing import Machine, Spread, interleaved
+from bench.time import case as measuring
+from bench.time import networks, protocol, report, runs
+from bench.time.case import Contender, Instance
+from bench.time.protocol import Machine, Spread, interleaved
 from bench.workers import worked_off
 from trinn.kernels import ops
 from trinn.layers import convert
@@ -52,7 +54,7 @@ class Here(Machine):
     def __init__(self, clock: Any) -> None:
         super().__init__("cpu", clock)
 
-    def graphed(self, step: timing.Call) -> timing.Call:
+    def graphed(self, step: protocol.Call) -> protocol.Call:
         return step
 
 
@@ -70,7 +72,7 @@ def small_cases() -> Iterator[Any]:
 def test_both_sides_compute_the_same(case: Case) -> None:
     for layout in FORMATS if len(case.inputs[0]) == 4 else FORMATS[:1]:
         ours, torchs = (Instance(case, side, torch.float32, layout, "cpu").results() for side in registry.SIDES)
-        checked = rows.check(ours, torchs, *rows.exact_results(case, torch.float32, "cpu"))
+        checked = measuring.check(ours, torchs, *measuring.exact_results(case, torch.float32, "cpu"))
         assert checked["wrong"] is None and checked["strides"] is None
         assert "output" in checked["errors"] and len(checked["errors"]) >= (2 if case.inputs else 1)
 
@@ -136,7 +138,7 @@ def test_shrunk_and_quick_cases() -> None:
         assert sum(math.prod(shape) for shape in small.inputs) < 3000
     for name, arithmetics in registry.QUICK.items():
         assert set(arithmetics) <= set(CASES[name].arithmetics), name
-    assert set(models.QUICK) <= set(models.MODELS)
+    assert set(networks.QUICK) <= set(networks.MODELS)
     compiled = [item for item in benchmark.items_of([], True, ["bf16"]) if item[3] == "compiled"]
     assert all(kind == "model" or CASES[name].fused for kind, name, *_ in compiled) and len(compiled) > 3
 
@@ -203,8 +205,8 @@ def test_a_sample_is_discarded_if_the_gpu_did_not_wait(late: int, monkeypatch: p
             return 2.0  # milliseconds
 
     fake = SimpleNamespace(Event=Event, _sleep=log.append, synchronize=lambda: None)
-    monkeypatch.setattr(timing, "torch", SimpleNamespace(cuda=fake))
-    clock, call = timing.EventClock(), lambda: log.append("call")
+    monkeypatch.setattr(protocol, "torch", SimpleNamespace(cuda=fake))
+    clock, call = protocol.EventClock(), lambda: log.append("call")
     if late == 99:
         with pytest.raises(RuntimeError, match="its time on the GPU is unknown"):
             clock.seconds([call], ahead=True)
@@ -218,7 +220,7 @@ def test_a_sample_is_discarded_if_the_gpu_did_not_wait(late: int, monkeypatch: p
 def test_measurements_read_no_cpu_clock() -> None:
     """Times in results come from a Clock. Only time limits use time.monotonic, and only launch_path.py times Python."""
     readers = {}
-    for path in (ROOT / "bench").glob("*.py"):
+    for path in (ROOT / "bench").rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         attributes = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
         imported = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
@@ -229,23 +231,23 @@ def test_measurements_read_no_cpu_clock() -> None:
             and not {a for a in attributes if "triton.testing" in a}
         ), path
         readers[path.stem] = {a for a in attributes if a.startswith("time.") and "time" in imported}
-    assert not set().union(*(readers[stem] for stem in ("timing", "rows", "models", "registry", "test_registry", "report")))
+    assert not set().union(*(readers[stem] for stem in ("protocol", "case", "networks", "registry", "test_registry", "report")))
     assert set().union(*(readers[stem] for stem in ("__main__", "runs", "workers", "tune", "conv"))) == {"time.monotonic"}
 
 
 def test_rotated_inputs_exceed_the_cache() -> None:
     machine = Machine("cpu", SetClock(), cache=50_000_000)
     assert machine.sets(1_000_000_000) == 2 and machine.sets(50_000_000) == 3
-    assert machine.sets(10_000_000) == 11 and machine.sets(1) == timing.MOST_SETS
+    assert machine.sets(10_000_000) == 11 and machine.sets(1) == protocol.MOST_SETS
     case, ours = CASES["ResNet ReLU 256x56"].small(), Contender("ours", "eager", "contiguous")
-    sets = rows.instances_of(case, ours, torch.float32, "cpu", 3)
+    sets = measuring.instances_of(case, ours, torch.float32, "cpu", 3)
     assert len({float(s.inputs[0].detach().sum()) for s in sets}) == 3
 
 
 def test_rows_of_a_case() -> None:
     clock = SetClock()
     case = CASES["ResNet stage 2 3x3 stride 2"].small()
-    found = list(rows.rows_of(case, "fp32", Here(clock), ["forward", "backward"], rounds=3))
+    found = list(measuring.rows_of(case, "fp32", Here(clock), ["forward", "backward"], rounds=3))
     assert [row["pass"] for row in found] == ["forward", "backward"]
     for row in found:
         json.dumps(row)
@@ -264,7 +266,7 @@ def test_uncountable_instructions_are_left_out(monkeypatch: pytest.MonkeyPatch) 
         return 1e9
 
     monkeypatch.setitem(sys.modules, "bench.ahead", SimpleNamespace(instructions_of=instructions_of))
-    assert rows.instruction_counts(CASES["ResNet stem pool"], "bf16", "backward") == {"contiguous": 1e9}
+    assert measuring.instruction_counts(CASES["ResNet stem pool"], "bf16", "backward") == {"contiguous": 1e9}
 
 
 def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +276,7 @@ def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
             return y * 1.001 if input.is_contiguous() else y
 
     monkeypatch.setitem(registry.SIDES, "ours", SimpleNamespace(Conv2d=Conv2d))
-    (row,) = rows.rows_of(CASES["ResNet stage 1 1x1 64-64"].small(), "fp32", Here(SetClock()), ["forward"], rounds=3)
+    (row,) = measuring.rows_of(CASES["ResNet stage 1 1x1 64-64"].small(), "fp32", Here(SetClock()), ["forward"], rounds=3)
     assert "output is off by" in row["checked"]["contiguous"]["wrong"] and row["checked"]["channels_last"]["wrong"] is None
     assert [(t["side"], t["layout"]) for t in row["times"]] == [("ours", "channels_last"), *(("torch", f) for f in FORMATS)]
     assert any("WRONG in contiguous" in line for line in report.lines_of(_result([row])))
@@ -291,7 +293,7 @@ def test_results_that_change_while_timed_have_no_time(monkeypatch: pytest.Monkey
             return super().forward(input) * (1 if calls < 4 else 1 + 1e-6)
 
     monkeypatch.setitem(registry.SIDES, "ours", SimpleNamespace(ReLU=ReLU))
-    (row,) = rows.rows_of(CASES["ResNet ReLU 256x56"].small(), "fp32", Here(SetClock()), ["forward"], rounds=3)
+    (row,) = measuring.rows_of(CASES["ResNet ReLU 256x56"].small(), "fp32", Here(SetClock()), ["forward"], rounds=3)
     assert all(c["wrong"] == "output, input 0: bits differ from the checked run" for c in row["checked"].values())
     assert {t["side"] for t in row["times"]} == {"torch"}
 
@@ -302,33 +304,33 @@ def test_failures_are_reported_and_other_contenders_are_timed(monkeypatch: pytes
 
     monkeypatch.setattr(torch, "compile", fails)
     case = CASES["ResNet batch norm, ReLU 128x28"].small()
-    found = list(rows.rows_of(case, "fp32", Here(SetClock()), ["training"], "compiled", rounds=3))
+    found = list(measuring.rows_of(case, "fp32", Here(SetClock()), ["training"], "compiled", rounds=3))
     assert found[0]["failed"] == {f"torch compiled {layout}": "RuntimeError: out of memory" for layout in FORMATS}
     assert {t["side"] for t in found[0]["times"]} == {"ours"}
 
 
 def test_nan_is_wrong() -> None:
     nan, one = torch.tensor([math.nan, 1.0]), torch.tensor([1.0, 1.0])
-    assert not rows.errors_of(nan, one, one.double()).right and rows.errors_of(one, one, one.double()).right
-    assert not rows.errors_of(one * 1.1, one, one.double()).right
-    assert not rows.errors_of(one.double(), one, one.double()).right  # the dtype differs from torch's
+    assert not measuring.errors_of(nan, one, one.double()).right and measuring.errors_of(one, one, one.double()).right
+    assert not measuring.errors_of(one * 1.1, one, one.double()).right
+    assert not measuring.errors_of(one.double(), one, one.double()).right  # the dtype differs from torch's
 
 
 def test_truncation_to_tf32_is_timed_and_marked() -> None:
     """An error that truncation to TF32 explains passes and is marked. A larger error is wrong."""
     exact, rounded, cut = (torch.full((2,), value, dtype=torch.float64) for value in (1.0, 1.0002, 1.0006))
     results = [{"output": t} for t in (cut.float(), rounded.float(), exact, cut)]
-    checked = rows.check(*results)
+    checked = measuring.check(*results)
     assert checked["wrong"] is None and checked["cut"] == ["output"]
-    assert rows.check(*results[:3])["wrong"] is not None
-    assert rows.check({"output": cut.float() + 1e-3}, *results[1:])["wrong"] is not None
+    assert measuring.check(*results[:3])["wrong"] is not None
+    assert measuring.check({"output": cut.float() + 1e-3}, *results[1:])["wrong"] is not None
     (line,) = report.remarks({"checked": {"contiguous": checked}, "failed": {}})
     assert "truncation" in line and "output" in line
 
 
 SMALL_MODELS = {
-    "LeNet": models.Model(lambda: LeNet(nn=nn), 2, (1, 32, 32), 10),
-    "ResNet": models.Model(lambda: models.ResNet((1, 1), 2, 5), 2, (3, 24, 24), 5),
+    "LeNet": networks.Model(lambda: LeNet(nn=nn), 2, (1, 32, 32), 10),
+    "ResNet": networks.Model(lambda: networks.ResNet((1, 1), 2, 5), 2, (3, 24, 24), 5),
 }
 
 
@@ -336,8 +338,8 @@ SMALL_MODELS = {
 def test_rows_of_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # conftest's small tiles
     model = SMALL_MODELS[name]
-    found = list(models.rows_of(name, model, "fp32", Here(SetClock()), rounds=3))
-    assert [row["pass"] for row in found] == list(models.PASSES)
+    found = list(networks.rows_of(name, model, "fp32", Here(SetClock()), rounds=3))
+    assert [row["pass"] for row in found] == list(networks.PASSES)
     for row in found:
         json.dumps(row)
         assert not row["failed"] and [checked["wrong"] for checked in row["checked"].values()] == [None, None]
@@ -346,7 +348,7 @@ def test_rows_of_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_resnet_50_has_torchvisions_size() -> None:
     with torch.device("meta"):
-        network = models.ResNet()
+        network = networks.ResNet()
     assert sum(p.numel() for p in network.parameters()) == 25_557_032  # torchvision's
     assert network(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
 
@@ -354,8 +356,8 @@ def test_resnet_50_has_torchvisions_size() -> None:
 def test_our_networks_are_fused() -> None:
     """All batch norms of ResNet-50 are fused: with a ReLU, or without one in a shortcut and at the end of a block."""
     for _ in range(9):  # more than Dynamo's recompilation limit
-        models.Run(models.MODELS["LeNet b128"], "ours", torch.bfloat16, "channels_last", "meta").graph("inference")()
-    run = models.Run(models.MODELS["ResNet-50 b64"], "ours", torch.bfloat16, "channels_last", "meta")
+        networks.Run(networks.MODELS["LeNet b128"], "ours", torch.bfloat16, "channels_last", "meta").graph("inference")()
+    run = networks.Run(networks.MODELS["ResNet-50 b64"], "ours", torch.bfloat16, "channels_last", "meta")
     run.graph("training")()
     run.step("training", "eager", Here(SetClock()))()
     assert not [module for module in run.network.modules() if type(module) in convert.OURS]

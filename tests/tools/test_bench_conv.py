@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from bench import conv, registry, report, tune, workers
+from bench import conv, registry, tune, workers
+from bench.time import report
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.tuning import GemmTile
 
@@ -34,7 +35,8 @@ if "--compile-only" in sys.argv:
 os.environ["TRITON_INTERPRET"] = "1"
 sys.path.insert(0, {str(ROOT)!r})
 from argparse import Namespace
-from bench import every_tile, registry, runs, tune, workers
+from bench import every_tile, registry, tune, workers
+from bench.time import runs
 from tests.tools.test_bench import Here, SetClock
 from trinn.kernels.conv2d import pointer
 from trinn.kernels import reduce

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import rates
-from bench.timing import Machine
+from bench.time import rates
+from bench.time.protocol import Machine
 from trinn.kernels.runtime.interpreter import INTERPRETED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def test_maxima_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kernels_compile_to_the_intended_instructions(tmp_path: Path) -> None:
     out = tmp_path / "compiled.json"
-    command = [sys.executable, "-m", "bench.rates", "--compile-only", "--out", str(out)]
+    command = [sys.executable, "-m", "bench.time.rates", "--compile-only", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, Any]] = json.loads(out.read_text())

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench import tf32
 from bench.registry import SIDES, Case
-from bench.timing import LEAST, ROUNDS, Call, Machine, interleaved, using
+from bench.time.protocol import LEAST, ROUNDS, Call, Machine, interleaved, using
 from bench.workers import words
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

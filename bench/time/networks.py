@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import trinn
 from bench.registry import PRODUCTS
-from bench.rows import LAYOUTS, Contender, Errors, cast, errors_of, exactly, timed, verdict
-from bench.timing import Call, Machine, using
+from bench.time.case import LAYOUTS, Contender, Errors, cast, errors_of, exactly, timed, verdict
+from bench.time.protocol import Call, Machine, using
 from trinn.models import AlexNet, LeNet
 
 

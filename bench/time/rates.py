@@ -1,4 +1,4 @@
-"""Measure rates of this GPU: `python -m bench.rates [--out FILE.json]`, half a minute.
+"""Measure rates of this GPU: `python -m bench.time.rates [--out FILE.json]`, half a minute.
 
 Two small kernels measure rates that torch cannot measure:
 
@@ -29,9 +29,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench import registry, runs
+from bench import registry
 from bench.machine_code import Driver, Instruction, read_cubin, read_loops, read_sass
-from bench.timing import Call, Machine, interleaved
+from bench.time import runs
+from bench.time.protocol import Call, Machine, interleaved
 from trinn.kernels.conv2d.tma_box import tma_descriptor
 from trinn.kernels.device.precision import beats
 from trinn.kernels.runtime import launch, tuning
@@ -267,7 +268,7 @@ def lines_of(result: dict[str, Any]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.rates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.time.rates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the rates to this file")
     parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; time nothing")

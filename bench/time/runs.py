@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from bench import models, registry, report
-from bench.rows import rows_of
-from bench.timing import Machine
+from bench import registry
+from bench.time import networks, report
+from bench.time.case import rows_of
+from bench.time.protocol import Machine
 from bench.workers import say, words, worked_off
 
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).parents[1] / "results"
 
 Item = list[str]  # "case" or "model", name, arithmetic, and torch's mode ("eager" or "compiled")
 CEILINGS: Item = ["ceilings", "", "", "eager"]  # the peak rates of the GPU
@@ -100,7 +101,7 @@ def measured(item: Item, machine: Machine, quick: bool) -> Iterator[dict[str, An
         products = {a: machine.product_rate(a) for a in registry.PRODUCTS}
         yield {"copy": machine.copy_rate(), "product": products, "issue": machine.issue_rate()}
     elif kind == "model":
-        yield from models.rows_of(name, models.MODELS[name], arithmetic, machine, against)
+        yield from networks.rows_of(name, networks.MODELS[name], arithmetic, machine, against)
     else:
         case = registry.CASES[name]
         yield from rows_of(case, arithmetic, machine, [p for p in case.works if not (quick and p in registry.SPLIT)], against)
