@@ -26,7 +26,7 @@ from trinn.kernels.runtime.settings import settings
 # Test files collected only on a machine without a GPU. They test host code, with CPU tensors in place of GPU tensors. A real
 # GPU would add nothing to them.
 WITHOUT_A_GPU = (
-    "bench", "bench_conv", "compile", "compiled", "contained", "evidence", "gpu", "house", "install",
+    "bench", "compile", "compiled", "contained", "evidence", "gpu", "house", "install",
     "interpreted", "launch_cache", "machine_code", "mutants", "notes", "rates", "readme", "tune",
 )  # fmt: skip
 collect_ignore_glob = [f"*/test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_available() else []

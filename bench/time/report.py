@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.registry import CONVS
-
 Result = dict[str, Any]
 
 LARGE = 64e6  # bytes; larger tensors do not fit into the L2 cache
 LETTERS = {"contiguous": "n", "channels_last": "c"}
-FUSED = ("bn_relu", "bn_add_relu", "conv_relu", "conv_relu_max_pool", "conv_bn_relu", "linear_relu")
 
 
 @dataclass(frozen=True)
@@ -25,8 +22,7 @@ class Comparison:
     mode: str  # torch's: "eager", "graphed" or "compiled"
     ours: dict[str, Any] | None  # in the faster memory format
     torchs: dict[str, Any] | None  # in the faster memory format
-    floor: float | None  # seconds; None for networks
-    issue: float | None  # minimum seconds to issue our instructions; None if they were not counted
+    floor: float | None  # minimum seconds for the bytes and operations, at the rates of the same run; None for networks
 
     @property
     def ratio(self) -> float:
@@ -39,29 +35,21 @@ class Comparison:
     def words(self) -> tuple[str, str, str, str]:
         return self.row["name"], self.row["pass"], self.row["arithmetic"], self.mode
 
-
-def floor_of(row: dict[str, Any], ceilings: dict[str, Any]) -> float | None:
-    """Return the minimum seconds for a row's bytes and operations, at the rates measured in the same run."""
-    if not row["bytes"] or not ceilings:
-        return None
-    return max(row["bytes"] / ceilings["copy"], row["flops"] / ceilings["product"].get(row["arithmetic"], math.inf))
-
-
-def issue_of(row: dict[str, Any], ours: dict[str, Any] | None, ceilings: dict[str, Any]) -> float | None:
-    """Return the minimum seconds to issue our instructions, in the memory format of `ours`."""
-    count = row.get("instructions", {}).get(ours["layout"]) if ours else None
-    return count / ceilings["issue"] if count and ceilings.get("issue") else None
+    @property
+    def wrong(self) -> bool:
+        return any(checked["wrong"] for checked in self.row["checked"].values())
 
 
 def comparisons(result: Result) -> list[Comparison]:
-    found = []
+    found, ceilings = [], result["ceilings"]
     for row in result["rows"]:
+        floor = None
+        if row["bytes"] and ceilings:
+            floor = max(row["bytes"] / ceilings["copy"], row["flops"] / ceilings["product"].get(row["arithmetic"], math.inf))
         modes = ["compiled"] if row["against"] == "compiled" else ["eager", "graphed"] if row["op"] == "model" else ["eager"]
         for mode in modes:
             our_mode = "eager" if mode == "compiled" and row["op"] != "model" else mode  # fused layers are eager on our side
-            ours, ceilings = _best(row, "ours", our_mode), result["ceilings"]
-            floors = floor_of(row, ceilings), issue_of(row, ours, ceilings)
-            found.append(Comparison(row, mode, ours, _best(row, "torch", mode), *floors))
+            found.append(Comparison(row, mode, _best(row, "ours", our_mode), _best(row, "torch", mode), floor))
     return found
 
 
@@ -83,94 +71,80 @@ def remarks(row: dict[str, Any]) -> Iterator[str]:
         yield f"{contender}: {why}"
 
 
-class Target(NamedTuple):
-    """A performance target: every value of the selected comparisons, or their geometric mean, is at least `least`."""
-
-    words: str  # printed after the least value
-    least: float
-    selects: Callable[[Comparison], bool]
-    values: Callable[[Comparison], Sequence[float]] = lambda comparison: [comparison.ratio]
-    mean: bool = False  # whether the geometric mean decides
+def _ratio(c: Comparison) -> list[float]:
+    return [c.ratio]
 
 
-def _where(
-    op: Sequence[str] | None = None, what: str | None = None, mode: str = "eager", **also: str
-) -> Callable[[Comparison], bool]:
-    """Return a filter for comparisons: by operators (default: all but networks), pass, mode of torch, and row entries."""
-
-    def selects(c: Comparison) -> bool:
-        return (
-            (c.row["op"] in op if op else c.row["op"] != "model")
-            and what in (None, c.row["pass"])
-            and c.mode == mode
-            and all(c.row[key] == value for key, value in also.items())
-        )
-
-    return selects
+def _floor_shares(c: Comparison) -> list[float]:
+    """Return floor / time in each memory format, for large tensors; 0 where we have no time."""
+    ours = {t["layout"]: t["median"] for t in c.row["times"] if t["side"] == "ours"}
+    if c.row["largest"] <= LARGE or c.floor is None:
+        return []
+    return [c.floor / ours[layout] if layout in ours else 0.0 for layout in c.row["checked"]]
 
 
-def _large(comparison: Comparison) -> bool:
-    memory_bound = _where(("relu", "max_pool2d", "bilinear", "nearest", "batch_norm"))
-    return memory_bound(comparison) and comparison.row["largest"] > LARGE and comparison.floor is not None
-
-
-def _floor_shares(comparison: Comparison) -> list[float]:
-    """Return floor / time in each memory format; 0 where we have no time."""
-    ours = {t["layout"]: t["median"] for t in comparison.row["times"] if t["side"] == "ours"}
-    assert comparison.floor is not None
-    return [comparison.floor / ours[layout] if layout in ours else 0.0 for layout in comparison.row["checked"]]
-
-
-def _contiguous(comparison: Comparison) -> list[float]:
+def _contiguous(c: Comparison) -> list[float]:
     """Return the speedup over torch with contiguous tensors on both sides, torch's default format."""
-    sides = {t["side"]: t["median"] for t in comparison.row["times"] if t["layout"] == "contiguous"}
+    sides = {t["side"]: t["median"] for t in c.row["times"] if t["layout"] == "contiguous"}
     return [sides["torch"] / sides["ours"] if "ours" in sides else 0.0] if "torch" in sides else []
 
 
-def _is_wide_3x3(comparison: Comparison) -> bool:
-    return _where(("conv2d",), **_BF16)(comparison) and bool(re.match(r"ResNet stage [234] 3x3", comparison.row["name"]))
-
-
-def _best_floor_share(comparison: Comparison) -> list[float]:
+def _floor_share(c: Comparison) -> list[float]:
     """Return floor / time in the faster format: the share of the rate of a large matrix product."""
-    if comparison.floor is None:
-        return []
-    return [comparison.floor / comparison.ours["median"] if comparison.ours else 0.0]
+    return [c.floor / c.ours["median"] if c.ours else 0.0] if c.floor is not None else []
 
 
-_BF16 = {"arithmetic": "bf16"}
-_ALEXNET = {"name": "AlexNet b128", "arithmetic": "bf16"}
+class Target(NamedTuple):
+    """A performance target: every value of the selected comparisons, or their geometric mean, is at least `least`.
+
+    `name` and `op` are regular expressions. An empty field selects everything, except that the default `op` excludes networks.
+    """
+
+    words: str  # printed after the least value
+    least: float
+    op: str = "(?!model)"
+    what: str = ""  # the pass
+    arithmetic: str = ""
+    name: str = ""
+    mode: str = "eager"
+    values: Callable[[Comparison], Sequence[float]] = _ratio
+    mean: bool = False  # whether the geometric mean decides
+
+    def selects(self, c: Comparison) -> bool:
+        matches = re.match(self.op, c.row["op"]) and re.match(self.name, c.row["name"])
+        pairs = (self.what, c.row["pass"]), (self.arithmetic, c.row["arithmetic"]), (self.mode, c.mode)
+        return bool(matches) and all(wanted in ("", found) for wanted, found in pairs)
+
+
+_MEMORY = "(relu|max_pool2d|bilinear|nearest|batch_norm)$"
+_FUSED = "(bn_relu|bn_add_relu|conv_relu|conv_relu_max_pool|conv_bn_relu|linear_relu)$"
+_CONVS = "(depthwise conv2d|conv2d|conv_transpose2d)$"
 TARGETS = (
-    Target(
-        "of the copy bandwidth: ReLU, pools, bilinear, batch norm, tensors above 64 MB, both formats",
-        0.85,
-        _large,
-        _floor_shares,
-    ),
-    Target("x torch: max-pool backward", 2.0, _where(("max_pool2d",), "backward")),
-    Target("x torch: bilinear backward", 2.0, _where(("bilinear",), "backward")),
-    Target("x torch: batch norm's training, forward and backward", 1.3, _where(("batch_norm",), "training")),
-    Target("x torch: every operator", 0.95, _where()),
-    Target("x torch: conv2d forward, bf16, geometric mean", 1.15, _where(("conv2d",), "forward", **_BF16), mean=True),
-    Target("x torch: conv2d dgrad, bf16, geometric mean", 1.1, _where(("conv2d",), "dgrad", **_BF16), mean=True),
-    Target("x torch: conv2d wgrad, bf16, geometric mean", 1.1, _where(("conv2d",), "wgrad", **_BF16), mean=True),
-    Target("x torch: every convolution, bf16", 0.9, _where(CONVS, **_BF16)),
-    Target("x torch: DeepLab 3x3 dilation 24, bf16", 2.0, _where(None, name="DeepLab 3x3 dilation 24", **_BF16)),
-    Target("x torch: transposed convolutions, bf16", 1.3, _where(("conv_transpose2d",), **_BF16)),
-    Target("x torch: depthwise convolutions, bf16", 1.2, _where(("depthwise conv2d",), **_BF16)),
-    Target("of the matrix product's rate: ResNet 3x3 with 128 or more channels, bf16", 0.65, _is_wide_3x3, _best_floor_share),
-    Target("x torch, both contiguous: every convolution, bf16", 1.3, _where(CONVS, **_BF16), _contiguous),
-    Target("x torch: every convolution, float32 without TF32", 1.0, _where(CONVS, arithmetic="fp32")),
-    Target("x torch, unfused: fused batch norm, (addition,) ReLU", 1.4, _where(("bn_relu", "bn_add_relu"))),
-    Target("x torch.compile: fused layers", 1.0, _where(FUSED, mode="compiled")),
-    Target(
-        "x torch: LeNet b128 training, both as CUDA graphs", 1.5, _where(("model",), "training", "graphed", name="LeNet b128")
-    ),
-    Target("x torch: LeNet b128 training, eager", 1.0, _where(("model",), "training", name="LeNet b128")),
-    Target("x torch: AlexNet b128 training, bf16, eager", 1.25, _where(("model",), "training", **_ALEXNET)),
-    Target("x torch: AlexNet b128 inference, bf16, eager", 1.4, _where(("model",), "inference", **_ALEXNET)),
-    Target("x torch.compile(max-autotune): AlexNet b128, bf16", 1.05, _where(("model",), None, "compiled", **_ALEXNET)),
-)
+    Target("of the copy bandwidth: ReLU, pools, bilinear, batch norm, tensors above 64 MB, both formats", 0.85, _MEMORY,
+           values=_floor_shares),
+    Target("x torch: max-pool backward", 2.0, "max_pool2d$", "backward"),
+    Target("x torch: bilinear backward", 2.0, "bilinear$", "backward"),
+    Target("x torch: batch norm's training, forward and backward", 1.3, "batch_norm$", "training"),
+    Target("x torch: every operator", 0.95),
+    Target("x torch: conv2d forward, bf16, geometric mean", 1.15, "conv2d$", "forward", "bf16", mean=True),
+    Target("x torch: conv2d dgrad, bf16, geometric mean", 1.1, "conv2d$", "dgrad", "bf16", mean=True),
+    Target("x torch: conv2d wgrad, bf16, geometric mean", 1.1, "conv2d$", "wgrad", "bf16", mean=True),
+    Target("x torch: every convolution, bf16", 0.9, _CONVS, "", "bf16"),
+    Target("x torch: DeepLab 3x3 dilation 24, bf16", 2.0, "", "", "bf16", "DeepLab 3x3 dilation 24$"),
+    Target("x torch: transposed convolutions, bf16", 1.3, "conv_transpose2d$", "", "bf16"),
+    Target("x torch: depthwise convolutions, bf16", 1.2, "depthwise conv2d$", "", "bf16"),
+    Target("of the matrix product's rate: ResNet 3x3 with 128 or more channels, bf16", 0.65, "conv2d$", "", "bf16",
+           "ResNet stage [234] 3x3", values=_floor_share),
+    Target("x torch, both contiguous: every convolution, bf16", 1.3, _CONVS, "", "bf16", values=_contiguous),
+    Target("x torch: every convolution, float32 without TF32", 1.0, _CONVS, "", "fp32"),
+    Target("x torch, unfused: fused batch norm, (addition,) ReLU", 1.4, "(bn_relu|bn_add_relu)$"),
+    Target("x torch.compile: fused layers", 1.0, _FUSED, mode="compiled"),
+    Target("x torch: LeNet b128 training, both as CUDA graphs", 1.5, "model", "training", "", "LeNet b128$", "graphed"),
+    Target("x torch: LeNet b128 training, eager", 1.0, "model", "training", "", "LeNet b128$"),
+    Target("x torch: AlexNet b128 training, bf16, eager", 1.25, "model", "training", "bf16", "AlexNet b128$"),
+    Target("x torch: AlexNet b128 inference, bf16, eager", 1.4, "model", "inference", "bf16", "AlexNet b128$"),
+    Target("x torch.compile(max-autotune): AlexNet b128, bf16", 1.05, "model", "", "bf16", "AlexNet b128$", "compiled"),
+)  # fmt: skip
 
 
 def geomean(values: Sequence[float]) -> float:
@@ -181,26 +155,24 @@ def geomean(values: Sequence[float]) -> float:
 
 def lines_of(result: Result) -> Iterator[str]:
     """Yield the lines of the report: table, summary, targets, failures."""
-    environment, ceilings = result["environment"], result["ceilings"]
+    environment, ceilings, found = result["environment"], result["ceilings"], comparisons(result)
     yield "  ".join(f"{key} {value}" for key, value in environment.items() if not isinstance(value, dict))
     if ceilings:
         products = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {name}" for name, rate in ceilings["product"].items())
         yield f"measured here: {ceilings['copy'] / 1e12:.2f} TB/s in a copy; {products} in a matrix product"
     yield "us: time of one call in the faster memory format (n contiguous, c channels_last); +-%: half the interquartile range"
     yield "floor%: the minimum time for the bytes and operations of the pass, as a share of our time"
-    yield "issue%: the minimum time to issue the instructions of our kernels, as a share of our time"
-    found = comparisons(result)
-    width = max((len(c.row["name"]) for c in found), default=4)
     yield ""
-    yield line_of(("", "", "", "against"), width, "ours us", "+-%", "floor%", "issue%", "torch us", "+-%", "ratio")
-    remarked: set[int] = set()
+    width = max((len(c.row["name"]) for c in found), default=4)
+    yield line_of(("", "", "", "against"), width, "ours us", "+-%", "floor%", "torch us", "+-%", "ratio")
+    last = None
     for c in found:
-        shares = [f"{100 * s / c.ours['median']:.0f}" if c.ours and s is not None else "" for s in (c.floor, c.issue)]
-        ratio = "WRONG" if any(r["wrong"] for r in c.row["checked"].values()) else f"{c.ratio:.2f}" if c.torchs else ""
-        yield line_of(c.words, width, *_cells(c.ours), *shares, *_cells(c.torchs), ratio)
-        if id(c.row) not in remarked:
+        share = f"{100 * c.floor / c.ours['median']:.0f}" if c.ours and c.floor is not None else ""
+        ratio = "WRONG" if c.wrong else f"{c.ratio:.2f}" if c.torchs else ""
+        yield line_of(c.words, width, *_cells(c.ours), share, *_cells(c.torchs), ratio)
+        if c.row is not last:
             yield from (f"    {remark}" for remark in remarks(c.row))
-        remarked.add(id(c.row))
+        last = c.row
     yield ""
     yield from summary(found)
     yield ""
@@ -214,7 +186,7 @@ def lines_of(result: Result) -> Iterator[str]:
 def line_of(words: Sequence[str], width: int, *cells: str) -> str:
     name, what, arithmetic, mode = words
     left = f"{name:{width}} {what:9} {arithmetic:4} {mode:8}"
-    return left + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (9, 6, 8, 8, 10, 6, 9), strict=True))
+    return left + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (9, 6, 8, 10, 6, 9), strict=True))
 
 
 def _cells(time: dict[str, Any] | None) -> tuple[str, str]:
@@ -229,17 +201,16 @@ def summary(found: Sequence[Comparison]) -> Iterator[str]:
     """Yield one line per operator, pass and mode: number of timed rows, geometric mean of the ratios, worst ratio."""
     groups: dict[tuple[str, str, str], list[Comparison]] = {}
     for c in found:
-        for key in ((c.row["op"], c.row["pass"], c.mode), ("all operators", "", c.mode)):
-            if key[0] != "all operators" or c.row["op"] != "model":
-                groups.setdefault(key, []).append(c)
+        groups.setdefault((c.row["op"], c.row["pass"], c.mode), []).append(c)
+        if c.row["op"] != "model":
+            groups.setdefault(("all operators", "", c.mode), []).append(c)
     yield f"{'':20} {'':9} {'against':8} {'timed':>7} {'geomean':>8} {'worst':>6}"
     for (op, what, mode), members in sorted(groups.items()):
         timed = [c for c in members if c.ratio > 0]
         if timed:
             worst = min(timed, key=lambda c: c.ratio)
             mean, count = geomean([c.ratio for c in timed]), f"{len(timed)}/{len(members)}"
-            where = f"{worst.row['name']} {worst.row['pass']} {worst.row['arithmetic']}"
-            yield f"{op:20} {what:9} {mode:8} {count:>7} {mean:8.2f} {worst.ratio:6.2f}  {where}"
+            yield f"{op:20} {what:9} {mode:8} {count:>7} {mean:8.2f} {worst.ratio:6.2f}  {' '.join(worst.words[:3])}"
 
 
 def target_line(target: Target, found: Sequence[Comparison]) -> str:
@@ -253,58 +224,40 @@ def target_line(target: Target, found: Sequence[Comparison]) -> str:
     verdict = f"FAIL {reached:5.2f}" if reached < target.least else f"pass {reached:5.2f}"
     where = f"; {len(values)} measured"
     if below:
-        where = f"; {below} of {len(values)} below, the worst {f'{worst:.2f} ' * target.mean}{' '.join(words[:3])}"
-        where += "" if target.mean else f", geometric mean {mean:.2f}"
+        where = f"; {below} of {len(values)} below, geometric mean {mean:.2f}, the worst {worst:.2f} {' '.join(words[:3])}"
     return f"{verdict:15} >= {target.least:4.2f} {target.words}{where}"
 
 
 def plots_of(result: Result, folder: Path) -> list[Path]:
-    """Plot speedups, shares of the floor, and networks. Return the written files.
+    """Plot speedups and shares of the floor: a line per case and pass, a dot per arithmetic. Return the written files.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    folder.mkdir(parents=True, exist_ok=True)
-    gpu, found = result["environment"]["gpu"], comparisons(result)
-    eager = [c for c in found if c.mode == "eager" and c.row["op"] != "model" and c.ours and c.torchs]
-    networks = [c for c in found if c.row["op"] == "model" and c.ours and c.torchs]
-    shares = [(c, 100 * c.floor / c.ours["median"]) for c in eager if c.floor is not None and c.ours]
-    drawn = [
-        _dots([(c, c.ratio) for c in eager], f"Speedup over torch in its faster memory format, {gpu}", 1.0),
-        _dots(shares, f"Per cent of the best possible speed, {gpu}", 100.0),
-        _dots([(c, c.ratio) for c in networks], f"Networks: speedup over torch, {gpu}", 1.0, modes=True),
-    ]
-    paths = []
-    for name, figure in zip(("ratios", "floors", "networks"), drawn, strict=True):
-        if figure is not None:
-            paths.append(folder / f"{name}.png")
-            figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
-    return paths
-
-
-def _dots(values: Sequence[tuple[Comparison, float]], title: str, line: float, modes: bool = False) -> Any:
-    """Draw one line per case and pass with one dot per arithmetic. Return None without values."""
     from matplotlib.figure import Figure
 
-    if not values:
-        return None
-    keys = list(dict.fromkeys(f"{c.row['name']}  {c.row['pass']}{f', {c.mode}' if modes else ''}" for c, _ in values))
-    figure = Figure(figsize=(9, 1 + 0.18 * len(keys)))
-    axes = figure.add_subplot(xscale="log")
-    for arithmetic in dict.fromkeys(c.row["arithmetic"] for c, _ in values):
-        dots = [(c, value) for c, value in values if c.row["arithmetic"] == arithmetic]
-        at = [keys.index(f"{c.row['name']}  {c.row['pass']}{f', {c.mode}' if modes else ''}") for c, _ in dots]
-        axes.plot([value for _, value in dots], at, "o", markersize=4, label=arithmetic)
-    axes.axvline(line, color="black", linewidth=1)
-    axes.set_yticks(range(len(keys)), keys, fontsize=7)
-    axes.invert_yaxis()
-    axes.grid(alpha=0.3)
-    axes.legend(loc="best")
-    axes.set_title(title, fontsize=10)
-    return figure
+    folder.mkdir(parents=True, exist_ok=True)
+    timed = [c for c in comparisons(result) if c.ours and c.torchs]
+    of_floor = [(c, 100 * share) for c in timed if c.mode == "eager" for share in _floor_share(c)]
+    paths = []
+    for name, title, values in (
+        ("ratios", "Speedup over torch in its faster memory format", [(c, c.ratio) for c in timed]),
+        ("floors", "Per cent of the best possible speed", of_floor),
+    ):
+        lines = list(dict.fromkeys(f"{c.row['name']}  {c.row['pass']}, {c.mode}" for c, _ in values))
+        figure = Figure(figsize=(9, 1 + 0.18 * len(lines)))
+        axes = figure.add_subplot(xscale="log", title=f"{title}, {result['environment']['gpu']}")
+        for arithmetic in dict.fromkeys(c.row["arithmetic"] for c, _ in values):
+            dots = [(v, f"{c.row['name']}  {c.row['pass']}, {c.mode}") for c, v in values if c.row["arithmetic"] == arithmetic]
+            axes.plot([v for v, _ in dots], [lines.index(of) for _, of in dots], "o", markersize=4, label=arithmetic)
+        axes.axvline({"ratios": 1, "floors": 100}[name], color="black", linewidth=1)
+        axes.set_yticks(range(len(lines)), lines, fontsize=7)
+        axes.invert_yaxis()
+        axes.grid(alpha=0.3)
+        axes.legend()
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
+    return paths
 
 
 def read(path: Path) -> Result:
