@@ -1,6 +1,6 @@
 """Shared fixtures and options of pytest.
 
-`--tma` and `--tf32` run the tests with the TMA kernels (support/tma.py) or with TF32 products (support/cutting.py), in the
+`--tma` and `--tf32` run the tests with the TMA kernels (support/tma.py) or with TF32 products (support/truncated.py), in the
 interpreter too. After tests with torch's own inputs (support/torchs_material.py), a table counts the passed inputs; `--record`
 stores the counts for docs/evidence.md.
 """
@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from tests import evidence
-from tests.support.cutting import tf32_products
 from tests.support.tma import tma_everywhere
+from tests.support.truncated import tf32_products
 from trinn.kernels import gather2d
 from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.interpreter import INTERPRETED
