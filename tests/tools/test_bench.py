@@ -142,6 +142,19 @@ def test_shrunk_and_quick_cases() -> None:
     assert set(networks.QUICK) <= set(networks.MODELS)
     compiled = [item for item in runs.items_of([], True, ["bf16"]) if item[3] == "compiled"]
     assert all(kind == "model" or CASES[name].fused for kind, name, *_ in compiled) and len(compiled) > 3
+    assert [item[1:] for item in runs.items_of(["^linear$", "^LeNet b128$"], True, ["bf16"])] == [
+        ["AlexNet linear1 b128", "bf16", "eager"], ["LeNet linear1 b128", "bf16", "eager"], ["LeNet b128", "bf16", "eager"],
+    ]  # fmt: skip
+
+
+def test_tuning_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runs, "environment", dict)
+    monkeypatch.setattr(benchmark.tune, "main", log.append)
+    monkeypatch.setattr(benchmark, "run", lambda *_: len(log))
+    assert benchmark.main(["conv", "--tune", "--arithmetics", "bf16"]) == 1
+    assert log == [["--arithmetics", "bf16", "--", "conv"]]
 
 
 @pytest.mark.parametrize(
@@ -161,9 +174,6 @@ def test_shrunk_and_quick_cases() -> None:
 )  # fmt: skip
 def test_work_by_hand(name: str, what: str, work: Work) -> None:
     assert CASES[name].works[what] == work
-
-
-def test_work_in_bytes() -> None:
     assert CASES["ResNet stem pool"].works["forward"].bytes(2) == 2 * 64 * 64 * (112**2 + 56**2) + 64 * 64 * 56**2
 
 
@@ -522,20 +532,28 @@ def test_targets_of_convolutions() -> None:
                          for t in found[1]["times"]]  # fmt: skip
     lines = [report.target_line(target, report.comparisons(_result(found))) for target in report.TARGETS[5:15]]
     assert [line.split(" x ")[0].split(" of the ")[0].split() for line in lines] == [
-        ["pass", "1.34", ">=", "1.15"],
-        ["FAIL", "0.80", ">=", "1.10"],
-        ["pass", "2.50", ">=", "1.10"],
-        ["FAIL", "0.80", ">=", "0.90"],
-        ["pass", "2.50", ">=", "2.00"],
-        ["pass", "1.40", ">=", "1.30"],
-        ["FAIL", "1.10", ">=", "1.20"],
-        ["FAIL", "0.60", ">=", "0.65"],
-        ["FAIL", "0.80", ">=", "1.30"],
-        ["FAIL", "0.99", ">=", "1.00"],
-    ]
+        of.split() for of in (
+            "pass 1.34 >= 1.15", "FAIL 0.80 >= 1.10", "pass 2.50 >= 1.10", "FAIL 0.80 >= 0.90", "pass 2.50 >= 2.00",
+            "pass 1.40 >= 1.30", "FAIL 1.10 >= 1.20", "FAIL 0.60 >= 0.65", "FAIL 0.80 >= 1.30", "FAIL 0.99 >= 1.00",
+        )
+    ]  # fmt: skip
     assert lines[0].endswith("; 1 of 2 below, geometric mean 1.34, the worst 1.12 AlexNet conv3 forward bf16")
     assert ", geometric mean 1.33" in lines[3] and "; 1 of 1 below" in lines[7] and "; 2 of 6 below" in lines[8]
     assert report.geomean([0.0, 2.0]) == 0.0
+
+
+def test_stored_results_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every committed result has a report and a summary, with the number of its comparisons."""
+    paths = list((ROOT / "bench" / "results").rglob("*-quick.json"))
+    for path in paths:
+        assert benchmark.main(["report", str(path)]) == 0
+        found = report.comparisons(report.read(path))
+        lines = capsys.readouterr().out.splitlines()
+        assert found and all(any(line.startswith(f"{c.row['name']} ") for line in lines) for c in found)
+        timed = [c for c in found if c.ours and c.torchs]
+        assert benchmark.main(["report", str(path.parents[1])]) == 0
+        assert f"bench: {len(timed)} comparisons, " in capsys.readouterr().out
+    assert paths
 
 
 def test_plots(tmp_path: Path) -> None:
