@@ -41,7 +41,7 @@ help:
 	@echo 'make rehearse         run make gpu as far as possible without a GPU, with the versions of the H200 machine'
 	@echo 'make bench            time operators and networks against torch on the GPU, with $$PYTHON, in less than 8 minutes;'
 	@echo '                      BENCH= runs the full benchmark; BENCH also takes any arguments of python -m bench (see --help);'
-	@echo '                      BENCH="conv --tune" checks, tunes and times convolutions, in less than 25 minutes'
+	@echo '                      BENCH="conv --tune" checks, tunes and times convolutions, in less than 45 minutes'
 	@echo 'make sanitize         run every operator under compute-sanitizer (memcheck, racecheck, initcheck) on a GPU, with $$PYTHON'
 	@echo 'make clean            remove all generated files'
 	@echo

@@ -3,8 +3,8 @@
     python -m bench                       full benchmark, both memory formats; at most 28 minutes
     python -m bench --quick               the most informative cases; less than 8 minutes
     python -m bench 'AlexNet conv' ResNet --arithmetics bf16     only the cases and networks with these words in their name
+    python -m bench conv --tune           convolutions only; first `python -m bench.tune`: check the tiles and find the fastest
     python -m bench --compile-only        compile all kernels of the benchmark for an H100 or H200; needs no GPU
-    python -m bench conv --tune           convolutions only: check the tiles, find the fastest, time against torch
     python -m bench report RESULT.json    print the table of an earlier run
     python -m bench report FOLDER         print the summary of a run of `make gpu`
     python -m bench plot RESULT.json      plot an earlier run, into a folder beside it or into --out
@@ -13,8 +13,8 @@ Every result is compared with float64 on the same inputs before it is timed; WRO
 memory formats with cudnn.benchmark on and the same float32 flags, and its faster format is compared with trinn's faster format.
 Fused layers and networks are also compared with torch.compile. In eager mode, `trinn.convert(network, fuse=...)` converts
 torch's network to trinn's. In the comparison with torch.compile, trinn's side is torch.compile with trinn's backend. An
-arithmetic is a dtype with a precision: bf16, fp16, tf32 or fp32. Results are written as JSON to bench/results/ during the run,
-with plots if matplotlib is installed; `--resume` continues an interrupted run.
+arithmetic is a dtype with a precision: bf16, fp16, tf32 or fp32. Results are written as JSON to bench/results/ during the run;
+`--resume` continues an interrupted run.
 """
 
 import sys
@@ -25,80 +25,54 @@ if "--compile-only" in sys.argv:
 import argparse
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import conv, gpu, models, registry, report, runs, workers
-from bench.runs import Item
-from bench.timing import Machine
+from bench import gpu, registry, workers
+from bench.time import report, runs
+from bench.time.protocol import Machine
+from bench.tune import __main__ as tune
 
 MINUTES = {True: 7.5, False: 28.0}  # time limit with and without --quick
-
-
-def items_of(names: Sequence[str], quick: bool, arithmetics: Sequence[str]) -> list[Item]:
-    """Return the items (see runs.Item), the most informative first. torch.compile is last because it compiles the longest."""
-    cases = registry.QUICK if quick else {name: case.arithmetics for name, case in registry.CASES.items()}
-    networks = models.QUICK if quick else {name: model.arithmetics for name, model in models.MODELS.items()}
-
-    def fitting(kind: str, of: Mapping[str, Sequence[str]]) -> list[Item]:
-        return [[kind, n, a] for n, several in of.items() for a in several if registry.fits(n, names) and a in arithmetics]
-
-    of_cases, of_networks = fitting("case", cases), fitting("model", networks)
-    fused = [item for item in of_cases if registry.CASES[item[1]].fused and item[2] == "bf16"]
-    compiled = [item for item in of_networks if item[2] == "bf16" and not (quick and item[1] != "AlexNet b128")]
-    return [
-        *([*item, "eager"] for item in (*of_cases, *of_networks)),
-        *([*item, "compiled"] for item in (*fused, *compiled)),
-    ]  # fmt: skip
 
 
 def run(args: argparse.Namespace, command: Sequence[str], environment: dict[str, Any]) -> int:
     """Compile, measure, write and print. Return the exit status. `command` runs this module."""
     start = time.monotonic()
-    items = items_of(args.names, args.quick, args.arithmetics)
+    items = runs.items_of(args.names, args.quick, args.arithmetics)
     if not items:
         print("No case or network matches these names and arithmetics.", file=sys.stderr)
         return 2
     result = runs.begun(environment, args.resume)
     stamp = re.sub(r"\W", "", environment["date"][:16])
-    folder = runs.folder_of(environment, args.out)
-    path = args.resume or folder / f"{stamp}{'-quick' if args.quick else ''}.json"
+    path = args.resume or runs.folder_of(environment, args.out) / f"{stamp}{'-quick' if args.quick else ''}.json"
     result["left"] = [item for item in items if item not in result["done"]]
     quick = ["--quick"] * args.quick
     compiling = [*command, "--compile-only", "--gpu", environment["gpu"], "--architecture", environment["architecture"], *quick]
     compiling += ["--arithmetics", *args.arithmetics, "--", *args.names]
     until = start + 60 * (args.minutes or MINUTES[args.quick])
-    runs.fill(result, path, list(result["left"]), compiling, [*command, *quick, "--measure"], args.quick, until)
-    print()
-    runs.show(result, path)
+    runs.fill(result, path, compiling, [*command, *quick, "--measure"], args.quick, until)
+    print("", *report.lines_of(result), "", path, sep="\n")
     return 0 if runs.is_whole(result) else 1
 
 
 def read_again(kind: str, arguments: Sequence[str]) -> int:
     """Print the table of an earlier run, or draw its plots."""
-    what = {
-        "report": "Print the table of an earlier run, or the summary of a run of `make gpu`.",
-        "plot": "Plot an earlier run.",
-    }
-    parser = argparse.ArgumentParser(prog=f"python -m bench {kind}", description=what[kind])
-    parser.add_argument(
-        "result", type=Path, help="RESULT.json" + (", or the folder of a run of `make gpu`" if kind == "report" else "")
-    )
-    if kind == "plot":
-        parser.add_argument("--out", type=Path, help="folder; default: beside the result, with its name")
+    parser = argparse.ArgumentParser(prog=f"python -m bench {kind}")
+    parser.add_argument("result", type=Path, help="RESULT.json; for a report also the folder of a run of `make gpu`")
+    parser.add_argument("--out", type=Path, help="folder for plots; default: beside the result, with its name")
     args = parser.parse_args(arguments)
     try:
         if args.result.is_dir():
-            print(*gpu.summary(args.result), sep="\n")
-            return 0
-        result = report.read(args.result)
-        if kind == "report":
-            runs.show(result)
+            lines: Any = gpu.summary(args.result)
+        elif kind == "report":
+            lines = report.lines_of(report.read(args.result))
         else:
-            print(*report.plots_of(result, args.out or args.result.with_suffix("")), sep="\n")
+            lines = report.plots_of(report.read(args.result), args.out or args.result.with_suffix(""))
+        print(*lines, sep="\n")
     except (OSError, ValueError, ImportError) as error:
         parser.error(str(error))
     return 0
@@ -108,15 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] in (["report"], ["plot"]):
         return read_again(arguments[0], arguments[1:])
-    if arguments[:1] == ["conv"]:
-        return conv.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="regular expressions; run only cases and networks with a matching name"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help="regular expressions; only cases and networks with a matching name or operator")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="the most informative cases, in less than 8 minutes")
+    parser.add_argument("--tune", action="store_true", help="check and tune the tiles first: at most 16 minutes more")
     parser.add_argument("--compile-only", action="store_true", help="compile without a GPU; time nothing")
     parser.add_argument("--arithmetics", nargs="+", choices=registry.PRODUCTS, default=registry.PRODUCTS, metavar="NAME",
                         help="bf16, fp16, tf32, fp32; default: all")  # fmt: skip
@@ -127,14 +99,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", default="", metavar="NAME", help="for --compile-only: use the tiles tuned for this GPU")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    if args.compile_only:
-        return runs.compile_only(items_of(args.names, args.quick, args.arithmetics), args.architecture, args.gpu)
-    if not torch.cuda.is_available():
+    if not (args.compile_only or torch.cuda.is_available()):
         print("No GPU found. --compile-only works without one.", file=sys.stderr)
         return 1
     if args.measure:
         runs.measure(workers.given(), Machine.gpu(), args.quick)
         return 0
+    if args.tune:
+        options = ["--compile-only", "--architecture", args.architecture] if args.compile_only else []
+        options += ["--out", str(args.out)] if args.out else []
+        tune.main([*options, "--arithmetics", *args.arithmetics, "--", *args.names])
+    if args.compile_only:
+        return runs.compile_only(runs.items_of(args.names, args.quick, args.arithmetics), args.architecture, args.gpu)
     return run(args, [sys.executable, "-m", "bench"], runs.environment())
 
 

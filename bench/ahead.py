@@ -4,14 +4,9 @@ The modules run on meta tensors in both memory formats, forward and backward. Ea
 intercepted and compiled. Where libcuda can be linked, as on the measuring machine, Triton's C launchers are compiled too.
 """
 
-import contextlib
-import hashlib
-import itertools
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bench.compile_report import Job, code_of, fault_of, remembering  # sets TRITON_INTERPRET, so it comes first  # isort: skip
@@ -19,15 +14,13 @@ from bench.compile_report import Job, code_of, fault_of, remembering  # sets TRI
 import torch
 import triton
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime.cache import get_cache_manager
 
-from bench import models, registry
-from bench.executed import executed
-from bench.gpu_cache import sources
+from bench import registry
 from bench.machine_code import Code, Driver
-from bench.rows import LAYOUTS, Instance
-from bench.timing import Machine, using
-from bench.tune import compile_launcher
+from bench.time.case import LAYOUTS, Instance
+from bench.time.networks import MODELS, PASSES, Model, Run
+from bench.time.protocol import Machine, using
+from bench.tune.tiles import compile_launcher
 from trinn.kernels import launchers
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
@@ -68,18 +61,18 @@ def _runs(
             for what in case.works:
                 instance.call(what)()
 
-    def run_network(dtype: torch.dtype, model: models.Model) -> None:
+    def run_network(dtype: torch.dtype, model: Model) -> None:
         for layout in LAYOUTS:
-            for what in models.PASSES:
-                models.Run(model, "ours", dtype, layout, "meta").step(what, "eager", Machine("meta"))()
-                models.Run(model, "ours", dtype, layout, "meta").graph(what)()
+            for what in PASSES:
+                Run(model, "ours", dtype, layout, "meta").step(what, "eager", Machine("meta"))()
+                Run(model, "ours", dtype, layout, "meta").graph(what)()
 
     for name, arithmetics in cases.items():
         for arithmetic in arithmetics:
             yield name, lambda dtype, case=registry.CASES[name]: run_case(dtype, case), arithmetic  # type: ignore[misc]
     for name, arithmetics in networks.items():
         for arithmetic in arithmetics:
-            yield name, lambda dtype, model=models.MODELS[name]: run_network(dtype, model), arithmetic  # type: ignore[misc]
+            yield name, lambda dtype, model=MODELS[name]: run_network(dtype, model), arithmetic  # type: ignore[misc]
 
 
 def launches_of(name: str, arithmetic: str, layout: str, what: str, architecture: str = "sm_90") -> list[Launch]:
@@ -91,43 +84,6 @@ def launches_of(name: str, arithmetic: str, layout: str, what: str, architecture
         with intercepted(lambda *of: found.append(of), architecture):
             call()
     return found
-
-
-def instructions_of(name: str, arithmetic: str, layout: str, what: str) -> float:
-    """Count the thread instructions of a pass. Triton's cache stores the count.
-
-    Raises:
-        ValueError, KeyError, OSError: the instructions cannot be counted.
-    """
-    target = triton.runtime.driver.active.get_current_target()
-    if target.backend != "cuda":
-        raise ValueError("the machine code is not NVIDIA's")
-    words = f"{sources()} {triton.__version__} {target} {name} {arithmetic} {layout} {what}"
-    cache = get_cache_manager(hashlib.sha256(words.encode()).hexdigest())
-    if known := cache.get_file("instructions.json"):
-        return json.loads(Path(known).read_text())
-    found = 0.0
-    for kernel, programs, args, constants in launches_of(name, arithmetic, layout, what, f"sm_{target.arch}"):
-        done = executed(kernel.warmup(*args, grid=(1,), **constants), programs, args)
-        found += 32 * constants["num_warps"] * programs * done.instructions
-    cache.put(json.dumps(found), "instructions.json", binary=False)
-    return found
-
-
-def counted(cases: Mapping[str, Sequence[str]]) -> int:
-    """Count and store the instructions of the passes without matrix products. Return the number of counted passes."""
-    passes = []
-    for name, arithmetics in cases.items():
-        works = [what for what, work in registry.CASES[name].works.items() if not work.flops]
-        passes += [(name, *of) for of in itertools.product(arithmetics, LAYOUTS, works)]
-    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
-        return sum(pool.imap_unordered(_is_counted, passes, chunksize=4))
-
-
-def _is_counted(of: tuple[str, str, str, str]) -> bool:
-    with contextlib.suppress(ValueError, KeyError, OSError):
-        return instructions_of(*of) > 0
-    return False
 
 
 _jobs: list[Job] = []  # shared with the forked compile processes

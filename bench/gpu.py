@@ -26,12 +26,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import gpu_cache, report
+from bench import gpu_cache
+from bench.time import report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results")
@@ -84,7 +85,7 @@ def parts(out: Path) -> list[Part]:
         Part("environment", [*python, "trinn.env"], 30),
         Part("descriptors", [*python, "tests.support.descriptors", "cuda"], 40),
         Part("calls", pytest_command(out, *CALLS), 70),
-        Part("rates", [*python, "bench.rates", "--out", str(out / "rates.json")], 45),
+        Part("rates", [*python, "bench.time.rates", "--out", str(out / "rates.json")], 45),
         Part("tests", pytest_command(out, *TESTS, *ON_A_GPU_ALONE), 190),
         Part("bench", [*python, "bench", "--quick", "--out", str(out), "--minutes"], None),
     ]
@@ -140,49 +141,48 @@ def run_all(of: Sequence[Part], out: Path, seconds: float) -> bool:
 
 def summary(out: Path) -> list[str]:
     """Summarise failures and slow operators in at most SUMMARY_LINES lines."""
-    lines = [*_of_parts(out), "", *_of_tests(out, 12), "", *_of_rates(out), "", *_of_bench(out)]
-    return lines[:SUMMARY_LINES]
+    table: Iterable[str] = ["rates: not measured"]
+    if (out / "rates.json").exists():
+        from bench.time import rates  # imports torch
+
+        table = rates.lines_of(json.loads((out / "rates.json").read_text()))
+    return [*_of_parts(out), "", *_of_tests(out, 12), "", *table, "", *_of_bench(out)][:SUMMARY_LINES]
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _of_parts(out: Path) -> Iterator[str]:
-    log = (out / "log.txt").read_text() if (out / "log.txt").exists() else ""
+    """Yield the environment, and the parts that failed."""
     wanted = ("trinn ", "torch ", "Triton ", "driver ", "GPU ", "a kernel ")
-    yield from (line for line in log.partition("== descriptors")[0].splitlines() if line.startswith(wanted))
-    for row in json.loads((out / "parts.json").read_text()) if (out / "parts.json").exists() else ():
+    log = _read(out / "log.txt").partition("== descriptors")[0]
+    yield from (line for line in log.splitlines() if line.startswith(wanted))
+    for row in json.loads(_read(out / "parts.json") or "[]"):
         if row["ended"] != "exit status 0":
             yield f"{row['part']}: {row['ended']}, after {row['seconds']:.0f} s of {row['limit']}"
 
 
 def _of_tests(out: Path, most: int) -> Iterator[str]:
     """Yield the number of passed tests, and the failures grouped by test, the most frequent first."""
-    text = (out / "tests.jsonl").read_text() if (out / "tests.jsonl").exists() else ""
-    rows = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]  # skip an incomplete last line
-    last = {row["test"]: row for row in rows}
-    last |= {row["test"]: row for row in rows if row["outcome"] == "failed"}
-    counts = Counter(row["outcome"] for row in last.values())
-    kernels: Counter[str] = Counter()
+    lines = _read(out / "tests.jsonl").rpartition("\n")[0].splitlines()  # without an incomplete last line
+    rows = [json.loads(line) for line in lines]
+    last = {row["test"]: row for row in rows} | {row["test"]: row for row in rows if row["outcome"] == "failed"}
+    outcomes, kernels = Counter(row["outcome"] for row in last.values()), Counter[str]()
     for row in rows:
         kernels.update(row["kernels"])
     yield (
-        f"tests: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped; kernels: "
+        f"tests: {outcomes['passed']} passed, {outcomes['failed']} failed, {outcomes['skipped']} skipped; kernels: "
         f"{kernels['compiled']} compiled, {kernels['found']} found in the cache"
     )
-    failed: dict[str, list[dict[str, Any]]] = {}
+    errors: dict[str, list[str]] = {}
     for row in last.values():
         if row["outcome"] == "failed":
-            failed.setdefault(row["test"].split("[")[0].removeprefix("tests/"), []).append(row)
-    for test, members in sorted(failed.items(), key=lambda item: -len(item[1]))[:most]:
-        words = " ".join(members[0]["error"].split())
-        yield f"  {len(members):4} x {test}: {words}"[:180]
-    if len(failed) > most:
-        yield f"  and {len(failed) - most} other tests: see tests.jsonl"
-
-
-def _of_rates(out: Path) -> Iterator[str]:
-    from bench import rates
-
-    path = out / "rates.json"
-    yield from rates.lines_of(json.loads(path.read_text())) if path.exists() else ("rates: not measured",)
+            errors.setdefault(row["test"].split("[")[0].removeprefix("tests/"), []).append(row["error"])
+    for test, of in sorted(errors.items(), key=lambda item: -len(item[1]))[:most]:
+        yield f"  {len(of):4} x {test}: {' '.join(of[0].split())}"[:180]
+    if len(errors) > most:
+        yield f"  and {len(errors) - most} other tests: see tests.jsonl"
 
 
 def _of_bench(out: Path) -> Iterator[str]:
@@ -193,8 +193,7 @@ def _of_bench(out: Path) -> Iterator[str]:
         return
     result = report.read(paths[-1])
     found = report.comparisons(result)
-    wrong = [c for c in found if any(checked["wrong"] for checked in c.row["checked"].values())]
-    timed = [c for c in found if c.ours and c.torchs]
+    wrong, timed = [c for c in found if c.wrong], [c for c in found if c.ours and c.torchs]
     yield (
         f"bench: {len(timed)} comparisons, {len(wrong)} wrong, {len(result['failed'])} failed, {len(result['left'])} missing; "
         f"geometric mean speedup over torch: {report.geomean([c.ratio for c in timed]):.2f}"
@@ -206,8 +205,8 @@ def _of_bench(out: Path) -> Iterator[str]:
     yield "slowest relative to torch:"
     for c in sorted(timed, key=lambda c: c.ratio)[:5]:
         yield f"  {c.ratio:5.2f} x torch  {' '.join(c.words)}"
-    floors = [(c.ours["median"] / c.floor, c) for c in timed if c.floor and c.ours]
     yield "furthest from the floor, the minimum time for the bytes and operations:"
+    floors = [(c.ours["median"] / c.floor, c) for c in timed if c.floor and c.ours]
     for times, c in sorted(floors, key=lambda pair: -pair[0])[:5]:
         yield f"  {times:5.1f} x the floor  {' '.join(c.words)}"
 

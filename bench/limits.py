@@ -25,10 +25,10 @@ from bench import registry
 from bench.compile_report import PUT_ASIDE, line_printer
 from bench.executed import Executed, executed
 from bench.machine_code import Code, Driver, read_cubin, read_sass
-from bench.rows import LAYOUTS
-from bench.timing import H200_CLOCK
+from bench.time.case import LAYOUTS
 
 BYTES_A_SECOND = 4.3e12  # of a large copy on an H200: bytes read plus bytes written
+H200_CLOCK = 1.755e9  # Hz
 INSTRUCTIONS_A_SECOND = 132 * 4 * 32 * H200_CLOCK  # thread instructions: SMs * warp instructions per cycle * threads per warp
 REALISTIC = 0.65  # share of the full issue rate
 DOUBT = 0.1  # maximum of Executed.doubt

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from bench.registry import CASES, QUICK, SIDES
-from bench.rows import LAYOUTS, Contender, Instance, calls_of, check, exact_results, instances_of
-from bench.timing import Call, Machine, using
+from bench.time.case import LAYOUTS, Contender, Instance, calls_of, check, exact_results, instances_of
+from bench.time.protocol import Call, Machine, using
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -3,7 +3,7 @@
 A launcher calls nothing in torch besides allocations and views. Its plan would lack any other call (runtime/plan.py).
 """
 
-from typing import overload
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -38,11 +38,7 @@ def fill(out: Tensor, value: float) -> Tensor:
     return _copy(None, out, value)
 
 
-@overload
-def dense(vector: Tensor) -> Tensor: ...
-@overload
-def dense(vector: None) -> None: ...
-def dense(vector: Tensor | None) -> Tensor | None:
+def dense(vector: Tensor | None) -> Any:
     """A vector with contiguous elements: itself, or a copy. None stays None."""
     if vector is None or vector.is_contiguous():
         return vector

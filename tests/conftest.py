@@ -1,6 +1,6 @@
 """Shared fixtures and options of pytest.
 
-`--tma` and `--tf32` run the tests with the TMA kernels (support/tma.py) or with TF32 products (support/cutting.py), in the
+`--tma` and `--tf32` run the tests with the TMA kernels (support/tma.py) or with TF32 products (support/truncated.py), in the
 interpreter too. After tests with torch's own inputs (support/torchs_material.py), a table counts the passed inputs; `--record`
 stores the counts for docs/evidence.md.
 """
@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from tests import evidence
-from tests.support.cutting import tf32_products
 from tests.support.tma import tma_everywhere
+from tests.support.truncated import tf32_products
 from trinn.kernels import gather2d
 from trinn.kernels.runtime import launch_cache
 from trinn.kernels.runtime.interpreter import INTERPRETED
@@ -26,7 +26,7 @@ from trinn.kernels.runtime.settings import settings
 # Test files collected only on a machine without a GPU. They test host code, with CPU tensors in place of GPU tensors. A real
 # GPU would add nothing to them.
 WITHOUT_A_GPU = (
-    "bench", "bench_conv", "compile", "compiled", "contained", "convolution_page", "evidence", "gpu", "house", "install",
+    "bench", "compile", "compiled", "contained", "evidence", "gpu", "house", "install",
     "interpreted", "launch_cache", "machine_code", "mutants", "notes", "rates", "readme", "tune",
 )  # fmt: skip
 collect_ignore_glob = [f"*/test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_available() else []

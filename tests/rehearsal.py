@@ -32,8 +32,9 @@ import torch  # isort: skip
 from torch.autograd.gradcheck import GradcheckError
 
 import tests.support.check
-from bench import gpu, gpu_cache, models, registry, rows, stub_driver
-from bench.timing import Machine
+from bench import gpu, gpu_cache, registry, stub_driver
+from bench.time import case, networks
+from bench.time.protocol import Machine
 from tests import evidence
 from trinn.kernels import max_unpool2d
 
@@ -139,13 +140,13 @@ def measure() -> None:
     stand_in()
     machine = Machine("cpu", FakeClock())
     cases = ((name, arithmetic) for name, several in registry.QUICK.items() for arithmetic in several)
-    small = dataclasses.replace(models.MODELS["LeNet b128"], batch=2)
+    small = dataclasses.replace(networks.MODELS["LeNet b128"], batch=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "words_of", lambda errors: None)
-        patch.setattr(rows, "other_bits", lambda got, before: None)
+        patch.setattr(case, "words_of", lambda errors: None)
+        patch.setattr(case, "other_bits", lambda got, before: None)
         for found in (
-            *(rows.rows_of(registry.CASES[name].small(), arithmetic, machine, rounds=2) for name, arithmetic in cases),
-            models.rows_of("LeNet", small, "bf16", machine, rounds=2),
+            *(case.rows_of(registry.CASES[name].small(), arithmetic, machine, rounds=2) for name, arithmetic in cases),
+            networks.rows_of("LeNet", small, "bf16", machine, rounds=2),
         ):
             for row in found:
                 name = f"{row['name']} {row['pass']} {row['arithmetic']}"

@@ -6,6 +6,16 @@
 TF32 products (`tf32x3`), elsewhere plain float32 multiplication (`ieee`). Convolutions through TMA use six bfloat16 products
 instead (`bf16x6`): relayout.py splits each float32 into three bf16 terms of 8 bits, with the float32 as their sum. Products of
 such terms are exact, and wgmma reads 16-bit operands from shared memory in either order of their axes.
+
+Long sums: a published model of the H100's matrix units, compared with it bit by bit (Khattak and Mikaitis, "Accurate Models of
+NVIDIA Tensor Cores", arXiv:2512.07004), truncates. An instruction aligns its exact products and the accumulator to the largest
+of them, keeps two bits more than float32, truncates the rest, and truncates their sum to float32. These errors point in one
+direction, so they grow with the number of instructions. In sums emulated with this model, six bf16 products in one accumulator
+exceed twice the error of float32 multiply-adds from 256 numbers on. They stay below it, up to 16384 numbers, if rounding
+additions outside the matrix unit add the products of the first terms in blocks of at most 128 numbers (`dot` with APART);
+blocks of 256 exceed it. The five other products are small and need no blocks. Three bf16 products, or one TF32 product, exceed
+it at any length; `tf32x3`, added block by block, does not. An emulation is no measurement: docs/differences.md has errors
+measured on an H200.
 """
 
 import torch

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 import trinn
 import trinn.layers as tnn
 from tests.operators.test_fused import Launched
-from tests.operators.test_public import MODULES, inputs
+from tests.operators.test_public import MODULES
 from tests.support.check import DEVICE, randn
 from trinn.layers import classes, convert
 from trinn.layers.report import rows
@@ -328,13 +328,13 @@ def test_report_of_sharded_layers(one_process: None) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_forward_wrapped_after_convert(name: str) -> None:
     """The wrapper still runs after `revert`."""
-    layer = getattr(nn, name)(**MODULES[name]).to(DEVICE)
+    layer = getattr(nn, name)(**MODULES[name].options).to(DEVICE)
     trinn.convert(layer)
     wrapped: Any = torch.no_grad()(layer.forward)
     layer.forward = wrapped  # type: ignore[method-assign]
     trinn.revert(layer)
     assert type(layer) is getattr(nn, name)
-    layer(*inputs(name))
+    layer(*MODULES[name].inputs().values())
 
 
 def test_a_wrapped_fused_forward() -> None:

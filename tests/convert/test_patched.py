@@ -18,6 +18,7 @@ from tests.models.test_lenet import OnlyOurs
 from tests.support.architectures import FunctionalLeNet
 from tests.support.check import DEVICE, check, randn
 from tests.support.networks import check_network, passes
+from tests.support.record import table
 from trinn.layers.patched import FUNCTIONS
 
 
@@ -43,42 +44,7 @@ def _image() -> Tensor:
     return randn(2, 4, 6, 6)
 
 
-def _indices(device: torch.device) -> Tensor:
-    return torch.arange(4, device=device).view(2, 2).expand(2, 4, 2, 2)
-
-
-CALLS: dict[str, Callable[[Tensor], Any]] = {
-    "F.relu": lambda x: F.relu(x),
-    "F.relu, in place": lambda x: F.relu(x * 1, inplace=True),
-    "F.relu_": lambda x: F.relu_(x * 1),
-    "torch.relu": lambda x: torch.relu(input=x),
-    "torch.relu_": lambda x: torch.relu_(x * 1),
-    "Tensor.relu": lambda x: x.relu(),
-    "Tensor.relu_": lambda x: (x * 1).relu_(),
-    "F.max_pool2d": lambda x: F.max_pool2d(x, 3, 2, padding=1),
-    "F.max_pool2d, indices": lambda x: F.max_pool2d(x, 2, return_indices=True),
-    "F.max_pool2d_with_indices": lambda x: F.max_pool2d_with_indices(x, (2, 2)),
-    "torch.max_pool2d": lambda x: torch.max_pool2d(x, (2, 2), stride=1),
-    "F.avg_pool2d": lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
-    "F.adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, (4, None)),
-    "F.adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 4),
-    "F.adaptive_max_pool2d, indices": lambda x: F.adaptive_max_pool2d(x, 4, return_indices=True),
-    "F.adaptive_max_pool2d_with_indices": lambda x: F.adaptive_max_pool2d_with_indices(x, (4, 3)),
-    "F.max_unpool2d": lambda x: F.max_unpool2d(x[:, :, ::3, ::3], _indices(x.device), (2, 2)),
-    "F.conv2d": lambda x: F.conv2d(x, x[:2, :, :3, :3], padding="same"),
-    "torch.conv2d": lambda x: torch.conv2d(x, weight=x[:2, :2, :3, :3], groups=2),
-    "F.conv_transpose2d": lambda x: F.conv_transpose2d(x, x[0, :, None, :3, :3], stride=2, output_padding=1),
-    "F.linear": lambda x: F.linear(x, x[0, 0], x[0, 0, 0]),
-    "F.batch_norm": lambda x: F.batch_norm(x, None, None, x[0, :, 0, 0], training=True),
-    "F.interpolate": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-    "F.pad": lambda x: F.pad(x, (2, 1, 1, 0), mode="reflect"),
-    "F.upsample": lambda x: F.upsample(x, scale_factor=2),
-    "nn.Conv2d": lambda x: nn.Conv2d(4, 3, 3).to(x.device, x.dtype)(x).shape and F.relu(x),
-    "nn.Linear": lambda x: nn.Linear(6, 3).to(x.device, x.dtype)(x).shape and F.relu(x),
-    "nn.MaxPool2d": lambda x: nn.MaxPool2d(2, return_indices=True)(x),
-}
-
-
+CALLS: dict[str, Callable[[Tensor], Any]] = table("patched")
 ATTENTION = nn.MultiheadAttention(6, 2).to(DEVICE)
 # torch.nn.functional functions that call a patched function internally. `patched` is a TorchFunctionMode: it receives only the
 # outer call, so these functions stay on torch's kernels.

@@ -16,7 +16,8 @@ from torch import Tensor, distributed, nn
 import trinn
 import trinn.layers as tnn
 from tests.support.check import DEVICE, randn
-from tests.support.every import EVERY
+from tests.support.operator_cases import CASES
+from tests.support.record import Arguments, table
 from trinn.models import LeNet
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's deprecation warnings
@@ -27,22 +28,23 @@ ROWS = {
     for feature, effect in re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]+ \|$", (ROOT / "docs/unsupported.md").read_text(), re.M)
     if feature not in ("what", "---")
 }
-FLOATING: dict[str, Callable[[Tensor], Any]] = {
-    "conv2d": lambda x: tnn.conv2d(x, torch.ones(2, 3, 3, 3, dtype=x.dtype, device=x.device)),
-    "conv_transpose2d": lambda x: tnn.conv_transpose2d(x, torch.ones(3, 2, 3, 3, dtype=x.dtype, device=x.device)),
-    "linear": lambda x: tnn.linear(x, torch.ones(2, 6, dtype=x.dtype, device=x.device)),
-    "avg_pool2d": lambda x: tnn.avg_pool2d(x, 2),
-    "adaptive_avg_pool2d": lambda x: tnn.adaptive_avg_pool2d(x, 2),
-    "batch_norm": lambda x: tnn.batch_norm(x, None, None, training=True),
-}
-CALLS: dict[str, Callable[[Tensor], Any]] = FLOATING | {
-    "relu": tnn.relu,
-    "relu_": tnn.relu_,
-    "max_pool2d": lambda x: tnn.max_pool2d(x, 2),
-    "adaptive_max_pool2d": lambda x: tnn.adaptive_max_pool2d(x, 2),
-    "interpolate, bilinear": lambda x: tnn.interpolate(x, scale_factor=2, mode="bilinear"),
-    "interpolate, nearest": lambda x: tnn.interpolate(x, scale_factor=2),
-}
+FUNCTIONS: dict[str, Arguments] = table("functions")
+FLOATING = ("conv2d", "conv_transpose2d", "linear", "avg_pool2d", "adaptive_avg_pool2d", "batch_norm")
+
+
+def with_arguments(name: str, **options: Any) -> Callable[[Tensor], Any]:
+    """A function as a function of its input. Its other floating-point arguments get the dtype of the input."""
+    _, *others = FUNCTIONS[name].inputs().values()
+
+    def call(x: Tensor) -> Any:
+        converted = [t.to(x.dtype) if t.is_floating_point() and not x.is_quantized else t for t in others]
+        return getattr(tnn, name)(x, *converted, **FUNCTIONS[name].options, **options)
+
+    return call
+
+
+CALLS = {name: with_arguments(name) for name in FUNCTIONS}
+CALLS["interpolate, bilinear"] = with_arguments("interpolate", mode="bilinear")
 
 
 def row(start: str) -> str:
@@ -58,8 +60,9 @@ def assert_raises(effect: str, function: Callable[..., Any], *inputs: Any, words
     assert f"`{type(raised.value).__name__}`" in effect, repr(raised.value)
 
 
-def on_cpu() -> Tensor:
-    return torch.linspace(-1, 1, 216).reshape(2, 3, 6, 6)
+def image(name: str) -> Tensor:
+    """The input of a function of CALLS."""
+    return FUNCTIONS[name.partition(",")[0]].inputs()["input"]
 
 
 class Own(nn.Module):
@@ -119,7 +122,7 @@ def test_dtensor(one_process: None) -> None:
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = init_device_mesh(DEVICE, (1,))
-    for name, case in EVERY.items():
+    for name, case in CASES.items():
         tensors = [DTensor.from_local(t, mesh, [Replicate()], run_check=False) for t in case.tensors()]
         with pytest.raises((NotImplementedError, RuntimeError), match="trinn") as raised:
             case.function(*tensors, *case.others())
@@ -128,22 +131,22 @@ def test_dtensor(one_process: None) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_dtypes(name: str) -> None:
-    assert_raises(row("Complex"), CALLS[name], randn(2, 3, 6, 6).to(torch.complex64), words="complex64")
-    assert_raises(row("8-bit"), CALLS[name], randn(2, 3, 6, 6).to(torch.float8_e4m3fn), words="float8")
+    assert_raises(row("Complex"), CALLS[name], image(name).to(torch.complex64), words="complex64")
+    assert_raises(row("8-bit"), CALLS[name], image(name).to(torch.float8_e4m3fn), words="float8")
 
 
 @pytest.mark.parametrize("name", FLOATING)
 def test_integers(name: str) -> None:
-    assert_raises(row("Integers"), FLOATING[name], randn(2, 3, 6, 6).to(torch.int32), words="int32")
+    assert_raises(row("Integers"), CALLS[name], image(name).to(torch.int32), words="int32")
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_kinds_of_tensors(name: str) -> None:
-    assert_raises(row("Quantised"), quantised(CALLS[name]), on_cpu())
+    assert_raises(row("Quantised"), quantised(CALLS[name]), image(name).cpu())
     for kind in (Tensor.to_sparse, Tensor.to_mkldnn):
-        assert_raises(row("Sparse"), CALLS[name], kind(on_cpu()))
+        assert_raises(row("Sparse"), CALLS[name], kind(image(name).cpu()))
     for layout in (torch.strided, torch.jagged):
-        images = [torch.ones(3, 6, 6), torch.ones(3, 6, 6)]
+        images = [torch.ones(*image(name).shape[1:]) for _ in range(2)]
         assert_raises(row("Nested"), CALLS[name], torch.nested.nested_tensor(images, layout=layout))
 
 

@@ -6,12 +6,13 @@ from torch import Tensor
 
 import trinn.layers as tnn
 from tests.support.check import DEVICE, randn
-from tests.support.every import EVERY, Every, results
+from tests.support.operator_cases import CASES, results
+from tests.support.record import OperatorCase
 from trinn.kernels import ops
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-names = pytest.mark.parametrize("name", EVERY)
+names = pytest.mark.parametrize("name", CASES)
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -23,7 +24,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @names
 def test_current_stream(name: str) -> None:
     """A kernel runs in the current stream, after the pending writes of that stream."""
-    case = EVERY[name]
+    case = CASES[name]
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
     stream = torch.cuda.Stream()
@@ -44,7 +45,7 @@ def test_current_stream(name: str) -> None:
 @names
 def test_another_device(name: str) -> None:
     """Tensors may be on cuda:1 while cuda:0 is the current device. The current device does not change."""
-    case = EVERY[name]
+    case = CASES[name]
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
     found = results(case, [t.to("cuda:1") for t in tensors], tuple(t.to("cuda:1") for t in others))
@@ -53,7 +54,7 @@ def test_another_device(name: str) -> None:
     same(found, expected)
 
 
-def forward_and_backward(case: Every, inputs: list[Tensor], others: tuple[Tensor, ...], dy: Tensor) -> list[Tensor]:
+def forward_and_backward(case: OperatorCase, inputs: list[Tensor], others: tuple[Tensor, ...], dy: Tensor) -> list[Tensor]:
     result = case.function(*inputs, *others)
     y = result[0] if isinstance(result, tuple) else result
     return [y.detach(), *torch.autograd.grad(y, inputs, dy)]
@@ -63,7 +64,7 @@ def forward_and_backward(case: Every, inputs: list[Tensor], others: tuple[Tensor
 @names
 def test_graph(name: str) -> None:
     """A captured forward and backward, replayed on new values in the same memory, equals a direct call on these values."""
-    case = EVERY[name]
+    case = CASES[name]
     inputs, others = [t.requires_grad_() for t in case.tensors()], case.others()
     with torch.no_grad():  # an autograd graph from another stream would make the capture wait for that stream
         result = case.function(*inputs, *others)
@@ -90,7 +91,7 @@ def test_graph(name: str) -> None:
 @names
 def test_launch_cache(name: str) -> None:
     """From the third call on, kernels are launched from the launch cache, and give the same bits."""
-    case = EVERY[name]
+    case = CASES[name]
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
     for _ in range(3):
@@ -111,7 +112,7 @@ def test_new_shape_inside_a_capture() -> None:
 
 @names
 def test_inference_mode(name: str) -> None:
-    case = EVERY[name]
+    case = CASES[name]
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
     with torch.inference_mode():
@@ -132,17 +133,13 @@ def test_inference_tensors_are_not_saved() -> None:
         tnn.conv2d(x, w)
 
 
-# Inputs saved for backward: the case and the number of the input. relu saves its output.
-SAVED = [
-    ("conv2d", 0), ("conv2d", 1), ("conv2d, depthwise", 0), ("conv2d, depthwise", 1), ("conv_transpose2d", 0),
-    ("conv_transpose2d", 1), ("linear", 0), ("linear", 1), ("batch_norm, training", 0), ("batch_norm, training", 1),
-]  # fmt: skip
+SAVED = [(name, number) for name, case in CASES.items() for number in case.saved]
 
 
 @pytest.mark.parametrize(("name", "changed"), SAVED)
 def test_a_saved_input_that_changed(name: str, changed: int) -> None:
     """As in torch, writing to a saved input between forward and backward raises, also through a view."""
-    case = EVERY[name]
+    case = CASES[name]
     for write in (lambda t: t.add_(1), lambda t: t[0].zero_()):
         inputs = [(t * 1).requires_grad_() for t in case.tensors()]
         y = case.function(*inputs, *case.others())

@@ -9,20 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 from triton.runtime import interpreter
 
-import trinn.layers as tnn
 from tests.support.check import randn
-from tests.support.every import EVERY, called
+from tests.support.operator_cases import CASES, Ours
+from tests.support.record import OperatorCase, table
 from trinn.kernels.runtime import launch
 from trinn.kernels.runtime.settings import settings
-from trinn.layers.pad2d import pad2d
 from trinn.models import AlexNet, LeNet
 
 INTERPRETED_BLOCK, WANTED_PROGRAMS = settings.interpreted_block, settings.wanted_programs  # before conftest.py reduces them
-IMAGE, HALF = (4, 16, 64, 64), (4, 16, 32, 32)
 
 
 class Counter:
@@ -46,47 +42,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
     return counter
 
 
-def _batch_norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    return tnn.batch_norm(x, torch.zeros(16), torch.ones(16), w, b, training=True)
-
-
-def _unpool(x: Tensor) -> Tensor:
-    indices = torch.arange(32 * 32).mul(4).reshape(32, 32).expand(HALF).contiguous()
-    return tnn.max_unpool2d(x, indices, 2)
-
-
-# Each operator at a medium size: a call, the shapes of its tensors, and the recorded number of programs, forward and backward.
-CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int]] = {
-    "conv2d": (lambda x, w, b: tnn.conv2d(x, w, b, padding=1), ((4, 3, 64, 64), (32, 3, 3, 3), (32,)), 4),
-    "conv2d, stride 2": (lambda x, w, b: tnn.conv2d(x, w, b, 2, 1), (IMAGE, (32, 16, 3, 3), (32,)), 10),
-    "conv2d, groups": (lambda x, w, b: tnn.conv2d(x, w, b, padding=1, groups=4), (IMAGE, (32, 4, 3, 3), (32,)), 16),
-    "conv2d, depthwise": (lambda x, w, b: tnn.conv2d(x, w, b, padding=1, groups=16), (IMAGE, (16, 1, 3, 3), (16,)), 17),
-    "conv_transpose2d": (lambda x, w, b: tnn.conv_transpose2d(x, w, b, 2, 1), (HALF, (16, 8, 4, 4), (8,)), 10),
-    "linear": (tnn.linear, ((128, 400), (120, 400), (120,)), 4),
-    "linear, ReLU": (called(tnn.LinearReLU(tnn.Linear(400, 120), tnn.ReLU())), ((128, 400), (120, 400), (120,)), 6),
-    "relu": (tnn.relu, (IMAGE,), 8),
-    "max_pool2d": (lambda x: tnn.max_pool2d(x, 3, 2, 1), (IMAGE,), 2),
-    "avg_pool2d": (lambda x: tnn.avg_pool2d(x, 2), (IMAGE,), 3),
-    "adaptive_avg_pool2d": (lambda x: tnn.adaptive_avg_pool2d(x, 6), (IMAGE,), 3),
-    "adaptive_max_pool2d": (lambda x: tnn.adaptive_max_pool2d(x, 6), (IMAGE,), 3),
-    "max_unpool2d": (_unpool, (HALF,), 65),
-    "batch_norm": (_batch_norm, (IMAGE, (16,), (16,)), 5),
-    "interpolate, bilinear": (lambda x: tnn.interpolate(x, scale_factor=2, mode="bilinear"), (HALF,), 3),
-    "interpolate, antialias": (lambda x: tnn.interpolate(x, (24, 20), mode="bilinear", antialias=True), (IMAGE,), 3),
-    "interpolate, nearest": (lambda x: tnn.interpolate(x, scale_factor=2), (HALF,), 3),
-    "pad2d": (lambda x: pad2d(x, (1, 1, 1, 1), "reflect"), (IMAGE,), 5),
-    "batch norm, addition, ReLU": (
-        called(tnn.BNAddReLU2d(tnn.BatchNorm2d(16, track_running_stats=False), tnn.ReLU())), (IMAGE, IMAGE, (16,), (16,)), 4
-    ),
-    "conv2d, ReLU, max pool": (
-        called(tnn.ConvReLUMaxPool2d(tnn.Conv2d(16, 32, 3, padding=1), tnn.ReLU(), tnn.MaxPool2d(2))),
-        (IMAGE, (32, 16, 3, 3), (32,)), 7
-    ),
-    "conv2d, batch norm, ReLU": (
-        called(tnn.ConvBNReLU2d(tnn.Conv2d(16, 32, 3, padding=1), tnn.BatchNorm2d(32, track_running_stats=False), tnn.ReLU())),
-        (IMAGE, (32, 16, 3, 3), (32,), (32,), (32,)), 9
-    ),
-}  # fmt: skip
+PROGRAMS: dict[str, OperatorCase] = table("programs", Ours())
 
 
 def assert_near(programs: int, recorded: int) -> None:
@@ -94,11 +50,11 @@ def assert_near(programs: int, recorded: int) -> None:
     assert recorded / 1.5 < programs < 1.5 * recorded, f"{programs} programs; {recorded} are recorded"
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_of_a_call(name: str, counter: Counter) -> None:
-    function, shapes, recorded = CALLS[name]
-    function(*(randn(*shape).requires_grad_() for shape in shapes)).sum().backward()
-    assert_near(counter.programs, recorded)
+    case = PROGRAMS[name]
+    case.function(*(t.requires_grad_() for t in case.tensors())).sum().backward()
+    assert_near(counter.programs, case.programs)
 
 
 def test_calls_allocate_no_stack_chunk() -> None:
@@ -129,7 +85,7 @@ def test_calls_allocate_no_stack_chunk() -> None:
 
 
 def test_every_operator_is_counted() -> None:
-    assert {name.split(",")[0] for name in EVERY} == {name.split(",")[0] for name in CALLS}
+    assert {name.split(",")[0] for name in CASES} == {name.split(",")[0] for name in PROGRAMS}
 
 
 def test_a_step_of_lenet(counter: Counter) -> None:

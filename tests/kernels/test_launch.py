@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trinn.layers as tnn
 from tests.support.check import randn
-from tests.support.every import EVERY
 from tests.support.import_orders import orders
+from tests.support.operator_cases import CASES
 from trinn.kernels import launchers
 from trinn.kernels.runtime.interpreter import unfit_interpreter
 from trinn.kernels.runtime.layout import memory_order
@@ -170,10 +170,10 @@ VIEWS = {"alias", "detach", "unbind", "unsqueeze", "view"}
 COPIES = {"batch_norm": {"clone"}, "batch_norm, training": {"clone"}, "relu, in place": {"mul"}}  # running statistics; `x * 1`
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_only_our_kernels_run(name: str) -> None:
     """In forward and backward torch only makes views: it computes nothing, and fills no unused gradient with zeros."""
-    case = EVERY[name]
+    case = CASES[name]
     tensors = [t.requires_grad_() for t in case.tensors()]
     others = case.others()
     with Others() as run:

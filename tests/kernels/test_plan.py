@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trinn.layers as tnn
 from tests.support.check import DEVICE, check, randn
-from tests.support.every import EVERY, TMA_OPERATORS, Every, results
+from tests.support.operator_cases import CASES, TMA_CASES, results
+from tests.support.record import OperatorCase
 from tests.support.tma import tma_everywhere
 from trinn.kernels import launchers
 from trinn.kernels.copy import convert, fill
@@ -56,7 +57,7 @@ VARIANTS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
 }
 
 
-def assert_only_allocations(case: Every, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_only_allocations(case: OperatorCase, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Plan] = []
 
     def watched(launcher: Any, args: tuple[Any, ...], options: Mapping[str, Any] | None = None) -> Plan:
@@ -74,16 +75,16 @@ def assert_only_allocations(case: Every, variant: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_launchers_only_allocate_and_view(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_only_allocations(EVERY[name], variant, monkeypatch)
+    assert_only_allocations(CASES[name], variant, monkeypatch)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", TMA_OPERATORS)
+@pytest.mark.parametrize("name", TMA_CASES)
 def test_launchers_for_tma_only_allocate_and_view(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with tma_everywhere():
-        assert_only_allocations(TMA_OPERATORS[name], variant, monkeypatch)
+        assert_only_allocations(TMA_CASES[name], variant, monkeypatch)
 
 
 def test_a_plan_starts_nothing() -> None:

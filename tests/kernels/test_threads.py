@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import trinn
 from tests.support.check import DEVICE, randn
-from tests.support.every import EVERY, Ours, operators, results
+from tests.support.operator_cases import CASES, Ours, results
+from tests.support.record import table
 from trinn.kernels.runtime import hardware, launch
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.settings import settings
@@ -49,11 +50,11 @@ def test_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "wanted_programs", 1 if INTERPRETED else settings.wanted_programs)
 
     def computed(names: list[str]) -> dict[str, dict[str, Tensor]]:
-        table = operators(Ours())  # modules per thread, because functional_call replaces parameters
-        return {name: results(table[name], table[name].tensors(), table[name].others()) for name in names}
+        cases = table("calls", Ours())  # modules per thread, because functional_call replaces parameters
+        return {name: results(cases[name], cases[name].tensors(), cases[name].others()) for name in names}
 
-    expected = computed(list(EVERY))
-    for got in in_threads(lambda thread: computed(random.Random(thread).sample(list(EVERY), len(EVERY) // 2))):
+    expected = computed(list(CASES))
+    for got in in_threads(lambda thread: computed(random.Random(thread).sample(list(CASES), len(CASES) // 2))):
         for name, tensors in got.items():
             for what, tensor in tensors.items():
                 assert torch.equal(tensor, expected[name][what]), f"{name}: {what}"

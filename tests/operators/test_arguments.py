@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 import trinn.layers as tnn
-from tests.operators.test_public import MODULES, OPTIONS, TENSORS, inputs, tensors
+from tests.operators.test_public import FUNCTIONS, MODULES
 from tests.support.check import DEVICE, randn
 
 # Valid numbers of arguments that do not accept 2 or 0.7.
@@ -141,19 +141,19 @@ def _shown(found: Outcome) -> str:
 def _options(name: str) -> Iterator[str]:
     """The arguments of a function except tensors."""
     for argument in inspect.signature(getattr(tnn, name)).parameters:
-        if argument not in {"input", *TENSORS[name]}:
+        if argument not in FUNCTIONS[name].inputs():
             yield argument
             yield from (key for key in OTHER_ARGUMENTS if key.startswith(f"{argument}, "))
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name,argument", [(name, argument) for name in TENSORS for argument in _options(name)])
+@pytest.mark.parametrize("name,argument", [(name, argument) for name in FUNCTIONS for argument in _options(name)])
 def test_functions(name: str, argument: str) -> None:
-    options = OPTIONS.get(name, {}) | {k: v for k, v in OTHER_ARGUMENTS.get(argument, {}).items() if k in [*_options(name)]}
+    options = FUNCTIONS[name].options | {k: v for k, v in OTHER_ARGUMENTS.get(argument, {}).items() if k in [*_options(name)]}
     argument = argument.partition(",")[0]
 
     def call(function: Callable[..., Any], value: Any) -> Any:
-        given = {name: tensor.clone() for name, tensor in tensors(name).items()}
+        given = {name: tensor.clone() for name, tensor in FUNCTIONS[name].inputs().items()}
         more = {"training": True} if name == "batch_norm" else {}
         result = function(**given, **more | options | {argument: value})
         return (result, *given.values()) if isinstance(result, Tensor) else result  # include the running statistics
@@ -176,12 +176,12 @@ def _constructor(name: str) -> list[str]:
     "name,argument", [(name, argument) for name in MODULES if "Lazy" not in name for argument in _constructor(name)]
 )
 def test_modules(name: str, argument: str) -> None:
-    options = MODULES[name] | {k: v for k, v in OTHER_ARGUMENTS.get(argument, {}).items() if k in _constructor(name)}
+    options = MODULES[name].options | {k: v for k, v in OTHER_ARGUMENTS.get(argument, {}).items() if k in _constructor(name)}
 
     def call(module: Callable[..., nn.Module], value: Any) -> Any:
         torch.manual_seed(0)
         called = module(**options | {argument: value}).to(DEVICE)
-        result = called(*inputs(name))
+        result = called(*MODULES[name].inputs().values())
         return (result, *(b.clone() for b in called.buffers())) if isinstance(result, Tensor) else result
 
     check(
@@ -200,7 +200,7 @@ def _signature(name: str) -> inspect.Signature:
         return inspect.signature(eval(f"lambda {parameters}: None"))
 
 
-@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_names_order_and_defaults(name: str) -> None:
     ours, torchs = inspect.signature(getattr(tnn, name)).parameters.values(), _signature(name).parameters.values()
     assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in torchs]

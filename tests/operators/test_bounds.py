@@ -11,7 +11,8 @@ from torch import Tensor
 
 import trinn.layers as tnn
 from tests.support.check import DEVICE
-from tests.support.every import EVERY, TMA_OPERATORS, Every, results
+from tests.support.operator_cases import CASES, TMA_CASES, results
+from tests.support.record import OperatorCase
 from tests.support.tma import tma_everywhere
 from trinn.kernels import ops
 from trinn.kernels.runtime.interpreter import INTERPRETED
@@ -28,7 +29,7 @@ class Buffers:
         self.margins: list[Tensor] = []
         self._empty = torch.empty
 
-    def place(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
+    def allocate(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
         """A dense tensor in the middle of a larger one, all NaN."""
         margin = MARGIN * dtype.itemsize
         buffer = self._empty(shape.numel() * dtype.itemsize + 2 * margin, dtype=torch.uint8, device=device).fill_(BYTE)
@@ -48,11 +49,11 @@ def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buffers]:
 
     def empty_inside(*shape: Any, dtype: torch.dtype = torch.float32, device: Any = "cpu", **options: Any) -> Tensor:
         strides = empty(*shape, device="meta", **options)
-        return made.place(strides.shape, strides.stride(), dtype, device)
+        return made.allocate(strides.shape, strides.stride(), dtype, device)
 
     def empty_like_inside(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         strides = empty_like(tensor, device="meta")
-        return made.place(strides.shape, strides.stride(), dtype or tensor.dtype, tensor.device)
+        return made.allocate(strides.shape, strides.stride(), dtype or tensor.dtype, tensor.device)
 
     monkeypatch.setattr(torch, "empty", empty_inside)
     monkeypatch.setattr(torch, "empty_like", empty_like_inside)
@@ -71,20 +72,20 @@ def surrounded(tensor: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_every_operator(name: str, channels_last: bool, buffers: Buffers) -> None:
-    assert_stays_inside(EVERY[name], channels_last, buffers)
+    assert_stays_inside(CASES[name], channels_last, buffers)
 
 
 @pytest.mark.parametrize(
     ("channels_last", "allowed"), [(False, "tf32"), (True, "tf32"), pytest.param(True, "ieee", marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize("name", TMA_OPERATORS)
+@pytest.mark.parametrize("name", TMA_CASES)
 def test_through_tma(name: str, channels_last: bool, allowed: str, buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The TMA kernels; test_tma_box.py checks the descriptors of tensors read in place."""
     torch.backends.cudnn.conv.fp32_precision = allowed
     monkeypatch.setattr(settings, "interpreted_block", 256)
-    case = TMA_OPERATORS[name]
+    case = TMA_CASES[name]
     if allowed == "ieee":  # fewer images, because float32 takes six times as long
         (images, *rest), *others = case.shapes
         case = case._replace(shapes=((min(images, 3), *rest), *others))
@@ -94,23 +95,23 @@ def test_through_tma(name: str, channels_last: bool, allowed: str, buffers: Buff
 
 
 @functools.cache
-def alone(case: Every, allowed: str) -> dict[str, Tensor]:
+def alone(case: OperatorCase, allowed: str) -> dict[str, Tensor]:
     """The results for tensors that are not part of larger ones."""
     return results(case, case.tensors(), case.others())
 
 
-def assert_stays_inside(case: Every, channels_last: bool, buffers: Buffers) -> None:
+def assert_stays_inside(case: OperatorCase, channels_last: bool, buffers: Buffers) -> None:
     plain = alone(case, torch.backends.cudnn.conv.fp32_precision)
     inputs = [surrounded(t, channels_last) for t in case.tensors()]
     others = [surrounded(t, channels_last) for t in case.others()]
     before = [whole.clone() for _, whole in inputs + others]
     upstream: list[tuple[Tensor, Tensor]] = []
 
-    def placed(gradient: Tensor) -> Tensor:
+    def inside_another(gradient: Tensor) -> Tensor:
         upstream.append(surrounded(gradient, channels_last))
         return upstream[-1][0]
 
-    found = results(case, [inside for inside, _ in inputs], tuple(inside for inside, _ in others), placed)
+    found = results(case, [inside for inside, _ in inputs], tuple(inside for inside, _ in others), inside_another)
     for key, value in found.items():
         assert value.isfinite().all(), f"{key}: NaN from outside of an input, or from unwritten memory"
         torch.testing.assert_close(value, plain[key], msg=f"{key} depends on memory outside")
@@ -123,12 +124,12 @@ def assert_stays_inside(case: Every, channels_last: bool, buffers: Buffers) -> N
 @pytest.mark.skipif(INTERPRETED, reason="for compute-sanitizer (`make sanitize`), which checks GPU memory")
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_exact_allocations(name: str, dtype: torch.dtype, channels_last: bool) -> None:
     """Allocations without margins; no memory is written before a kernel writes it."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     order = torch.channels_last if channels_last else torch.contiguous_format
-    case = EVERY[name]
+    case = CASES[name]
     tensors = [t.contiguous(memory_format=order) if t.dim() == 4 else t for t in case.tensors(dtype)]
     others = tuple(t.to(dtype) if t.is_floating_point() else t for t in case.others())
     for key, value in results(case, tensors, others).items():

@@ -398,7 +398,7 @@ def test_taps_and_pixels_that_hit(axis: Axis, size: int, reach: int) -> None:
 @pytest.mark.parametrize("adjoint", [False, True])
 def test_work_of_a_box(adjoint: bool) -> None:
     """`GatherAxis.work` counts the products of the kernel along an axis: the taps inside, summed over tiles."""
-    for taps, stride, padding, dilation in itertools.product((1, 3), (1, 2), (0, 1), (1, 3)):
+    for taps, stride, padding, dilation in itertools.product((1, 3, 4), (1, 2, 3), (0, 1, 5), (1, 2, 7)):
         axis = Axis(taps, stride, padding, dilation)
         for block in (1, 4):
             if adjoint:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import trinn.layers as tnn
 from tests.support.check import DEVICE, randn
-from tests.support.every import EVERY, TMA_OPERATORS, Every, results
+from tests.support.operator_cases import CASES, TMA_CASES, results
+from tests.support.record import OperatorCase
 from tests.support.tma import tma_everywhere
 from trinn.kernels import launchers
 from trinn.kernels.runtime import tuning
@@ -45,7 +46,7 @@ def busy() -> Iterator[Callable[[], None]]:
     torch.cuda.synchronize()
 
 
-def same_bits(case: Every, runs: int, busy: Callable[[], None]) -> None:
+def same_bits(case: OperatorCase, runs: int, busy: Callable[[], None]) -> None:
     tensors, others = case.tensors(), case.others()
     first = results(case, tensors, others)
     for _ in range(runs - 1):
@@ -55,25 +56,25 @@ def same_bits(case: Every, runs: int, busy: Callable[[], None]) -> None:
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_same_bits(name: str, busy: Callable[[], None]) -> None:
-    same_bits(EVERY[name], 2 if INTERPRETED else RUNS, busy)
+    same_bits(CASES[name], 2 if INTERPRETED else RUNS, busy)
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("name", TMA_OPERATORS)
+@pytest.mark.parametrize("name", TMA_CASES)
 def test_same_bits_through_tma(name: str, busy: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "interpreted_block", 256)
     with tma_everywhere() as launched_names:
-        same_bits(TMA_OPERATORS[name], 2 if INTERPRETED else RUNS, busy)
+        same_bits(TMA_CASES[name], 2 if INTERPRETED else RUNS, busy)
     assert launched_names or not INTERPRETED
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_same_bits_in_twenty_runs(name: str, busy: Callable[[], None]) -> None:
-    same_bits(EVERY[name], RUNS, busy)
+    same_bits(CASES[name], RUNS, busy)
 
 
 @pytest.mark.usefixtures("strict")
@@ -145,7 +146,7 @@ def test_alexnet_trains_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("default", [False, True], ids=["small tiles", "default tiles"])
-@pytest.mark.parametrize("name", [name for name, case in EVERY.items() if case.per_image])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.per_image])
 def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """An image has the same output and gradient bits alone and in a batch."""
     if default:
@@ -153,18 +154,18 @@ def test_batch_split(name: str, default: bool, monkeypatch: pytest.MonkeyPatch, 
             pytest.skip("the interpreter's default tiles split sums by the number of rows")
         monkeypatch.undo()
     request.getfixturevalue("rowwise_products")
-    assert_same_alone_and_in_a_batch(EVERY[name])
+    assert_same_alone_and_in_a_batch(CASES[name])
 
 
 @pytest.mark.usefixtures("rowwise_products")
-@pytest.mark.parametrize("name", TMA_OPERATORS)
+@pytest.mark.parametrize("name", TMA_CASES)
 def test_batch_split_through_tma(name: str) -> None:
     with tma_everywhere() as launched_names:
-        assert_same_alone_and_in_a_batch(TMA_OPERATORS[name])
+        assert_same_alone_and_in_a_batch(TMA_CASES[name])
     assert launched_names or not INTERPRETED
 
 
-def assert_same_alone_and_in_a_batch(case: Every) -> None:
+def assert_same_alone_and_in_a_batch(case: OperatorCase) -> None:
     (x, *rest), others = case.tensors(), case.others()
     whole = outputs_and_gradient(case.function, x, rest, others)
     for i in range(x.shape[0]):

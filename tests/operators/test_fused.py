@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trinn.layers as tnn
 from tests.support.check import DEVICE, DTYPES, check, randn, run
-from tests.support.every import called
+from tests.support.record import called
 from trinn.kernels import ops
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.layers.fused import call_sequence

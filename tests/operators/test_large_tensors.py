@@ -1,6 +1,6 @@
 """Tensors of more than 2^31 elements, and tensors with strides beyond int32.
 
-Three checks: support/large_tensors.py runs the operators on these tensors, in memory mapped without reserve. Every launch uses
+Three checks: support/large_tensors.py runs the operators on these tensors, in memory mapped without reserve. OperatorCase launch uses
 int64 offsets if one of its tensors needs them. The code of every kernel with int64 offsets multiplies in int64.
 """
 
@@ -18,84 +18,25 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-import trinn.layers as tnn
 from bench import shapes
 from tests.support.check import DEVICE
-from tests.support.every import EVERY
+from tests.support.operator_cases import CASES
+from tests.support.record import CONSTANT_FACTOR, table
 from trinn.kernels import launchers
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.layout import index_type
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
-from trinn.layers.pad2d import pad2d
 
 ROOT = Path(__file__).resolve().parents[2]
-PASSES: dict[str, shapes.Passes] = {
-    "conv2d": shapes.conv((2, 6, 7, 8), (4, 6, 3, 3), stride=2, padding=1),
-    "conv2d, groups": shapes.conv((2, 6, 7, 8), (4, 3, 3, 2), groups=2),
-    "conv2d, depthwise": shapes.conv((2, 6, 7, 8), (6, 1, 3, 3), padding=1, groups=6),
-    "conv2d, depthwise, two filters": shapes.conv((2, 6, 7, 8), (12, 1, 3, 3), padding=1, groups=6),
-    "conv2d, fused": shapes.conv_fused((2, 6, 7, 8), (4, 6, 3, 3), padding=1),
-    "conv2d, fused, depthwise": shapes.conv_fused((2, 6, 7, 8), (6, 1, 3, 3), padding=1, groups=6),
-    "conv2d, TMA": shapes.conv((32, 64, 5, 8), (64, 64, 3, 3), stride=2, padding=1),
-    "conv2d, TMA, 1x1": shapes.conv((32, 64, 4, 8), (64, 64, 1, 1)),
-    "conv2d, TMA, narrow groups": shapes.conv((32, 64, 5, 6), (64, 16, 3, 3), padding=1, groups=4),
-    "conv2d, TMA, few channels": shapes.conv((64, 3, 64, 64), (64, 3, 7, 7), stride=2, padding=3),
-    "conv2d, TMA, fused": shapes.conv_fused((2, 64, 7, 8), (64, 64, 3, 3), padding=1),
-    "linear": shapes.linear(5, 6, 7),
-    "relu": shapes.relu(2, 5, 7, 6),
-    "batch_norm": shapes.batchnorm(64, 5, 28, 28),
-    "pool": shapes.pool((2, 3, 8, 8), 3, 2, 1),
-    "adaptive pool": shapes.adaptive_pool((2, 3, 8, 8), (3, 5)),
-    "one bin": shapes.adaptive_pool((64, 5, 7, 7), (1, 1)),
-    "one bin, large": shapes.adaptive_pool((2, 5, 280, 280), (1, 1)),
-    "resize": shapes.resize((2, 3, 8, 8), (3, 5)),
-    "unpool": shapes.unpool((2, 3, 8, 8), (16, 16)),
-    "pad": shapes.pad((2, 3, 8, 8), 2),
-}
-HUGE: dict[str, shapes.Passes] = {
-    "conv2d": shapes.conv((2**17, 16, 64, 64), (16, 16, 3, 3), stride=2, padding=1),
-    "conv2d, 1 channel": shapes.conv((2**25, 1, 8, 8), (1, 1, 3, 3), padding=1),
-    "conv2d, few images": shapes.conv((3, 3, 2**15, 2**15), (8, 3, 3, 3), padding=1),
-    "conv2d, depthwise": shapes.conv((2**20, 8, 32, 32), (8, 1, 3, 3), padding=1, groups=8),
-    "conv2d, depthwise, two filters": shapes.conv((2**19, 8, 32, 32), (16, 1, 3, 3), padding=1, groups=8),
-    "conv2d, many groups": shapes.conv((1, 2**21, 32, 32), (2**22, 2, 3, 3), padding=1, groups=2**20),
-    "conv2d, fused": shapes.conv_fused((2**17, 16, 64, 64), (16, 16, 3, 3), padding=1),
-    "conv2d, fused, depthwise": shapes.conv_fused((2**20, 8, 32, 32), (8, 1, 3, 3), padding=1, groups=8),
-    "conv2d, TMA": shapes.conv((2**17, 64, 64, 64), (64, 64, 3, 3), stride=2, padding=1),
-    "conv2d, TMA, 1x1": shapes.conv((2**17, 64, 64, 64), (64, 64, 1, 1)),
-    "conv2d, TMA, 1x1 with more pixels than int32 counts": shapes.conv((2**19, 64, 64, 64), (64, 64, 1, 1)),
-    "conv2d, TMA, few images": shapes.conv((3, 64, 2**14, 2**14), (64, 64, 3, 3), padding=1),
-    "conv2d, TMA, narrow groups": shapes.conv((2**17, 64, 64, 64), (64, 16, 3, 3), padding=1, groups=4),
-    "conv2d, TMA, few channels": shapes.conv((2**17, 3, 128, 128), (64, 3, 7, 7), stride=2, padding=3),
-    "conv2d, TMA, fused": shapes.conv_fused((2**17, 64, 64, 64), (64, 64, 3, 3), padding=1),
-    "linear": shapes.linear(2**31, 4, 4),
-    "relu": shapes.relu(2**33),
-    "batch_norm": shapes.batchnorm(2**20, 8, 32, 32),
-    "batch_norm, many channels": shapes.batchnorm(2, 2**29, 2, 2),
-    "pool": shapes.pool((2**20, 8, 32, 32), 3, 2, 1),
-    "adaptive pool": shapes.adaptive_pool((2**20, 8, 32, 32), (3, 5)),
-    "one bin": shapes.adaptive_pool((2**24, 8, 7, 7), (1, 1)),
-    "one bin, large": shapes.adaptive_pool((2**5, 8, 2**12, 2**12), (1, 1)),
-    "resize": shapes.resize((2**20, 8, 32, 32), (12, 50)),
-    "unpool": shapes.unpool((2**19, 8, 32, 32), (64, 64)),
-    "pad": shapes.pad((2**20, 8, 32, 32), 2),
-}
-CONSTANT_FACTOR = "the number of a tap, from a loop's counter and a constant"
+PASSES: dict[str, shapes.Passes] = table("passes")
+MANY_PASSES: dict[str, shapes.Passes] = table("many_passes")
+LAST_IMAGE: dict[str, Callable[[Tensor], Any]] = table("last_image")
 # The remaining 32-bit multiplications in kernels with int64 offsets. None is an offset or a number of elements.
-SMALL_MULTIPLICATIONS = {
-    "_conv2d_gather_kernel": "taps of a pixel: rows times columns",
-    "_conv2d_gather_tma_kernel": "coordinates for descriptors, and the number of taps",
-    "_conv2d_wgrad_tma_kernel": "coordinates for descriptors, and positions within a filter",
-    "_few_channels_copy_kernel": "columns, and the elements of a row",
-    "_depthwise2d_gather_kernel": CONSTANT_FACTOR,
-    "_statistics2d_kernel": "the lanes of a tile",
+SMALL_MULTIPLICATIONS: dict[str, str] = {
     "_channel_sum_kernel": "the lanes of a tile",
-    "_statistics2d_merge_kernel": "chunks of some thousand elements",
-    "_batchnorm2d_sums_kernel": "the lanes of a tile",
-    "_max_pool2d_kernel": CONSTANT_FACTOR,
     "_gather2d_kernel": "twice a size, the reach of a window, and the number of a tap",
-}
+} | table("small_multiplications")
 
 
 class Launch:
@@ -127,7 +68,7 @@ def reach(tensor: Tensor) -> int:
 
 @pytest.fixture
 def launches_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
-    """A function that returns the launches of passes on a GPU, with meta tensors whose strides `placed` may change."""
+    """A function that returns the launches of passes on a GPU, with meta tensors whose strides `laid_out` may change."""
     monkeypatch.undo()  # conftest's small tiles
     monkeypatch.setattr(settings, "int64_offsets", False)
     monkeypatch.setattr(tuning, "INTERPRETED", False)
@@ -138,12 +79,12 @@ def launches_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Launch]]:
         assert type(programs) is int
         found.append(Launch(kernel, programs, args, constants))
 
-    def run(passes: shapes.Passes, placed: Callable[[int, Tensor], Tensor] = lambda number, tensor: tensor) -> list[Launch]:
+    def run(passes: shapes.Passes, laid_out: Callable[[int, Tensor], Tensor] = lambda number, tensor: tensor) -> list[Launch]:
         found.clear()
         number = iter(range(10**6))
 
         def new(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
-            return placed(next(number), torch.empty(shape, dtype=dtype, device="meta"))
+            return laid_out(next(number), torch.empty(shape, dtype=dtype, device="meta"))
 
         with intercepted(observe, "sm_90"):
             passes(new)
@@ -184,15 +125,15 @@ def test_each_tensor_alone_requires_int64(name: str, channels_last: bool, launch
                 assert launch.constants.get("INDEX") == tl.int64, f"{launch.name}: tensor {far} {tuple(size)} by axis {axis}"
 
 
-@pytest.mark.parametrize("name", HUGE)
+@pytest.mark.parametrize("name", MANY_PASSES)
 def test_many_elements(name: str, launches_of: Callable[..., list[Launch]]) -> None:
     """More than 2^31 elements, also at one shared address, use int64 and a one-dimensional grid within CUDA's limit."""
 
     def expanded(number: int, tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, [0] * tensor.dim(), dtype=tensor.dtype, device="meta")
 
-    for placed in (lambda number, tensor: tensor, expanded):
-        launches = launches_of(HUGE[name], placed)
+    for laid_out in (lambda number, tensor: tensor, expanded):
+        launches = launches_of(MANY_PASSES[name], laid_out)
         assert any(launch.needs_int64 for launch in launches)
         for launch in launches:
             assert 0 < launch.programs < 2**31, launch.name
@@ -254,35 +195,11 @@ def test_operators_on_untouched_memory(names: list[str]) -> None:
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"ended with {done.returncode} in {lines[-1:]}\n{done.stderr[-2000:]}"
     assert lines[-1] == "all results are right"
-    assert {line.rpartition(":")[0] for line in lines} >= set(names or EVERY)
-
-
-def unpooled(values: Tensor, indices: Tensor) -> Tensor:
-    return tnn.max_unpool2d(values, indices, 2)
-
-
-# For images of 2 x 16 x 16. All sums are of small integers, so their order does not matter.
-REAL: dict[str, Callable[[Tensor], Any]] = {
-    "relu": tnn.relu,
-    "max_pool2d": lambda x: tnn.max_pool2d(x, 3, 2, 1),
-    "avg_pool2d": lambda x: tnn.avg_pool2d(x, 2),
-    "adaptive_avg_pool2d": lambda x: tnn.adaptive_avg_pool2d(x, (3, 5)),
-    "adaptive_max_pool2d": lambda x: tnn.adaptive_max_pool2d(x, (3, 5)),
-    "max_unpool2d": lambda x: unpooled(*tnn.MaxPool2d(2, return_indices=True)(x)),
-    "bilinear": lambda x: tnn.interpolate(x, size=(12, 20), mode="bilinear"),
-    "antialias": lambda x: tnn.interpolate(x, size=(12, 8), mode="bilinear", antialias=True),
-    "nearest": lambda x: tnn.interpolate(x, size=(12, 20), mode="nearest"),
-    "pad2d": lambda x: pad2d(x, (1, 2, 3, 0), "reflect"),
-    "batch_norm": lambda x: tnn.batch_norm(x, *x.detach()[-1, :2, 0, :2].square()),
-    "linear": lambda x: tnn.linear(x.flatten(1), x.new_ones(3, 512)),
-    "conv2d": lambda x: tnn.conv2d(x, x.new_ones(2, 2, 3, 3), stride=2, padding=1),
-    "conv2d, depthwise": lambda x: tnn.conv2d(x, x.new_ones(2, 1, 3, 3), stride=2, padding=1, groups=2),
-    "conv_transpose2d": lambda x: tnn.conv_transpose2d(x, x.new_ones(2, 1, 2, 2)),
-}
+    assert {line.rpartition(":")[0] for line in lines} >= set(names or CASES)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with room for tensors of more than 2^31 elements")
-@pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in REAL.items()])
+@pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in LAST_IMAGE.items()])
 def test_real_tensors(function: Callable[[Tensor], Any]) -> None:
     """The last image of a tensor of 2^31 elements has the results of this image alone, forward and backward."""
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -292,7 +209,7 @@ def test_real_tensors(function: Callable[[Tensor], Any]) -> None:
     check_last_image(function, torch.zeros(images, 2, 16, 16, dtype=torch.float16, device="cuda"))
 
 
-@pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in REAL.items()])
+@pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in LAST_IMAGE.items()])
 def test_real_tensors_of_few_images(function: Callable[[Tensor], Any]) -> None:
     """The check of test_real_tensors on three images, so that every machine runs it."""
     check_last_image(function, torch.zeros(3, 2, 16, 16, dtype=torch.float16, device=DEVICE))
@@ -313,8 +230,8 @@ def check_last_image(function: Callable[[Tensor], Any], x: Tensor) -> None:
 
 def test_passes_reach_every_kernel(launches_of: Callable[..., list[Launch]]) -> None:
     """The tables above launch every kernel."""
-    for table in (PASSES, HUGE):
-        names = {launch.name for passes in table.values() for launch in launches_of(passes)}
+    for passes_by_name in (PASSES, MANY_PASSES):
+        names = {launch.name for passes in passes_by_name.values() for launch in launches_of(passes)}
         assert names >= {name for path in (ROOT / "kernels").rglob("*.py") for name in defined(path)}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import trinn.layers as tnn
 from tests.support.check import DEVICE, randn
-from tests.support.every import EVERY, TORCHS
+from tests.support.operator_cases import CASES, TORCH_CASES
 
 
 class Viewed(torch.autograd.Function):
@@ -211,16 +211,16 @@ def test_counting_batches(mode: str) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_inference_tensors(name: str) -> None:
     """Replace each tensor of a call in turn by an inference tensor: an error where backward would save it, as in torch."""
-    for place in range(len(EVERY[name].shapes) + len(EVERY[name].others())):
+    for number in range(len(CASES[name].shapes) + len(CASES[name].others())):
         for mode, enter in MODES.items():
             for gradients in (False, True):
                 found: list[Any] = []
-                for case in (EVERY[name], TORCHS[name]):
+                for case in (CASES[name], TORCH_CASES[name]):
                     tensors = [t.requires_grad_(gradients) for t in case.tensors()] + list(case.others())
-                    tensors[place] = _in_inference_mode(torch.clone, tensors[place])
+                    tensors[number] = _in_inference_mode(torch.clone, tensors[number])
                     try:
                         with enter():
                             result = case.function(*tensors)
@@ -229,7 +229,7 @@ def test_inference_tensors(name: str) -> None:
                     else:
                         outputs = result if isinstance(result, tuple) else (result,)
                         found.append([(y.is_inference(), y.requires_grad, y.is_leaf) for y in outputs])
-                assert found[0] == found[1], f"tensor {place}, {mode}: {found[0]}, torch has {found[1]}"
+                assert found[0] == found[1], f"tensor {number}, {mode}: {found[0]}, torch has {found[1]}"
 
 
 def test_running_statistics_saved_for_backward() -> None:

@@ -13,31 +13,13 @@ from torch.overrides import TorchFunctionMode
 import trinn
 import trinn.layers as tnn
 from tests.support.check import DEVICE, randn
+from tests.support.operator_cases import Ours
+from tests.support.record import Arguments, records, table
 from trinn.layers.convert import OURS
 
-# Functions with a twin in torch.nn.functional: their tensor arguments besides `input`, then their required options.
-TENSORS: dict[str, dict[str, Callable[[], Tensor]]] = {
-    "adaptive_avg_pool2d": {},
-    "adaptive_max_pool2d": {},
-    "avg_pool2d": {},
-    "batch_norm": {name: lambda: torch.ones(2, device=DEVICE) for name in ("running_mean", "running_var", "weight", "bias")},
-    "conv2d": {"weight": lambda: randn(3, 2, 2, 2), "bias": lambda: randn(3)},
-    "conv_transpose2d": {"weight": lambda: randn(2, 3, 2, 2), "bias": lambda: randn(3)},
-    "interpolate": {},
-    "linear": {"weight": lambda: randn(3, 5), "bias": lambda: randn(3)},
-    "max_pool2d": {},
-    "max_unpool2d": {"indices": lambda: torch.arange(50, device=DEVICE).view(10, 5).expand(1, 2, 10, 5)},
-    "relu": {},
-    "relu_": {},
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "adaptive_avg_pool2d": {"output_size": 2},
-    "adaptive_max_pool2d": {"output_size": 2},
-    "avg_pool2d": {"kernel_size": 2},
-    "interpolate": {"scale_factor": 2},
-    "max_pool2d": {"kernel_size": 2},
-    "max_unpool2d": {"kernel_size": 2},
-}
+FUNCTIONS: dict[str, Arguments] = table("functions")
+MODULES: dict[str, Arguments] = table("modules")
+FUSED: dict[str, Callable[[], nn.Module]] = table("fused_modules")
 NON_TENSORS: dict[str, Any] = {
     "array": np.ones((1, 2, 10, 5), np.float32),
     "list": [[1.0, 2.0]],
@@ -46,47 +28,6 @@ NON_TENSORS: dict[str, Any] = {
     "text": "x",
     "None": None,
 }
-# Modules with a twin in torch.nn, and their required arguments.
-MODULES: dict[str, dict[str, Any]] = {
-    "AdaptiveAvgPool2d": {"output_size": 2},
-    "AdaptiveMaxPool2d": {"output_size": 2},
-    "AvgPool2d": {"kernel_size": 2},
-    "BatchNorm1d": {"num_features": 2},
-    "BatchNorm2d": {"num_features": 2},
-    "Conv2d": {"in_channels": 2, "out_channels": 3, "kernel_size": 2},
-    "ConvTranspose2d": {"in_channels": 2, "out_channels": 3, "kernel_size": 2},
-    "LazyBatchNorm1d": {},
-    "LazyBatchNorm2d": {},
-    "LazyConv2d": {"out_channels": 3, "kernel_size": 2},
-    "LazyConvTranspose2d": {"out_channels": 3, "kernel_size": 2},
-    "LazyLinear": {"out_features": 3},
-    "Linear": {"in_features": 5, "out_features": 3},
-    "MaxPool2d": {"kernel_size": 2},
-    "MaxUnpool2d": {"kernel_size": 2},
-    "ReLU": {},
-    "SyncBatchNorm": {"num_features": 2},
-    "Upsample": {"scale_factor": 2},
-    "UpsamplingBilinear2d": {"scale_factor": 2},
-    "UpsamplingNearest2d": {"scale_factor": 2},
-}
-FUSED: dict[str, Callable[..., nn.Module]] = {
-    "BNAddReLU2d": lambda: tnn.BNAddReLU2d(tnn.BatchNorm2d(4), tnn.ReLU()),
-    "BNReLU2d": lambda: tnn.BNReLU2d(tnn.BatchNorm2d(4), tnn.ReLU()),
-    "ConvBNReLU2d": lambda: tnn.ConvBNReLU2d(tnn.Conv2d(4, 4, 1), tnn.BatchNorm2d(4), tnn.ReLU()),
-    "ConvReLU2d": lambda: tnn.ConvReLU2d(tnn.Conv2d(4, 4, 1), tnn.ReLU()),
-    "ConvReLUMaxPool2d": lambda: tnn.ConvReLUMaxPool2d(tnn.Conv2d(4, 4, 1), tnn.ReLU(), tnn.MaxPool2d(2)),
-    "LinearReLU": lambda: tnn.LinearReLU(tnn.Linear(6, 6), tnn.ReLU()),
-}
-
-
-def tensors(name: str) -> dict[str, Tensor]:
-    return {"input": randn(1, 2, 10, 5)} | {argument: make() for argument, make in TENSORS[name].items()}
-
-
-def inputs(name: str) -> list[Tensor]:
-    """Inputs of a module of MODULES."""
-    x, *indices = tensors("max_unpool2d" if name == "MaxUnpool2d" else "relu").values()
-    return [x[..., 0] if name.endswith("BatchNorm1d") else x, *indices]
 
 
 def outcome(function: Callable[..., Any], *args: Any, **options: Any) -> type[Exception] | None:
@@ -99,9 +40,20 @@ def outcome(function: Callable[..., Any], *args: Any, **options: Any) -> type[Ex
 
 def test_tables_are_complete() -> None:
     functions = {name for name in vars(tnn)["__all__"] if name.islower()}
-    assert TENSORS.keys() == {name for name in functions if hasattr(F, name)}
+    assert FUNCTIONS.keys() == {name for name in functions if hasattr(F, name)}
     assert MODULES.keys() == {cls.__name__ for cls in OURS}
     assert MODULES.keys() | FUSED.keys() == set(vars(tnn)["__all__"]) - functions
+
+
+@pytest.mark.parametrize("operator", records())
+def test_records_are_complete(operator: str) -> None:
+    """An operator with public functions has entries for every table of functions."""
+    record = records()[operator]
+    required = ["calls", "precision", "programs", "draws", "patched", "last_image"] if record.functions else []
+    required += ["many_passes", "mutants"] if record.passes else []
+    values = {field: getattr(record, field) for field in required}
+    missing = [field for field, value in values.items() if not (value(Ours()) if callable(value) else value)]
+    assert not missing, f"tests/operators/{operator}.py needs {', '.join(missing)}"
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules", "ignore:max_unpooling2d")
@@ -111,8 +63,8 @@ def test_modules_match_torch(name: str, full_float32: None) -> None:
     modules, outputs = [], []
     for library in (tnn, nn):
         torch.manual_seed(0)
-        modules.append(getattr(library, name)(**MODULES[name]).to(DEVICE))
-        outputs.append(modules[-1](*inputs(name)))
+        modules.append(getattr(library, name)(**MODULES[name].options).to(DEVICE))
+        outputs.append(modules[-1](*MODULES[name].inputs().values()))
     ours, theirs = modules
     assert repr(ours) == repr(theirs) and "__init__" not in vars(getattr(tnn, name))
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
@@ -120,10 +72,10 @@ def test_modules_match_torch(name: str, full_float32: None) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:max_unpooling2d")
-@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_non_tensor_arguments(name: str) -> None:
     """torch's TypeError for each tensor argument, by position and by name; TypeError too for torch's AttributeError."""
-    given, options = tensors(name), OPTIONS.get(name, {})
+    given, options = FUNCTIONS[name].inputs(), FUNCTIONS[name].options
     getattr(tnn, name)(**given, **options)
     for argument in given:
         for kind, value in NON_TENSORS.items():
@@ -161,33 +113,34 @@ class Recorder(TorchFunctionMode):
 
 
 @pytest.mark.filterwarnings("ignore:max_unpooling2d")
-@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_overrides(name: str) -> None:
     """As in torch, `__torch_function__` of subclasses and modes receives the call, and subclasses propagate to the result."""
-    function, options = getattr(tnn, name), OPTIONS.get(name, {})
-    expected = function(**tensors(name), **options)
-    for argument in ("input", *TENSORS[name]):
-        given = tensors(name)
+    function, arguments = getattr(tnn, name), FUNCTIONS[name]
+    expected = function(**arguments.inputs(), **arguments.options)
+    for argument in arguments.inputs():
+        given = arguments.inputs()
         given[argument] = given[argument].as_subclass(Labelled)
         Labelled.called.clear()
-        got = function(**given, **options)
+        got = function(**given, **arguments.options)
         assert function in Labelled.called and type(got) is Labelled
         assert torch.equal(got.as_subclass(Tensor), expected)
     with Recorder() as mode:
-        assert torch.equal(function(**tensors(name), **options), expected)
+        assert torch.equal(function(**arguments.inputs(), **arguments.options), expected)
     assert function in mode.called
 
 
 class Network(nn.Module):
     """One layer, registered under two names and called twice."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, inputs: int = 1) -> None:
         super().__init__()
+        self.inputs = inputs
         self.block = nn.Sequential(layer)
         self.layer = layer
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        inputs = (x, y) if isinstance(self.layer, nn.MaxUnpool2d) else (x,)
+        inputs = (x, y)[: self.inputs]
         return self.block[0](*inputs) + self.layer(*inputs)
 
 
@@ -201,10 +154,11 @@ def nodes(network: nn.Module, tracer: torch.fx.Tracer | None = None) -> list[tup
 @pytest.mark.parametrize("name", MODULES)
 def test_layers_are_leaves(name: str) -> None:
     """Converted layers and trinn's own classes trace to the same nodes, names and targets as torch's layers."""
-    theirs = nodes(Network(getattr(nn, name)(**MODULES[name])))
+    options, inputs = MODULES[name].options, len(MODULES[name].inputs())
+    theirs = nodes(Network(getattr(nn, name)(**options), inputs))
     assert [op for op, *_ in theirs].count("call_module") == 2
-    assert nodes(trinn.convert(Network(getattr(nn, name)(**MODULES[name])))) == theirs
-    assert nodes(Network(getattr(tnn, name)(**MODULES[name]))) == theirs
+    assert nodes(trinn.convert(Network(getattr(nn, name)(**options), inputs))) == theirs
+    assert nodes(Network(getattr(tnn, name)(**options), inputs)) == theirs
 
 
 @pytest.mark.parametrize("name", FUSED)

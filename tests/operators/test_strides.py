@@ -11,7 +11,8 @@ from torch import Tensor
 
 import trinn.layers as tnn
 from tests.support.check import randn
-from tests.support.every import EVERY, TORCHS, Every
+from tests.support.operator_cases import CASES, TORCH_CASES
+from tests.support.record import OperatorCase
 from trinn.kernels.runtime.observe import intercepted
 
 LAST = torch.channels_last
@@ -38,8 +39,6 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded rows": lambda x: x[:, :, :1].expand(x.shape),
     "expanded": lambda x: x[:1, :1, :1, :1].expand(x.shape),
 }
-# In float64, torch loops over groups here, and its strides differ: docs/differences.md.
-FLOAT32 = ("conv2d, depthwise", "conv_transpose2d, depthwise")
 
 
 def _shrunk(tensor: Tensor, shape: torch.Size, ones: tuple[int, ...]) -> Tensor:
@@ -56,7 +55,8 @@ def _shrunk(tensor: Tensor, shape: torch.Size, ones: tuple[int, ...]) -> Tensor:
 
 def calls(name: str) -> Iterator[tuple[str, list[Tensor]]]:
     """Yield arguments with each layout of the image, of the last 4D tensor or of all, and each choice of axes of size 1."""
-    case, dtype = EVERY[name], torch.float32 if name in FLOAT32 else torch.float64
+    case = CASES[name]
+    dtype = torch.float64 if case.float64_strides else torch.float32
     given = [t.to("cpu", dtype if t.is_floating_point() else t.dtype) for t in (*case.tensors(), *case.others())]
     images = [i for i, t in enumerate(given) if t.dim() == 4 and t.is_floating_point()]
     for ones in product((0, 1), repeat=given[0].dim()):
@@ -69,7 +69,7 @@ def calls(name: str) -> Iterator[tuple[str, list[Tensor]]]:
                 )
 
 
-def strides(case: Every, tensors: list[Tensor]) -> Any:
+def strides(case: OperatorCase, tensors: list[Tensor]) -> Any:
     try:
         result = case.function(*tensors)
     except Exception as error:
@@ -77,13 +77,13 @@ def strides(case: Every, tensors: list[Tensor]) -> Any:
     return [y.stride() for y in (result if isinstance(result, tuple) else (result,))]
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if len(EVERY[name].shapes[0]) == 4])
+@pytest.mark.parametrize("name", [name for name in CASES if len(CASES[name].shapes[0]) == 4])
 def test_strides(name: str) -> None:
     computed = 0
     for call, tensors in calls(name):
         with intercepted(lambda *_: None, "sm_90"):  # strides do not depend on values
-            got = strides(EVERY[name], tensors)
-        expected = strides(TORCHS[name], tensors)
+            got = strides(CASES[name], tensors)
+        expected = strides(TORCH_CASES[name], tensors)
         assert got == expected, f"{call}: {got}, torch has {expected}"
         computed += isinstance(expected, list)
     assert computed >= 4 * len(LAYOUTS)

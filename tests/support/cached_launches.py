@@ -29,7 +29,8 @@ from torch import Tensor
 from bench import stub_driver, stub_gpu  # before trinn
 
 import trinn.layers as tnn  # isort: skip
-from tests.support.every import EVERY, TMA_OPERATORS, Every, Ours, operators, results
+from tests.support.operator_cases import CASES, TMA_CASES, Ours, results
+from tests.support.record import OperatorCase, table
 from tests.support.tma import tma_everywhere
 from trinn.kernels.runtime import launch, launch_cache
 
@@ -96,19 +97,19 @@ def shifted(tensor: Tensor, by: int) -> Tensor:
     return room[by:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
-def drawn(rng: random.Random, operators: Mapping[str, Every] = EVERY) -> tuple[str, Every]:
+def drawn(rng: random.Random, operators: Mapping[str, OperatorCase] = CASES) -> tuple[str, OperatorCase]:
     """Draw an operator and its sizes. There are few sizes, so that many calls hit the launch cache."""
     n, c, k = rng.choice((1, 2, 32)), *rng.choices((1, 3, 8, 16, 17, 32, 64), k=2)
     size, taps = rng.choice((5, 8) if n > 2 else (5, 8, 64)), rng.choice((1, 3))
     stride, bias = rng.choice((1, 2)), rng.random() < 0.7
     x, w = (n, c, size, size), (k, c, taps, taps)
     of_drawn_sizes = {
-        f"conv2d {x} {w} {stride} {bias}": Every(
+        f"conv2d {x} {w} {stride} {bias}": OperatorCase(
             (lambda x, w, b: tnn.conv2d(x, w, b, stride, 1)) if bias else (lambda x, w: tnn.conv2d(x, w, None, stride, 1)),
             (x, w, (k,)) if bias else (x, w),
         ),
-        f"linear {x[:2]} {k}": Every(tnn.linear, ((n, c), (k, c), (k,))),
-        f"relu {x}": Every(tnn.relu, (x,)),
+        f"linear {x[:2]} {k}": OperatorCase(tnn.linear, ((n, c), (k, c), (k,))),
+        f"relu {x}": OperatorCase(tnn.relu, (x,)),
     }
     name = rng.choice((*operators, *3 * list(of_drawn_sizes)))
     return name, operators.get(name) or of_drawn_sizes[name]
@@ -122,7 +123,7 @@ def track_allocations() -> None:
         setattr(torch, name, tracked(getattr(torch, name)))
 
 
-def called(case: Every, tensors: list[Tensor], others: tuple[Tensor, ...]) -> tuple[Any, list[Any]]:
+def called(case: OperatorCase, tensors: list[Tensor], others: tuple[Tensor, ...]) -> tuple[Any, list[Any]]:
     """Return shape, strides and dtype of all outputs and gradients, and the launches."""
     LAUNCHES.clear()
     for tensor in tensors:
@@ -142,14 +143,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def drawn_for_tma(rng: random.Random) -> tuple[str, Every]:
+def drawn_for_tma(rng: random.Random) -> tuple[str, OperatorCase]:
     """Draw a convolution for the TMA kernels, which take tensor maps (see tests/support/tma.py)."""
     n, c, k, size = rng.choice((1, 2, 17)), rng.choice((3, 16, 64)), rng.choice((16, 64, 96)), rng.choice((4, 8, 14))
     taps, stride = rng.choice((1, 3)), rng.choice((1, 2))
     x, w = (n, c, size, size), (k, c, taps, taps)
-    of_drawn_sizes = {f"conv2d {x} {w} {stride}": Every(lambda x, w, b: tnn.conv2d(x, w, b, stride, 1), (x, w, (k,)))}
-    name = rng.choice((*TMA_OPERATORS, *3 * list(of_drawn_sizes)))
-    return name, TMA_OPERATORS.get(name) or of_drawn_sizes[name]
+    of_drawn_sizes = {f"conv2d {x} {w} {stride}": OperatorCase(lambda x, w, b: tnn.conv2d(x, w, b, stride, 1), (x, w, (k,)))}
+    name = rng.choice((*TMA_CASES, *3 * list(of_drawn_sizes)))
+    return name, TMA_CASES.get(name) or of_drawn_sizes[name]
 
 
 COUNTS: Counter[str] = Counter()
@@ -176,7 +177,7 @@ class Call(NamedTuple):
     """An operator with its tensors, of a given dtype, memory format and alignment."""
 
     words: str
-    case: Every
+    case: OperatorCase
     tensors: list[Tensor]
     others: tuple[Tensor, ...]
 
@@ -195,7 +196,7 @@ class Call(NamedTuple):
         return expected
 
 
-def drawn_call(rng: random.Random, name: str, case: Every) -> Call:
+def drawn_call(rng: random.Random, name: str, case: OperatorCase) -> Call:
     others, shift, channels_last = case.others(), rng.choice((0, 0, 1, 8)), rng.random() < 0.3
     mixed = any(t.is_floating_point() for t in others)  # float32 statistics
     dtype = torch.float32 if mixed else rng.choice((torch.float16, torch.float32, torch.float64))
@@ -204,7 +205,7 @@ def drawn_call(rng: random.Random, name: str, case: Every) -> Call:
     return Call(f"{name} {dtype} {shift} {channels_last}", case, [shifted(t, shift) for t in tensors], others)
 
 
-def compare(rng: random.Random, name: str, case: Every) -> None:
+def compare(rng: random.Random, name: str, case: OperatorCase) -> None:
     """Make a call, through the launch cache if it has an entry, and again without the cache."""
     torch.backends.cudnn.conv.fp32_precision = rng.choice(("tf32", "ieee"))
     call = drawn_call(rng, name, case)
@@ -221,7 +222,7 @@ def compare_threads(seed: int, calls: int, threads: int) -> None:
 
     def listed() -> list[Call]:
         """Return the calls, with tensors and modules of this thread."""
-        rng, of_this_thread = random.Random(seed), operators(Ours())
+        rng, of_this_thread = random.Random(seed), table("calls", Ours())
         return [drawn_call(rng, *drawn(rng, of_this_thread)) for _ in range(calls)]
 
     expected = [call.run_uncached() for call in listed()]

@@ -58,17 +58,17 @@ def check_results(got: dict[str, Tensor], torchs: Callable[..., Any], *tensors: 
         allowed = {name: max(pair) for name, pair in errors.items()}
     else:
         allowed = {name: error(expected[name], oracle[name]) for name in got}
-    if dtype == torch.float32 and cuts():
+    if dtype == torch.float32 and truncates():
         with tf32.Cutting():
-            cut = run(torchs, _converted(tensors, torch.float64, "cpu"), options, dtype)
-        allowed = {name: max(torchs, (error(cut[name], oracle[name]) + torchs) / 2) for name, torchs in allowed.items()}
+            truncated = run(torchs, _converted(tensors, torch.float64, "cpu"), options, dtype)
+        allowed = {name: max(torchs, (error(truncated[name], oracle[name]) + torchs) / 2) for name, torchs in allowed.items()}
     for name in got:
         if name.startswith("output") and got[name].numel():
             assert got[name].stride() == expected[name].stride(), f"{name}: strides {got[name].stride()}"
         close(got[name], expected[name], oracle[name], allowed[name], name)
 
 
-def cuts() -> bool:
+def truncates() -> bool:
     """Whether kernels may truncate the operands of float32 products to TF32."""
     return DEVICE == "cuda" and torch.version.hip is None and tf32.is_allowed()
 

@@ -97,8 +97,8 @@ def orders() -> dict[str, Callable[[], None]]:
     no, yes = ('import os, triton; os.environ["TRITON_INTERPRET"] = ' + value for value in ('"0"', '"1"'))
     in_use = "import triton; triton.runtime.driver.set_active(object())"
     return {
-        f"{name} {place}": functools.partial(in_order, order.format(first))
-        for (place, order), (name, first) in itertools.product(TEMPLATES.items(), FIRST.items())
+        f"{name} {when}": functools.partial(in_order, order.format(first))
+        for (when, order), (name, first) in itertools.product(TEMPLATES.items(), FIRST.items())
     } | {
         "after trinn.layers": lambda: in_order("import torch, trinn.layers", *FIRST.values()),
         "TRITON_INTERPRET=0": lambda: too_late(no, "TRITON_INTERPRET=0 is set"),

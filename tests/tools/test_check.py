@@ -53,7 +53,7 @@ def products(bits: int) -> Callable[..., Tensor]:
 def test_tf32_truncation_is_allowed(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule allows truncation only where the flags allow TF32, and only to TF32's precision."""
     torch.backends.cudnn.conv.fp32_precision = "tf32"
-    monkeypatch.setattr(tests.support.check, "cuts", lambda: allowed)
+    monkeypatch.setattr(tests.support.check, "truncates", lambda: allowed)
     tensors = randn(2, 8, 6, 6), randn(8, 8, 3, 3, seed=1), randn(8, seed=2)
     for bits in (13, 15):
         if allowed and bits == 13:

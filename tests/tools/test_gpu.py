@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,18 @@ def test_no_part_starts_without_time(tmp_path: Path) -> None:
 
 
 def test_limits_fit() -> None:
-    """The parts with a limit leave the benchmark almost three of the nine minutes. All test files exist."""
+    """The parts with a limit leave the benchmark almost three of the nine minutes. All test files and modules exist."""
     limited = sum(part.seconds or 0 for part in gpu.parts(Path("out")))
     assert limited <= 9 * 60 - 160
     files = {*gpu.CALLS, *gpu.TESTS, *gpu.ON_A_GPU_ALONE}
     assert all((ROOT / file).exists() for file in files)
     assert not set(WITHOUT_A_GPU) & {Path(file).stem.removeprefix("test_") for file in files}
     assert all(map(path_of_test, WITHOUT_A_GPU))
+    commands = [
+        *(part.command for part in gpu.parts(Path("out"))),
+        *(command for command, _ in gpu_cache.commands(Path("stub"))),
+    ]
+    assert all(command[1] == "-m" and find_spec(command[2]) for command in commands)
 
 
 def result(name: str, outcome: str, error: str = "") -> str:

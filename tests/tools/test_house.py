@@ -129,6 +129,12 @@ def test_one_name_per_operator() -> None:
         assert f"tests/operators/test_{operator}" in tests or operator in NO_LAYER, operator
 
 
+def test_each_operator_has_a_record() -> None:
+    """The tests collect their tables from the records: an operator without a record would be tested only in its own file."""
+    for operator in operators("layers"):
+        assert f"tests/operators/{operator}" in SOURCES, f"layers/{operator}.py needs a record: tests/operators/{operator}.py"
+
+
 def test_no_meaningless_names() -> None:
     empty = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert not [source for source in SOURCES if empty & set(source.split("/")[-1].split("_"))]

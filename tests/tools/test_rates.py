@@ -1,12 +1,8 @@
-"""bench/rates.py: its two kernels, TMA copies and comparisons, are right and compile to the intended instructions.
-
-The rates are reported.
-"""
+"""bench/time/rates.py: its TMA copies are right and compile to the intended instructions, and the rates are reported."""
 
 import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from bench import rates
-from bench.timing import Machine
+from bench.time import rates
+from bench.time.protocol import Machine
 from trinn.kernels.runtime.interpreter import INTERPRETED
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # The product axes have at least 16 elements, so that the kernels also compile on a GPU.
-SMALL = {"SOURCE": (4, 4, 8, 16), "COPIES": 4, "LANES": 32, "STEPS": 9}
+SMALL = {"SOURCE": (4, 4, 8, 16), "COPIES": 4}
 SMALL_BOXES = {"a matrix": (32, 16), "rows": (1, 4, 8, 16), "images": (4, 2, 4, 16)}
 
 
@@ -44,53 +40,37 @@ def test_boxes_are_copied(box: tuple[int, ...]) -> None:
         assert torch.equal(sums[program], torch.stack(wanted).sum(0))
 
 
-@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
-def test_maxima_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in max pooling, the first of equal values is the maximum, and the last NaN."""
-    monkeypatch.setattr(rates, "LANES", 16)
-    nan, inf, steps = float("nan"), float("inf"), 6
-    cases = {  # start and slope: the step of the maximum
-        (1.0, 2.0): 5, (1.0, -2.0): 0, (1.0, 0.0): 0, (-inf, 1.0): 0, (0.0, 1e38): 4, (nan, 1.0): 5, (inf, -inf): 5,
-    }  # fmt: skip
-    start, slope = torch.zeros(2, 32, device=DEVICE)
-    wanted = torch.zeros(32, dtype=torch.int32, device=DEVICE)
-    for at, ((begin, growth), step) in enumerate(cases.items(), start=12):  # lanes of both programs
-        start[at], slope[at], wanted[at] = begin, growth, step
-    values, codes = torch.empty_like(start), torch.empty_like(wanted)
-    rates.compare_select(start, slope, values, codes, steps)
-    assert torch.equal(codes, wanted)
-    # Add step by step, because start + steps * slope may overflow differently.
-    every = [start]
-    for _ in range(steps - 1):
-        every.append(every[-1] + slope)
-    assert torch.equal(values.nan_to_num(7.0), torch.stack(every).amax(0).nan_to_num(7.0))
+COMPILED = """
+import json
+from bench import compiled_only
+import triton
+from bench.machine_code import Driver, read_cubin, read_loops
+from bench.time import rates
+from trinn.kernels.runtime.observe import intercepted
+
+triton.runtime.driver.set_active(Driver("sm_90"))
+with intercepted(lambda k, _, args, named: found.append(k.warmup(*args, grid=(1,), **named)), "sm_90"):
+    found = []
+    for _, work in rates.works("meta", 1):
+        work.call()
+for binary in found:
+    (loop,) = read_loops(binary.asm["ttgir"])
+    spilled = read_cubin(binary.asm["cubin"], binary.asm["ptx"]).spilled
+    print(json.dumps(loop._asdict() | {"spilled": spilled, "shared": binary.metadata.shared}))
+"""
 
 
-def test_kernels_compile_to_the_intended_instructions(tmp_path: Path) -> None:
-    out = tmp_path / "compiled.json"
-    command = [sys.executable, "-m", "bench.rates", "--compile-only", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, Any]] = json.loads(out.read_text())
-    assert all(name in done.stdout and of["spilled"] == 0 for name, of in found.items())
-    *boxes, compares = found.values()
-    assert len(boxes) == len(rates.BOXES)
-    for of in boxes:
-        (loop,) = of["products"]
-        # Pipelined: each iteration starts one copy, and the loop prologue starts more. One other copy loads the ones.
+def test_copies_compile_as_intended() -> None:
+    """Pipelined TMA copies into shared memory, and products that read them there, without registers in between."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    loops = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(loops) == len(rates.BOXES), done.stderr
+    for loop in loops:
+        # Each iteration starts one copy, and the loop prologue starts more. One other copy loads the ones.
         assert loop["operations"]["ttng.async_tma_copy_global_to_local"] == 1 and loop["ahead"] == rates.STAGES
         assert loop["operations"]["ttng.warp_group_dot"] == 1 and loop["in_registers"] == 0 < loop["pending"]
         assert not {"ttg.local_load", "ttg.local_alloc", "ttg.convert_layout", "tt.load"} & set(loop["operations"])
-        names = {name.split(".")[0] for name in of["loop"]}
-        assert {"UTMALDG", "HGMMA"} <= names and not {"LDS", "LDSM", "LDG", "STS", "LDL", "STL"} & names
-        assert rates.COPY_PROGRAMS * (of["shared"] + 1024) <= 228 << 10
-    loop = Counter[str]()
-    for name, count in compares["loop"].items():
-        loop[name.split(".")[0]] += count
-    elements = rates.LANES // 128  # per thread
-    # One addition, two comparisons and two selections per element, and one comparison for the end of the loop.
-    assert loop["FADD"] == elements and sum(loop[name] for name in rates.COMPARES) == 4 * elements + 1
-    assert not {"LDG", "STG", "LDS", "STS", "LDL", "STL"} & set(loop)
+        assert loop["spilled"] == 0 and rates.PROGRAMS * (loop["shared"] + 1024) <= 228 << 10
 
 
 class FakeMachine(Machine):
@@ -119,9 +99,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates(small: None) -> None:
     found = rates.rates(FakeMachine())
     assert json.loads(json.dumps(found)) == found
-    assert (found["multiprocessors"], found["compares"]) == (1, 4.0)
+    assert found["multiprocessors"] == 1
     by_name = {rate["name"]: rate for rate in found["rates"]}
-    assert len(by_name) == len(found["rates"]) == 1 + 4 + len(SMALL_BOXES) + 1
+    assert len(by_name) == len(found["rates"]) == 1 + 4 + len(SMALL_BOXES)
     assert by_name["memory copy"]["value"] == 4e12 and by_name["memory copy"]["assumed"] is None
     assert by_name["bf16 products"]["per_multiprocessor"] == 800e3
     assert [by_name[f"{a} products"]["assumed"] for a in ("bf16", "tf32", "fp32")] == [
@@ -129,20 +109,17 @@ def test_rates(small: None) -> None:
     ]  # fmt: skip
     for name in SMALL_BOXES:
         box = by_name[f"L2 to shared memory, {name}"]
-        copied = rates.COPY_PROGRAMS * 4 * 32 * 16 * 2  # bytes in a millisecond
+        copied = rates.PROGRAMS * 4 * 32 * 16 * 2  # bytes in a millisecond
         assert box["value"] == pytest.approx(copied * 1e3) == box["low"] == box["high"] and box["unit"] == "bytes/s"
         assert box["assumed"] == pytest.approx(50) and box["at_most"] == pytest.approx(640e3 / 64)
-    compared = by_name["compare and select"]
-    assert compared["value"] == pytest.approx(4 * rates.COMPARE_PROGRAMS * 32 * 8 * 1e3) and compared["assumed"] is None
     table = list(rates.lines_of(found))
     assert len(table) == 1 + len(by_name) and all(name in line for name, line in zip(by_name, table[1:], strict=True))
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="replaces interpreted kernels")
-@pytest.mark.parametrize("name", ["copy_boxes", "compare_select"])
-def test_wrong_results_are_not_timed(name: str, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = getattr(rates, name)
-    monkeypatch.setattr(rates, name, lambda *args: right(*args[:-1], args[-1] - 1))  # one step too few
+def test_wrong_results_are_not_timed(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    right: Any = rates.copy_boxes
+    monkeypatch.setattr(rates, "copy_boxes", lambda *args: right(*args[:-1], args[-1] - 1))  # one step too few
     with pytest.raises(RuntimeError, match="the result is wrong"):
         rates.rates(FakeMachine())
 

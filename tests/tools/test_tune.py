@@ -1,10 +1,13 @@
-"""Tile tuning: choice of candidates, measurement in processes that may crash, and storage of the fastest tiles."""
+"""`python -m bench.tune` without a GPU: candidates, the check of a tile, timing, time limits, and the file of fastest tiles."""
 
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import every_tile, registry, tune
-from bench.every_tile import Judge
+from bench import registry
 from bench.machine_code import SHARED_MEMORY
-from bench.tune import Place, Timer
+from bench.tune import __main__ as tune
+from bench.tune import check, tiles
+from bench.tune.check import Judge
+from bench.tune.tiles import Place
 from tests.tools.test_bench import ROOT, Here, SetClock
 from trinn.kernels import launchers, ops
 from trinn.kernels.conv2d import pointer
@@ -28,6 +33,8 @@ PRODUCT = Gemm("linear", 100, 1000, 4096, torch.float16, "ieee")
 TMA = Gemm("tma conv2d", 256, 50176, 1152, torch.bfloat16, "ieee")
 TILES = [GemmTile(16 << i, 64, 32, 4, 3) for i in range(6)]
 SMALL_CONV = registry.CASES["LeNet conv2 b128"].small()
+NAME = "AlexNet conv3 b128"
+ENVIRONMENT = {"gpu": "NVIDIA H200", "architecture": "interpreter", "date": "2026-01-02T03:04:05"}
 
 # Worker: the first and last tiles do not compile, the second crashes, the third hangs, the fourth has a wrong result.
 CHILD = """
@@ -72,15 +79,15 @@ def test_a_process_that_cannot_start_is_an_error() -> None:
 def test_fastest_tiles_are_stored_and_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device, other = torch.device("cuda"), PRODUCT._replace(m=1)
     default = tuning.gemm_tile(PRODUCT, device)
-    tune.record("NVIDIA H200", {other.key: TILES[0]})
-    tune.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
+    tiles.record("NVIDIA H200", {other.key: TILES[0]})
+    tiles.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
     tuning.measured_tiles.cache_clear()
-    assert tune.path_of("NVIDIA H200") == folder / "nvidia_h200.json"
+    assert tiles.path_of("NVIDIA H200") == folder / "nvidia_h200.json"
     assert default != tuning.gemm_tile(PRODUCT, device) == TILES[1]
     assert tuning.gemm_tile(PRODUCT._replace(m=65, k=2049), device) == TILES[1]  # the same powers of two
     assert tuning.gemm_tile(other, device) == TILES[0]
     assert tuning.gemm_tile(PRODUCT._replace(m=129), device) not in TILES
-    tune.record("NVIDIA H200", {PRODUCT.key: None})  # measured again: the default tile is as fast
+    tiles.record("NVIDIA H200", {PRODUCT.key: None})  # measured again: the default tile is as fast
     tuning.measured_tiles.cache_clear()
     assert tuning.gemm_tile(PRODUCT, device) == default and tuning.gemm_tile(other, device) == TILES[0]
     monkeypatch.setattr(settings, "gpu", "NVIDIA A100")
@@ -90,21 +97,19 @@ def test_fastest_tiles_are_stored_and_used(folder: Path, monkeypatch: pytest.Mon
 def test_winners() -> None:
     """The default tile is kept unless another tile is clearly faster, or the default tile has no time."""
     default = tuning.default_tile(TMA, "sm_90")
-    others = [tile for tile in tune.candidates(TMA, 4, "sm_90") if tile != default]
+    others = [tile for tile in tiles.candidates(TMA, 4, "sm_90") if tile != default]
 
     def winner(*times: Any) -> GemmTile | None:
-        named = dict(zip(map(tune.named, [default, *others]), times, strict=False))
-        return tune.winners([TMA, PRODUCT], {TMA.key: named}, "sm_90")[TMA.key]
+        named = dict(zip(map(tiles.named, [default, *others]), times, strict=False))
+        return tiles.winners([TMA, PRODUCT], {TMA.key: named}, "sm_90")[TMA.key]
 
     assert winner(10.0, 9.8, 11.0) is None and winner(10.0, 9.6, 9.5) == others[1]
     assert winner("crashed", 12.0) == others[0] and winner(10.0, "wrong result", 9.0) == others[1]
-    assert PRODUCT.key not in tune.winners([PRODUCT], {PRODUCT.key: {tune.named(default): "crashed"}}, "sm_90")
-    (line,) = tune.lines_of([TMA, PRODUCT], {TMA.key: {tune.named(default): 10.0, tune.named(others[0]): 8.0}}, "sm_90")
-    assert line.split()[-9:] == ["default", "10.0", "us", "best", "8.0", "us", *tune.named(others[0]).split()]
+    assert PRODUCT.key not in tiles.winners([PRODUCT], {PRODUCT.key: {tiles.named(default): "crashed"}}, "sm_90")
 
 
 def test_tiles_of_another_triton_are_ignored(folder: Path) -> None:
-    tune.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
+    tiles.record("NVIDIA H200", {PRODUCT.key: TILES[1]})
     path = folder / "nvidia_h200.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"triton": "1.0.0"}))
     assert tuning.gemm_tile(PRODUCT, torch.device("cuda")) not in TILES
@@ -122,7 +127,7 @@ def test_candidates_fit() -> None:
         PRODUCT, PRODUCT._replace(m=3, n=10, k=84), PRODUCT._replace(dtype=torch.float32, precision="tf32x3"),
         TMA, TMA._replace(m=32), TMA._replace(kernel="tma wgrad", dtype=torch.float32, precision="tf32"),
     ):  # fmt: skip
-        found = tune.candidates(product, 24, "sm_90")
+        found = tiles.candidates(product, 24, "sm_90")
         assert 12 < len(found) == len(set(found)) <= 24
         assert found[0] == tuning.default_tile(product, "sm_90")
         for tile in found[1:]:
@@ -137,15 +142,14 @@ def test_candidates_fit() -> None:
 def test_float32_as_bf16_terms_has_bfloat16_operands() -> None:
     """With bf16x6, shared memory holds bfloat16 operands, and registers hold two accumulators."""
     terms = TMA._replace(dtype=torch.float32, precision="bf16x6")
-    wide = {tile for tile in tune.candidates(TMA, 9999, "sm_90") if tile.m * tile.n <= 64 * 32 * tile.warps}
-    assert set(tune.candidates(terms, 9999, "sm_90")) == wide | {tuning.default_tile(terms, "sm_90")}
-    assert len(tune.candidates(terms._replace(precision="tf32"), 999, "sm_90")) < len(tune.candidates(TMA, 999, "sm_90"))
+    wide = {tile for tile in tiles.candidates(TMA, 9999, "sm_90") if tile.m * tile.n <= 64 * 32 * tile.warps}
+    assert set(tiles.candidates(terms, 9999, "sm_90")) == wide | {tuning.default_tile(terms, "sm_90")}
+    assert len(tiles.candidates(terms._replace(precision="tf32"), 999, "sm_90")) < len(tiles.candidates(TMA, 999, "sm_90"))
 
 
 def test_products_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # conftest's small tiles
-    places = tune.places((), ["^LeNet (conv2|linear1) b128$"], ["fp16"])
-    found = tune.products(places, "sm_90")
+    found = tiles.products(["^LeNet (conv2|linear1) b128$"], ["fp16"], "sm_90")
     assert [(place.name, place.layout, place.number, product.kernel) for place, product in found.items()] == [
         ("LeNet conv2 b128", "channels_last", 0, "conv2d"),
         ("LeNet conv2 b128", "channels_last", 1, "conv2d"),
@@ -165,7 +169,7 @@ def test_a_recorded_call_has_its_product(monkeypatch: pytest.MonkeyPatch) -> Non
         return x
 
     monkeypatch.setattr(launchers, "relu_forward", launcher)
-    with tune.recorded(lambda product, _: TILES[0]) as calls:
+    with tiles.recorded(lambda product, _: TILES[0]) as calls:
         ops.relu_forward(torch.ones(1, requires_grad=True))
         ops.channel_sum(torch.ones(1, 1, 1, 1))
     ((product, run),) = calls
@@ -173,33 +177,44 @@ def test_a_recorded_call_has_its_product(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ops.relu_forward is not launcher
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_timing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the call that computes the product is timed, with the tile. A wrong result is not timed."""
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One small case, in the benchmark and in the check."""
     monkeypatch.setitem(registry.CASES, SMALL_CONV.name, SMALL_CONV)
+    monkeypatch.setattr(check, "SMALL", {SMALL_CONV.name: (SMALL_CONV, "channels_last")})
+    for cached in (check.kinds_of, tiles.call_of):
+        cached.cache_clear()
+    yield
+    for cached in (check.kinds_of, tiles.call_of):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_timing(number: int, small: None) -> None:
+    """Only the call that computes the product is timed, with the tile. A wrong result is not timed."""
     ran: list[Any] = []
     clock = SetClock(lambda call: ran.append((call.func.__name__, settings.tile_of(PRODUCT, ""))) or 2e-3)  # type: ignore[misc, func-returns-value]
-    timer, place = Timer(Here(clock), "interpreter"), Place("fp32", SMALL_CONV.name, "contiguous", number)
-    tiles = [GemmTile(16, 16, 16, 4, 2), GemmTile(32, 16, 16, 4, 2)]
-    assert timer([*place, list(tiles[0])]) == pytest.approx(2000) and timer([*place, list(tiles[1])]) == pytest.approx(2000)
+    timer, place = tune.Timer(Here(clock), "interpreter"), Place("fp32", SMALL_CONV.name, "contiguous", number)
+    both = [GemmTile(16, 16, 16, 4, 2), GemmTile(32, 16, 16, 4, 2)]
+    assert all(timer([*place, list(tile)]) == pytest.approx(2000) for tile in both)
     names = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
-    assert set(ran) == {(names[number], tile) for tile in tiles} and len(timer.calls) == 2
+    assert set(ran) == {(names[number], tile) for tile in both} and len(timer.calls) == 2
     timer.expected = [t + 0.1 for t in timer.expected]
-    assert timer([*place, list(tiles[0])]) == "result differs from the first candidate's"
+    assert timer([*place, list(both[0])]) == "result differs from the first candidate's"
+    timer.judge.verdicts = dict.fromkeys(timer.judge.verdicts, "WRONG")
+    assert timer([*place, list(both[0])]) == "WRONG"
 
 
-CONFIG = ["fp32", "conv2d float32 ieee scattered", [32, 16, 16, 4, 2]]
+CONFIG = "fp32", "conv2d float32 ieee scattered", GemmTile(32, 16, 16, 4, 2)
 
 
 @pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
-    monkeypatch.setattr(every_tile, "SMALL", {SMALL_CONV.name: (SMALL_CONV, "channels_last")})
-    every_tile._kinds_of.cache_clear()
+def judge(small: None) -> Judge:
     return Judge(Here(SetClock()), "interpreter")
 
 
 def test_a_right_tile(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checked tile is used in each pass of its kernel, and in no other kernel."""
+    """The checked tile is used in each pass of its kernel, and in no other kernel. A tile is checked once."""
     used: list[tuple[str, GemmTile]] = []
 
     def recording(product: Gemm, device: torch.device) -> GemmTile:
@@ -209,7 +224,7 @@ def test_a_right_tile(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
         return tile
 
     monkeypatch.setattr(pointer, "gemm_tile", recording)
-    assert judge(CONFIG) is None
+    assert judge(*CONFIG) is None and judge(*CONFIG) is None
     forced = GemmTile(32, 16, 16, 4, 2)
     assert [kernel for kernel, tile in used if tile == forced] == ["conv2d"] * 4
     assert [kernel for kernel, tile in used if tile != forced] == ["wgrad"] * 2
@@ -219,39 +234,39 @@ def test_wrong_tiles(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """One wrong gradient, or different bits in the second run, makes a tile wrong."""
     right = launchers.conv2d_dgrad
     monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * 1.001)
-    assert judge(CONFIG).startswith(f"WRONG, {SMALL_CONV.name}: input 0 is off by ")  # type: ignore[union-attr]
+    assert judge(*CONFIG).startswith(f"WRONG, {SMALL_CONV.name}: input 0 is off by ")  # type: ignore[union-attr]
     times = iter(range(9))
     monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * (1 + 2**-23 * next(times)))
-    assert judge(CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: bits differ from the checked run"
+    judge.verdicts.clear()
+    assert judge(*CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: bits differ from the checked run"
 
 
 def test_unwritten_output_is_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     right = launchers.conv2d_dgrad
     monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: torch.empty_like(right(*args)))
     torch.use_deterministic_algorithms(False)  # conftest turns them on
-    assert "input 0 is off by nan" in judge(CONFIG)  # type: ignore[operator]
+    assert "input 0 is off by nan" in judge(*CONFIG)  # type: ignore[operator]
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_tile_without_a_small_case_is_an_error(judge: Judge) -> None:
     with pytest.raises(LookupError, match="no small case runs this kernel"):
-        judge(["fp32", "tma conv2d float32 bf16x6", [64, 64, 32, 4, 3]])
+        judge("fp32", "tma conv2d float32 bf16x6", GemmTile(64, 64, 32, 4, 3))
 
 
 KINDS = """
-from bench import every_tile, registry, tune
-from trinn.kernels.runtime.settings import settings
+from bench.tune import __main__ as tune, check, tiles
 for arithmetic in tune.ARITHMETICS:
-    wanted = tune.products(tune.places(registry.CONVS, (), [arithmetic]), "sm_90").values()
-    reached = {name: every_tile._kinds_of(name, arithmetic, "sm_90") for name in every_tile.SMALL}
-    print(arithmetic, "misses", *sorted(set(map(tune.kind, wanted)) - set().union(*reached.values())))
+    wanted = tiles.products((), [arithmetic], "sm_90").values()
+    reached = {name: check.kinds_of(name, arithmetic, "sm_90") for name in check.SMALL}
+    print(arithmetic, "misses", *sorted(set(map(tiles.kind, wanted)) - set().union(*reached.values())))
     if arithmetic != "fp32":
         print(*sorted(reached["11x11 stride 4, 3 channels"]), sep=", ")
 """
 
 
 def test_small_cases_reach_every_kind_of_product() -> None:
-    """The small cases cover all products of the registry's convolutions on Hopper. A first layer reaches the TMA kernels."""
+    """The small cases cover all products of the benchmark on Hopper. A first layer reaches the TMA kernels."""
     env = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", KINDS], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
@@ -260,3 +275,136 @@ def test_small_cases_reach_every_kind_of_product() -> None:
         "fp32 misses",
         "fp16 misses", "tma conv2d float16 ieee, tma wgrad float16 ieee",
     ], done.stderr  # fmt: skip
+
+
+@pytest.fixture
+def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+    """Arguments for one small convolution, with a few tiles per product."""
+    monkeypatch.setitem(registry.CASES, NAME, registry.CASES[NAME].small())
+    monkeypatch.setattr(tuning, "TILES", tmp_path / "tiles")
+    tiles.candidates.cache_clear()
+    yield Namespace(names=[f"^{NAME}$"], arithmetics=["fp32"], candidates=6, minutes=5.0, out=tmp_path, compile_only=False)
+    tiles.candidates.cache_clear()
+
+
+def stored(args: Namespace) -> dict[str, Any]:
+    return json.loads((args.out / "nvidia-h200" / "tiles.json").read_text())
+
+
+# Worker on the CPU. Tiles with 5 stages do not compile, tiles with 4 stages crash, wgrad tiles with 3 stages are wrong, and
+# large tiles are fast.
+WORKER = f"""
+import json, os, sys
+if "--compile-only" in sys.argv:
+    for item in map(json.loads, sys.stdin):
+        print(json.dumps({{"at": item}}), flush=True)
+        print(json.dumps({{"of": item, "result": "no room" if item[-1][4] == 5 else None}}), flush=True)
+    sys.exit()
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, {str(ROOT)!r})
+from argparse import Namespace
+from bench import registry
+from bench.tune import __main__ as tune, check
+from tests.tools.test_bench import Here, SetClock
+from trinn.kernels.conv2d import pointer
+from trinn.kernels import reduce
+from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.settings import settings
+
+small = registry.CASES[{NAME!r}].small()
+registry.CASES[small.name], check.SMALL = small, {{small.name: (small, "contiguous")}}
+
+def gemm_tile(product, device):
+    global stages
+    stages = tuning.gemm_tile(product, device).stages
+    if stages == 4 and device.type != "meta": os._exit(9)
+    return tuning.gemm_tile(product, device)
+
+def seconds(call):
+    tile = settings.tile_of(None, "")
+    return 1.0 / (tile.n * tile.k * tile.warps)
+
+pointer.gemm_tile = gemm_tile
+pointer.sum_partials = lambda partials, dw: reduce.sum_partials(partials, dw).mul_(1.01 if stages == 3 else 1)
+tune.work(Namespace(compile_only=False, architecture="interpreter"), lambda: Here(SetClock(seconds)))
+"""
+
+
+@pytest.mark.long
+def test_a_run(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong and crashing tiles are rejected and not timed; the fastest of the others is stored. A second run does nothing."""
+    assert tune.run(args, [sys.executable, "-c", WORKER], ENVIRONMENT) == 0
+    times = stored(args)["times"]
+    assert len(times) == 3
+    for key, of in times.items():
+        assert [tile for tile, found in of.items() if found == "no room"] == ["16x16x16 w4 s5"]
+        assert [tile for tile, found in of.items() if str(found).startswith("crashed")] == ["16x16x16 w4 s4"]
+        wrong = [tile for tile, found in of.items() if str(found).startswith(f"WRONG, {NAME}: weight is off by")]
+        assert wrong == (["16x16x16 w4 s3"] if key.startswith("wgrad") else [])
+        assert len([us for us in of.values() if isinstance(us, float)]) == (3 if wrong else 4)
+    kept = json.loads(tiles.path_of("NVIDIA H200").read_text())["tiles"]
+    fastest = {"conv2d": GemmTile(16, 16, 32, 4, 2), "wgrad": GemmTile(16, 32, 16, 4, 2)}
+    assert {(like.split()[0], GemmTile(*tile)) for like, tile in kept.items()} == set(fastest.items()) and len(kept) == 3
+    assert "us  16x16x32 w4 s2" in capsys.readouterr().out
+    assert tune.run(args, ["nothing", "is", "left"], ENVIRONMENT) == 0
+    assert "3 products, 0 candidates without a time" in capsys.readouterr().out
+
+
+# Worker that times every tile immediately.
+QUICK = """
+import json, sys
+for item in map(json.loads, sys.stdin):
+    print(json.dumps({"at": item}), flush=True)
+    found = None if "--compile-only" in sys.argv else 10.0
+    print(json.dumps({"of": item, "result": found}), flush=True)
+"""
+
+
+def test_a_run_stops_at_its_time_limit_and_resumes(
+    args: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = itertools.count(step=10 * 60)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: next(now))  # each reading of the clock is ten minutes later
+        args.minutes = 10 * 60
+        assert tune.run(args, [sys.executable, "-c", QUICK], ENVIRONMENT) == 1
+    half = stored(args)["times"]
+    many = sum(map(len, half.values()))
+    assert 0 < many < 18 and f"{18 - many} candidates left" in capsys.readouterr().out
+    args.minutes = 1.0
+    assert tune.run(args, [sys.executable, "-c", QUICK.replace("10.0", "20.0")], ENVIRONMENT) == 0
+    whole = stored(args)["times"]
+    assert sum(map(len, whole.values())) == 18
+    assert all(whole[key].items() >= found.items() for key, found in half.items())  # not done again
+    monkeypatch.setattr(tune, "sources", lambda: "changed kernels")
+    assert tune.run(args, [sys.executable, "-c", QUICK.replace("10.0", "30.0")], ENVIRONMENT) == 0
+    assert {us for of in stored(args)["times"].values() for us in of.values()} == {30.0}
+
+
+def test_a_wrong_default_tile_fails(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another tile replaces it, even a slower one. If all tiles are wrong, none is stored."""
+    wrong = QUICK.replace("found = None if", "found = 'WRONG' if item[-1][3] == 1 else None if")
+    assert tune.run(args, [sys.executable, "-c", wrong], ENVIRONMENT) == 1
+    assert capsys.readouterr().out.count("THE DEFAULT TILE IS REJECTED: 16x16x16 w1 s1: WRONG") == 3
+    assert len(json.loads(tiles.path_of("NVIDIA H200").read_text())["tiles"]) == 3
+
+
+def test_hash_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tune.sources()
+    assert tune.sources() == before
+    monkeypatch.setattr(tune, "triton", Namespace(__version__="1.0.0"))
+    assert tune.sources() != before
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main([]) == 1
+    assert capsys.readouterr() == ("", "No GPU found. --compile-only works without one.\n")
+
+
+def test_compile_only() -> None:
+    """Compiles the default tiles of one convolution, for its products and the small cases."""
+    command = [sys.executable, "-m", "bench.tune", "--compile-only", "--arithmetics", "bf16", "--candidates", "1"]
+    done = subprocess.run([*command, "--", "^LeNet conv1 b128$"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("2 candidates compiled, 0 failed")

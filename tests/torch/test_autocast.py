@@ -14,7 +14,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from tests.support.check import DTYPES
-from tests.support.every import EVERY, TORCHS, Every, results
+from tests.support.operator_cases import CASES, TORCH_CASES, results
+from tests.support.record import OperatorCase
 from trinn.layers.function import autocast_to_float32
 
 LOWER = (torch.bfloat16, torch.float16)
@@ -29,7 +30,7 @@ def nested_disabled(dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-def called_within(mode: Mode, case: Every) -> Every:
+def called_within(mode: Mode, case: OperatorCase) -> OperatorCase:
     def function(*tensors: Tensor) -> Any:
         with mode():
             return case.function(*tensors)
@@ -37,7 +38,7 @@ def called_within(mode: Mode, case: Every) -> Every:
     return case._replace(function=function)
 
 
-def outcome(case: Every, first: torch.dtype, others: torch.dtype) -> Outcome:
+def outcome(case: OperatorCase, first: torch.dtype, others: torch.dtype) -> Outcome:
     """The dtypes of outputs, gradients and second gradients by name, or the name of an exception."""
     tensors = [t.to("cpu", others if i else first) for i, t in enumerate(case.tensors())]
     try:
@@ -46,7 +47,7 @@ def outcome(case: Every, first: torch.dtype, others: torch.dtype) -> Outcome:
         return type(error).__name__
 
 
-def pairs(case: Every) -> Iterator[tuple[torch.dtype, torch.dtype]]:
+def pairs(case: OperatorCase) -> Iterator[tuple[torch.dtype, torch.dtype]]:
     """Dtypes of the first tensor and of the other tensors."""
     return ((a, b) for a in DTYPES for b in DTYPES if a == b or len(case.shapes) > 1)
 
@@ -59,15 +60,15 @@ MODES: dict[str, Callable[[torch.dtype], tuple[Mode, Mode]]] = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_dtypes(name: str, mode: str) -> None:
     for lower in LOWER:
         forward, whole = MODES[mode](lower)
-        for given in pairs(EVERY[name]):
+        for given in pairs(CASES[name]):
             with whole():
                 with FakeTensorMode(allow_non_fake_inputs=True):
-                    got = outcome(called_within(forward, EVERY[name]), *given)
-                expected = outcome(called_within(forward, TORCHS[name]), *given)
+                    got = outcome(called_within(forward, CASES[name]), *given)
+                expected = outcome(called_within(forward, TORCH_CASES[name]), *given)
             if isinstance(got, dict) and isinstance(expected, dict):  # torch returns some second gradients of zeros
                 expected = {key: dtype for key, dtype in expected.items() if key in got or not key.startswith("second")}
             assert got == expected, f"{given} under {lower}: {got}, torch has {expected}"
@@ -87,11 +88,7 @@ def on_a_gpu(dtype: torch.dtype) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-# Operators that need a GPU even for fake tensors. Autocast does not affect them.
-NEED_A_GPU = ("batch_norm, training", "conv2d, batch norm, ReLU", "pad2d, circular")
-
-
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in NEED_A_GPU])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.fake_cuda])
 def test_dtypes_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast has a different list of operators for GPUs. Fake GPU tensors select this list."""
     # In deterministic mode, torch resizes with other operators, and autocast does not affect them.
@@ -99,7 +96,7 @@ def test_dtypes_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for lower in LOWER:
         for given in DTYPES:
             found = []
-            for case in (EVERY[name], TORCHS[name]):
+            for case in (CASES[name], TORCH_CASES[name]):
                 with FakeTensorMode(allow_non_fake_inputs=True), on_a_gpu(lower):
                     tensors = [t.to(given) if t.is_floating_point() else t for t in (*case.tensors(), *case.others())]
                     result = case.function(*(torch.empty_like(t, device="cuda") for t in tensors))

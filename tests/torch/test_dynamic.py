@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
 
 from tests.support.check import randn
-from tests.support.every import EVERY, IMAGE, TORCHS, Every, Ours, Torchs, like
+from tests.support.operator_cases import CASES, TORCH_CASES, Ours, Torchs, like
+from tests.support.record import OperatorCase, table
 from trinn.kernels.runtime.observe import intercepted
 
 # Ignore warnings about specialised exports and nondeterministic kernels.
@@ -30,52 +31,8 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def resizings(nn: Any) -> dict[str, Every]:
-    """All ways to specify a resizing, and other calls with sizes from sources that EVERY does not cover."""
-    bilinear = {"mode": "bilinear"}
-    forms: dict[str, dict[str, Any]] = {
-        "size": {"size": (4, 9), **bilinear},
-        "size, corners": {"size": (4, 9), "align_corners": True, **bilinear},
-        "size, nearest": {"size": (4, 9)},
-        "size, area": {"size": (4, 9), "mode": "area"},
-        "factor": {"scale_factor": 2, **bilinear},
-        "factor, corners": {"scale_factor": 2.0, "align_corners": True, **bilinear},
-        "factor, nearest": {"scale_factor": 2.0},
-        "factor, nearest-exact": {"scale_factor": 3, "mode": "nearest-exact"},
-        "fraction": {"scale_factor": (1.7, 0.6), **bilinear},
-        "fraction, nearest": {"scale_factor": (0.6, 2.0)},
-        "fraction, area": {"scale_factor": 0.5, "mode": "area"},
-        "fraction, antialias": {"scale_factor": 0.5, "antialias": True, **bilinear},
-        "factor, recomputed": {"scale_factor": 1.7, "recompute_scale_factor": True, **bilinear},
-    }
-    calls = {
-        f"interpolate, {name}": Every(lambda x, options=options: nn.interpolate(x, **options), (IMAGE,))
-        for name, options in forms.items()
-    }
-    for name, options in {"bilinear": bilinear, "nearest": {}, "antialias": {"antialias": True, **bilinear}}.items():
-        calls[f"interpolate, to another's size, {name}"] = Every(
-            lambda a, b, options=options: nn.interpolate(a, size=b.shape[-2:], **options) + b, (IMAGE, (2, 5, 9, 13))
-        )
-    modules = {
-        "Upsample, factor": nn.Upsample(scale_factor=2, mode="bilinear"),
-        "Upsample, fraction": nn.Upsample(scale_factor=(1.5, 2.5)),
-        "Upsample, size": nn.Upsample(size=(9, 8), mode="bilinear", align_corners=True),
-        "UpsamplingBilinear2d": nn.UpsamplingBilinear2d(scale_factor=2),
-        "UpsamplingNearest2d": nn.UpsamplingNearest2d(scale_factor=2),
-        "AdaptiveAvgPool2d": nn.AdaptiveAvgPool2d((None, 3)),
-        "AdaptiveMaxPool2d": nn.AdaptiveMaxPool2d((2, None)),
-    }
-    calls |= {name: Every(module, (IMAGE,)) for name, module in modules.items()}
-    for axes in (1, 3, 4):
-        calls[f"linear, {axes} axes"] = Every(nn.linear, ((2, 3, 4, 7)[-axes:], (5, 7), (5,)))
-    for shape in ((4, 5), (3, 5, 6), (2, 5, 2, 3, 4)):
-        calls[f"batch_norm, {len(shape)} axes"] = Every(
-            lambda x, w, b: nn.batch_norm(x, None, None, w, b, True), (shape, (5,), (5,))
-        )
-    return calls
-
-
-OURS, THEIRS = EVERY | resizings(Ours()), TORCHS | resizings(Torchs())
+OURS: dict[str, OperatorCase] = CASES | table("dynamic", Ours())
+THEIRS: dict[str, OperatorCase] = TORCH_CASES | table("dynamic", Torchs())
 
 
 class Called(nn.Module):
@@ -124,7 +81,7 @@ def torchs_shapes_and_inputs(name: str) -> tuple[list[Any], list[list[Tensor]]]:
 
     now = {n.node.expr: n.node.hint for shape in shapes for n in shape if isinstance(n, torch.SymInt) and n.node.expr.is_symbol}
     known = {s: [n for n in range(now[s], now[s] + 25) if is_accepted(now | {s: n})] for s in sorted(now, key=str)}
-    numbers = [{s: of[(i + place) % len(of)] for place, (s, of) in enumerate(known.items())} for i in range(SIZES)]
+    numbers = [{s: of[(i + number) % len(of)] for number, (s, of) in enumerate(known.items())} for i in range(SIZES)]
     return shapes, [resized(sizes) for sizes in numbers]
 
 
@@ -164,7 +121,7 @@ def graphs(function: Callable[..., Any], name: str, dynamic: bool | None, expect
 
 # `make test` compiles each operator and some of the resizings.
 names = pytest.mark.parametrize(
-    "name", [n if n in EVERY or "fraction" in n else pytest.param(n, marks=pytest.mark.long) for n in OURS]
+    "name", [n if n in CASES or "fraction" in n else pytest.param(n, marks=pytest.mark.long) for n in OURS]
 )
 
 
@@ -181,7 +138,7 @@ def test_one_graph_serves_all_sizes(name: str, dynamic: bool | None) -> None:
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.long)])
 @names
 def test_export(name: str, strict: bool) -> None:
-    """Every dynamic axis of torch's exported operator is dynamic in ours, and the program works for other sizes."""
+    """OperatorCase dynamic axis of torch's exported operator is dynamic in ours, and the program works for other sizes."""
     function, (torchs_shapes, inputs) = OURS[name].function, torchs_shapes_and_inputs(name)
     program = exported(function, inputs[0], strict)
     for ours, theirs in zip(shapes_of(program), torchs_shapes, strict=True):

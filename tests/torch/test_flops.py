@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import trinn
 from tests.support.architectures import BasicBlock, UNet
 from tests.support.check import DEVICE, randn
-from tests.support.every import EVERY, TORCHS, Every
+from tests.support.operator_cases import CASES, TORCH_CASES
+from tests.support.record import OperatorCase
 
 
-def counts(case: Every) -> tuple[int, int]:
+def counts(case: OperatorCase) -> tuple[int, int]:
     """FLOPs of the forward pass and of the backward pass."""
     tensors = [t.requires_grad_() for t in case.tensors()]
     with FlopCounterMode(display=False) as forward:
@@ -26,9 +27,9 @@ def counts(case: Every) -> tuple[int, int]:
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", CASES)
 def test_operators(name: str) -> None:
-    assert counts(EVERY[name]) == counts(TORCHS[name])
+    assert counts(CASES[name]) == counts(TORCH_CASES[name])
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

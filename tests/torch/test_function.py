@@ -11,22 +11,16 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import trinn.layers as tnn
 from tests.support.check import DEVICE, randn
-from tests.support.every import EVERY, Every, results
+from tests.support.operator_cases import CASES, results
+from tests.support.record import OperatorCase
 from trinn.kernels import ops
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 
-# If windows overlap, several values have the same index. max_unpool2d keeps one, and its gradient goes to all of them: it is no
-# derivative. The same holds in torch.
-NO_DERIVATIVE = {"max_unpool2d"}
-# Under vmap, in-place updates of running statistics require the statistics to be mapped, as in torch.
-WRITES = {"batch_norm, training"}
+each_operator = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 
 
-each_operator = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in EVERY.items()])
-
-
-def first_output(case: Every, others: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+def first_output(case: OperatorCase, others: tuple[Tensor, ...]) -> Callable[..., Tensor]:
     def function(*tensors: Tensor) -> Tensor:
         result = case.function(*tensors, *others)
         return result[0] if isinstance(result, tuple) else result
@@ -34,7 +28,7 @@ def first_output(case: Every, others: tuple[Tensor, ...]) -> Callable[..., Tenso
     return function
 
 
-def doubles(case: Every) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+def doubles(case: OperatorCase) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """The case's tensors and its other operands in float64."""
     return case.tensors(torch.float64), tuple(o.double() if o.is_floating_point() else o for o in case.others())
 
@@ -48,7 +42,7 @@ def dot(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
 
 
 @each_operator
-def test_vjp(case: Every) -> None:
+def test_vjp(case: OperatorCase) -> None:
     """torch.func.vjp gives autograd's outputs and gradients, bit for bit."""
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)
@@ -59,14 +53,14 @@ def test_vjp(case: Every) -> None:
 
 
 @each_operator
-def test_jvp(case: Every, request: pytest.FixtureRequest) -> None:
+def test_jvp(case: OperatorCase) -> None:
     """jvp is the adjoint of vjp, for the operator and for its gradient; float64."""
     tensors, others = doubles(case)
     function = first_output(case, others)
     steps = random_like(*tensors, seed=5)
     y, step = torch.func.jvp(function, tuple(tensors), steps)[:2]
     torch.testing.assert_close(y, function(*tensors))
-    if request.node.callspec.id in NO_DERIVATIVE:
+    if not case.differentiable:
         pytest.skip("with overlapping windows the gradient is no derivative, also in torch")
     upstream = random_like(y, seed=1)
     torch.testing.assert_close(dot((step,), upstream), dot(steps, torch.func.vjp(function, *tensors)[1](*upstream)))
@@ -80,23 +74,23 @@ def test_jvp(case: Every, request: pytest.FixtureRequest) -> None:
 
 
 @each_operator
-def test_a_tangent_for_one_input(case: Every) -> None:
+def test_a_tangent_for_one_input(case: OperatorCase) -> None:
     """With torch.autograd.forward_ad, the tangents of the other inputs are absent, not zero."""
     tensors, others = doubles(case)
     function = first_output(case, others)
     steps = random_like(*tensors, seed=5)
     alone = []
-    for place, step in enumerate(steps):
+    for number, step in enumerate(steps):
         with torch.autograd.forward_ad.dual_level():
-            inputs = [torch.autograd.forward_ad.make_dual(t, step) if i == place else t for i, t in enumerate(tensors)]
+            inputs = [torch.autograd.forward_ad.make_dual(t, step) if i == number else t for i, t in enumerate(tensors)]
             alone.append(torch.autograd.forward_ad.unpack_dual(function(*inputs)).tangent)
     torch.testing.assert_close(sum(alone), torch.func.jvp(function, tuple(tensors), steps)[1])
 
 
 @each_operator
-def test_gradients_of_gradients(case: Every, request: pytest.FixtureRequest) -> None:
+def test_gradients_of_gradients(case: OperatorCase) -> None:
     """Finite differences of the gradients in float64; test_every.py compares the gradients with torch."""
-    if request.node.callspec.id in NO_DERIVATIVE:
+    if not case.differentiable:
         pytest.skip("with overlapping windows the gradient is no derivative, also in torch")
     tensors, others = doubles(case)
     inputs = [t.requires_grad_() for t in tensors]
@@ -105,9 +99,9 @@ def test_gradients_of_gradients(case: Every, request: pytest.FixtureRequest) -> 
 
 @pytest.mark.long
 @each_operator
-def test_forward_gradcheck(case: Every, request: pytest.FixtureRequest) -> None:
+def test_forward_gradcheck(case: OperatorCase) -> None:
     """Forward mode against finite differences, for the operator and for its gradients."""
-    if request.node.callspec.id in NO_DERIVATIVE:
+    if not case.differentiable:
         pytest.skip("with overlapping windows the gradient is no derivative, also in torch")
     tensors, others = doubles(case)
     inputs = [t.requires_grad_() for t in tensors]
@@ -143,12 +137,12 @@ def stacked(tensor: Tensor, axis: int) -> Tensor:
 
 
 @each_operator
-def test_vmap(case: Every, no_fallback: None, full_float32: None, request: pytest.FixtureRequest) -> None:
+def test_vmap(case: OperatorCase, no_fallback: None, full_float32: None) -> None:
     """Map each operand alone, all of them, other axes in and out, gradients, and a vmap inside a vmap."""
     tensors = [*case.tensors(), *case.others()]
     count = len(tensors)
     everything = [stacked(t, 0) for t in tensors]
-    if request.node.callspec.id not in WRITES:
+    if not case.writes:  # as in torch, statistics that are updated must be mapped
         for mapped in range(count):
             chosen = [stacked(t, t.dim()) if i == mapped else t for i, t in enumerate(tensors)]
             dims = tuple(t.dim() if i == mapped else None for i, t in enumerate(tensors))
@@ -166,7 +160,7 @@ def test_vmap(case: Every, no_fallback: None, full_float32: None, request: pytes
 
 
 @each_operator
-def test_derivatives_of_vmap(case: Every) -> None:
+def test_derivatives_of_vmap(case: OperatorCase) -> None:
     """A mapped operator has the same jvp and vjp as a loop; float64."""
     tensors, others = ([stacked(t, 0) for t in group] for group in doubles(case))
     steps = random_like(*tensors, seed=5)
@@ -187,7 +181,7 @@ def test_derivatives_of_vmap(case: Every) -> None:
 @pytest.mark.parametrize("name", ["conv2d", "linear", "batch_norm", "avg_pool2d", "max_pool2d"])
 def test_in_place_relu_under_vmap(name: str) -> None:
     """As in torch, per-sample gradients allow an in-place ReLU after a layer, also for parameters with requires_grad."""
-    case = EVERY[name]
+    case = CASES[name]
     tensors, others = case.tensors(), case.others()
     function = first_output(case, others)
     found = []

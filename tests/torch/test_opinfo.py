@@ -6,8 +6,9 @@ tolerance is from torch's own tests of these operators; tests/support/check.py h
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import trinn.layers as tnn
 from tests.support.check import DEVICE, randn
+from tests.support.record import Samples, table
 from tests.support.torchs_material import OpInfo, SampleInput, op_db
 
 pytestmark = [
@@ -26,58 +28,23 @@ pytestmark = [
 ]
 
 
-class Operator(NamedTuple):
-    """trinn's function for an OpInfo, the OpInfo's variant, and the number of tests that share its samples."""
-
-    function: Callable[..., Any]
-    variant: str = ""
-    shards: int = 1
+def opinfos(name: str, variant: str = "") -> list[OpInfo]:
+    """torch's OpInfos for a function of torch.nn.functional; a remark may follow the name."""
+    wanted = f"nn.functional.{re.split(',| ', name)[0]}"
+    return [info for info in op_db if (info.name, info.variant_test_name) == (wanted, variant)]
 
 
-def upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
-    return tnn.interpolate(input, size, scale_factor, "bilinear", align_corners=True)
-
-
-def upsample_nearest(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
-    return tnn.interpolate(input, size, scale_factor, "nearest")
-
-
-OPERATORS = {
-    "conv2d": Operator(tnn.conv2d, shards=2),
-    "conv_transpose2d": Operator(tnn.conv_transpose2d),
-    "linear": Operator(tnn.linear),
-    "relu": Operator(tnn.relu),
-    "max_pool2d": Operator(tnn.max_pool2d, shards=24),
-    "avg_pool2d": Operator(tnn.avg_pool2d),
-    "adaptive_avg_pool2d": Operator(tnn.adaptive_avg_pool2d),
-    "adaptive_max_pool2d": Operator(tnn.adaptive_max_pool2d),
-    "max_unpool2d": Operator(tnn.max_unpool2d, shards=4),
-    "max_unpool2d, no overlap": Operator(tnn.max_unpool2d, "grad"),
-    "batch_norm": Operator(tnn.batch_norm),
-    "interpolate nearest": Operator(tnn.interpolate, "nearest"),
-    "interpolate nearest-exact": Operator(tnn.interpolate, "nearest-exact"),
-    "interpolate bilinear": Operator(tnn.interpolate, "bilinear"),
-    "interpolate area": Operator(tnn.interpolate, "area"),
-    "upsample_bilinear": Operator(upsample_bilinear),
-    "upsample_nearest": Operator(upsample_nearest),
-}
-# torch resizes (N, C, W), (N, C, H, W) and (N, C, D, H, W); trinn takes (N, C, H, W) only.
-FOUR_AXES = {name for name in OPERATORS if name.startswith(("interpolate", "upsample"))}
-# If windows overlap, several values have the same index. max_unpool2d keeps one, and its gradient goes to all of them: it is no
-# derivative. The same holds in torch. trinn keeps the same value as torch on a CPU; on a GPU torch's choice is undefined.
-NO_DERIVATIVE = {"max_unpool2d"}
-
-
-def opinfo(name: str) -> OpInfo:
-    wanted = f"nn.functional.{name.split(',')[0].split()[0]}"
-    return next(o for o in op_db if o.name == wanted and o.variant_test_name == OPERATORS[name].variant)
+# trinn's functions with an OpInfo, and other OpInfos from the records of the operators.
+SAMPLES: dict[str, Samples] = {name: Samples() for name in table("functions") if opinfos(name)} | table("samples")
+INFOS = {name: opinfos(name, chosen.variant)[0] for name, chosen in SAMPLES.items()}
+FUNCTIONS = {name: chosen.function or getattr(tnn, re.split(",| ", name)[0]) for name, chosen in SAMPLES.items()}
 
 
 def samples(name: str, dtype: torch.dtype) -> tuple[list[SampleInput], int]:
     """torch's samples, and the number of samples left out."""
     torch.manual_seed(0)
-    found = list(opinfo(name).sample_inputs(DEVICE, dtype, requires_grad=True))
-    chosen = [sample for sample in found if name not in FOUR_AXES or sample.input.dim() == 4]
+    found = list(INFOS[name].sample_inputs(DEVICE, dtype, requires_grad=True))
+    chosen = [sample for sample in found if SAMPLES[name].axes in (None, sample.input.dim())]
     return chosen, len(found) - len(chosen)
 
 
@@ -118,13 +85,12 @@ def run(function: Callable[..., Any], sample: SampleInput) -> dict[str, Any]:
 
 
 def equals_torch(name: str, sample: SampleInput) -> None:
-    torchs_sample = (
-        sample.transform(lambda value: value.cpu() if isinstance(value, Tensor) else value) if name in NO_DERIVATIVE else sample
-    )
-    got = run(OPERATORS[name].function, sample)
-    expected = run(opinfo(name).op, torchs_sample)
+    exact = SAMPLES[name].differentiable  # else the result depends on the order of writes, which is undefined on a GPU
+    torchs_sample = sample if exact else sample.transform(lambda value: value.cpu() if isinstance(value, Tensor) else value)
+    got = run(FUNCTIONS[name], sample)
+    expected = run(INFOS[name].op, torchs_sample)
     assert got.pop("strides") == expected.pop("strides")
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5, equal_nan=True, check_device=name not in NO_DERIVATIVE)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5, equal_nan=True, check_device=exact)
 
 
 def equals_torch_strided(name: str, sample: SampleInput) -> None:
@@ -145,7 +111,7 @@ def differentiable(name: str, sample: SampleInput) -> tuple[Callable[..., Any], 
 
     def function(*inputs: Tensor) -> tuple[Tensor, ...]:
         x, args, kwargs = replaced(arguments, iter(inputs))
-        return tuple(y for y in tensors_of(OPERATORS[name].function(x, *args, **kwargs)) if y.is_floating_point())
+        return tuple(y for y in tensors_of(FUNCTIONS[name](x, *args, **kwargs)) if y.is_floating_point())
 
     return function, leaves
 
@@ -169,7 +135,7 @@ CHECKS: dict[str, tuple[torch.dtype, Callable[[str, SampleInput], None]]] = {
 def check_samples(name: str, check: str, chosen: Callable[[int], Sequence[int]], record: Any) -> None:
     """Check the samples with the chosen numbers, and record the counts of passed and of all samples."""
     dtype, checks = CHECKS[check]
-    if checks in (first_derivative, second_derivative) and name in NO_DERIVATIVE:
+    if checks in (first_derivative, second_derivative) and not SAMPLES[name].differentiable:
         pytest.skip("with overlapping windows the gradient is no derivative, also in torch")
     found, left_out = samples(name, dtype)
     numbers, failed = chosen(len(found)), []
@@ -185,7 +151,7 @@ def check_samples(name: str, check: str, chosen: Callable[[int], Sequence[int]],
         ]
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("check, count", [("samples", 12), ("strided", 3), ("gradchecks", 1), ("gradgradchecks", 1)])
 def test_some_samples(name: str, check: str, count: int, record_property: Any) -> None:
     """A fixed random choice of samples: every n-th sample would share an argument."""
@@ -194,11 +160,11 @@ def test_some_samples(name: str, check: str, count: int, record_property: Any) -
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "name, shard", [pytest.param(n, p, id=f"{n}-{p}") for n, ours in OPERATORS.items() for p in range(ours.shards)]
+    "name, shard", [pytest.param(n, p, id=f"{n}-{p}") for n, chosen in SAMPLES.items() for p in range(chosen.shards)]
 )
 @pytest.mark.parametrize("check", CHECKS)
 def test_all_samples(name: str, shard: int, check: str, record_property: Any) -> None:
-    check_samples(name, check, lambda n: range(shard, n, OPERATORS[name].shards), record_property)
+    check_samples(name, check, lambda n: range(shard, n, SAMPLES[name].shards), record_property)
 
 
 # torch's error texts about its own internals, and trinn's texts for the same errors.
@@ -209,14 +175,14 @@ OTHER_WORDS = {
 
 
 @pytest.mark.torchs_material
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", SAMPLES)
 def test_errors(name: str, record_property: Any) -> None:
     """Each of torch's error inputs raises torch's exception type and text."""
-    info = opinfo(name)
+    info = INFOS[name]
     cases = list(info.error_inputs(torch.device(DEVICE))) if info.error_inputs_func is not None else []
     for case in cases:
         sample = case.sample_input
         with pytest.raises(case.error_type, match=OTHER_WORDS.get(case.error_regex, case.error_regex)):
-            OPERATORS[name].function(sample.input, *sample.args, **sample.kwargs)
+            FUNCTIONS[name](sample.input, *sample.args, **sample.kwargs)
     if cases:
         record_property("torch's material", (name, "errors", len(cases), len(cases), 0))

@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 import trinn.layers as tnn
 from tests.support.check import DEVICE, randn
-from tests.support.every import EVERY, results
 from tests.support.networks import step
+from tests.support.operator_cases import CASES, results
 from trinn.kernels import ops
 from trinn.models import LeNet
 
@@ -149,7 +149,7 @@ class Calls(TorchDispatchMode):
 
 def calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     with Calls() as seen:
-        for case in EVERY.values():
+        for case in CASES.values():
             results(case, case.tensors(), case.others())
         tnn.relu_(images())
         tnn.batch_norm(images(), randn(2), randn(2).abs(), training=True)
@@ -169,7 +169,7 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     ],
 )
 def test_opcheck(checks: str | tuple[str, ...]) -> None:
-    """Every operator: its schema, its dispatch, its fake twin and its use in a compiled graph."""
+    """OperatorCase operator: its schema, its dispatch, its fake twin and its use in a compiled graph."""
     found = calls()
     assert found.keys() == vars(ops).keys(), found.keys() ^ vars(ops).keys()
     for op, args, kwargs in found.values():
@@ -180,10 +180,10 @@ def test_opcheck(checks: str | tuple[str, ...]) -> None:
 def test_without_data(where: str) -> None:
     """Outputs, gradients and second gradients have the shapes, dtypes and strides of a real run."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    place = mode.from_tensor if where == "fake" else partial(Tensor.to, device="meta")
-    for name, case in EVERY.items():
+    without_data = mode.from_tensor if where == "fake" else partial(Tensor.to, device="meta")
+    for name, case in CASES.items():
         real = results(case, case.tensors(), case.others())
-        tensors, others = [place(t) for t in case.tensors()], tuple(place(t) for t in case.others())
+        tensors, others = [without_data(t) for t in case.tensors()], tuple(without_data(t) for t in case.others())
         with mode if where == "fake" else nullcontext():
             got = results(case, tensors, others)
         for key, value in real.items():
@@ -249,7 +249,7 @@ def test_checkpoint(reentrant: bool) -> None:
 
 
 def test_saved_tensors_hooks() -> None:
-    """Every saved tensor passes through the hooks, which may move it, and only needed tensors are saved."""
+    """OperatorCase saved tensor passes through the hooks, which may move it, and only needed tensors are saved."""
     model, packed = network(), []
 
     def pack(tensor: Tensor) -> Tensor:

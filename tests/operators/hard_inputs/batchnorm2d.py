@@ -117,9 +117,9 @@ def _(nn: Any) -> Any:
 def _(nn: Any) -> Any:
     results = []
     for values in ((INF,), (-INF,), (INF, -INF)):
-        for place in (0, -1):
+        for index in (0, -1):
             x = integers(*X)
-            x[place, 1, place, place] = values[0]
+            x[index, 1, index, index] = values[0]
             x[1, 1, 2, 2] = values[-1]
             results += [normalised(nn, x, *vectors())] + [normalised(nn, x, *vectors(), training=False)]
     return results

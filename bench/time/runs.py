@@ -5,26 +5,44 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
-from bench import models, registry, report
-from bench.rows import rows_of
-from bench.timing import Machine
+from bench import registry
+from bench.time import networks, report
+from bench.time.case import rows_of
+from bench.time.protocol import Machine
 from bench.workers import say, words, worked_off
 
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).parents[1] / "results"
 
 Item = list[str]  # "case" or "model", name, arithmetic, and torch's mode ("eager" or "compiled")
 CEILINGS: Item = ["ceilings", "", "", "eager"]  # the peak rates of the GPU
 
 
-def item_of(row: dict[str, Any]) -> Item:
-    """Return the item of a row."""
-    return ["model" if row["op"] == "model" else "case", row["name"], row["arithmetic"], row["against"]]
+def items_of(names: Sequence[str], quick: bool, arithmetics: Sequence[str]) -> list[Item]:
+    """Return the items of the matching cases and networks, the most informative first.
+
+    torch.compile is last because it compiles the longest.
+    """
+    cases = registry.QUICK if quick else {name: case.arithmetics for name, case in registry.CASES.items()}
+    of_networks = networks.QUICK if quick else {name: model.arithmetics for name, model in networks.MODELS.items()}
+
+    def fitting(kind: str, of: Mapping[str, Sequence[str]]) -> list[Item]:
+        op = {name: registry.CASES[name].op if kind == "case" else "model" for name in of}
+        matching = [name for name in of if registry.fits(name, names) or registry.fits(op[name], names)]
+        return [[kind, name, a] for name in matching for a in of[name] if a in arithmetics]
+
+    every = [*fitting("case", cases), *fitting("model", of_networks)]
+    compiled = [
+        [kind, name, a] for kind, name, a in every
+        if a == "bf16" and (registry.CASES[name].fused if kind == "case" else not quick or name == "AlexNet b128")
+    ]  # fmt: skip
+    return [[*item, "eager"] for item in every] + [[*item, "compiled"] for item in compiled]
 
 
 def begun(environment: dict[str, Any], path: Path | None = None) -> report.Result:
@@ -32,7 +50,11 @@ def begun(environment: dict[str, Any], path: Path | None = None) -> report.Resul
     result: report.Result = {"environment": environment, "ceilings": {}, "rows": [], "done": [], "failed": [], "left": []}
     if path is not None:
         result |= report.read(path)
-        result["rows"] = [row for row in result["rows"] if item_of(row) in result["done"]]
+        # Without the rows of an item that was unfinished at the time limit.
+        result["rows"] = [
+            row for row in result["rows"]
+            if ["model" if row["op"] == "model" else "case", row["name"], row["arithmetic"], row["against"]] in result["done"]
+        ]  # fmt: skip
     return result
 
 
@@ -44,12 +66,11 @@ def folder_of(environment: dict[str, Any], out: Path | None) -> Path:
 
 
 def fill(
-    result: report.Result, path: Path, items: Sequence[Item], compiling: Sequence[str], measuring: Sequence[str],
-    quick: bool, until: float,
+    result: report.Result, path: Path, compiling: Sequence[str], measuring: Sequence[str], quick: bool, until: float
 ) -> None:  # fmt: skip
-    """Compile the kernels of the items with one command, then measure the items in processes of another command.
+    """Compile the kernels of the items in result["left"] with one command, then measure them in processes of another command.
 
-    `items` are a subset of result["left"]; finished items move to result["done"].
+    Finished items move to result["done"].
     """
     start, left = time.monotonic(), result["left"]
     try:
@@ -59,7 +80,7 @@ def fill(
     patience = {"eager": 90.0, "compiled": 150.0 if quick else 480.0}  # seconds per row
     first: list[Item] = [] if result["ceilings"] else [CEILINGS]
     try:
-        for item, found, why in worked_off([*first, *items], measuring, lambda item: patience[item[-1]], until):
+        for item, found, why in worked_off([*first, *left], measuring, lambda item: patience[item[-1]], until):
             if isinstance(found, dict):
                 if item == CEILINGS:
                     result["ceilings"] = found
@@ -97,10 +118,9 @@ def measured(item: Item, machine: Machine, quick: bool) -> Iterator[dict[str, An
     """Yield the rows of an item, or the ceilings (peak rates of this GPU)."""
     kind, name, arithmetic, against = item
     if kind == "ceilings":
-        products = {a: machine.product_rate(a) for a in registry.PRODUCTS}
-        yield {"copy": machine.copy_rate(), "product": products, "issue": machine.issue_rate()}
+        yield {"copy": machine.copy_rate(), "product": {a: machine.product_rate(a) for a in registry.PRODUCTS}}
     elif kind == "model":
-        yield from models.rows_of(name, models.MODELS[name], arithmetic, machine, against)
+        yield from networks.rows_of(name, networks.MODELS[name], arithmetic, machine, against)
     else:
         case = registry.CASES[name]
         yield from rows_of(case, arithmetic, machine, [p for p in case.works if not (quick and p in registry.SPLIT)], against)
@@ -115,7 +135,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "triton": __import__("triton").__version__,
+        "triton": triton.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),
         "commit": _said("git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -145,35 +165,21 @@ def is_whole(result: report.Result) -> bool:
     return not (wrong or failed or result["failed"] or result["left"])
 
 
-def show(result: report.Result, path: Path | None = None) -> None:
-    """Print the table. With the path of a result just written, also draw its plots."""
-    for line in report.lines_of(result):
-        print(line)
-    if path is not None:
-        print(f"\n{path}")
-        try:
-            print(*report.plots_of(result, path.with_suffix("")), sep="\n")
-        except ImportError as error:
-            print(f"{error}: run `python -m bench plot` where matplotlib is installed")
-
-
 def compile_only(items: Sequence[Item], architecture: str, gpu: str) -> int:
     """Compile the kernels of the items. Return 1 if a kernel has a fault or there are no kernels."""
     from bench import ahead
 
     start = time.monotonic()
-    cases: dict[str, list[str]] = {}
-    networks: dict[str, list[str]] = {}
+    wanted: dict[str, dict[str, list[str]]] = {"case": {}, "model": {}}
     for kind, name, arithmetic, against in items:
         if against == "eager":
-            (cases if kind == "case" else networks).setdefault(name, []).append(arithmetic)
-    jobs = ahead.jobs_of(cases, networks, architecture, gpu)
+            wanted[kind].setdefault(name, []).append(arithmetic)
+    jobs = ahead.jobs_of(wanted["case"], wanted["model"], architecture, gpu)
     faults = [(job, fault) for job, fault in ahead.compiled(jobs) if fault]
     for job, fault in faults:
         print("FAULT", "  ".join(job.words), fault)
-    counted = ahead.counted(cases)
     print(
-        f"{len(jobs)} kernels of {len(cases)} cases and {len(networks)} networks compiled for {architecture} "
-        f"in {time.monotonic() - start:.0f} s, instructions of {counted} passes counted, {len(faults)} faults"
+        f"{len(jobs)} kernels of {len(wanted['case'])} cases and {len(wanted['model'])} networks compiled for {architecture} "
+        f"in {time.monotonic() - start:.0f} s, {len(faults)} faults"
     )
     return 1 if faults or not jobs else 0

@@ -5,11 +5,11 @@ the GPU first sleeps until all calls of the sample are queued. A sample is disca
 """
 
 import contextlib
+import itertools
 import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -19,7 +19,6 @@ Call = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)
 
 MOST_SETS = 64  # sets of inputs to rotate
-H200_CLOCK = 1.755e9  # Hz
 LEAST = 0.5e-3  # seconds per sample; shorter if MOST_CALLS are too few
 MOST_CALLS = 20  # calls per sample: all of their kernels must fit into the GPU's launch queue
 ROUNDS = 15  # samples per contender
@@ -83,7 +82,7 @@ def interleaved(
     Raises:
         RuntimeError: a call failed, or `ahead` is impossible (see EventClock).
     """
-    turns = {name: _in_turn(calls) for name, calls in contenders.items()}
+    turns = {name: itertools.cycle(calls) for name, calls in contenders.items()}
     # Warm up, then choose the number of calls per sample from the time of three calls.
     counts: dict[Name, int] = {}
     for name, calls in contenders.items():
@@ -98,16 +97,6 @@ def interleaved(
             calls = [next(turns[name]) for _ in range(counts[name])]
             samples[name].append(clock.seconds(calls, ahead) / len(calls))
     return {name: Spread.of(times) for name, times in samples.items()}
-
-
-def _in_turn(calls: Sequence[Call]) -> Iterator[Call]:
-    while True:
-        yield from calls
-
-
-def _replayed(graph: Any, step: Call) -> None:
-    """Replay the graph of a step. The `step` argument keeps alive the memory of the graph."""
-    graph.replay()
 
 
 @dataclass
@@ -143,21 +132,17 @@ class Machine:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
-        return partial(_replayed, graph, step)
+
+        def replay(step: Call = step) -> None:  # `step` keeps the memory of the graph alive
+            graph.replay()
+
+        return replay
 
     def copy_rate(self, bytes: int = 1 << 30) -> float:
         """Return the bytes read and written per second by a large copy."""
         sets = [torch.randn(2, bytes // 4, device=self.device) for _ in range(2)]
         found = interleaved({"copy": [lambda s=s: s[0].copy_(s[1]) for s in sets]}, self.clock)["copy"]  # type: ignore[misc]
         return 2 * bytes / found.median
-
-    def issue_rate(self) -> float:
-        """Return the peak thread instructions per second: one warp instruction per cycle in each quarter of an SM."""
-        if self.device != "cuda":
-            return 0.0
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        clock = 1e3 * getattr(properties, "clock_rate", H200_CLOCK / 1e3)  # clock_rate is in kHz
-        return properties.multi_processor_count * 4 * 32 * clock
 
     def product_rate(self, arithmetic: str, size: int = 8192) -> float:
         """Return the floating-point operations per second of torch's matrix product on random numbers."""

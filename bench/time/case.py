@@ -13,10 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench import tf32
 from bench.registry import SIDES, Case
-from bench.timing import LEAST, ROUNDS, Call, Machine, interleaved, using
+from bench.time.protocol import LEAST, ROUNDS, Call, Machine, interleaved, using
 from bench.workers import words
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+Results = dict[str, Tensor]
 
 
 class Contender(NamedTuple):
@@ -25,6 +27,11 @@ class Contender(NamedTuple):
     side: str
     mode: str
     layout: str
+
+
+def layouts_of(case: Case) -> list[str]:
+    """Return the memory formats of a case: both if its inputs are images."""
+    return [name for name in LAYOUTS if name == "contiguous" or all(len(shape) == 4 for shape in case.inputs)]
 
 
 class Instance:
@@ -37,31 +44,30 @@ class Instance:
     def __init__(
         self, case: Case, side: str, dtype: torch.dtype, layout: str, device: str, seed: int = 0, exact: bool = False
     ) -> None:
-        self.case, self.layout = case, LAYOUTS[layout]
+        self.case, self.dtype, self.seed, format = case, dtype, seed, LAYOUTS[layout]
         torch.manual_seed(seed)
         with torch.device(device):
             module = case.make(SIDES[side])
             inputs = [torch.randn(shape) + 0.25 for shape in case.inputs]  # nonzero mean: its relative error is defined
-        randomized(module)
-        self.module = cast(module, dtype).to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.inputs = [self.placed(x.to(dtype)) for x in inputs]
+        with torch.no_grad():
+            for norm in (part for part in module.modules() if isinstance(part, _BatchNorm)):
+                norm.weight.uniform_(0.5, 1.5)  # by default all weights and biases are equal
+                norm.bias.normal_()
+        self.module = cast(module, dtype).to(memory_format=format)  # type: ignore[call-overload]
+        self.inputs = [x.to(dtype).contiguous(memory_format=format) if x.dim() == 4 else x.to(dtype) for x in inputs]
         if exact:
             self.module.double()
             self.inputs = [x.double() for x in self.inputs]
         if not case.first:
             for x in self.inputs:
                 x.requires_grad_()
-        self.dtype, self.seed = dtype, seed
-
-    def placed(self, tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=self.layout) if tensor.dim() == 4 else tensor
 
     def upstream(self, y: Tensor) -> Tensor:
         """Return a random output gradient with the strides of the output."""
         torch.manual_seed(self.seed + 1)
         return torch.empty_like(y).copy_(torch.randn(y.shape, device=y.device).to(self.dtype))
 
-    def wanted(self, what: str) -> dict[str, Tensor]:
+    def wanted(self, what: str) -> Results:
         """Return the tensors whose gradients a pass computes."""
         inputs = {f"input {i}": x for i, x in enumerate(self.inputs) if x.requires_grad and what != "wgrad"}
         return inputs | (dict(self.module.named_parameters()) if what != "dgrad" else {})
@@ -88,7 +94,7 @@ class Instance:
             tensor.requires_grad_()
         return partial(torch.autograd.grad, y, wanted, self.upstream(y), retain_graph=True)
 
-    def results(self) -> dict[str, Tensor]:
+    def results(self) -> Results:
         """Return the output, all gradients, the updated running statistics and the inference output."""
         y = self.module(*self.inputs)
         wanted = self.wanted("training")
@@ -96,26 +102,15 @@ class Instance:
         found |= zip(wanted, torch.autograd.grad(y, list(wanted.values()), self.upstream(y)), strict=True)
         found |= {name: b.to(y.dtype, copy=True) for name, b in self.module.named_buffers() if b.is_floating_point()}
         if "inference" in self.case.works:
-            call = self.call("inference")
-            found["inference"] = call()  # type: ignore[assignment]
+            found["inference"] = self.call("inference")()  # type: ignore[assignment]
             self.module.train()
         return found
-
-
-def randomized(module: nn.Module) -> None:
-    """Randomise the weights and biases of batch norms; by default they are all equal."""
-    with torch.no_grad():
-        for norm in module.modules():
-            if isinstance(norm, _BatchNorm):
-                norm.weight.uniform_(0.5, 1.5)
-                norm.bias.normal_()
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert the module to a dtype. Batch norms stay in float32 if the dtype has 16 bits."""
     for part in module.modules():
-        parts = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-        for tensor in parts:
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
             if tensor.is_floating_point() and not (isinstance(part, _BatchNorm) and dtype.itemsize == 2):
                 tensor.data = tensor.data.to(dtype)
     return module
@@ -154,9 +149,6 @@ def errors_of(
     return Errors(ours, torchs, torch.finfo(got.dtype).eps * size(exact), size(cut - exact) if cut is not None else 0.0)
 
 
-Results = dict[str, Tensor]
-
-
 def exact_results(case: Case, dtype: torch.dtype, device: str) -> tuple[Results, Results | None]:
     """Return torch's float64 results, and the float64 results with inputs truncated to TF32 where torch allows TF32."""
     return exactly(Instance(case, "torch", dtype, "contiguous", device, exact=True).results, dtype)
@@ -186,19 +178,19 @@ def verdict(errors: Mapping[str, Errors]) -> dict[str, Any]:
     return {"errors": errors, "wrong": words_of(errors), "cut": cut}
 
 
-def other_bits(got: dict[str, Tensor], before: dict[str, Tensor]) -> str | None:
+def words_of(errors: Mapping[str, Errors]) -> str | None:
+    """Return the faults in words, or None."""
+    wrong = ("{} is off by {:.2e}, torch's by {:.2e}, an ulp is {:.2e}".format(n, *e) for n, e in errors.items() if not e.right)
+    return "; ".join(wrong) or None
+
+
+def other_bits(got: Results, before: Results) -> str | None:
     """Return the results that differ in any bit from the checked ones, or None.
 
     The launch cache starts kernels from the third call on, so a timed call takes another path than the checked call.
     """
     others = [name for name, tensor in got.items() if not torch.equal(tensor, before[name])]
     return f"{', '.join(others)}: bits differ from the checked run" if others else None
-
-
-def words_of(errors: Mapping[str, Errors]) -> str | None:
-    """Return the faults in words, or None."""
-    wrong = ("{} is off by {:.2e}, torch's by {:.2e}, an ulp is {:.2e}".format(n, *e) for n, e in errors.items() if not e.right)
-    return "; ".join(wrong) or None
 
 
 @contextlib.contextmanager
@@ -219,9 +211,9 @@ def rows_of(
     A contender with wrong results is not timed. A contender whose results change while it is timed gets no time.
     """
     with using(arithmetic) as dtype:
-        layouts = [name for name in LAYOUTS if name == "contiguous" or all(len(shape) == 4 for shape in case.inputs)]
+        layouts = layouts_of(case)
 
-        def results(side: str, layout: str) -> dict[str, Tensor]:
+        def results(side: str, layout: str) -> Results:
             return Instance(case, side, dtype, layout, machine.device).results()
 
         exact, cut = exact_results(case, dtype, machine.device)
@@ -245,22 +237,9 @@ def rows_of(
                 if wrong := other_bits(results("ours", layout), got[layout]):
                     row["checked"] = row["checked"] | {layout: checked[layout] | {"wrong": wrong}}
                     row["times"] = [t for t in row["times"] if (t["side"], t["layout"]) != ("ours", layout)]
-            if not work.flops and machine.device == "cuda":
-                row["instructions"] = instruction_counts(case, arithmetic, what)
             yield row
         del instances
     gc.collect()
-
-
-def instruction_counts(case: Case, arithmetic: str, what: str) -> dict[str, float]:
-    """Return the thread instructions of our pass in each memory format, where they can be counted."""
-    from bench import ahead
-
-    found = {}
-    for layout in LAYOUTS:
-        with contextlib.suppress(Exception):  # the tools may raise anything; the pass is timed anyway
-            found[layout] = ahead.instructions_of(case.name, arithmetic, layout, what)
-    return found
 
 
 def instances_of(case: Case, contender: Contender, dtype: torch.dtype, device: str, sets: int) -> list[Instance]:
@@ -273,9 +252,8 @@ def instances_of(case: Case, contender: Contender, dtype: torch.dtype, device: s
 
 
 def calls_of(instances: Sequence[Instance], contender: Contender, what: str) -> list[Call]:
-    function = None
-    if contender.mode == "compiled":
-        function = torch.compile(instances[0].module, fullgraph=True, dynamic=False)
+    compiled = contender.mode == "compiled"
+    function = torch.compile(instances[0].module, fullgraph=True, dynamic=False) if compiled else None
     return [instance.call(what, function) for instance in instances]
 
 
@@ -286,7 +264,7 @@ def timed(
 
     Args:
         contenders: each with a function that prepares its calls.
-        ahead: whether all calls of a sample are queued before the first starts (see timing.py).
+        ahead: whether all calls of a sample are queued before the first starts (see protocol.py).
         least: seconds per sample.
     """
     torch._dynamo.reset()

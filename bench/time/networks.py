@@ -1,5 +1,6 @@
 """Networks of the benchmark: training and inference steps, in eager mode, as CUDA graphs, and with torch.compile."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import trinn
 from bench.registry import PRODUCTS
-from bench.rows import LAYOUTS, Contender, Errors, cast, errors_of, exactly, timed, verdict
-from bench.timing import Call, Machine, using
+from bench.time.case import LAYOUTS, Contender, Errors, cast, errors_of, exactly, timed, verdict
+from bench.time.protocol import Call, Machine, using
 from trinn.models import AlexNet, LeNet
 
 
@@ -111,16 +112,16 @@ class Run:
     def loss(self, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), self.labels)
 
+    def forward(self, what: str) -> Callable[[], Tensor]:
+        """Return the forward pass, in training up to the loss."""
+        self.network.train(what == "training")
+        return (lambda: self.loss(self.network(self.images))) if what == "training" else (lambda: self.network(self.images))
+
     def step(self, what: str, mode: str, machine: Machine) -> Call:
         """Return a training step with SGD, or an inference step."""
         if self.side == "ours" and mode != "compiled":
             self.convert()
-        self.network.train(what == "training")
-
-        def forward() -> Tensor:
-            logits = self.network(self.images)
-            return self.loss(logits) if what == "training" else logits
-
+        forward = self.forward(what)
         if mode == "compiled":
             backend = trinn.compile_backend if self.side == "ours" else "inductor"
             forward = torch.compile(forward, backend=backend, mode="max-autotune", fullgraph=True, dynamic=False)
@@ -152,9 +153,7 @@ class Run:
             return graph
 
         with _disable_current_modes(), torch.set_grad_enabled(what == "training"):
-            self.network.train(what == "training")
-            step = (lambda: self.loss(self.network(self.images))) if what == "training" else (lambda: self.network(self.images))
-            torch.compile(step, backend=rewritten, fullgraph=True, dynamic=False)()
+            torch.compile(self.forward(what), backend=rewritten, fullgraph=True, dynamic=False)()
 
         def call() -> None:
             graph, inputs = found
@@ -210,15 +209,12 @@ def rows_of(
     `against` is torch's mode: "eager" compares both sides in eager mode and as CUDA graphs, "compiled" compares both with
     torch.compile.
     """
-    modes = {"eager": ("eager", "graphed"), "compiled": ("compiled",)}[against]
-    layouts = list(LAYOUTS) if against == "eager" else ["channels_last"]
+    modes, layouts = (("eager", "graphed"), list(LAYOUTS)) if against == "eager" else (("compiled",), ["channels_last"])
     with using(arithmetic) as dtype:
         checked = {layout: check(model, dtype, layout, machine.device) for layout in layouts}
         for what in PASSES:
-            contenders = [Contender("torch", mode, layout) for mode in modes for layout in layouts]
-            contenders += [
-                Contender("ours", mode, layout) for mode in modes for layout in layouts if not checked[layout]["wrong"]
-            ]
+            every = [Contender(*of) for of in itertools.product(("torch", "ours"), modes, layouts)]
+            contenders = [c for c in every if c.side == "torch" or not checked[c.layout]["wrong"]]
 
             def prepared(contender: Contender, what: str = what) -> list[Call]:
                 run = Run(model, contender.side, dtype, contender.layout, machine.device)

@@ -39,5 +39,5 @@ def tf32_products() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpreterBuilder, "create_dot", truncate_and_multiply)
         patch.setattr(precision, "_precision", chosen)
-        patch.setattr(tests.support.check, "cuts", tf32.is_allowed)
+        patch.setattr(tests.support.check, "truncates", tf32.is_allowed)
         yield

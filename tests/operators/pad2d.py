@@ -1,0 +1,45 @@
+"""The record of layers/pad2d.py."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bench import shapes
+from tests.support.record import IMAGE, ManyElements, Mutant, Operator, OperatorCase
+from trinn.kernels import ops
+from trinn.layers.pad2d import pad2d
+
+
+def calls(nn: Any) -> Mapping[str, OperatorCase]:
+    return {
+        "pad2d, reflect": OperatorCase(lambda x: nn.pad(x, (2, 1, 3, 0), "reflect"), (IMAGE,)),
+        "pad2d, replicate": OperatorCase(lambda x: nn.pad(x, (2, 1, -1, 4), "replicate"), (IMAGE,)),
+        "pad2d, circular": OperatorCase(lambda x: nn.pad(x, (2, 1, 3, 0), "circular"), (IMAGE,), fake_cuda=False),
+    }
+
+
+def programs(nn: Any) -> Mapping[str, OperatorCase]:
+    return {"pad2d": OperatorCase(lambda x: nn.pad(x, (1, 1, 1, 1), "reflect"), ((4, 16, 64, 64),), programs=5)}
+
+
+MUTANTS = (
+    Mutant("reflection repeats the edge", "kernels/pad2d.py", "(size - 1) - tl.abs((size - 1) - tl.abs(position - near))", "(size - 1) - tl.abs((size - 1) - tl.abs(position - near + 1) + 1)", "pad2d"),
+    Mutant("circular padding is off by one", "kernels/pad2d.py", "return (position - near + size) % size", "return (position - near + size - 1) % size", "pad2d"),
+    Mutant("replication repeats the second pixel", "kernels/pad2d.py", "tl.minimum(tl.maximum(position - near, 0), size - 1)", "tl.minimum(tl.maximum(position - near, 1), size - 1)", "pad2d"),
+    Mutant("replication: no gradient comes from beyond the far edge", "kernels/pad2d.py", "tl.where(position == size - 1, out_size - 1, position + near)", "position + near", "pad2d"),
+)  # fmt: skip
+OPERATOR = Operator(
+    calls=calls,
+    programs=programs,
+    patched={"F.pad": lambda x: F.pad(x, (2, 1, 1, 0), mode="reflect")},
+    passes={"pad": shapes.pad((2, 3, 8, 8), 2)},
+    many_passes={"pad": shapes.pad((2**20, 8, 32, 32), 2)},
+    last_image={"pad2d": lambda x: pad2d(x, (1, 2, 3, 0), "reflect")},
+    many_elements={
+        "pad2d": ManyElements(lambda x: ops.pad2d_forward(x, (1, 2, 3, 1), "reflect"), (2, 8, 8), torch.int8),
+        "pad2d backward": ManyElements(lambda x: ops.pad2d_backward(x, (1, 2, 1, 1), "reflect"), (2, 8, 8)),
+    },
+    mutants=MUTANTS,
+)
