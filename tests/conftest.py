@@ -132,6 +132,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    summarise_long_tests(terminalreporter)
+    summarise_torchs_material(terminalreporter, config)
+
+
+def summarise_long_tests(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the number of long tests of each file, and their seconds in all processes together; the slowest file first."""
+    counts: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        if report.when == "call" and {"long", "torchs_material"} & report.keywords.keys():
+            counts[report.fspath] += 1
+            seconds[report.fspath] += report.duration  # type: ignore[assignment]
+    if counts:
+        terminalreporter.section(f"{counts.total()} long tests: {seconds.total():.0f} s of all processes together")
+        for file, duration in seconds.most_common():
+            terminalreporter.write_line(f"{counts[file]:6} tests {duration:8.0f} s  {file}")
+
+
+def summarise_torchs_material(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print a table of torch's own inputs: how many passed, and how many were left out. `--record` stores it."""
     passed: dict[str, Counter[str]] = {}
     totals: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
