@@ -37,7 +37,7 @@ from bench.time import report
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results")
 
-CALLS = ("tests/operators/test_every.py",)
+CALLS = ("tests/operators/test_calls.py",)
 # The most informative tests per minute first, without tests that need no GPU. tests/rehearsal.py runs them on the stub GPU.
 TESTS = tuple(
     f"tests/{name}.py"

@@ -116,17 +116,19 @@ def _outputs(call: Call) -> list[Tensor]:
     return [t.float() for t in (result if isinstance(result, tuple) else (result,)) if t.is_floating_point()]
 
 
-def settled(items: Iterable[Item], command: Sequence[str], until: float) -> Iterator[tuple[Item, Any]]:
+def settled(
+    items: Iterable[Item], command: Sequence[str], until: float, known: Callable[[Item], str | None] = lambda item: None
+) -> Iterator[tuple[Item, Any]]:
     """Compile and run items. Yield (item, result).
 
     Processes of `command --compile-only` compile the items, while a process of `command` runs the compiled ones. The result of
-    an item that fails to compile, crashes or hangs is the error message.
+    an item that fails to compile, crashes or hangs is the error message. An item with a `known` fault does not run.
     """
     rejected: list[tuple[Item, str]] = []
 
     def compilable() -> Iterator[Item]:
         for item, fault in compilations(items, command, until):
-            if fault:
+            if fault := fault or known(item):
                 rejected.append((item, fault))
             else:
                 yield item
@@ -167,9 +169,16 @@ def run(args: argparse.Namespace, command: Sequence[str], environment: dict[str,
         print(*(f"{' '.join(map(str, item))}: {fault}" for item, fault in faults), sep="\n")
         print(f"{len(items)} candidates compiled, {len(faults)} failed")
         return 0
+
+    def known_fault(item: Item) -> str | None:
+        """Return why this tile is wrong or ends a process, if another product of the kind has shown it."""
+        place, tile = of_item(item)
+        found = (str(of.get(named(tile))) for key, of in times.items() if key.rsplit(" ", 3)[0] == kind(wanted[place]))
+        return next((fault for fault in found if fault.startswith(("WRONG", "crashed", "took more"))), None)
+
     left = len(items)
     try:
-        for item, found in settled(items, command, until):
+        for item, found in settled(items, command, until, known_fault):
             place, tile = of_item(item)
             times.setdefault(wanted[place].key, {})[named(tile)] = found
             left -= 1

@@ -1,6 +1,6 @@
 """The record of layers/batchnorm2d.py."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,48 +11,26 @@ import trinn.layers as tnn
 from bench import shapes
 from tests.support.check import DEVICE, randn
 from tests.support.drawing import Drawing, DrawnCase
-from tests.support.record import IMAGE, Arguments, ManyElements, Mutant, Operator, OperatorCase
+from tests.support.record import IMAGE, LARGER, MEDIUM, Arguments, ManyElements, Mutant, Operator, OperatorCase, case
 from trinn.kernels import ops
 
 
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    def batch_norm(training: bool) -> OperatorCase:
-        return OperatorCase(
-            lambda x, w, b, mean, var: nn.batch_norm(x, mean.clone(), var.clone(), w, b, training),
-            (IMAGE, (5,), (5,)),
-            lambda: (randn(5), randn(5).abs() + 0.5),
-        )
+def of_statistics(nn: Any, training: bool, **fields: Any) -> OperatorCase:
+    def function(x: Tensor, w: Tensor, b: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return nn.batch_norm(x, mean.clone(), var.clone(), w, b, training)
 
-    training = batch_norm(True)._replace(per_image=False, writes=True, fake_cuda=False, saved=(0, 1))
-    return {"batch_norm, training": training, "batch_norm": batch_norm(False)}
+    return case(function, IMAGE, (5,), (5,), others=lambda: (randn(5), randn(5).abs() + 0.5), **fields)
 
 
-def dynamic(nn: Any) -> Mapping[str, OperatorCase]:
-    return {
-        f"batch_norm, {len(shape)} axes": OperatorCase(
-            lambda x, w, b: nn.batch_norm(x, None, None, w, b, True), (shape, (5,), (5,))
-        )
-        for shape in ((4, 5), (3, 5, 6), (2, 5, 2, 3, 4))
-    }
+def of_fixed_statistics(nn: Any, shape: tuple[int, ...], training: bool, programs: int = 0) -> OperatorCase:
+    """The running statistics have the dtype of the weights."""
+    channels = shape[1:2]
 
-
-def precision(nn: Any) -> Mapping[str, OperatorCase]:
-    def batch_norm(training: bool) -> OperatorCase:
-        def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            running = torch.linspace(-1, 1, 5), torch.linspace(0.5, 2, 5)
-            mean, var = (v.to(x.device, weight.dtype) for v in running)
-            return nn.batch_norm(x, mean, var, weight, bias, training)
-
-        return OperatorCase(function, ((3, 5, 14, 13), (5,), (5,)))
-
-    return {"batch_norm, training": batch_norm(True), "batch_norm, evaluation": batch_norm(False)}
-
-
-def programs(nn: Any) -> Mapping[str, OperatorCase]:
     def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return nn.batch_norm(x, torch.zeros(16), torch.ones(16), w, b, training=True)
+        mean, var = (torch.linspace(*ends, *channels).to(w) for ends in ((-1, 1), (0.5, 2)))
+        return nn.batch_norm(x, mean, var, w, b, training)
 
-    return {"batch_norm": OperatorCase(function, ((4, 16, 64, 64), (16,), (16,)), programs=5)}
+    return case(function, shape, channels, channels, programs=programs)
 
 
 def batch_norm(draw: Drawing) -> DrawnCase:
@@ -82,12 +60,6 @@ def batch_norm(draw: Drawing) -> DrawnCase:
     return DrawnCase(through(tnn), through(F), [x, *vectors], {}, max(1 / eps, x.numel() / channels))
 
 
-MANY_ELEMENTS = {
-    "batch_norm": ManyElements(
-        lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, None, False, 1e-5), (2, 8, 8)
-    ),
-    "batch_norm sums": ManyElements(lambda x: ops.batchnorm2d_sums(x, x, torch.zeros(2), torch.ones(2), 0.0)[None], (2, 8, 8)),
-}
 MUTANTS = (
     Mutant("the residual is not added", "kernels/batchnorm2d.py", "value += widen(residuals[i]).to(ACCUMULATOR)", "pass", "fused"),
     Mutant("ReLU passes a gradient where its result is 0", "kernels/batchnorm2d.py", "tl.where(widen(results[i]) <= 0,", "tl.where(widen(results[i]) < 0,", "fused"),
@@ -116,10 +88,21 @@ MUTANTS = (
     Mutant("every row of a tile has the first row's count", "kernels/statistics2d.py", "cdiv(last - first - place // TILE.pixels, TILE.rows)", "cdiv(last - first - place * 0, TILE.rows)", "batchnorm2d"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
-    dynamic=dynamic,
-    precision=precision,
-    programs=programs,
+    calls=lambda nn: {
+        "batch_norm, training": of_statistics(nn, True, per_image=False, writes=True, fake_cuda=False, saved=(0, 1)),
+        "batch_norm": of_statistics(nn, False),
+    },
+    dynamic=lambda nn: {
+        f"batch_norm, {len(shape)} axes": case(
+            lambda x, w, b: nn.batch_norm(x, None, None, w, b, training=True), shape, (5,), (5,)
+        )
+        for shape in ((4, 5), (3, 5, 6), (2, 5, 2, 3, 4))
+    },
+    precision=lambda nn: {
+        "batch_norm, training": of_fixed_statistics(nn, LARGER, True),
+        "batch_norm, evaluation": of_fixed_statistics(nn, LARGER, False),
+    },
+    programs=lambda nn: {"batch_norm": of_fixed_statistics(nn, MEDIUM, True, programs=5)},
     draws=(batch_norm,),
     functions={
         "batch_norm": Arguments(
@@ -139,7 +122,14 @@ OPERATOR = Operator(
         "batch_norm, many channels": shapes.batchnorm(2, 2**29, 2, 2),
     },
     last_image={"batch_norm": lambda x: tnn.batch_norm(x, *x.detach()[-1, :2, 0, :2].square())},
-    many_elements=MANY_ELEMENTS,
+    many_elements={
+        "batch_norm": ManyElements(
+            lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, None, False, 1e-5), (2, 8, 8)
+        ),
+        "batch_norm sums": ManyElements(
+            lambda x: ops.batchnorm2d_sums(x, x, torch.zeros(2), torch.ones(2), 0.0)[None], (2, 8, 8)
+        ),
+    },
     small_multiplications={
         "_statistics2d_kernel": "the lanes of a tile",
         "_statistics2d_merge_kernel": "chunks of some thousand elements",

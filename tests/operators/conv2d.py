@@ -1,6 +1,6 @@
 """The record of layers/conv2d.py."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,55 +11,10 @@ import trinn.layers as tnn
 from bench import shapes
 from tests.support.check import randn
 from tests.support.drawing import Drawing, DrawnCase
-from tests.support.record import CONSTANT_FACTOR, IMAGE, Arguments, ManyElements, Mutant, Operator, OperatorCase, Samples
+from tests.support.record import IMAGE, MEDIUM, TAP_NUMBER, Arguments, ManyElements, Mutant, Operator, Samples, case
 from tests.support.tma import tma_everywhere
 from trinn.kernels import ops
 from trinn.kernels.runtime.layout import is_channels_last
-
-
-def conv2d_case(
-    nn: Any, *shapes: tuple[int, ...], programs: int = 0, saved: tuple[int, ...] = (), **options: Any
-) -> OperatorCase:
-    return OperatorCase(lambda x, w, b: nn.conv2d(x, w, b, **options), shapes, saved=saved, programs=programs)
-
-
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    depthwise = conv2d_case(nn, IMAGE, (10, 1, 3, 3), (10,), stride=2, padding=1, groups=5, saved=(0, 1))
-    return {
-        "conv2d": conv2d_case(nn, IMAGE, (3, 5, 3, 3), (3,), stride=2, padding=1, saved=(0, 1)),
-        "conv2d, groups": conv2d_case(nn, (2, 6, 7, 6), (4, 3, 3, 2), (4,), padding=2, dilation=2, groups=2),
-        # In float64, torch loops over groups here, and its strides differ: docs/differences.md.
-        "conv2d, depthwise": depthwise._replace(float64_strides=False),
-    }
-
-
-def tma(nn: Any) -> Mapping[str, OperatorCase]:
-    return {
-        "conv2d": conv2d_case(nn, (17, 16, 2, 3), (16, 16, 2, 3), (16,), padding=1),
-        "conv2d, stride 2": conv2d_case(nn, (1, 16, 3, 18), (16, 16, 2, 3), (16,), stride=2, padding=1),
-        "conv2d, 1x1": conv2d_case(nn, (3, 16, 4, 8), (24, 16, 1, 1), (24,)),
-        "conv2d, narrow groups": conv2d_case(nn, (2, 16, 2, 5), (32, 4, 2, 3), (32,), padding=1, groups=4),
-        "conv2d, few channels": conv2d_case(nn, (2, 3, 5, 12), (16, 3, 7, 7), (16,), stride=2, padding=3),
-    }
-
-
-def precision(nn: Any) -> Mapping[str, OperatorCase]:
-    deep = (4, 64, 9, 8)
-    return {
-        "conv2d 3x3": conv2d_case(nn, deep, (48, 64, 3, 3), (48,), padding=1),
-        "conv2d 7x7, stride 2": conv2d_case(nn, (2, 3, 25, 24), (16, 3, 7, 7), (16,), stride=2, padding=3),
-        "conv2d, depthwise": conv2d_case(nn, deep, (64, 1, 3, 3), (64,), groups=64),
-    }
-
-
-def programs(nn: Any) -> Mapping[str, OperatorCase]:
-    image = (4, 16, 64, 64)
-    return {
-        "conv2d": conv2d_case(nn, (4, 3, 64, 64), (32, 3, 3, 3), (32,), padding=1, programs=4),
-        "conv2d, stride 2": conv2d_case(nn, image, (32, 16, 3, 3), (32,), stride=2, padding=1, programs=10),
-        "conv2d, groups": conv2d_case(nn, image, (32, 4, 3, 3), (32,), padding=1, groups=4, programs=16),
-        "conv2d, depthwise": conv2d_case(nn, image, (16, 1, 3, 3), (16,), padding=1, groups=16, programs=17),
-    }
 
 
 def conv2d(draw: Drawing) -> DrawnCase:
@@ -325,10 +280,31 @@ MUTANTS = (
     Mutant("TMA wgrad: the partial last run is missing", "kernels/conv2d/tma_wgrad.py", "triton.cdiv(images, plan.run) if plan.along_images", "images // plan.run if plan.along_images", "conv2d_tma"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
-    tma=tma,
-    precision=precision,
-    programs=programs,
+    calls=lambda nn: {
+        "conv2d": case(nn.conv2d, IMAGE, (3, 5, 3, 3), (3,), stride=2, padding=1, saved=(0, 1)),
+        "conv2d, groups": case(nn.conv2d, (2, 6, 7, 6), (4, 3, 3, 2), (4,), padding=2, dilation=2, groups=2),
+        "conv2d, depthwise": case(
+            nn.conv2d, IMAGE, (10, 1, 3, 3), (10,), stride=2, padding=1, groups=5, saved=(0, 1), float64_strides=False
+        ),
+    },
+    tma=lambda nn: {
+        "conv2d": case(nn.conv2d, (17, 16, 2, 3), (16, 16, 2, 3), (16,), padding=1),
+        "conv2d, stride 2": case(nn.conv2d, (1, 16, 3, 18), (16, 16, 2, 3), (16,), stride=2, padding=1),
+        "conv2d, 1x1": case(nn.conv2d, (3, 16, 4, 8), (24, 16, 1, 1), (24,)),
+        "conv2d, narrow groups": case(nn.conv2d, (2, 16, 2, 5), (32, 4, 2, 3), (32,), padding=1, groups=4),
+        "conv2d, few channels": case(nn.conv2d, (2, 3, 5, 12), (16, 3, 7, 7), (16,), stride=2, padding=3),
+    },
+    precision=lambda nn: {
+        "conv2d 3x3": case(nn.conv2d, (4, 64, 9, 8), (48, 64, 3, 3), (48,), padding=1),
+        "conv2d 7x7, stride 2": case(nn.conv2d, (2, 3, 25, 24), (16, 3, 7, 7), (16,), stride=2, padding=3),
+        "conv2d, depthwise": case(nn.conv2d, (4, 64, 9, 8), (64, 1, 3, 3), (64,), groups=64),
+    },
+    programs=lambda nn: {
+        "conv2d": case(nn.conv2d, (4, 3, 64, 64), (32, 3, 3, 3), (32,), padding=1, programs=4),
+        "conv2d, stride 2": case(nn.conv2d, MEDIUM, (32, 16, 3, 3), (32,), stride=2, padding=1, programs=10),
+        "conv2d, groups": case(nn.conv2d, MEDIUM, (32, 4, 3, 3), (32,), padding=1, groups=4, programs=16),
+        "conv2d, depthwise": case(nn.conv2d, MEDIUM, (16, 1, 3, 3), (16,), padding=1, groups=16, programs=17),
+    },
     draws=(conv2d, padded_conv2d, conv2d_tma),
     functions={"conv2d": Arguments(tensors={"weight": lambda: randn(3, 2, 2, 2), "bias": lambda: randn(3)})},
     modules={
@@ -353,7 +329,7 @@ OPERATOR = Operator(
         "_conv2d_gather_tma_kernel": "coordinates for descriptors, and the number of taps",
         "_conv2d_wgrad_tma_kernel": "coordinates for descriptors, and positions within a filter",
         "_few_channels_copy_kernel": "columns, and the elements of a row",
-        "_depthwise2d_gather_kernel": CONSTANT_FACTOR,
+        "_depthwise2d_gather_kernel": TAP_NUMBER,
     },
     mutants=MUTANTS,
 )

@@ -1,35 +1,12 @@
 """The record of layers/conv_transpose2d.py. Its kernels are those of conv2d."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch.nn.functional as F
 
 import trinn.layers as tnn
 from tests.operators.conv2d import is_narrow, is_not_finite, tma_case, torchs_of, wgrad_condition
 from tests.support.check import randn
 from tests.support.drawing import Drawing, DrawnCase
-from tests.support.record import IMAGE, Arguments, Mutant, Operator, OperatorCase
-
-
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    return {
-        "conv_transpose2d": OperatorCase(
-            lambda x, w, b: nn.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1),
-            (IMAGE, (5, 3, 3, 3), (3,)),
-            saved=(0, 1),
-        ),
-        # In float64, torch loops over groups here, and its strides differ: docs/differences.md.
-        "conv_transpose2d, depthwise": OperatorCase(
-            lambda x, w, b: nn.conv_transpose2d(x, w, b, stride=3, groups=5), (IMAGE, (5, 1, 2, 2), (5,)), float64_strides=False
-        ),
-    }
-
-
-def by_two(nn: Any, *shapes: tuple[int, ...], programs: int = 0) -> Mapping[str, OperatorCase]:
-    """A call with filters of 4 x 4 and a stride of 2."""
-    case = OperatorCase(lambda x, w, b: nn.conv_transpose2d(x, w, b, stride=2, padding=1), shapes, programs=programs)
-    return {"conv_transpose2d": case}
+from tests.support.record import IMAGE, Arguments, Mutant, Operator, case
 
 
 def conv_transpose2d(draw: Drawing) -> DrawnCase:
@@ -73,10 +50,21 @@ MUTANTS = (
     Mutant("output_padding is ignored", "layers/window.py", "- 2 * p + extra for", "- 2 * p for", "conv_transpose2d"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
-    tma=lambda nn: by_two(nn, (2, 16, 2, 3), (16, 16, 4, 4), (16,)),
-    precision=lambda nn: by_two(nn, (4, 64, 9, 8), (64, 32, 4, 4), (32,)),
-    programs=lambda nn: by_two(nn, (4, 16, 32, 32), (16, 8, 4, 4), (8,), programs=10),
+    calls=lambda nn: {
+        "conv_transpose2d": case(
+            nn.conv_transpose2d, IMAGE, (5, 3, 3, 3), (3,), stride=2, padding=1, output_padding=1, saved=(0, 1)
+        ),
+        "conv_transpose2d, depthwise": case(
+            nn.conv_transpose2d, IMAGE, (5, 1, 2, 2), (5,), stride=3, groups=5, float64_strides=False
+        ),
+    },
+    tma=lambda nn: {"conv_transpose2d": case(nn.conv_transpose2d, (2, 16, 2, 3), (16, 16, 4, 4), (16,), stride=2, padding=1)},
+    precision=lambda nn: {
+        "conv_transpose2d": case(nn.conv_transpose2d, (4, 64, 9, 8), (64, 32, 4, 4), (32,), stride=2, padding=1)
+    },
+    programs=lambda nn: {
+        "conv_transpose2d": case(nn.conv_transpose2d, (4, 16, 32, 32), (16, 8, 4, 4), (8,), stride=2, padding=1, programs=10)
+    },
     draws=(conv_transpose2d, conv_transpose2d_tma),
     functions={"conv_transpose2d": Arguments(tensors={"weight": lambda: randn(2, 3, 2, 2), "bias": lambda: randn(3)})},
     modules={

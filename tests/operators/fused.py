@@ -1,62 +1,30 @@
 """The record of layers/fused.py."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import trinn.layers as tnn
-from tests.support.record import IMAGE, Mutant, Operator, OperatorCase, called
+from tests.support.record import IMAGE, MEDIUM, Mutant, Operator, called, case
 
 
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    def conv() -> Any:
-        return nn.Conv2d(5, 3, 3, padding=1)
-
-    filters = (3, 5, 3, 3), (3,)
-    return {
-        "conv2d, ReLU": OperatorCase(called(nn.ConvReLU2d(conv(), nn.ReLU())), (IMAGE, *filters)),
-        "conv2d, ReLU, max pool": OperatorCase(
-            called(nn.ConvReLUMaxPool2d(conv(), nn.ReLU(), nn.MaxPool2d(2))), (IMAGE, *filters)
-        ),
-        "conv2d, batch norm, ReLU": OperatorCase(
-            called(nn.ConvBNReLU2d(conv(), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU())),
-            (IMAGE, *filters, (3,), (3,)),
-            per_image=False,
-            fake_cuda=False,
-        ),
-        "batch norm, addition, ReLU": OperatorCase(
-            called(nn.BNAddReLU2d(nn.BatchNorm2d(5, track_running_stats=False), nn.ReLU())),
-            (IMAGE, IMAGE, (5,), (5,)),
-            per_image=False,
-        ),
-        "linear, ReLU": OperatorCase(called(nn.LinearReLU(nn.Linear(37, 19), nn.ReLU())), ((3, 37), (19, 37), (19,))),
-    }
+def conv_bn_relu(nn: Any, channels: int, filters: int) -> Callable[..., Any]:
+    norm = nn.BatchNorm2d(filters, track_running_stats=False)
+    return called(nn.ConvBNReLU2d(nn.Conv2d(channels, filters, 3, padding=1), norm, nn.ReLU()))
 
 
-def programs(nn: Any) -> Mapping[str, OperatorCase]:
-    def conv() -> Any:
-        return nn.Conv2d(16, 32, 3, padding=1)
-
-    image, filters = (4, 16, 64, 64), ((32, 16, 3, 3), (32,))
-    return {
-        "linear, ReLU": OperatorCase(
-            called(nn.LinearReLU(nn.Linear(400, 120), nn.ReLU())), ((128, 400), (120, 400), (120,)), programs=6
-        ),
-        "batch norm, addition, ReLU": OperatorCase(
-            called(nn.BNAddReLU2d(nn.BatchNorm2d(16, track_running_stats=False), nn.ReLU())),
-            (image, image, (16,), (16,)),
-            programs=4,
-        ),
-        "conv2d, ReLU, max pool": OperatorCase(
-            called(nn.ConvReLUMaxPool2d(conv(), nn.ReLU(), nn.MaxPool2d(2))), (image, *filters), programs=7
-        ),
-        "conv2d, batch norm, ReLU": OperatorCase(
-            called(nn.ConvBNReLU2d(conv(), nn.BatchNorm2d(32, track_running_stats=False), nn.ReLU())),
-            (image, *filters, (32,), (32,)),
-            programs=9,
-        ),
-    }
+def conv_relu_pool(nn: Any, channels: int, filters: int) -> Callable[..., Any]:
+    return called(nn.ConvReLUMaxPool2d(nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)))
 
 
+def bn_add_relu(nn: Any, channels: int) -> Callable[..., Any]:
+    return called(nn.BNAddReLU2d(nn.BatchNorm2d(channels, track_running_stats=False), nn.ReLU()))
+
+
+def linear_relu(nn: Any, inputs: int, outputs: int) -> Callable[..., Any]:
+    return called(nn.LinearReLU(nn.Linear(inputs, outputs), nn.ReLU()))
+
+
+FILTERS, MANY_FILTERS = ((3, 5, 3, 3), (3,)), ((32, 16, 3, 3), (32,))
 MUTANTS = (
     Mutant("overhanging windows are pooled in a tile", "kernels/conv2d/fused.py", " and tuple(pooled) == (size[0] // window[0], size[1] // window[1])", "", "fused"),
     Mutant("pooling in a tile ignores padding", "kernels/conv2d/fused.py", "max(*window_padding, 0) == 0 and ", "", "fused"),
@@ -66,8 +34,19 @@ MUTANTS = (
     Mutant("a patched class is fused", "layers/fused.py", "_methods(kind) == _PLAIN_METHODS[cls]", "True", "fuse"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
-    programs=programs,
+    calls=lambda nn: {
+        "conv2d, ReLU": case(called(nn.ConvReLU2d(nn.Conv2d(5, 3, 3, padding=1), nn.ReLU())), IMAGE, *FILTERS),
+        "conv2d, ReLU, max pool": case(conv_relu_pool(nn, 5, 3), IMAGE, *FILTERS),
+        "conv2d, batch norm, ReLU": case(conv_bn_relu(nn, 5, 3), IMAGE, *FILTERS, (3,), (3,), per_image=False, fake_cuda=False),
+        "batch norm, addition, ReLU": case(bn_add_relu(nn, 5), IMAGE, IMAGE, (5,), (5,), per_image=False),
+        "linear, ReLU": case(linear_relu(nn, 37, 19), (3, 37), (19, 37), (19,)),
+    },
+    programs=lambda nn: {
+        "linear, ReLU": case(linear_relu(nn, 400, 120), (128, 400), (120, 400), (120,), programs=6),
+        "batch norm, addition, ReLU": case(bn_add_relu(nn, 16), MEDIUM, MEDIUM, (16,), (16,), programs=4),
+        "conv2d, ReLU, max pool": case(conv_relu_pool(nn, 16, 32), MEDIUM, *MANY_FILTERS, programs=7),
+        "conv2d, batch norm, ReLU": case(conv_bn_relu(nn, 16, 32), MEDIUM, *MANY_FILTERS, (32,), (32,), programs=9),
+    },
     fused_modules={
         "BNAddReLU2d": lambda: tnn.BNAddReLU2d(tnn.BatchNorm2d(4), tnn.ReLU()),
         "BNReLU2d": lambda: tnn.BNReLU2d(tnn.BatchNorm2d(4), tnn.ReLU()),

@@ -1,8 +1,5 @@
 """The record of layers/linear.py."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
@@ -10,25 +7,8 @@ import trinn.layers as tnn
 from bench import shapes
 from tests.support.check import randn
 from tests.support.drawing import Drawing, DrawnCase
-from tests.support.record import Arguments, ManyElements, Mutant, Operator, OperatorCase
+from tests.support.record import Arguments, ManyElements, Mutant, Operator, case
 from trinn.kernels import ops
-
-
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    return {"linear": OperatorCase(nn.linear, ((3, 37), (19, 37), (19,)), saved=(0, 1))}
-
-
-def dynamic(nn: Any) -> Mapping[str, OperatorCase]:
-    shape = (2, 3, 4, 7)
-    return {f"linear, {axes} axes": OperatorCase(nn.linear, (shape[-axes:], (5, 7), (5,))) for axes in (1, 3, 4)}
-
-
-def precision(nn: Any) -> Mapping[str, OperatorCase]:
-    return {"linear": OperatorCase(nn.linear, ((33, 512), (70, 512), (70,)))}
-
-
-def programs(nn: Any) -> Mapping[str, OperatorCase]:
-    return {"linear": OperatorCase(nn.linear, ((128, 400), (120, 400), (120,)), programs=4)}
 
 
 def linear(draw: Drawing) -> DrawnCase:
@@ -46,16 +26,13 @@ MUTANTS = (
     Mutant("ReLU is applied before the splits are added", "kernels/linear.py", "RELU=relu and splits == 1", "RELU=relu", "fused"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
-    dynamic=dynamic,
-    precision=precision,
-    programs=programs,
+    calls=lambda nn: {"linear": case(nn.linear, (3, 37), (19, 37), (19,), saved=(0, 1))},
+    dynamic=lambda nn: {f"linear, {axes} axes": case(nn.linear, (2, 3, 4, 7)[-axes:], (5, 7), (5,)) for axes in (1, 3, 4)},
+    precision=lambda nn: {"linear": case(nn.linear, (33, 512), (70, 512), (70,))},
+    programs=lambda nn: {"linear": case(nn.linear, (128, 400), (120, 400), (120,), programs=4)},
     draws=(linear,),
     functions={"linear": Arguments(tensors={"weight": lambda: randn(3, 5), "bias": lambda: randn(3)})},
-    modules={
-        "LazyLinear": Arguments({"out_features": 3}),
-        "Linear": Arguments({"in_features": 5, "out_features": 3}),
-    },
+    modules={"LazyLinear": Arguments({"out_features": 3}), "Linear": Arguments({"in_features": 5, "out_features": 3})},
     patched={
         "F.linear": lambda x: F.linear(x, x[0, 0], x[0, 0, 0]),
         "nn.Linear": lambda x: torch.nn.Linear(6, 3).to(x.device, x.dtype)(x).shape and F.relu(x),

@@ -1,8 +1,5 @@
 """The record of layers/max_unpool2d.py."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +8,7 @@ import trinn.layers as tnn
 from bench import shapes
 from tests.support.check import DEVICE, randn
 from tests.support.drawing import Drawing, DrawnCase
-from tests.support.record import Arguments, Mutant, Operator, OperatorCase, Samples
+from tests.support.record import LARGER, Arguments, Mutant, Operator, Samples, case
 
 
 def repeated_indices() -> tuple[Tensor]:
@@ -19,28 +16,12 @@ def repeated_indices() -> tuple[Tensor]:
     return (torch.tensor([0, 3, 3, 7, 9, 20, 7, 24, 23], device=DEVICE).reshape(1, 1, 3, 3).expand(2, 5, 3, 3).contiguous(),)
 
 
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    # Of several values with the same index max_unpool2d keeps one, and its gradient goes to all of them: it is no derivative.
-    return {
-        "max_unpool2d": OperatorCase(
-            lambda x, i: nn.max_unpool2d(x, i, 2, output_size=(5, 5)), ((2, 5, 3, 3),), repeated_indices, differentiable=False
-        )
-    }
+def pooled_indices(x: Tensor) -> Tensor:
+    return F.max_pool2d(randn(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3]), 2, return_indices=True)[1].to(x.device)
 
 
-def precision(nn: Any) -> Mapping[str, OperatorCase]:
-    def function(x: Tensor) -> Tensor:
-        indices = F.max_pool2d(randn(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3]), 2, return_indices=True)[1]
-        return nn.max_unpool2d(x, indices.to(x.device), 2)
-
-    return {"max_unpool2d": OperatorCase(function, ((3, 5, 14, 13),))}
-
-
-def programs(nn: Any) -> Mapping[str, OperatorCase]:
-    def function(x: Tensor) -> Tensor:
-        return nn.max_unpool2d(x, torch.arange(32 * 32).mul(4).reshape(32, 32).expand(x.shape).contiguous(), 2)
-
-    return {"max_unpool2d": OperatorCase(function, ((4, 16, 32, 32),), programs=65)}
+def every_fourth(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[2] * x.shape[3], device=x.device).mul(4).reshape(x.shape[2:]).expand(x.shape).contiguous()
 
 
 def max_unpool2d(draw: Drawing) -> DrawnCase:
@@ -56,15 +37,6 @@ def max_unpool2d(draw: Drawing) -> DrawnCase:
     return DrawnCase(tnn.max_unpool2d, F.max_unpool2d, [x, indices], options, moves=True)
 
 
-def patched(x: Tensor) -> Tensor:
-    return F.max_unpool2d(x[:, :, ::3, ::3], torch.arange(4, device=x.device).view(2, 2).expand(2, 4, 2, 2), (2, 2))
-
-
-def last_image(x: Tensor) -> Tensor:
-    values, indices = tnn.MaxPool2d(2, return_indices=True)(x)
-    return tnn.max_unpool2d(values, indices, 2)
-
-
 ARGUMENTS = Arguments({"kernel_size": 2}, {"indices": lambda: torch.arange(50, device=DEVICE).view(10, 5).expand(1, 2, 10, 5)})
 MUTANTS = (
     Mutant("unpooling: zeros are not stored", "kernels/max_unpool2d.py", "tl.store(y + at, tl.full((FILL,), 0, tl.int32).to(y.dtype.element_ty), mask=place < out_pixels)", "pass", "max_unpool2d"),
@@ -73,9 +45,14 @@ MUTANTS = (
     Mutant("unpooling: second derivatives are not added", "layers/max_unpool2d.py", "return ops.max_unpool2d_add(x, indices, size)", "return ops.max_unpool2d_forward(x, indices, size)", "max_unpool2d"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
-    precision=precision,
-    programs=programs,
+    # Of several values with the same index max_unpool2d keeps one, and its gradient goes to all of them: it is no derivative.
+    calls=lambda nn: {
+        "max_unpool2d": case(
+            nn.max_unpool2d, (2, 5, 3, 3), kernel_size=2, output_size=(5, 5), others=repeated_indices, differentiable=False
+        )
+    },
+    precision=lambda nn: {"max_unpool2d": case(lambda x: nn.max_unpool2d(x, pooled_indices(x), 2), LARGER)},
+    programs=lambda nn: {"max_unpool2d": case(lambda x: nn.max_unpool2d(x, every_fourth(x), 2), (4, 16, 32, 32), programs=65)},
     draws=(max_unpool2d,),
     functions={"max_unpool2d": ARGUMENTS},
     modules={"MaxUnpool2d": ARGUMENTS},
@@ -83,9 +60,9 @@ OPERATOR = Operator(
         "max_unpool2d": Samples(shards=4, differentiable=False),
         "max_unpool2d, no overlap": Samples(variant="grad"),
     },
-    patched={"F.max_unpool2d": patched},
+    patched={"F.max_unpool2d": lambda x: F.max_unpool2d(x[:, :, ::3, ::3], every_fourth(x[:, :, ::3, ::3]) // 4, (2, 2))},
     passes={"unpool": shapes.unpool((2, 3, 8, 8), (16, 16))},
     many_passes={"unpool": shapes.unpool((2**19, 8, 32, 32), (64, 64))},
-    last_image={"max_unpool2d": last_image},
+    last_image={"max_unpool2d": lambda x: tnn.MaxUnpool2d(2)(*tnn.MaxPool2d(2, return_indices=True)(x))},
     mutants=MUTANTS,
 )

@@ -1,28 +1,12 @@
 """The record of layers/pad2d.py."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
 from bench import shapes
-from tests.support.record import IMAGE, ManyElements, Mutant, Operator, OperatorCase
+from tests.support.record import IMAGE, MEDIUM, ManyElements, Mutant, Operator, case
 from trinn.kernels import ops
 from trinn.layers.pad2d import pad2d
-
-
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    return {
-        "pad2d, reflect": OperatorCase(lambda x: nn.pad(x, (2, 1, 3, 0), "reflect"), (IMAGE,)),
-        "pad2d, replicate": OperatorCase(lambda x: nn.pad(x, (2, 1, -1, 4), "replicate"), (IMAGE,)),
-        "pad2d, circular": OperatorCase(lambda x: nn.pad(x, (2, 1, 3, 0), "circular"), (IMAGE,), fake_cuda=False),
-    }
-
-
-def programs(nn: Any) -> Mapping[str, OperatorCase]:
-    return {"pad2d": OperatorCase(lambda x: nn.pad(x, (1, 1, 1, 1), "reflect"), ((4, 16, 64, 64),), programs=5)}
-
 
 MUTANTS = (
     Mutant("reflection repeats the edge", "kernels/pad2d.py", "(size - 1) - tl.abs((size - 1) - tl.abs(position - near))", "(size - 1) - tl.abs((size - 1) - tl.abs(position - near + 1) + 1)", "pad2d"),
@@ -31,8 +15,12 @@ MUTANTS = (
     Mutant("replication: no gradient comes from beyond the far edge", "kernels/pad2d.py", "tl.where(position == size - 1, out_size - 1, position + near)", "position + near", "pad2d"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
-    programs=programs,
+    calls=lambda nn: {
+        "pad2d, reflect": case(nn.pad, IMAGE, pad=(2, 1, 3, 0), mode="reflect"),
+        "pad2d, replicate": case(nn.pad, IMAGE, pad=(2, 1, -1, 4), mode="replicate"),
+        "pad2d, circular": case(nn.pad, IMAGE, pad=(2, 1, 3, 0), mode="circular", fake_cuda=False),
+    },
+    programs=lambda nn: {"pad2d": case(nn.pad, MEDIUM, pad=(1, 1, 1, 1), mode="reflect", programs=5)},
     patched={"F.pad": lambda x: F.pad(x, (2, 1, 1, 0), mode="reflect")},
     passes={"pad": shapes.pad((2, 3, 8, 8), 2)},
     many_passes={"pad": shapes.pad((2**20, 8, 32, 32), 2)},

@@ -1,41 +1,18 @@
 """The record of layers/pool2d.py: max and average pooling."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import trinn.layers as tnn
 from bench import shapes
 from tests.support.drawing import Drawing, DrawnCase
-from tests.support.record import CONSTANT_FACTOR, IMAGE, Arguments, ManyElements, Mutant, Operator, OperatorCase, Samples
+from tests.support.record import IMAGE, LARGER, MEDIUM, TAP_NUMBER, Arguments, ManyElements, Mutant, Operator, Samples, case
 from trinn.kernels import ops
 
-
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    return {
-        "max_pool2d": OperatorCase(lambda x: nn.max_pool2d(x, 3, 2, 1), (IMAGE,)),
-        "max_pool2d, indices": OperatorCase(lambda x: nn.max_pool2d(x, 2, 1, 1, 2, True, True), (IMAGE,)),
-        "avg_pool2d": OperatorCase(lambda x: nn.avg_pool2d(x, 3, 2, 1, True, False), (IMAGE,)),
-    }
-
-
-def precision(nn: Any) -> Mapping[str, OperatorCase]:
-    image = (3, 5, 14, 13)
-    return {
-        "max_pool2d": OperatorCase(lambda x: nn.max_pool2d(x, 3, 2, 1), (image,)),
-        "avg_pool2d": OperatorCase(lambda x: nn.avg_pool2d(x, 3, 2, 1), (image,)),
-    }
-
-
-def programs(nn: Any) -> Mapping[str, OperatorCase]:
-    image = (4, 16, 64, 64)
-    return {
-        "max_pool2d": OperatorCase(lambda x: nn.max_pool2d(x, 3, 2, 1), (image,), programs=2),
-        "avg_pool2d": OperatorCase(lambda x: nn.avg_pool2d(x, 2), (image,), programs=3),
-    }
+WINDOW = {"kernel_size": 3, "stride": 2, "padding": 1}
+PAIRS = (3, 3), (2, 2), (1, 1)
 
 
 def max_pool2d(draw: Drawing) -> DrawnCase:
@@ -65,20 +42,6 @@ def avg_pool2d(draw: Drawing) -> DrawnCase:
     return DrawnCase(tnn.avg_pool2d, F.avg_pool2d, [draw.image(values)], options, subnormal=values == "subnormal")
 
 
-PATCHED: dict[str, Callable[[Tensor], Any]] = {
-    "F.max_pool2d": lambda x: F.max_pool2d(x, 3, 2, padding=1),
-    "F.max_pool2d, indices": lambda x: F.max_pool2d(x, 2, return_indices=True),
-    "F.max_pool2d_with_indices": lambda x: F.max_pool2d_with_indices(x, (2, 2)),
-    "torch.max_pool2d": lambda x: torch.max_pool2d(x, (2, 2), stride=1),
-    "F.avg_pool2d": lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
-    "nn.MaxPool2d": lambda x: torch.nn.MaxPool2d(2, return_indices=True)(x),
-}
-WINDOW = (3, 3), (2, 2), (1, 1)
-MANY_ELEMENTS = {
-    "max_pool2d": ManyElements(lambda x: ops.max_pool2d_forward(x, (4, 4), *WINDOW, (1, 1))[0], (2, 8, 8), torch.int8),
-    "avg_pool2d": ManyElements(lambda x: ops.avg_pool2d_forward(x, (4, 4), *WINDOW, True, None), (2, 8, 8)),
-    "avg_pool2d backward": ManyElements(lambda x: ops.avg_pool2d_backward(x, (15, 15), *WINDOW, True, None, False), (2, 8, 8)),
-}
 MUTANTS = (
     Mutant("ceil_mode is ignored", "layers/window.py", "(stride - 1 if ceil_mode else 0)", "0", "pool2d"),
     Mutant("a window starts in the far padding", "layers/pool2d.py", "if ceil_mode and (count - 1) * s >= n + p:", "if False:", "pool2d"),
@@ -100,18 +63,43 @@ MUTANTS = (
     Mutant("max pooling: every pixel of a window gets the gradient", "kernels/gather2d.py", "winner == weight_h * code_width + weight", "winner >= 0", "pool2d adaptive_pool2d"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
-    precision=precision,
-    programs=programs,
+    calls=lambda nn: {
+        "max_pool2d": case(nn.max_pool2d, IMAGE, **WINDOW),
+        "max_pool2d, indices": case(
+            nn.max_pool2d, IMAGE, kernel_size=2, stride=1, padding=1, dilation=2, ceil_mode=True, return_indices=True
+        ),
+        "avg_pool2d": case(nn.avg_pool2d, IMAGE, **WINDOW, ceil_mode=True, count_include_pad=False),
+    },
+    precision=lambda nn: {
+        "max_pool2d": case(nn.max_pool2d, LARGER, **WINDOW),
+        "avg_pool2d": case(nn.avg_pool2d, LARGER, **WINDOW),
+    },
+    programs=lambda nn: {
+        "max_pool2d": case(nn.max_pool2d, MEDIUM, **WINDOW, programs=2),
+        "avg_pool2d": case(nn.avg_pool2d, MEDIUM, kernel_size=2, programs=3),
+    },
     draws=(max_pool2d, avg_pool2d),
     functions={"avg_pool2d": Arguments({"kernel_size": 2}), "max_pool2d": Arguments({"kernel_size": 2})},
     modules={"AvgPool2d": Arguments({"kernel_size": 2}), "MaxPool2d": Arguments({"kernel_size": 2})},
     samples={"max_pool2d": Samples(shards=24)},
-    patched=PATCHED,
+    patched={
+        "F.max_pool2d": lambda x: F.max_pool2d(x, 3, 2, padding=1),
+        "F.max_pool2d, indices": lambda x: F.max_pool2d(x, 2, return_indices=True),
+        "F.max_pool2d_with_indices": lambda x: F.max_pool2d_with_indices(x, (2, 2)),
+        "torch.max_pool2d": lambda x: torch.max_pool2d(x, (2, 2), stride=1),
+        "F.avg_pool2d": lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
+        "nn.MaxPool2d": lambda x: torch.nn.MaxPool2d(2, return_indices=True)(x),
+    },
     passes={"pool": shapes.pool((2, 3, 8, 8), 3, 2, 1)},
     many_passes={"pool": shapes.pool((2**20, 8, 32, 32), 3, 2, 1)},
     last_image={"max_pool2d": lambda x: tnn.max_pool2d(x, 3, 2, 1), "avg_pool2d": lambda x: tnn.avg_pool2d(x, 2)},
-    many_elements=MANY_ELEMENTS,
-    small_multiplications={"_max_pool2d_kernel": CONSTANT_FACTOR},
+    many_elements={
+        "max_pool2d": ManyElements(lambda x: ops.max_pool2d_forward(x, (4, 4), *PAIRS, (1, 1))[0], (2, 8, 8), torch.int8),
+        "avg_pool2d": ManyElements(lambda x: ops.avg_pool2d_forward(x, (4, 4), *PAIRS, True, None), (2, 8, 8)),
+        "avg_pool2d backward": ManyElements(
+            lambda x: ops.avg_pool2d_backward(x, (15, 15), *PAIRS, True, None, False), (2, 8, 8)
+        ),
+    },
+    small_multiplications={"_max_pool2d_kernel": TAP_NUMBER},
     mutants=MUTANTS,
 )

@@ -1,7 +1,6 @@
 """The record of layers/relu.py."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,20 +9,8 @@ from torch import Tensor
 import trinn.layers as tnn
 from bench import shapes
 from tests.support.drawing import Drawing, DrawnCase
-from tests.support.record import IMAGE, Arguments, ManyElements, Mutant, Operator, OperatorCase
+from tests.support.record import IMAGE, LARGER, MEDIUM, Arguments, ManyElements, Mutant, Operator, case
 from trinn.kernels import ops
-
-
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    return {"relu": OperatorCase(nn.relu, (IMAGE,)), "relu, in place": OperatorCase(lambda x: nn.relu_(x * 1), (IMAGE,))}
-
-
-def precision(nn: Any) -> Mapping[str, OperatorCase]:
-    return {"relu": OperatorCase(nn.relu, ((3, 5, 14, 13),))}
-
-
-def programs(nn: Any) -> Mapping[str, OperatorCase]:
-    return {"relu": OperatorCase(nn.relu, ((4, 16, 64, 64),), programs=8)}
 
 
 def relu(draw: Drawing) -> DrawnCase:
@@ -36,15 +23,6 @@ def in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x: function(x * 1)
 
 
-PATCHED: dict[str, Callable[[Tensor], Any]] = {
-    "F.relu": lambda x: F.relu(x),
-    "F.relu, in place": lambda x: F.relu(x * 1, inplace=True),
-    "F.relu_": lambda x: F.relu_(x * 1),
-    "torch.relu": lambda x: torch.relu(input=x),
-    "torch.relu_": lambda x: torch.relu_(x * 1),
-    "Tensor.relu": lambda x: x.relu(),
-    "Tensor.relu_": lambda x: (x * 1).relu_(),
-}
 MUTANTS = (
     Mutant("ReLU: the gradient at zero is 1", "kernels/relu.py", "tl.where(widen(value) <= 0, tl.zeros_like(upstream), upstream)", "tl.where(widen(value) < 0, tl.zeros_like(upstream), upstream)", "relu"),
     Mutant("ReLU: NaN gets no gradient", "kernels/relu.py", "tl.where(widen(value) <= 0, tl.zeros_like(upstream), upstream)", "tl.where(widen(value) > 0, upstream, tl.zeros_like(upstream))", "relu"),
@@ -53,13 +31,21 @@ MUTANTS = (
     Mutant("memory past the end is read", "kernels/relu.py", "value = tl.load(x + offset_of(element, sizes, x_strides), mask=element < elements)", "value = tl.load(x + offset_of(element + 1, sizes, x_strides), mask=element < elements)", "relu bounds"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
-    precision=precision,
-    programs=programs,
+    calls=lambda nn: {"relu": case(nn.relu, IMAGE), "relu, in place": case(lambda x: nn.relu_(x * 1), IMAGE)},
+    precision=lambda nn: {"relu": case(nn.relu, LARGER)},
+    programs=lambda nn: {"relu": case(nn.relu, MEDIUM, programs=8)},
     draws=(relu,),
     functions={"relu": Arguments(), "relu_": Arguments()},
     modules={"ReLU": Arguments()},
-    patched=PATCHED,
+    patched={
+        "F.relu": lambda x: F.relu(x),
+        "F.relu, in place": lambda x: F.relu(x * 1, inplace=True),
+        "F.relu_": lambda x: F.relu_(x * 1),
+        "torch.relu": lambda x: torch.relu(input=x),
+        "torch.relu_": lambda x: torch.relu_(x * 1),
+        "Tensor.relu": lambda x: x.relu(),
+        "Tensor.relu_": lambda x: (x * 1).relu_(),
+    },
     passes={"relu": shapes.relu(2, 5, 7, 6)},
     many_passes={"relu": shapes.relu(2**33)},
     last_image={"relu": tnn.relu},

@@ -21,7 +21,7 @@ from torch import Tensor
 from bench import shapes
 from tests.support.check import DEVICE
 from tests.support.operator_cases import CASES
-from tests.support.record import CONSTANT_FACTOR, table
+from tests.support.record import TAP_NUMBER, table
 from trinn.kernels import launchers
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.layout import index_type
@@ -174,9 +174,9 @@ def test_kernels_multiply_in_int64() -> None:
     launched = {name for path in (ROOT / "kernels").rglob("*.py") for name in defined(path)}
     assert set(multiplications) >= launched, launched - set(multiplications)
     for name, lines in multiplications.items():
-        if SMALL_MULTIPLICATIONS.get(name) == CONSTANT_FACTOR:
+        if SMALL_MULTIPLICATIONS.get(name) == TAP_NUMBER:
             lines = [line for line in lines if not re.search(r"%c\d+_i32\b", line)]
-        assert not lines or name in SMALL_MULTIPLICATIONS and SMALL_MULTIPLICATIONS[name] != CONSTANT_FACTOR, (name, lines)
+        assert not lines or name in SMALL_MULTIPLICATIONS and SMALL_MULTIPLICATIONS[name] != TAP_NUMBER, (name, lines)
 
 
 def defined(path: Path) -> list[str]:

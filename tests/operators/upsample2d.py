@@ -10,22 +10,8 @@ from torch import Tensor
 import trinn.layers as tnn
 from bench import shapes
 from tests.support.drawing import Drawing, DrawnCase
-from tests.support.record import IMAGE, Arguments, ManyElements, Mutant, Operator, OperatorCase, Samples
+from tests.support.record import IMAGE, LARGER, MEDIUM, Arguments, ManyElements, Mutant, Operator, OperatorCase, Samples, case
 from trinn.kernels import ops
-
-
-def interpolate(nn: Any, shape: tuple[int, ...] = IMAGE, programs: int = 0, **options: Any) -> OperatorCase:
-    return OperatorCase(lambda x: nn.interpolate(x, **options), (shape,), programs=programs)
-
-
-def calls(nn: Any) -> Mapping[str, OperatorCase]:
-    return {
-        "interpolate, bilinear": interpolate(nn, size=(11, 4), mode="bilinear"),
-        "interpolate, bilinear, corners": interpolate(nn, scale_factor=1.7, mode="bilinear", align_corners=True),
-        "interpolate, antialias": interpolate(nn, size=(3, 4), mode="bilinear", antialias=True),
-        "interpolate, nearest": interpolate(nn, scale_factor=2.5, mode="nearest"),
-        "interpolate, nearest-exact": interpolate(nn, size=(4, 9), mode="nearest-exact"),
-    }
 
 
 def dynamic(nn: Any) -> Mapping[str, OperatorCase]:
@@ -46,10 +32,10 @@ def dynamic(nn: Any) -> Mapping[str, OperatorCase]:
         "fraction, antialias": {"scale_factor": 0.5, "antialias": True, **bilinear},
         "factor, recomputed": {"scale_factor": 1.7, "recompute_scale_factor": True, **bilinear},
     }
-    found = {f"interpolate, {name}": interpolate(nn, **options) for name, options in forms.items()}
+    found = {f"interpolate, {name}": case(nn.interpolate, IMAGE, **options) for name, options in forms.items()}
     for name, options in {"bilinear": bilinear, "nearest": {}, "antialias": {"antialias": True, **bilinear}}.items():
-        found[f"interpolate, to another's size, {name}"] = OperatorCase(
-            lambda a, b, options=options: nn.interpolate(a, size=b.shape[-2:], **options) + b, (IMAGE, (2, 5, 9, 13))
+        found[f"interpolate, to another's size, {name}"] = case(
+            lambda a, b, options=options: nn.interpolate(a, size=b.shape[-2:], **options) + b, IMAGE, (2, 5, 9, 13)
         )
     modules = {
         "Upsample, factor": nn.Upsample(scale_factor=2, mode="bilinear"),
@@ -58,26 +44,7 @@ def dynamic(nn: Any) -> Mapping[str, OperatorCase]:
         "UpsamplingBilinear2d": nn.UpsamplingBilinear2d(scale_factor=2),
         "UpsamplingNearest2d": nn.UpsamplingNearest2d(scale_factor=2),
     }
-    return found | {name: OperatorCase(module, (IMAGE,)) for name, module in modules.items()}
-
-
-def precision(nn: Any) -> Mapping[str, OperatorCase]:
-    image, large = (3, 5, 14, 13), (29, 20)
-    return {
-        "interpolate, bilinear": interpolate(nn, image, size=large, mode="bilinear"),
-        "interpolate, corners": interpolate(nn, image, size=large, mode="bilinear", align_corners=True),
-        "interpolate, antialias": interpolate(nn, image, size=(5, 6), mode="bilinear", antialias=True),
-        "interpolate, nearest": interpolate(nn, image, size=large, mode="nearest"),
-    }
-
-
-def programs(nn: Any) -> Mapping[str, OperatorCase]:
-    image, half = (4, 16, 64, 64), (4, 16, 32, 32)
-    return {
-        "interpolate, bilinear": interpolate(nn, half, 3, scale_factor=2, mode="bilinear"),
-        "interpolate, antialias": interpolate(nn, image, 3, size=(24, 20), mode="bilinear", antialias=True),
-        "interpolate, nearest": interpolate(nn, half, 3, scale_factor=2),
-    }
+    return found | {name: case(module, IMAGE) for name, module in modules.items()}
 
 
 def resized(draw: Drawing) -> dict[str, Any]:
@@ -139,11 +106,6 @@ SAMPLES = {
     "upsample_bilinear": Samples(upsample_bilinear, axes=4),
     "upsample_nearest": Samples(upsample_nearest, axes=4),
 }
-MANY_ELEMENTS = {
-    "bilinear": ManyElements(lambda x: ops.bilinear2d_forward(x, (3, 12), (), False), (2, 8, 8)),
-    "nearest": ManyElements(lambda x: ops.nearest2d_forward(x, (3, 12), (), False), (2, 8, 8), torch.int8),
-    "antialias": ManyElements(lambda x: ops.antialias2d_forward(x, (3, 5), (), False), (2, 8, 8)),
-}
 MUTANTS = (
     Mutant("align_corners is ignored", "layers/upsample2d.py", "option = bool(align_corners) if", "option = False if", "upsample2d"),
     Mutant("bilinear: the weights are swapped", "kernels/upsample2d.py", "round_to((1 - down) * upper + down * lower,", "round_to(down * upper + (1 - down) * lower,", "upsample2d"),
@@ -162,10 +124,25 @@ MUTANTS = (
     Mutant("antialiasing: the centre is rounded", "kernels/antialias2d.py", "tl.fma(-middle, scale, pixel.to(scale.dtype) + 0.5)", "pixel.to(scale.dtype) + 0.5 - middle * scale", "upsample2d"),
 )  # fmt: skip
 OPERATOR = Operator(
-    calls=calls,
+    calls=lambda nn: {
+        "interpolate, bilinear": case(nn.interpolate, IMAGE, size=(11, 4), mode="bilinear"),
+        "interpolate, bilinear, corners": case(nn.interpolate, IMAGE, scale_factor=1.7, mode="bilinear", align_corners=True),
+        "interpolate, antialias": case(nn.interpolate, IMAGE, size=(3, 4), mode="bilinear", antialias=True),
+        "interpolate, nearest": case(nn.interpolate, IMAGE, scale_factor=2.5, mode="nearest"),
+        "interpolate, nearest-exact": case(nn.interpolate, IMAGE, size=(4, 9), mode="nearest-exact"),
+    },
     dynamic=dynamic,
-    precision=precision,
-    programs=programs,
+    precision=lambda nn: {
+        "interpolate, bilinear": case(nn.interpolate, LARGER, size=(29, 20), mode="bilinear"),
+        "interpolate, corners": case(nn.interpolate, LARGER, size=(29, 20), mode="bilinear", align_corners=True),
+        "interpolate, antialias": case(nn.interpolate, LARGER, size=(5, 6), mode="bilinear", antialias=True),
+        "interpolate, nearest": case(nn.interpolate, LARGER, size=(29, 20), mode="nearest"),
+    },
+    programs=lambda nn: {
+        "interpolate, bilinear": case(nn.interpolate, (4, 16, 32, 32), scale_factor=2, mode="bilinear", programs=3),
+        "interpolate, antialias": case(nn.interpolate, MEDIUM, size=(24, 20), mode="bilinear", antialias=True, programs=3),
+        "interpolate, nearest": case(nn.interpolate, (4, 16, 32, 32), scale_factor=2, programs=3),
+    },
     draws=(bilinear, antialias, nearest),
     functions={"interpolate": Arguments({"scale_factor": 2})},
     modules={name: Arguments({"scale_factor": 2}) for name in ("Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d")},
@@ -181,6 +158,10 @@ OPERATOR = Operator(
         "antialias": lambda x: tnn.interpolate(x, size=(12, 8), mode="bilinear", antialias=True),
         "nearest": lambda x: tnn.interpolate(x, size=(12, 20), mode="nearest"),
     },
-    many_elements=MANY_ELEMENTS,
+    many_elements={
+        "bilinear": ManyElements(lambda x: ops.bilinear2d_forward(x, (3, 12), (), False), (2, 8, 8)),
+        "nearest": ManyElements(lambda x: ops.nearest2d_forward(x, (3, 12), (), False), (2, 8, 8), torch.int8),
+        "antialias": ManyElements(lambda x: ops.antialias2d_forward(x, (3, 5), (), False), (2, 8, 8)),
+    },
     mutants=MUTANTS,
 )

@@ -48,10 +48,10 @@ class Torchs(registry.Unfused):
         return (on_a_cpu(F.max_unpool2d) if x.is_cuda else F.max_unpool2d)(x, *options, **more)
 
     @staticmethod
-    def avg_pool2d(x: Tensor, *options: Any) -> Tensor:
+    def avg_pool2d(x: Tensor, **options: Any) -> Tensor:
         if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):  # its gradient ignores padding: pytorch#188344
-            return F.avg_pool2d(x.contiguous(), *options).contiguous(memory_format=torch.channels_last)
-        return F.avg_pool2d(x, *options)
+            return F.avg_pool2d(x.contiguous(), **options).contiguous(memory_format=torch.channels_last)
+        return F.avg_pool2d(x, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(F, name, None) or super().__getattr__(name)

@@ -18,8 +18,9 @@ from tests.support.check import randn
 from tests.support.drawing import Drawing, DrawnCase
 
 FOLDER = Path(__file__).resolve().parents[1] / "operators"
-IMAGE = (2, 5, 7, 6)
-CONSTANT_FACTOR = "the number of a tap, from a loop's counter and a constant"
+# Images for calls, for the table of errors, and of the size of a small network's.
+IMAGE, LARGER, MEDIUM = (2, 5, 7, 6), (3, 5, 14, 13), (4, 16, 64, 64)
+TAP_NUMBER = "the number of a tap, from a loop's counter and a constant"
 
 Shape = tuple[int, ...]
 
@@ -40,6 +41,12 @@ class OperatorCase(NamedTuple):
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         return [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(self.shapes)]
+
+
+def case(function: Callable[..., Any], *shapes: Shape, **options: Any) -> OperatorCase:
+    """A call of the function with options. Options with the name of a field of OperatorCase set the field."""
+    fields = {name: options.pop(name) for name in OperatorCase._fields if name in options}
+    return OperatorCase(lambda *tensors: function(*tensors, **options), shapes, **fields)
 
 
 class Arguments(NamedTuple):

@@ -389,6 +389,28 @@ def test_a_wrong_default_tile_fails(args: Namespace, capsys: pytest.CaptureFixtu
     assert len(json.loads(tiles.path_of("NVIDIA H200").read_text())["tiles"]) == 3
 
 
+# Worker that crashes once, at a tile with 2 stages.
+CRASHING = """
+import json, os, sys
+from pathlib import Path
+for item in map(json.loads, sys.stdin):
+    print(json.dumps({"at": item}), flush=True)
+    compiles, marker = sys.argv[-1] == "--compile-only", Path(sys.argv[1])
+    if item[-1] == [16, 16, 16, 4, 2] and not compiles and not marker.exists():
+        marker.touch()
+        os._exit(9)
+    print(json.dumps({"of": item, "result": None if compiles else 10.0}), flush=True)
+"""
+
+
+def test_a_crash_rejects_the_tile_for_its_kind(args: Namespace) -> None:
+    """The other product of the kind does not run the tile; products of other kinds do."""
+    assert tune.run(args, [sys.executable, "-c", CRASHING, str(args.out / "marker")], ENVIRONMENT) == 0
+    found = [(key.split()[0], of["16x16x16 w4 s2"]) for key, of in stored(args)["times"].items()]
+    crashed = "crashed, exit status 9: "
+    assert found == [("conv2d", crashed), ("conv2d", crashed), ("wgrad", 10.0)]
+
+
 def test_hash_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     before = tune.sources()
     assert tune.sources() == before

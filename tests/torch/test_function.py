@@ -89,7 +89,7 @@ def test_a_tangent_for_one_input(case: OperatorCase) -> None:
 
 @each_operator
 def test_gradients_of_gradients(case: OperatorCase) -> None:
-    """Finite differences of the gradients in float64; test_every.py compares the gradients with torch."""
+    """Finite differences of the gradients in float64; test_calls.py compares the gradients with torch."""
     if not case.differentiable:
         pytest.skip("with overlapping windows the gradient is no derivative, also in torch")
     tensors, others = doubles(case)
