@@ -17,7 +17,7 @@ import trinn.layers as tnn
 from tests.models.test_lenet import OnlyOurs
 from tests.support.architectures import FunctionalLeNet
 from tests.support.check import DEVICE, check, randn
-from tests.support.networks import check_network, passes
+from tests.support.networks import check_deep_network, passes
 from tests.support.record import table
 from trinn.layers.patched import FUNCTIONS
 
@@ -179,7 +179,7 @@ def test_a_forward_with_function_calls(full_float32: None, large_tiles: None) ->
     with OnlyOurs():
         converted = passes(Patched(ours), images)
     assert all(torch.equal(a, b) for a, b in zip(converted.values(), unconverted.values(), strict=True))
-    check_network(Patched(ours), Plain(torchs), images)
+    check_deep_network(Patched(ours), Plain(torchs), [randn(2, 1, 28, 28, seed=seed) for seed in range(3)])
 
 
 def test_scope() -> None:
