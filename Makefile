@@ -81,7 +81,7 @@ types:
 	@ln -sfn $(addprefix ../../,kernels layers models trinn/__init__.py trinn/env.py trinn/py.typed) .typing/trinn
 
 compile-report: $(BUILT) $(if $(TRITON),.venv/triton-$(TRITON))
-	$(if $(TRITON),PYTHONPATH=.venv/triton-$(TRITON)) $(BIN)/python -m bench.compile_report
+	$(if $(TRITON),PYTHONPATH=.venv/triton-$(TRITON)) $(BIN)/python -m bench.compile.report
 
 .venv/triton-%: | $(BUILT)
 	rm -rf $@.part

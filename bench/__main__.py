@@ -20,7 +20,7 @@ arithmetic is a dtype with a precision: bf16, fp16, tf32 or fp32. Results are wr
 import sys
 
 if "--compile-only" in sys.argv:
-    from bench import compiled_only  # noqa: F401  # before triton
+    from bench.compile import without_gpu  # noqa: F401  # before triton
 
 import argparse
 import re

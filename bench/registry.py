@@ -58,10 +58,10 @@ class Case:
     inputs: tuple[Shape, ...]
     works: Mapping[str, Work]
     small: Callable[[], "Case"]
+    largest: int  # number of elements of the largest tensor
     first: bool = False  # first layer of a network: the input needs no gradient
     fused: bool = False  # also compare with torch.compile
     arithmetics: tuple[str, ...] = PRODUCTS
-    largest: int = 0  # number of elements of the largest tensor
 
 
 class _BNAddReLU2d(nn.Sequential):
@@ -84,7 +84,7 @@ class Unfused:
 SIDES: dict[str, Any] = {"ours": trinn.layers, "torch": Unfused()}
 
 
-def _product(x: int, w: int, b: int, y: int, macs: int, first: bool) -> dict[str, Work]:
+def _product(x: int, w: int, b: int, y: int, macs: int, first: bool = False) -> dict[str, Work]:
     """Return the work of the passes of y = x * w + b, from the element counts of x, w, b, y and the multiply-adds."""
     forward, dgrad = Work(x + w + b + y, 2 * macs), Work(y + w + x, 2 * macs)
     wgrad = Work(x + y + w + b, 2 * macs)
@@ -98,9 +98,9 @@ def conv(
     bias: bool = False, first: bool = False,
 ) -> Case:  # fmt: skip
     """A convolution with windows of `taps` x `taps`."""
-    n, c, h, w = x
-    p, q = (_windows(size, taps, stride, padding, dilation) for size in (h, w))
-    y, weight = n * filters * p * q, filters * (c // groups) * taps**2
+    n, c, *size = x
+    y = n * filters * prod(_windows(length, taps, stride, padding, dilation) for length in size)
+    weight = filters * (c // groups) * taps**2
 
     def small() -> Case:
         g = min(groups, 2)
@@ -110,149 +110,41 @@ def conv(
         return conv(name, (2, ours, size, size + 1), theirs, taps, stride, pad, d, g, bias, first)
 
     return Case(
-        name,
-        "depthwise conv2d" if groups == c > 1 else "conv2d",
-        lambda nn: nn.Conv2d(c, filters, taps, stride, padding, dilation, groups, bias),
-        (x,),
-        _product(prod(x), weight, filters * bias, y, y * (c // groups) * taps**2, first),
-        small,
-        first,
-        largest=max(prod(x), weight, y),
-    )
+        name, "depthwise conv2d" if groups == c > 1 else "conv2d",
+        lambda nn: nn.Conv2d(c, filters, taps, stride, padding, dilation, groups, bias), (x,),
+        _product(prod(x), weight, filters * bias, y, y * (c // groups) * taps**2, first), small, max(prod(x), weight, y), first,
+    )  # fmt: skip
 
 
 def conv_transpose(name: str, x: Shape, filters: int, taps: int, stride: int, padding: int = 0, bias: bool = False) -> Case:
-    n, c, h, w = x
-    p, q = ((size - 1) * stride - 2 * padding + taps for size in (h, w))
-    y, weight = n * filters * p * q, c * filters * taps**2
+    n, c, *size = x
+    y = n * filters * prod((length - 1) * stride - 2 * padding + taps for length in size)
+    weight = c * filters * taps**2
     return Case(
-        name,
-        "conv_transpose2d",
-        lambda nn: nn.ConvTranspose2d(c, filters, taps, stride, padding, bias=bias),
-        (x,),
-        _product(prod(x), weight, filters * bias, y, prod(x) * filters * taps**2, first=False),
+        name, "conv_transpose2d", lambda nn: nn.ConvTranspose2d(c, filters, taps, stride, padding, bias=bias), (x,),
+        _product(prod(x), weight, filters * bias, y, prod(x) * filters * taps**2),
         lambda: conv_transpose(name, (2, min(c, 3), 2, 3), min(filters, 4), taps, stride, padding, bias),
-        largest=max(prod(x), weight, y),
-    )
+        max(prod(x), weight, y),
+    )  # fmt: skip
 
 
 def linear(name: str, rows: int, inputs: int, outputs: int) -> Case:
     x, w, y = rows * inputs, inputs * outputs, rows * outputs
     return Case(
-        name,
-        "linear",
-        lambda nn: nn.Linear(inputs, outputs),
-        ((rows, inputs),),
-        _product(x, w, outputs, y, rows * inputs * outputs, first=False),
-        lambda: linear(name, 3, min(inputs, 20), min(outputs, 9)),
-        largest=max(x, w, y),
-    )
+        name, "linear", lambda nn: nn.Linear(inputs, outputs), ((rows, inputs),),
+        _product(x, w, outputs, y, rows * inputs * outputs),
+        lambda: linear(name, 3, min(inputs, 20), min(outputs, 9)), max(x, w, y),
+    )  # fmt: skip
 
 
-def max_pool(name: str, x: Shape, taps: int, stride: int, padding: int = 0) -> Case:
-    size = [_windows(n, taps, stride, padding) for n in x[2:]]
-    y = prod(x[:2]) * prod(size)
-    work = Work(prod(x) + y, codes=y)  # the argmax tap fits in a byte
+def linear_relu(name: str, rows: int, inputs: int, outputs: int) -> Case:
+    x, w, y, flops = rows * inputs, inputs * outputs, rows * outputs, 2 * rows * inputs * outputs
+    once = x + w + outputs + y
     return Case(
-        name,
-        "max_pool2d",
-        lambda nn: nn.MaxPool2d(taps, stride, padding),
-        (x,),
-        {"forward": work, "backward": work},
-        lambda: max_pool(name, (2, 3, 2 * taps, 2 * taps + 1), taps, stride, padding),
-        arithmetics=ELEMENTWISE,
-        largest=prod(x),
-    )
-
-
-def global_average(name: str, x: Shape) -> Case:
-    work = Work(prod(x) + prod(x[:2]))
-    return Case(
-        name,
-        "adaptive_avg_pool2d",
-        lambda nn: nn.AdaptiveAvgPool2d(1),
-        (x,),
-        {"forward": work, "backward": work},
-        lambda: global_average(name, (2, 3, 3, 4)),
-        arithmetics=ELEMENTWISE,
-        largest=prod(x),
-    )
-
-
-def upsample(name: str, x: Shape) -> Case:
-    """Upsample to twice the size. The first word of `name` is the mode."""
-    work, mode = Work(prod(x) + 4 * prod(x)), name.split()[0]
-    return Case(
-        name,
-        mode,
-        lambda nn: nn.Upsample(scale_factor=2, mode=mode),
-        (x,),
-        {"forward": work, "backward": work},
-        lambda: upsample(name, (2, 2, 3, 4)),
-        arithmetics=ELEMENTWISE,
-        largest=4 * prod(x),
-    )
-
-
-def relu(name: str, x: Shape) -> Case:
-    return Case(
-        name,
-        "relu",
-        lambda nn: nn.ReLU(),
-        (x,),
-        {"forward": Work(2 * prod(x)), "backward": Work(3 * prod(x))},
-        lambda: relu(name, (2, 3, 4, 5)),
-        arithmetics=ELEMENTWISE,
-        largest=prod(x),
-    )
-
-
-def batch_norm(name: str, x: Shape) -> Case:
-    size = prod(x)
-    return Case(
-        name,
-        "batch_norm",
-        lambda nn: nn.BatchNorm2d(x[1]),
-        (x,),
-        {"forward": Work(3 * size), "backward": Work(5 * size), "training": Work(8 * size)},
-        lambda: batch_norm(name, (3, 4, 3, 4)),
-        arithmetics=ELEMENTWISE,
-        largest=size,
-    )
-
-
-def bn_relu(name: str, x: Shape) -> Case:
-    size = prod(x)
-    return Case(
-        name,
-        "bn_relu",
-        lambda nn: nn.BNReLU2d(nn.BatchNorm2d(x[1]), nn.ReLU()),
-        (x,),
-        {"forward": Work(3 * size), "training": Work(8 * size), "inference": Work(2 * size)},
-        lambda: bn_relu(name, (3, 4, 3, 4)),
-        fused=True,
-        arithmetics=ELEMENTWISE,
-        largest=size,
-    )
-
-
-def bn_add_relu(name: str, x: Shape) -> Case:
-    """Batch norm, residual addition and ReLU.
-
-    Backward reads x, y and dy and writes the residual gradient, then computes the input gradient from that and x.
-    """
-    size = prod(x)
-    return Case(
-        name,
-        "bn_add_relu",
-        lambda nn: nn.BNAddReLU2d(nn.BatchNorm2d(x[1]), nn.ReLU()),
-        (x, x),
-        {"forward": Work(4 * size), "training": Work(11 * size), "inference": Work(3 * size)},
-        lambda: bn_add_relu(name, (3, 4, 3, 4)),
-        fused=True,
-        arithmetics=ELEMENTWISE,
-        largest=size,
-    )
+        name, "linear_relu", lambda nn: nn.LinearReLU(nn.Linear(inputs, outputs), nn.ReLU()), ((rows, inputs),),
+        {"forward": Work(once, flops), "training": Work(2 * once, 3 * flops), "inference": Work(once, flops)},
+        lambda: linear_relu(name, 3, min(inputs, 20), min(outputs, 9)), max(x, w, y), fused=True,
+    )  # fmt: skip
 
 
 def fused_conv(
@@ -279,45 +171,75 @@ def fused_conv(
 
     def small() -> Case:
         size = max(taps + stride * window - 2 * padding, 2)
-        return fused_conv(
-            name, op, (2, min(c, 3), size, size + 1), min(filters, 4), taps, stride, padding, bias, first, window
-        )  # fmt: skip
+        x = (2, min(c, 3), size, size + 1)
+        return fused_conv(name, op, x, min(filters, 4), taps, stride, padding, bias, first, window)
 
     once, again = prod(x) + weight + filters * bias + y, 2 * conv_y if op == "conv_bn_relu" else 0
     gradients = weight + filters * bias + (0 if first else prod(x))
-    return Case(
-        name,
-        op,
-        make,
-        (x,),
-        {
-            "forward": Work(once + again, flops),
-            "training": Work(once + y + gradients + 2 * again, flops * (2 if first else 3)),
-            "inference": Work(once, flops),
-        },
-        small,
-        first,
-        fused=True,
-        largest=max(prod(x), weight, conv_y),
-    )
+    training = Work(once + y + gradients + 2 * again, flops * (2 if first else 3))
+    works = {"forward": Work(once + again, flops), "training": training, "inference": Work(once, flops)}
+    return Case(name, op, make, (x,), works, small, max(prod(x), weight, conv_y), first, fused=True)
 
 
-def linear_relu(name: str, rows: int, inputs: int, outputs: int) -> Case:
-    x, w, y, flops = rows * inputs, inputs * outputs, rows * outputs, 2 * rows * inputs * outputs
+def max_pool(name: str, x: Shape, taps: int, stride: int, padding: int = 0) -> Case:
+    y = prod(x[:2]) * prod(_windows(n, taps, stride, padding) for n in x[2:])
+    work = Work(prod(x) + y, codes=y)  # the argmax tap fits in a byte
     return Case(
-        name,
-        "linear_relu",
-        lambda nn: nn.LinearReLU(nn.Linear(inputs, outputs), nn.ReLU()),
-        ((rows, inputs),),
-        {
-            "forward": Work(x + w + outputs + y, flops),
-            "training": Work(2 * (x + w + outputs + y), 3 * flops),
-            "inference": Work(x + w + outputs + y, flops),
-        },
-        lambda: linear_relu(name, 3, min(inputs, 20), min(outputs, 9)),
-        fused=True,
-        largest=max(x, w, y),
-    )
+        name, "max_pool2d", lambda nn: nn.MaxPool2d(taps, stride, padding), (x,), {"forward": work, "backward": work},
+        lambda: max_pool(name, (2, 3, 2 * taps, 2 * taps + 1), taps, stride, padding), prod(x), arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def global_average(name: str, x: Shape) -> Case:
+    work = Work(prod(x) + prod(x[:2]))
+    return Case(
+        name, "adaptive_avg_pool2d", lambda nn: nn.AdaptiveAvgPool2d(1), (x,), {"forward": work, "backward": work},
+        lambda: global_average(name, (2, 3, 3, 4)), prod(x), arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def upsample(name: str, x: Shape) -> Case:
+    """Upsample to twice the size. The first word of `name` is the mode."""
+    work, mode = Work(prod(x) + 4 * prod(x)), name.split()[0]
+    return Case(
+        name, mode, lambda nn: nn.Upsample(scale_factor=2, mode=mode), (x,), {"forward": work, "backward": work},
+        lambda: upsample(name, (2, 2, 3, 4)), 4 * prod(x), arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def relu(name: str, x: Shape) -> Case:
+    return Case(
+        name, "relu", lambda nn: nn.ReLU(), (x,), {"forward": Work(2 * prod(x)), "backward": Work(3 * prod(x))},
+        lambda: relu(name, (2, 3, 4, 5)), prod(x), arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def batch_norm(name: str, x: Shape) -> Case:
+    return Case(
+        name, "batch_norm", lambda nn: nn.BatchNorm2d(x[1]), (x,),
+        {"forward": Work(3 * prod(x)), "backward": Work(5 * prod(x)), "training": Work(8 * prod(x))},
+        lambda: batch_norm(name, (3, 4, 3, 4)), prod(x), arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def bn_relu(name: str, x: Shape) -> Case:
+    return Case(
+        name, "bn_relu", lambda nn: nn.BNReLU2d(nn.BatchNorm2d(x[1]), nn.ReLU()), (x,),
+        {"forward": Work(3 * prod(x)), "training": Work(8 * prod(x)), "inference": Work(2 * prod(x))},
+        lambda: bn_relu(name, (3, 4, 3, 4)), prod(x), fused=True, arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def bn_add_relu(name: str, x: Shape) -> Case:
+    """Batch norm, residual addition and ReLU.
+
+    Backward reads x, y and dy and writes the residual gradient, then computes the input gradient from that and x.
+    """
+    return Case(
+        name, "bn_add_relu", lambda nn: nn.BNAddReLU2d(nn.BatchNorm2d(x[1]), nn.ReLU()), (x, x),
+        {"forward": Work(4 * prod(x)), "training": Work(11 * prod(x)), "inference": Work(3 * prod(x))},
+        lambda: bn_add_relu(name, (3, 4, 3, 4)), prod(x), fused=True, arithmetics=ELEMENTWISE,
+    )  # fmt: skip
 
 
 def _windows(size: int, taps: int, stride: int, padding: int, dilation: int = 1) -> int:

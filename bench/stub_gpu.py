@@ -1,6 +1,6 @@
 """A stub GPU: launches with CPU tensors reach a fake driver. No GPU is needed. Import this module before trinn."""
 
-from bench import compiled_only  # noqa: F401  # before triton  # isort: skip
+from bench.compile import without_gpu  # noqa: F401  # before triton  # isort: skip
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import torch
 import triton
 from triton.backends.nvidia import driver
 
-from bench.machine_code import Driver
+from bench.compile.code import Driver
 from trinn.kernels.runtime import hardware, interpreter, launch_cache
 
 Observer = Callable[[int, Any, tuple[Any, ...]], None]  # programs, function, arguments

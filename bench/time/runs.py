@@ -167,7 +167,7 @@ def is_whole(result: report.Result) -> bool:
 
 def compile_only(items: Sequence[Item], architecture: str, gpu: str) -> int:
     """Compile the kernels of the items. Return 1 if a kernel has a fault or there are no kernels."""
-    from bench import ahead
+    from bench.compile import ahead
 
     start = time.monotonic()
     wanted: dict[str, dict[str, list[str]]] = {"case": {}, "model": {}}
@@ -175,7 +175,7 @@ def compile_only(items: Sequence[Item], architecture: str, gpu: str) -> int:
         if against == "eager":
             wanted[kind].setdefault(name, []).append(arithmetic)
     jobs = ahead.jobs_of(wanted["case"], wanted["model"], architecture, gpu)
-    faults = [(job, fault) for job, fault in ahead.compiled(jobs) if fault]
+    faults = [(job, fault) for job, fault in ahead.faults(jobs) if fault]
     for job, fault in faults:
         print("FAULT", "  ".join(job.words), fault)
     print(

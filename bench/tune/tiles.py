@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from bench import registry
-from bench.machine_code import SHARED_MEMORY, Driver
+from bench.compile.code import SHARED_MEMORY, Driver
 from bench.time.case import Instance
 from bench.time.protocol import using
 from bench.workers import words

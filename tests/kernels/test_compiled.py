@@ -11,9 +11,9 @@ import os
 os.environ["TRITON_INTERPRET"] = "0"
 import json, math
 import torch, triton
-from bench.executed import _values
-from bench.machine_code import Driver
-from bench.ptx import Runs
+from bench.compile.executed import values_of
+from bench.compile.code import Driver
+from bench.compile.ptx import Runs
 from trinn.kernels.runtime import launch
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels import launchers
@@ -37,7 +37,7 @@ def trips(dtype, size, kernel, stride, padding, dilation):
         launchers.conv2d_dgrad(dy, w, None, size, stride, padding, dilation, 1)
     ((jitted, programs, args, constants),) = launches
     binary = jitted.warmup(*args, grid=(1,), **constants)
-    runs = Runs(binary.asm["ptx"], programs, list(_values(args, binary.src.signature.values())))
+    runs = Runs(binary.asm["ptx"], programs, list(values_of(args, binary.src.signature.values())))
     (loop,) = runs.graph.parts[1:]
     rows, columns = (hits(axis, n) for axis, n in zip(axes_of(kernel, stride, padding, dilation), size))
     of_phases = [math.ceil(4 * h * w / constants["BLOCK_K"]) for h in rows for w in columns]

@@ -5,17 +5,19 @@ the compile report's launches for tiles measured on a GPU; the argument is the f
 runs, and no GPU is needed.
 """
 
-from bench.compile_report import code_of, jobs_of  # sets TRITON_INTERPRET, so it comes first  # isort: skip
+from bench.compile import without_gpu  # noqa: F401  # before triton  # isort: skip
 
 import json
 import sys
 from pathlib import Path
 
-from bench.machine_code import Code, read_loops, read_sass, waits
+from bench.compile.code import read_loops, read_sass, waits
+from bench.compile.launches import jobs_of
+from bench.compile.report import compiled
 from trinn.kernels.runtime import tuning
 
 # All three passes, with the TMA kernels and with the pointer kernels.
-CASES = "^(ResNet 3x3|odd 3 x 3), fp16, channels_last$"
+CASES = "^(ResNet stage 2 3x3 128-128|odd 3 x 3), fp16, channels_last$"
 
 
 def main() -> None:
@@ -23,17 +25,16 @@ def main() -> None:
     for job in jobs_of("sm_90", CASES):
         if not any(name in job.kernel.__name__ for name in ("gather", "wgrad")):
             continue
-        code = code_of(job)
-        assert isinstance(code, Code), code
-        binary = job.kernel.warmup(*job.args, grid=(1,), **job.constants)
-        ttgir, instructions, stages = binary.asm["ttgir"], read_sass(binary.asm["cubin"]), job.constants["num_stages"]
+        reported = compiled(job)
+        assert not isinstance(reported, str), reported
+        binary, stages = job.compiled(), job.constants["num_stages"]
+        instructions = read_sass(binary.asm["cubin"])
         found.append({
             "kernel": job.words[0], "tma": job.uses_tma, "stages": stages,
-            "loops": [{"operations": loop.operations, "in registers": loop.in_registers, "ahead": loop.ahead,
-                       "pending": loop.pending} for loop in read_loops(ttgir)],
+            "loops": [loop._asdict() for loop in read_loops(binary.asm["ttgir"])],
             "instructions": sorted({instruction.name.split(".")[0] for instruction in instructions}),
-            "waits": waits(ttgir, stages, instructions), "reported": code.waits,
-            "spilled": code.spilled, "shared": code.shared,
+            "waits": waits(binary.asm["ttgir"], stages, instructions), "reported": reported.waits,
+            "spilled": reported.code.spilled, "shared": reported.code.shared,
         })  # fmt: skip
     tuning.TILES = Path(sys.argv[1])
     print(json.dumps([found, [job.words[1:] for job in jobs_of("sm_90", "^NVIDIA") if job.uses_tma]]))

@@ -14,7 +14,7 @@ from triton._C.libtriton import ir, passes
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 
-from bench.machine_code import Driver
+from bench.compile.code import Driver
 from tests.operators.test_large_tensors import PASSES
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings

@@ -108,7 +108,7 @@ from pathlib import Path
 os.environ["TRITON_INTERPRET"] = "0"
 import torch, triton
 from bench import gpu_cache
-from bench.machine_code import Driver
+from bench.compile.code import Driver
 from trinn.kernels.runtime import launch
 from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels import launchers

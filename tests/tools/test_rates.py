@@ -42,9 +42,9 @@ def test_boxes_are_copied(box: tuple[int, ...]) -> None:
 
 COMPILED = """
 import json
-from bench import compiled_only
+from bench.compile import without_gpu
 import triton
-from bench.machine_code import Driver, read_cubin, read_loops
+from bench.compile.code import Driver, read_cubin, read_loops
 from bench.time import rates
 from trinn.kernels.runtime.observe import intercepted
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bench import registry
-from bench.machine_code import SHARED_MEMORY
+from bench.compile.code import SHARED_MEMORY
 from bench.tune import __main__ as tune
 from bench.tune import check, tiles
 from bench.tune.check import Judge

@@ -1,6 +1,6 @@
 """The number of executed instructions of a launch: the sum of the execution counts of its machine instructions.
 
-bench/ptx.py computes the trip counts of loops: it interprets the PTX for some programs of the launch. ptxas compiles PTX to
+ptx.py computes the trip counts of loops: it interprets the PTX for some programs of the launch. ptxas compiles PTX to
 machine code and unrolls loops, so this module matches the loops of both. A machine-code loop with n times the loads, stores,
 shuffles and barriers of a PTX loop does n of its iterations at once. The count is right if the machine code and the PTX execute
 the same total number of these instructions.
@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bench.control_flow import Events, Graph, Part
-from bench.machine_code import Instruction, read_sass
-from bench.ptx import Runs
+from bench.compile.code import Instruction, read_sass
+from bench.compile.control_flow import Events, Graph, Part
+from bench.compile.ptx import Runs
 
 MOST_UNROLLED = 16  # PTX iterations in one iteration of machine code
 NEAR = 0.4  # largest `_distance` of matching loops; above 0, because ptxas removes repeated loads
@@ -152,11 +152,11 @@ def _distance(a: Events, b: Events, times: int = 1) -> float:
     return sum(abs(a[kind] - times * b[kind]) for kind in {*a, *b}) / max(1e-9, times * sum(b.values()))
 
 
-def _values(args: Iterable[Any], types: Iterable[Any]) -> Iterator[Any]:
+def values_of(args: Iterable[Any], types: Iterable[Any]) -> Iterator[Any]:
     """The arguments of the compiled kernel: without the constants, of type "constexpr"."""
     for arg, type_ in zip(args, types, strict=False):
         if isinstance(type_, tuple):
-            yield from _values(arg, type_)
+            yield from values_of(arg, type_)
         elif type_ != "constexpr":
             yield arg
 
@@ -168,7 +168,7 @@ def executed(binary: Any, programs: int, args: Sequence[Any], code: Sequence[Ins
         ValueError: the count cannot be computed.
     """
     code = code or read_sass(binary.asm["cubin"])
-    return executed_of(binary.asm["ptx"], code, programs, list(_values(args, binary.src.signature.values())))
+    return executed_of(binary.asm["ptx"], code, programs, list(values_of(args, binary.src.signature.values())))
 
 
 def executed_of(ptx: str, code: Sequence[Instruction], programs: int, values: Sequence[Any]) -> Executed:

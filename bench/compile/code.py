@@ -1,32 +1,20 @@
-"""Properties of compiled kernels, and their comparison with the rows in bench/compiled/."""
+"""Properties of compiled kernels: resources, machine code, and the loops that feed Hopper's matrix units."""
 
-import json
 import re
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes per program
-ROWS = Path(__file__).with_name("compiled") / f"triton-{triton.__version__}.json"
 
-
-class Program(NamedTuple):
-    """The number of instructions, in the code or executed by a thread, and the number of global loads and stores in the code.
-
-    A wide access moves 16 bytes.
-    """
-
-    instructions: float
-    wide_loads: int
-    loads: int
-    wide_stores: int
-    stores: int
+# Tolerated spill. ptxas may spill one or two values although registers are left, to fit one more program on a multiprocessor.
+# If the registers are used up, or the spill is larger, the tile is too large.
+PUT_ASIDE = 32  # bytes per thread
 
 
 class Instruction(NamedTuple):
@@ -61,21 +49,6 @@ class Code(NamedTuple):
     shared: int  # bytes
     tensor_core: int  # instructions in the program text
     load: int  # bits of the widest load from global memory
-    program: Program | None = None
-    waits: tuple[str, ...] = ()  # faults: why Hopper's matrix units would wait
-
-
-class Row(NamedTuple):
-    """A launch's row in bench/compiled/; `instructions` is per element of a thread."""
-
-    registers: int
-    spilled: int
-    shared: int
-    wide_loads: int
-    loads: int
-    wide_stores: int
-    stores: int
-    instructions: float
 
 
 class Driver:
@@ -95,14 +68,24 @@ class Driver:
         return 0
 
 
-def read_cubin(cubin: bytes, ptx: str) -> Code:
-    """The resource usage of an NVIDIA binary with this PTX, except shared memory."""
+def read_cubin(cubin: bytes, ptx: str, shared: int = 0) -> Code:
+    """The resource usage of an NVIDIA binary with this PTX."""
     usage = _dumped(cubin, "-res-usage")
     number = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     loads = [int(lanes or 1) * int(bits) for lanes, bits in re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx)]
     loads += [8 * int(size, 0) for size in re.findall(r"\bcp\.async\.c[ag]\.\S+ [^;]*?\], *\[[^;]*?\], (\w+)", ptx)]
     tensor_core = re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\.", ptx)
-    return Code(number["REG"], number["STACK"] + number["LOCAL"], 0, len(tensor_core), max(loads, default=0))
+    return Code(number["REG"], number["STACK"] + number["LOCAL"], shared, len(tensor_core), max(loads, default=0))
+
+
+def read_amdgcn(text: str, shared: int = 0) -> Code:
+    """The resource usage of an AMD program."""
+    number = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+): +(\d+)$", text, re.MULTILINE)}
+    spilled = max(number["private_segment_fixed_size"], 4 * number["vgpr_spill_count"])
+    bits = {"ubyte": 8, "sbyte": 8, "ushort": 16, "sshort": 16, "dword": 32}
+    bits |= {f"dwordx{words}": 32 * words for words in (2, 3, 4)}
+    loads = [bits[width] for width in re.findall(r"\b(?:global|buffer)_load_(\w+?)(?:_d16\w*)?\b", text) if width in bits]
+    return Code(number["vgpr_count"], spilled, shared, len(re.findall(r"\bv_mfma_", text)), max(loads, default=0))
 
 
 def read_sass(cubin: bytes) -> list[Instruction]:
@@ -112,13 +95,18 @@ def read_sass(cubin: bytes) -> list[Instruction]:
     return [Instruction(int(at, 16), name, words.strip(), if_.strip()) for at, if_, name, words in found if name != "NOP"]
 
 
-def count(instructions: Sequence[Instruction]) -> Program:
-    """The numbers of instructions, and of global loads and stores, in the code."""
-    counts = Counter(instruction.name for instruction in instructions)
-    loads = {name: count for name, count in counts.items() if re.match(r"LDG(STS)?\b", name)}
-    stores = {name: count for name, count in counts.items() if re.match(r"STG\b", name)}
-    wide = [sum(count for name, count in kind.items() if ".128" in name) for kind in (loads, stores)]
-    return Program(counts.total(), wide[0], sum(loads.values()), wide[1], sum(stores.values()))
+def _dumped(cubin: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def accesses(instructions: Sequence[Instruction], kind: str) -> tuple[int, int]:
+    """The number of 16-byte global loads (kind "LDG") or stores ("STG") in the code, and the number of all."""
+    names = [i.name for i in instructions if re.match(rf"{kind}(STS)?\b", i.name)]
+    return sum(".128" in name for name in names), len(names)
 
 
 def read_loops(ttgir: str) -> list[Loop]:
@@ -211,50 +199,3 @@ def stalled(instructions: Sequence[Instruction], awaited: int = 0) -> Iterator[s
         adds_up = any(i.name == "FADD" for i in body) and waits.count("0x0") <= awaited
         if not adds_up and waits.count("0x0") >= sum(i.name.startswith("HGMMA.") for i in body):
             yield "ptxas serialises wgmma"
-
-
-def read_amdgcn(text: str) -> Code:
-    """The resource usage of an AMD program, except shared memory."""
-    number = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+): +(\d+)$", text, re.MULTILINE)}
-    spilled = max(number["private_segment_fixed_size"], 4 * number["vgpr_spill_count"])
-    bits = {"ubyte": 8, "sbyte": 8, "ushort": 16, "sshort": 16, "dword": 32}
-    bits |= {f"dwordx{words}": 32 * words for words in (2, 3, 4)}
-    loads = [bits[width] for width in re.findall(r"\b(?:global|buffer)_load_(\w+?)(?:_d16\w*)?\b", text) if width in bits]
-    return Code(number["vgpr_count"], spilled, 0, len(re.findall(r"\bv_mfma_", text)), max(loads, default=0))
-
-
-def _dumped(cubin: bytes, option: str) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def held(rows: dict[str, Row], record: bool) -> list[str]:
-    """Compare the rows with the recorded rows, and return the faults. With `record`, write the rows and return no faults."""
-    if record:
-        lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items()))
-        ROWS.parent.mkdir(exist_ok=True)
-        ROWS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        return []
-    known = recorded()
-    faults = [f"{name}: {way}" for name, row in rows.items() if name in known for way in worse(row, known[name])]
-    faults += [f"{name}: has no row in {ROWS.name}; --record writes it" for name in rows if name not in known]
-    return faults + [f"{name}: has a row in {ROWS.name}, but is not launched" for name in known if name not in rows]
-
-
-def recorded() -> dict[str, Row]:
-    return {name: Row(*row) for name, row in json.loads(ROWS.read_text()).items()} if ROWS.exists() else {}
-
-
-def worse(row: Row, than: Row) -> Iterator[str]:
-    """Compare two rows. Yield the worse numbers, with some slack: ptxas varies registers and instructions without cause."""
-    names = {"spilled": 0, "shared": 0, "registers": 4 + than.registers // 10, "instructions": than.instructions / 20}
-    for name, slack in names.items():
-        if getattr(row, name) > getattr(than, name) + slack:
-            yield f"{name} {getattr(than, name)} -> {getattr(row, name)}"
-    for name in ("loads", "stores"):
-        narrow, before = (getattr(r, name) - getattr(r, f"wide_{name}") for r in (row, than))
-        if narrow > before:
-            yield f"{name} of less than 16 bytes {before} -> {narrow}"

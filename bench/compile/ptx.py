@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bench.control_flow import Events, Graph, Part
+from bench.compile.control_flow import Events, Graph, Part
 
 SAMPLES = 97  # interpreted programs
 MOST_STEPS = 10**6  # executed blocks, over all programs

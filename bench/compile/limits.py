@@ -1,36 +1,31 @@
 """Limits for memory-bound operators: maximum instructions per element, and minimum width of loads and stores.
 
-    python -m bench.compile_report --limits      check the launches of the registry's cases, compiled for Hopper
+    python -m bench.compile.report --limits      check the launches of the benchmark's cases, compiled for Hopper
 
-An element is an output of a forward pass or of the statistics, or an input pixel of a backward pass. The printed
-ratios are for an H200: the time to issue the launch's instructions, divided by the time to read or write each byte of its
-tensors once. One ratio assumes the full issue rate, the other a realistic 65 % of it. Above 1, instructions limit the launch
-instead of memory.
+An element is an output of a forward pass or of the statistics, or an input pixel of a backward pass.
 """
 
-import itertools
-import multiprocessing
-import os
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from bench.compile import without_gpu  # noqa: F401  # before triton  # isort: skip
 
-from bench.ahead import launches_of  # sets TRITON_INTERPRET, so it comes first  # isort: skip
+import itertools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from bench import registry
-from bench.compile_report import PUT_ASIDE, line_printer
-from bench.executed import Executed, executed
-from bench.machine_code import Code, Driver, read_cubin, read_sass
-from bench.time.case import LAYOUTS
+from bench.compile.code import PUT_ASIDE, Code, Driver, read_cubin, read_sass
+from bench.compile.executed import Executed, executed
+from bench.compile.launches import Job, in_parallel, line_printer
+from bench.shapes import Launchers
+from bench.time.case import LAYOUTS, Instance
+from bench.time.protocol import using
+from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.settings import settings
 
-BYTES_A_SECOND = 4.3e12  # of a large copy on an H200: bytes read plus bytes written
-H200_CLOCK = 1.755e9  # Hz
-INSTRUCTIONS_A_SECOND = 132 * 4 * 32 * H200_CLOCK  # thread instructions: SMs * warp instructions per cycle * threads per warp
-REALISTIC = 0.65  # share of the full issue rate
 DOUBT = 0.1  # maximum of Executed.doubt
 
 
@@ -84,13 +79,9 @@ EXCUSED = {
 
 
 class Held(NamedTuple):
-    """A launch and its limits."""
+    """A launch and its limits. The label of `job` has the case, the arithmetic, the memory format and the pass."""
 
-    words: str  # case, arithmetic, memory format and pass
-    kernel: Any
-    programs: int
-    args: tuple[Any, ...]
-    constants: dict[str, Any]
+    job: Job
     elements: int
     most: float  # maximum instructions per element
     read: int  # minimum bytes per load
@@ -103,8 +94,17 @@ class Found(NamedTuple):
     code: Code
     executed: Executed
     instructions: float  # per element
-    over_floor: float  # time of the instructions at the full issue rate / time of the bytes
-    wide: float  # share of bytes moved by 16-byte accesses
+
+
+def launches_of(name: str, arithmetic: str, layout: str, what: str) -> list[Job]:
+    """Return the launches of one pass of a case on Hopper. For a backward pass, leave out the launches of its forward pass."""
+    found: list[Job] = []
+    with using(arithmetic) as dtype, settings.changed(gpu=""), Launchers():
+        with intercepted(lambda *_: None, "sm_90"):
+            call = Instance(registry.CASES[name], "ours", dtype, layout, "meta").call(what)
+        with intercepted(lambda *of: found.append(Job("sm_90", "", dtype, *of)), "sm_90"):
+            call()
+    return found
 
 
 def held_launches(pattern: str) -> Iterator[Held]:
@@ -116,14 +116,13 @@ def held_launches(pattern: str) -> Iterator[Held]:
             image = torch.empty(case.inputs[0])
             elements = case.make(torch.nn)(image).numel() if what == "forward" else image.numel()
         for arithmetic in case.arithmetics:
-            for kernel, programs, args, constants in launches_of(name, arithmetic, layout, what):
-                largest = [arg for arg in args if isinstance(arg, Tensor) and arg.numel() == case.largest]
+            for job in launches_of(name, arithmetic, layout, what):
+                largest = [arg for arg in job.args if isinstance(arg, Tensor) and arg.numel() == case.largest]
                 if not largest:
                     continue
                 launch, size = what, largest[0].dtype.itemsize
-                if (
-                    case.op == "batch_norm" and len(largest) == {"forward": 1, "backward": 2}[what]
-                ):  # inputs only: no output is that large
+                # A launch that only reads tensors of this size computes sums.
+                if case.op == "batch_norm" and len(largest) == {"forward": 1, "backward": 2}[what]:
                     launch = {"forward": "statistics", "backward": "sums"}[what]
                 limits = (x for x in LIMITS if (x.op, x.launch) == (case.op, launch) and re.search(x.pattern, name))
                 if (limit := next(limits, None)) is None:
@@ -132,26 +131,19 @@ def held_launches(pattern: str) -> Iterator[Held]:
                 if layout == "channels_last":
                     read = 16 if image.shape[1] * size % 16 == 0 else 1
                     written = 1 if launch in ("statistics", "sums") else read
-                most = getattr(limit, layout)[size == 4]
-                words = f"{name}, {arithmetic}, {layout}, {launch}"
-                yield Held(words, kernel, programs, args, constants, elements, most, read, written)
+                label = f"{name}, {arithmetic}, {layout}, {launch}"
+                yield Held(job._replace(case=label), elements, getattr(limit, layout)[size == 4], read, written)
 
 
 def found_of(held: Held) -> Found | str:
     """Compile a launch and count its instructions. Return the measurements, or an error message."""
-    triton.runtime.driver.set_active(Driver("sm_90"))
-    held.kernel.device_caches.clear()
     try:
-        binary = held.kernel.warmup(*held.args, grid=(1,), **held.constants)
+        binary = held.job.compiled()
         code = read_cubin(binary.asm["cubin"], binary.asm["ptx"])
-        done = executed(binary, held.programs, held.args, read_sass(binary.asm["cubin"]))
+        done = executed(binary, held.job.programs, held.job.args, read_sass(binary.asm["cubin"]))
     except Exception as error:  # a compiler may raise anything
-        return str(error)
-    instructions = done.instructions * held.programs * 32 * held.constants["num_warps"]
-    seconds = instructions / INSTRUCTIONS_A_SECOND
-    floor = sum(arg.numel() * arg.dtype.itemsize for arg in held.args if isinstance(arg, Tensor)) / BYTES_A_SECOND
-    moved = done.bytes("LDG") + done.bytes("STG")
-    return Found(code, done, instructions / held.elements, seconds / floor, moved[16] / moved.total())
+        return f"{type(error).__name__}: {error}"
+    return Found(code, done, done.instructions * held.job.programs * 32 * held.job.constants["num_warps"] / held.elements)
 
 
 def faults_of(held: Held, found: Found | str) -> Iterator[str]:
@@ -172,33 +164,20 @@ def faults_of(held: Held, found: Found | str) -> Iterator[str]:
         yield "the number of executed instructions is uncertain"
 
 
-_launches: list[Held] = []  # shared with the forked compile processes
-
-
-def _found_of_number(number: int) -> Found | str:
-    return found_of(_launches[number])
-
-
 def check(pattern: str = "") -> tuple[int, list[str]]:
     """Print a line per launch. Return the number of launches, and the faults not covered by EXCUSED."""
     triton.runtime.driver.set_active(Driver("sm_90"))
-    _launches[:] = held_launches(pattern)
-    print_line = line_printer([held.words.split(", ") for held in _launches])
-    titles = ("executed", "at most", "x floor", "at 65 %", "registers", "spilled B", "wide %", "")
-    print_line(("instructions per element", "", "", ""), titles)
+    launches = list(held_launches(pattern))
+    print_line = line_printer([held.job.case.split(", ") for held in launches])
+    print_line(("instructions per element", "", "", ""), ("executed", "at most", ""))
     faults, needed = list[str](), set[str]()
-    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
-        for held, found in zip(_launches, pool.imap(_found_of_number, range(len(_launches)), chunksize=4), strict=True):
-            missed = list(faults_of(held, found))
-            reasons = {pattern for pattern in EXCUSED if missed and re.search(pattern, held.words)}
-            needed |= reasons
-            if missed and not reasons:
-                faults.append(f"{held.words}: {'; '.join(missed)}")
-            cells: Sequence[object] = ()
-            if isinstance(found, Found):
-                times = (f"{found.over_floor:.2f}", f"{found.over_floor / REALISTIC:.2f}")
-                counts = (f"{found.instructions:.1f}", f"{held.most:g}", *times)
-                cells = (*counts, found.code.registers, found.code.spilled, f"{found.wide:.0%}")
-            print_line(held.words.split(", "), (*cells, "excused" if reasons else "MISSED" if missed else ""))
+    for held, found in in_parallel(found_of, launches):
+        missed = list(faults_of(held, found))
+        reasons = {pattern for pattern in EXCUSED if missed and re.search(pattern, held.job.case)}
+        needed |= reasons
+        if missed and not reasons:
+            faults.append(f"{held.job.case}: {'; '.join(missed)}")
+        count = "-" if isinstance(found, str) else f"{found.instructions:.1f}"
+        print_line(held.job.case.split(", "), (count, f"{held.most:g}", "excused" if reasons else "MISSED" if missed else ""))
     faults += [f"no launch needs the excuse {excuse!r}" for excuse in EXCUSED if not pattern and excuse not in needed]
-    return len(_launches), faults
+    return len(launches), faults
