@@ -5,8 +5,7 @@ import functools
 import itertools
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -26,9 +25,11 @@ from trinn.kernels.runtime.settings import settings
 from trinn.kernels.runtime.tuning import Gemm, GemmTile
 
 CLEARLY = 0.97  # a faster tile must take less than this share of the default tile's time
+LEAST_SHARED_MEMORY = 99 << 10  # bytes per program, of all supported GPUs
 
 Rule = Callable[[Gemm, str], GemmTile]
-Times = dict[str, dict[str, Any]]  # by Gemm.key and the tile's name: microseconds, or a fault
+Item = list[Any]  # a Place and a tile, as JSON: the input of a worker process
+Found = dict[GemmTile, float | str]  # microseconds, or a fault
 
 
 class Place(NamedTuple):
@@ -38,6 +39,11 @@ class Place(NamedTuple):
     name: str
     layout: str
     number: int = 0
+
+
+def of_item(item: Item) -> tuple[Place, GemmTile]:
+    *place, tile = item
+    return Place(*place), GemmTile(*tile)
 
 
 class Call(NamedTuple):
@@ -50,10 +56,6 @@ class Call(NamedTuple):
 def kind(product: Gemm) -> str:
     """Return the product's key without its sizes. Products of a kind have the same code for the same tile and geometry."""
     return product.key.rsplit(" ", 3)[0]
-
-
-def named(tile: GemmTile) -> str:
-    return f"{tile.m}x{tile.n}x{tile.k} w{tile.warps} s{tile.stages}"
 
 
 @contextlib.contextmanager
@@ -98,18 +100,14 @@ def calls_of(case: registry.Case, arithmetic: str, layout: str, device: str, arc
     return calls
 
 
-@functools.lru_cache(maxsize=8)
-def call_of(place: Place, architecture: str) -> Call:
-    """Return the call of a place on meta tensors."""
+def call_at(place: Place, device: str, architecture: str, seed: int = 0) -> Call:
+    """Return the call of a place, with random tensors."""
     case = registry.CASES[place.name]
-    return calls_of(case, place.arithmetic, place.layout, "meta", architecture)[place.number]
+    return calls_of(case, place.arithmetic, place.layout, device, architecture, seed)[place.number]
 
 
 def products(names: Sequence[str], arithmetics: Sequence[str], architecture: str) -> dict[Place, Gemm]:
-    """Return the products of cases with a matching name or operator, one per key, with the place of its first call.
-
-    The most important arithmetics come first.
-    """
+    """Return the products of cases with a matching name or operator, one per key, with the place of its first call."""
     found: dict[str, tuple[Place, Gemm]] = {}
     cases = [case for case in registry.CASES.values() if registry.fits(case.name, names) or registry.fits(case.op, names)]
     for arithmetic, layout, case in itertools.product(arithmetics, ("channels_last", "contiguous"), cases):
@@ -119,20 +117,20 @@ def products(names: Sequence[str], arithmetics: Sequence[str], architecture: str
     return dict(found.values())
 
 
-@functools.cache
-def candidates(product: Gemm, most: int, architecture: str) -> list[GemmTile]:
-    """Return the default tile, then the most similar tiles that fit into registers and shared memory."""
+def candidates(product: Gemm, architecture: str) -> list[GemmTile]:
+    """Return the default tile, then all tiles that fit into registers and shared memory, the most similar ones first."""
     default = tuning.default_tile(product, architecture)
-    sizes = (64, 128, 256) if _by_tma(product) else (16, 32, 64, 128, 256)
+    sizes = (64, 128, 256) if product.kernel.startswith("tma ") else (16, 32, 64, 128, 256)
     columns = (*sizes, 192, 320) if product.kernel == "tma wgrad" else sizes  # n is channels times taps: here 64 times 3 or 5
     tiles = (GemmTile(*t) for t in itertools.product(sizes, columns, (16, 32, 64, 128), (4, 8), (2, 3, 4, 5)))
     fitting = [tile for tile in tiles if tile != default and _fits(tile, product, architecture)]
-    return [default, *sorted(fitting, key=lambda tile: _distance(tile, default))[: most - 1]]
 
+    def distance(tile: GemmTile) -> float:
+        """The distance from the default tile, in doublings of a size; one stage counts as half a doubling."""
+        blocks = sum(abs(math.log2(a / b)) for a, b in zip(tile[:4], default[:4], strict=True))
+        return blocks + abs(tile.stages - default.stages) / 2
 
-def _by_tma(product: Gemm) -> bool:
-    """Whether a TMA kernel computes the product. Its wgmma multiplies 64 rows per warpgroup (4 warps)."""
-    return product.kernel.startswith("tma ")
+    return [default, *sorted(fitting, key=distance)]
 
 
 def _fits(tile: GemmTile, product: Gemm, architecture: str) -> bool:
@@ -140,23 +138,13 @@ def _fits(tile: GemmTile, product: Gemm, architecture: str) -> bool:
     itemsize = 2 if bf16_terms else product.dtype.itemsize
     shared = tile.stages * tile.k * (tile.m + tile.n) * itemsize
     accumulators = tile.m * tile.n // (32 * tile.warps)
+    least = 64 if product.kernel.startswith("tma ") else 16  # TMA kernels use wgmma: 64 rows per warpgroup (4 warps)
     sizes = zip((tile.m, tile.n, tile.k), (product.m, product.n, product.k), strict=True)
-    least = 64 if _by_tma(product) else 16
     return (
-        shared <= _room(architecture) and 2 <= accumulators <= (64 if bf16_terms else 128)
+        shared <= SHARED_MEMORY.get(architecture, LEAST_SHARED_MEMORY)
+        and 2 <= accumulators <= (64 if bf16_terms else 128)
         and all(block <= max(least, triton.next_power_of_2(size)) for block, size in sizes)
-    )  # fmt: skip
-
-
-def _room(architecture: str) -> int:
-    """Return the bytes of shared memory per program; for an unknown GPU the minimum of all supported ones."""
-    return SHARED_MEMORY.get(architecture, 99 << 10)
-
-
-def _distance(tile: GemmTile, default: GemmTile) -> float:
-    """Return the distance between two tiles, in doublings of a size; one stage counts as half a doubling."""
-    blocks = sum(abs(math.log2(a / b)) for a, b in zip(tile[:4], default[:4], strict=True))
-    return blocks + abs(tile.stages - default.stages) / 2
+    )
 
 
 @contextlib.contextmanager
@@ -168,12 +156,9 @@ def compiling(architecture: str) -> Iterator[list[str]]:
         try:
             binary = kernel.warmup(*args, grid=(1,), **constants)
         except Exception as error:  # a compiler may raise anything
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            faults.append(words(cause))
+            faults.append(words(error))
             return
-        if binary.metadata.shared > _room(architecture):
+        if binary.metadata.shared > SHARED_MEMORY.get(architecture, LEAST_SHARED_MEMORY):
             faults.append(f"needs {binary.metadata.shared} bytes of shared memory")
         compile_launcher(binary)
 
@@ -190,20 +175,16 @@ def compile_launcher(binary: Any) -> None:
         CudaLauncher(binary.src, binary.metadata)
 
 
-def measured(product: Gemm, times: Times) -> dict[GemmTile, float]:
+def right(found: Found) -> dict[GemmTile, float]:
     """Return the microseconds of the right tiles, the fastest first."""
-    found = {name: us for name, us in times.get(product.key, {}).items() if isinstance(us, float)}
-    return {GemmTile(*map(int, re.findall(r"\d+", name))): found[name] for name in sorted(found, key=found.__getitem__)}
+    return dict(sorted(((tile, us) for tile, us in found.items() if not isinstance(us, str)), key=lambda item: item[1]))
 
 
-def winners(wanted: Iterable[Gemm], times: Times, architecture: str) -> dict[str, GemmTile | None]:
-    """Return the fastest tile of each measured product, or None if the default tile is about as fast."""
-    found: dict[str, GemmTile | None] = {}
-    for product in wanted:
-        if of := measured(product, times):
-            best, default = next(iter(of)), of.get(tuning.default_tile(product, architecture), math.inf)
-            found[product.key] = best if of[best] < CLEARLY * default else None
-    return found
+def winner(found: Found, default: GemmTile) -> GemmTile | None:
+    """Return the fastest tile of a product, or None if the default tile is about as fast. At least one tile must be right."""
+    times = right(found)
+    best = next(iter(times))
+    return best if times[best] < CLEARLY * times.get(default, math.inf) else None
 
 
 def path_of(gpu: str) -> Path:
@@ -211,11 +192,11 @@ def path_of(gpu: str) -> Path:
     return tuning.TILES / f"{gpu.lower().replace(' ', '_')}.json"
 
 
-def record(name: str, found: Mapping[str, GemmTile | None]) -> None:
+def record(gpu: str, found: Mapping[str, GemmTile | None]) -> None:
     """Write the fastest tiles of a GPU. Keep stored tiles of other products, unless another version of Triton measured them."""
-    path = path_of(name)
+    path = path_of(gpu)
     known = json.loads(path.read_text()) if path.exists() else {}
     tiles: dict[str, GemmTile | None] = {**(known["tiles"] if known.get("triton") == triton.__version__ else {}), **found}
     path.parent.mkdir(exist_ok=True)
     lines = ",\n".join(f"  {json.dumps(like)}: {json.dumps(tile)}" for like, tile in sorted(tiles.items()) if tile is not None)
-    path.write_text(f'{{\n "gpu": "{name}",\n "triton": "{triton.__version__}",\n "tiles": {{\n{lines}\n }}\n}}\n')
+    path.write_text(f'{{\n "gpu": "{gpu}",\n "triton": "{triton.__version__}",\n "tiles": {{\n{lines}\n }}\n}}\n')

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,7 +21,6 @@ from bench import registry
 from bench.compile.code import SHARED_MEMORY
 from bench.tune import __main__ as tune
 from bench.tune import check, tiles
-from bench.tune.check import Judge
 from bench.tune.tiles import Place
 from tests.tools.test_bench import ROOT, Here, SetClock
 from trinn.kernels import launchers, ops
@@ -34,7 +34,6 @@ TMA = Gemm("tma conv2d", 256, 50176, 1152, torch.bfloat16, "ieee")
 TILES = [GemmTile(16 << i, 64, 32, 4, 3) for i in range(6)]
 SMALL_CONV = registry.CASES["LeNet conv2 b128"].small()
 NAME = "AlexNet conv3 b128"
-ENVIRONMENT = {"gpu": "NVIDIA H200", "architecture": "interpreter", "date": "2026-01-02T03:04:05"}
 
 # Worker: the first and last tiles do not compile, the second crashes, the third hangs, the fourth has a wrong result.
 CHILD = """
@@ -94,18 +93,14 @@ def test_fastest_tiles_are_stored_and_used(folder: Path, monkeypatch: pytest.Mon
     assert tuning.gemm_tile(other, device) not in TILES
 
 
-def test_winners() -> None:
+def test_winner() -> None:
     """The default tile is kept unless another tile is clearly faster, or the default tile has no time."""
-    default = tuning.default_tile(TMA, "sm_90")
-    others = [tile for tile in tiles.candidates(TMA, 4, "sm_90") if tile != default]
 
     def winner(*times: Any) -> GemmTile | None:
-        named = dict(zip(map(tiles.named, [default, *others]), times, strict=False))
-        return tiles.winners([TMA, PRODUCT], {TMA.key: named}, "sm_90")[TMA.key]
+        return tiles.winner(dict(zip(TILES, times, strict=False)), TILES[0])
 
-    assert winner(10.0, 9.8, 11.0) is None and winner(10.0, 9.6, 9.5) == others[1]
-    assert winner("crashed", 12.0) == others[0] and winner(10.0, "wrong result", 9.0) == others[1]
-    assert PRODUCT.key not in tiles.winners([PRODUCT], {PRODUCT.key: {tiles.named(default): "crashed"}}, "sm_90")
+    assert winner(10.0, 9.8, 11.0) is None and winner(10.0, 9.6, 9.5) == TILES[2]
+    assert winner("crashed", 12.0) == TILES[1] and winner(10.0, "wrong result", 9.0) == TILES[2]
 
 
 def test_tiles_of_another_triton_are_ignored(folder: Path) -> None:
@@ -127,8 +122,8 @@ def test_candidates_fit() -> None:
         PRODUCT, PRODUCT._replace(m=3, n=10, k=84), PRODUCT._replace(dtype=torch.float32, precision="tf32x3"),
         TMA, TMA._replace(m=32), TMA._replace(kernel="tma wgrad", dtype=torch.float32, precision="tf32"),
     ):  # fmt: skip
-        found = tiles.candidates(product, 24, "sm_90")
-        assert 12 < len(found) == len(set(found)) <= 24
+        found = tiles.candidates(product, "sm_90")
+        assert 12 < len(found) == len(set(found))
         assert found[0] == tuning.default_tile(product, "sm_90")
         for tile in found[1:]:
             assert tile.stages * tile.k * (tile.m + tile.n) * product.dtype.itemsize <= SHARED_MEMORY["sm_90"]
@@ -142,9 +137,9 @@ def test_candidates_fit() -> None:
 def test_float32_as_bf16_terms_has_bfloat16_operands() -> None:
     """With bf16x6, shared memory holds bfloat16 operands, and registers hold two accumulators."""
     terms = TMA._replace(dtype=torch.float32, precision="bf16x6")
-    wide = {tile for tile in tiles.candidates(TMA, 9999, "sm_90") if tile.m * tile.n <= 64 * 32 * tile.warps}
-    assert set(tiles.candidates(terms, 9999, "sm_90")) == wide | {tuning.default_tile(terms, "sm_90")}
-    assert len(tiles.candidates(terms._replace(precision="tf32"), 999, "sm_90")) < len(tiles.candidates(TMA, 999, "sm_90"))
+    wide = {tile for tile in tiles.candidates(TMA, "sm_90") if tile.m * tile.n <= 64 * 32 * tile.warps}
+    assert set(tiles.candidates(terms, "sm_90")) == wide | {tuning.default_tile(terms, "sm_90")}
+    assert len(tiles.candidates(terms._replace(precision="tf32"), "sm_90")) < len(tiles.candidates(TMA, "sm_90"))
 
 
 def test_products_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,38 +177,36 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One small case, in the benchmark and in the check."""
     monkeypatch.setitem(registry.CASES, SMALL_CONV.name, SMALL_CONV)
     monkeypatch.setattr(check, "SMALL", {SMALL_CONV.name: (SMALL_CONV, "channels_last")})
-    for cached in (check.kinds_of, tiles.call_of):
+    caches = check.kinds_of, check.expected, check.fault_of
+    for cached in caches:
         cached.cache_clear()
     yield
-    for cached in (check.kinds_of, tiles.call_of):
+    for cached in caches:
         cached.cache_clear()
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_timing(number: int, small: None) -> None:
+def test_timing(number: int, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the call that computes the product is timed, with the tile. A wrong result is not timed."""
     ran: list[Any] = []
     clock = SetClock(lambda call: ran.append((call.func.__name__, settings.tile_of(PRODUCT, ""))) or 2e-3)  # type: ignore[misc, func-returns-value]
-    timer, place = tune.Timer(Here(clock), "interpreter"), Place("fp32", SMALL_CONV.name, "contiguous", number)
+    timer, place = check.Timer(Here(clock), "interpreter"), Place("fp32", SMALL_CONV.name, "contiguous", number)
     both = [GemmTile(16, 16, 16, 4, 2), GemmTile(32, 16, 16, 4, 2)]
     assert all(timer([*place, list(tile)]) == pytest.approx(2000) for tile in both)
     names = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
     assert set(ran) == {(names[number], tile) for tile in both} and len(timer.calls) == 2
+    ran.clear()
+    assert timer.expected is not None
     timer.expected = [t + 0.1 for t in timer.expected]
     assert timer([*place, list(both[0])]) == "result differs from the first candidate's"
-    timer.judge.verdicts = dict.fromkeys(timer.judge.verdicts, "WRONG")
-    assert timer([*place, list(both[0])]) == "WRONG"
+    monkeypatch.setattr(check, "fault_of", lambda *_: "WRONG")
+    assert timer([*place, list(both[0])]) == "WRONG" and not ran
 
 
-CONFIG = "fp32", "conv2d float32 ieee scattered", GemmTile(32, 16, 16, 4, 2)
+CONFIG = "fp32", "conv2d float32 ieee scattered", GemmTile(32, 16, 16, 4, 2), "cpu", "interpreter"
 
 
-@pytest.fixture
-def judge(small: None) -> Judge:
-    return Judge(Here(SetClock()), "interpreter")
-
-
-def test_a_right_tile(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_right_tile(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checked tile is used in each pass of its kernel, and in no other kernel. A tile is checked once."""
     used: list[tuple[str, GemmTile]] = []
 
@@ -224,34 +217,33 @@ def test_a_right_tile(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
         return tile
 
     monkeypatch.setattr(pointer, "gemm_tile", recording)
-    assert judge(*CONFIG) is None and judge(*CONFIG) is None
-    forced = GemmTile(32, 16, 16, 4, 2)
-    assert [kernel for kernel, tile in used if tile == forced] == ["conv2d"] * 4
-    assert [kernel for kernel, tile in used if tile != forced] == ["wgrad"] * 2
+    assert check.fault_of(*CONFIG) is None and check.fault_of(*CONFIG) is None
+    assert [kernel for kernel, tile in used if tile == CONFIG[2]] == ["conv2d"] * 4
+    assert [kernel for kernel, tile in used if tile != CONFIG[2]] == ["wgrad"] * 2
 
 
-def test_wrong_tiles(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_tiles(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One wrong gradient, or different bits in the second run, makes a tile wrong."""
     right = launchers.conv2d_dgrad
     monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * 1.001)
-    assert judge(*CONFIG).startswith(f"WRONG, {SMALL_CONV.name}: input 0 is off by ")  # type: ignore[union-attr]
+    assert str(check.fault_of(*CONFIG)).startswith(f"WRONG, {SMALL_CONV.name}: input 0 is off by ")
     times = iter(range(9))
     monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: right(*args) * (1 + 2**-23 * next(times)))
-    judge.verdicts.clear()
-    assert judge(*CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: bits differ from the checked run"
+    check.fault_of.cache_clear()
+    assert check.fault_of(*CONFIG) == f"WRONG, {SMALL_CONV.name}: input 0: bits differ from the checked run"
 
 
-def test_unwritten_output_is_wrong(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritten_output_is_wrong(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     right = launchers.conv2d_dgrad
     monkeypatch.setattr(launchers, "conv2d_dgrad", lambda *args: torch.empty_like(right(*args)))
     torch.use_deterministic_algorithms(False)  # conftest turns them on
-    assert "input 0 is off by nan" in judge(*CONFIG)  # type: ignore[operator]
+    assert "input 0 is off by nan" in str(check.fault_of(*CONFIG))
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_tile_without_a_small_case_is_an_error(judge: Judge) -> None:
+def test_a_tile_without_a_small_case_is_an_error(small: None) -> None:
     with pytest.raises(LookupError, match="no small case runs this kernel"):
-        judge("fp32", "tma conv2d float32 bf16x6", GemmTile(64, 64, 32, 4, 3))
+        check.fault_of("fp32", "tma conv2d float32 bf16x6", *CONFIG[2:])
 
 
 KINDS = """
@@ -278,17 +270,26 @@ def test_small_cases_reach_every_kind_of_product() -> None:
 
 
 @pytest.fixture
-def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
     """Arguments for one small convolution, with a few tiles per product."""
     monkeypatch.setitem(registry.CASES, NAME, registry.CASES[NAME].small())
     monkeypatch.setattr(tuning, "TILES", tmp_path / "tiles")
-    tiles.candidates.cache_clear()
-    yield Namespace(names=[f"^{NAME}$"], arithmetics=["fp32"], candidates=6, minutes=5.0, out=tmp_path, compile_only=False)
-    tiles.candidates.cache_clear()
+    monkeypatch.setattr(tune, "CANDIDATES", 6)
+    return Namespace(names=[f"^{NAME}$"], arithmetics=["fp32"], minutes=5.0)
 
 
-def stored(args: Namespace) -> dict[str, Any]:
-    return json.loads((args.out / "nvidia-h200" / "tiles.json").read_text())
+def run(args: Namespace, *worker: str) -> int:
+    return tune.run(args, [sys.executable, "-c", *worker], "NVIDIA H200", "interpreter")
+
+
+def rejected(printed: str) -> list[tuple[str, list[int], str]]:
+    """Return (number of the call, tile, first word of the fault) of the rejected tiles."""
+    found = re.findall(rf" left  fp32 {NAME} \w+ (\d) (\[[\d, ]+\]) ([A-Za-z]\w+)", printed)
+    return [(number, json.loads(tile), fault) for number, tile, fault in found]
+
+
+def stored() -> dict[str, list[int]]:
+    return json.loads(tiles.path_of("NVIDIA H200").read_text())["tiles"]
 
 
 # Worker on the CPU. Tiles with 5 stages do not compile, tiles with 4 stages crash, wgrad tiles with 3 stages are wrong, and
@@ -302,9 +303,8 @@ if "--compile-only" in sys.argv:
     sys.exit()
 os.environ["TRITON_INTERPRET"] = "1"
 sys.path.insert(0, {str(ROOT)!r})
-from argparse import Namespace
 from bench import registry
-from bench.tune import __main__ as tune, check
+from bench.tune import check
 from tests.tools.test_bench import Here, SetClock
 from trinn.kernels.conv2d import pointer
 from trinn.kernels import reduce
@@ -326,28 +326,21 @@ def seconds(call):
 
 pointer.gemm_tile = gemm_tile
 pointer.sum_partials = lambda partials, dw: reduce.sum_partials(partials, dw).mul_(1.01 if stages == 3 else 1)
-tune.work(Namespace(compile_only=False, architecture="interpreter"), lambda: Here(SetClock(seconds)))
+check.main("interpreter", Here(SetClock(seconds)))
 """
 
 
 @pytest.mark.long
 def test_a_run(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong and crashing tiles are rejected and not timed; the fastest of the others is stored. A second run does nothing."""
-    assert tune.run(args, [sys.executable, "-c", WORKER], ENVIRONMENT) == 0
-    times = stored(args)["times"]
-    assert len(times) == 3
-    for key, of in times.items():
-        assert [tile for tile, found in of.items() if found == "no room"] == ["16x16x16 w4 s5"]
-        assert [tile for tile, found in of.items() if str(found).startswith("crashed")] == ["16x16x16 w4 s4"]
-        wrong = [tile for tile, found in of.items() if str(found).startswith(f"WRONG, {NAME}: weight is off by")]
-        assert wrong == (["16x16x16 w4 s3"] if key.startswith("wgrad") else [])
-        assert len([us for us in of.values() if isinstance(us, float)]) == (3 if wrong else 4)
-    kept = json.loads(tiles.path_of("NVIDIA H200").read_text())["tiles"]
-    fastest = {"conv2d": GemmTile(16, 16, 32, 4, 2), "wgrad": GemmTile(16, 32, 16, 4, 2)}
-    assert {(like.split()[0], GemmTile(*tile)) for like, tile in kept.items()} == set(fastest.items()) and len(kept) == 3
-    assert "us  16x16x32 w4 s2" in capsys.readouterr().out
-    assert tune.run(args, ["nothing", "is", "left"], ENVIRONMENT) == 0
-    assert "3 products, 0 candidates without a time" in capsys.readouterr().out
+    """Wrong and crashing tiles are rejected and not timed; the fastest of the others is stored."""
+    assert run(args, WORKER) == 0
+    printed = capsys.readouterr().out
+    faults = [("no", 5), ("crashed", 4)]
+    expected = [(number, [16, 16, 16, 4, stages], fault) for number in "012" for fault, stages in faults]
+    assert sorted(rejected(printed)) == sorted([*expected, ("2", [16, 16, 16, 4, 3], "WRONG")])
+    assert f"WRONG, {NAME}: weight is off by" in printed and "us  16x16x32 w4 s2" in printed
+    fastest = {"conv2d": [16, 16, 32, 4, 2], "wgrad": [16, 32, 16, 4, 2]}
+    assert len(stored()) == 3 and all(tile == fastest[key.split()[0]] for key, tile in stored().items())
 
 
 # Worker that times every tile immediately.
@@ -360,33 +353,25 @@ for item in map(json.loads, sys.stdin):
 """
 
 
-def test_a_run_stops_at_its_time_limit_and_resumes(
+def test_a_run_stops_at_its_time_limit(
     args: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = itertools.count(step=10 * 60)
     with monkeypatch.context() as patch:
         patch.setattr(time, "monotonic", lambda: next(now))  # each reading of the clock is ten minutes later
         args.minutes = 10 * 60
-        assert tune.run(args, [sys.executable, "-c", QUICK], ENVIRONMENT) == 1
-    half = stored(args)["times"]
-    many = sum(map(len, half.values()))
-    assert 0 < many < 18 and f"{18 - many} candidates left" in capsys.readouterr().out
-    args.minutes = 1.0
-    assert tune.run(args, [sys.executable, "-c", QUICK.replace("10.0", "20.0")], ENVIRONMENT) == 0
-    whole = stored(args)["times"]
-    assert sum(map(len, whole.values())) == 18
-    assert all(whole[key].items() >= found.items() for key, found in half.items())  # not done again
-    monkeypatch.setattr(tune, "sources", lambda: "changed kernels")
-    assert tune.run(args, [sys.executable, "-c", QUICK.replace("10.0", "30.0")], ENVIRONMENT) == 0
-    assert {us for of in stored(args)["times"].values() for us in of.values()} == {30.0}
+        assert run(args, QUICK) == 1
+    assert 0 < int(re.findall(r"(\d+) candidates left", capsys.readouterr().out)[0]) < 18
+    assert run(args, QUICK) == 0
 
 
 def test_a_wrong_default_tile_fails(args: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another tile replaces it, even a slower one. If all tiles are wrong, none is stored."""
-    wrong = QUICK.replace("found = None if", "found = 'WRONG' if item[-1][3] == 1 else None if")
-    assert tune.run(args, [sys.executable, "-c", wrong], ENVIRONMENT) == 1
+    """Another tile replaces it, even a slower one. If all tiles are wrong, the stored ones stay."""
+    assert run(args, QUICK.replace("found = None if", "found = 'WRONG' if item[-1][3] == 1 else None if")) == 1
     assert capsys.readouterr().out.count("THE DEFAULT TILE IS REJECTED: 16x16x16 w1 s1: WRONG") == 3
-    assert len(json.loads(tiles.path_of("NVIDIA H200").read_text())["tiles"]) == 3
+    kept = stored()
+    assert len(kept) == 3
+    assert run(args, QUICK.replace("10.0", "'WRONG'")) == 1 and stored() == kept
 
 
 # Worker that crashes once, at a tile with 2 stages.
@@ -403,30 +388,26 @@ for item in map(json.loads, sys.stdin):
 """
 
 
-def test_a_crash_rejects_the_tile_for_its_kind(args: Namespace) -> None:
+def test_a_crash_rejects_the_tile_for_its_kind(args: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The other product of the kind does not run the tile; products of other kinds do."""
-    assert tune.run(args, [sys.executable, "-c", CRASHING, str(args.out / "marker")], ENVIRONMENT) == 0
-    found = [(key.split()[0], of["16x16x16 w4 s2"]) for key, of in stored(args)["times"].items()]
-    crashed = "crashed, exit status 9: "
-    assert found == [("conv2d", crashed), ("conv2d", crashed), ("wgrad", 10.0)]
-
-
-def test_hash_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = tune.sources()
-    assert tune.sources() == before
-    monkeypatch.setattr(tune, "triton", Namespace(__version__="1.0.0"))
-    assert tune.sources() != before
+    assert run(args, CRASHING, str(tmp_path / "marker")) == 0
+    printed = capsys.readouterr().out
+    assert rejected(printed) == [(number, [16, 16, 16, 4, 2], "crashed") for number in "01"]
+    assert printed.count("crashed, exit status 9: ") == 2
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tune.main([]) == 1
-    assert capsys.readouterr() == ("", "No GPU found. --compile-only works without one.\n")
+    assert capsys.readouterr() == ("", "No GPU found.\n")
 
 
-def test_compile_only() -> None:
-    """Compiles the default tiles of one convolution, for its products and the small cases."""
-    command = [sys.executable, "-m", "bench.tune", "--compile-only", "--arithmetics", "bf16", "--candidates", "1"]
-    done = subprocess.run([*command, "--", "^LeNet conv1 b128$"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("2 candidates compiled, 0 failed")
+def test_compilation() -> None:
+    """Worker processes compile a tile for both products of a convolution, and for the small cases."""
+    items = [["bf16", "LeNet conv1 b128", "channels_last", number, [16, 64, 32, 4, 3]] for number in range(2)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.tune.check", "sm_90", "--compile-only"],
+        input="".join(json.dumps(item) + "\n" for item in items), cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    printed = [line for line in map(json.loads, done.stdout.splitlines()) if "of" in line]
+    assert printed == [{"of": item, "result": None} for item in items], done.stderr
