@@ -1,11 +1,10 @@
 """Measure the host cost of a call, without a GPU: `python -m bench.launch_path`, in microseconds of Python.
 
-`--count` counts calls of Python and C functions instead of microseconds. The counts are the same on every run and machine.
-`--json` prints JSON instead of tables.
+`--count` counts calls of Python and C functions instead: the same numbers on every run and machine. `--json` prints JSON.
 
-Kernels are compiled for an H100 or H200 and launched by a stub driver. The output has three tables: operators, through the
-launcher and through the launch cache, each with the cost per kernel launch; functionals without gradients, compared with their
-operator; and forward and backward of a one-pixel convolution with empty operators.
+Kernels are compiled for an H100 or H200 and launched by a stub driver. For each operator the output has the costs of its
+launcher, of the launch cache and of the functional without gradients. Then it has the costs of forward and backward of a
+one-pixel convolution: of an empty torch Function, and of ours with empty operators.
 """
 
 import gc
@@ -14,7 +13,8 @@ import sys
 import timeit
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -29,14 +29,26 @@ from trinn.kernels.runtime.plan import make_plan
 
 Cost = Callable[[Callable[[], Any]], float]
 
-
-class Operator(NamedTuple):
-    """Costs of an operator, through its launcher and through the launch cache."""
-
-    by_launcher: float  # of the whole call
-    triton_launch: float  # per kernel launch, in Triton alone
-    cached_call: float  # of the whole call
-    cached_launch: float  # per kernel launch
+X, Y, W = torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8), torch.randn(64, 64, 3, 3)
+B, MEAN, VAR, SCALE = (torch.randn(64) for _ in range(4))
+FLAT, DENSE = torch.randn(4, 64), torch.randn(64, 64)
+ONE = torch.ones(1, 1, 1, 1)
+# The arguments of each operator, with lists as the dispatcher passes them.
+OPERATORS: dict[str, tuple[Any, ...]] = {
+    "relu_forward": (X,),
+    "max_pool2d_forward": (X, [4, 4], [2, 2], [2, 2], [0, 0], [1, 1]),
+    "batchnorm2d_forward": (X, MEAN, VAR, SCALE, B, None, False, 1e-5),
+    "linear_fprop": (FLAT, DENSE, B, False),
+    "conv2d_fprop": (X, W, B, [8, 8], [1, 1], [1, 1], [1, 1], 1),
+    "conv2d_wgrad": (X, Y, [3, 3], [1, 1], [1, 1], [1, 1], 1),
+}
+FUNCTIONALS: dict[str, Callable[[], Any]] = {
+    "relu_forward": lambda: tnn.relu(X),
+    "max_pool2d_forward": lambda: tnn.max_pool2d(X, 2),
+    "batchnorm2d_forward": lambda: tnn.batch_norm(X, MEAN, VAR, SCALE, B),
+    "linear_fprop": lambda: tnn.linear(FLAT, DENSE, B),
+    "conv2d_fprop": lambda: tnn.conv2d(X, W, B, padding=1),
+}
 
 
 def microseconds(call: Callable[[], Any]) -> float:
@@ -49,7 +61,7 @@ def calls(call: Callable[[], Any]) -> float:
     """Return the number of Python and C functions called by a warm call."""
     found = 0
 
-    def count(frame: Any, event: str, arg: Any) -> None:
+    def count(frame: Any, event: str, arg: Any) -> None:  # a list of events would change the addresses of allocated tensors
         nonlocal found
         found += event in ("call", "c_call")
 
@@ -65,35 +77,12 @@ def calls(call: Callable[[], Any]) -> float:
     return found - 1  # the last call of sys.setprofile
 
 
-X, Y, W = torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8), torch.randn(64, 64, 3, 3)
-B, MEAN, VAR, SCALE = (torch.randn(64) for _ in range(4))
-FLAT, DENSE = torch.randn(4, 64), torch.randn(64, 64)
-FUNCTION = "empty torch Function"
-# Of a 2 x 2 max pooling: output size, kernel size, stride, padding, dilation.
-PAIRS = (4, 4), (2, 2), (2, 2), (0, 0), (1, 1)
-OPERATORS: dict[str, tuple[Any, ...]] = {
-    "relu_forward": (X,),
-    "max_pool2d_forward": (X, *PAIRS),
-    "batchnorm2d_forward": (X, MEAN, VAR, SCALE, B, None, False, 1e-5),
-    "linear_fprop": (FLAT, DENSE, B, False),
-    "conv2d_fprop": (X, W, B, (8, 8), (1, 1), (1, 1), (1, 1), 1),
-    "conv2d_wgrad": (X, Y, (3, 3), (1, 1), (1, 1), (1, 1), 1),
-}
-FUNCTIONALS: dict[str, Callable[[], Any]] = {
-    "relu_forward": lambda: tnn.relu(X),
-    "max_pool2d_forward": lambda: tnn.max_pool2d(X, 2),
-    "batchnorm2d_forward": lambda: tnn.batch_norm(X, MEAN, VAR, SCALE, B),
-    "linear_fprop": lambda: tnn.linear(FLAT, DENSE, B),
-    "conv2d_fprop": lambda: tnn.conv2d(X, W, B, padding=1),
-}
-
-
-def operator(name: str, cost: Cost) -> Operator:
-    args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]  # the dispatcher passes lists
-    launcher = getattr(launchers, name)
+def operator(name: str, cost: Cost) -> tuple[float, float, float, float]:
+    """Return the costs of the launcher, of its launch in Triton, of the cached call and of its launch."""
+    args, launcher = OPERATORS[name], getattr(launchers, name)
     cached = launch_cache.cached(launcher)
     cached(*args)
-    plan = make_plan(launcher, tuple(args))
+    plan = make_plan(launcher, args)
     entry = launch_cache.without_tensors(plan, start_plan(plan), [arg for arg in args if isinstance(arg, Tensor)])
     assert entry is not None
     addresses = [0] * 9
@@ -102,26 +91,12 @@ def operator(name: str, cost: Cost) -> Operator:
         for kernel, programs, positional, constants, _ in plan.launches:
             kernel[(programs,)](*positional, **constants)
 
-    return Operator(
+    return (
         cost(lambda: launcher(*args)),
         cost(triton) / len(plan.launches),
         cost(lambda: cached(*args)),
         cost(lambda: triton_internals.start(entry.launches, addresses, 0)) / len(plan.launches),
     )
-
-
-def functionals(cost: Cost) -> dict[str, tuple[float, float]]:
-    """Return the costs of the operator through the launch cache, and of its functional, both without gradients."""
-    found = {}
-    with torch.no_grad():
-        for name, call in FUNCTIONALS.items():
-            args = [list(arg) if isinstance(arg, tuple) else arg for arg in OPERATORS[name]]
-            cached = launch_cache.cached(getattr(launchers, name))
-            for _ in range(3):
-                cached(*args)
-                call()
-            found[name] = cost(lambda cached=cached, args=args: cached(*args)), cost(call)  # type: ignore[misc]
-    return found
 
 
 class Bare(torch.autograd.Function):
@@ -138,13 +113,9 @@ class Bare(torch.autograd.Function):
         return ONE, ONE, ONE[0, 0, 0], None, None, None, None, None
 
 
-ONE = torch.ones(1, 1, 1, 1)
-
-
 def autograd(cost: Cost) -> dict[str, float]:
-    """Return the cost of forward and backward of a one-pixel convolution: torch, an empty Function, ours with empty ops."""
+    """Return the cost of forward and backward of a one-pixel convolution: an empty Function, and ours with empty operators."""
     x, w, b = ONE.clone().requires_grad_(), ONE.clone().requires_grad_(), torch.ones(1, requires_grad=True)
-    geometry = (1, 1), (1, 1), (0, 0), (1, 1), 1
 
     def both(function: Callable[[], Tensor]) -> float:
         def call() -> None:
@@ -159,38 +130,28 @@ def autograd(cost: Cost) -> dict[str, float]:
         conv2d_wgrad=lambda *_: ONE,
         channel_sum=lambda _: ONE[0, 0, 0],
     )
-    found = {
-        "torch's convolution": both(lambda: torch.nn.functional.conv2d(x, w, b)),
-        FUNCTION: both(lambda: Bare.apply(x, w, b, *geometry)),
-    }
-    modules: list[Any] = [sys.modules["trinn.layers.conv2d"], sys.modules["trinn.layers.reduce"]]
-    before = [module.ops for module in modules]
-    try:
-        for module in modules:
-            module.ops = empty
-        return found | {"ours": both(lambda: tnn.conv2d(x, w, b))}
-    finally:
-        for module, ops in zip(modules, before, strict=True):
-            module.ops = ops
+    conv2d, reduce = (sys.modules[f"trinn.layers.{name}"] for name in ("conv2d", "reduce"))
+    with mock.patch.object(conv2d, "ops", empty), mock.patch.object(reduce, "ops", empty):
+        ours = both(lambda: tnn.conv2d(x, w, b))
+    return {"empty torch Function": both(lambda: Bare.apply(x, w, b, (1, 1), (1, 1), (0, 0), (1, 1), 1)), "ours": ours}
 
 
 def main() -> int:
     torch.set_num_threads(1)
     stub_gpu.stand_in()
     cost = calls if "--count" in sys.argv else microseconds
-    operators, over, both = {name: operator(name, cost) for name in OPERATORS}, functionals(cost), autograd(cost)
+    operators = {name: operator(name, cost) for name in OPERATORS}
+    with torch.no_grad():
+        functionals = {name: (operators[name][2], cost(call)) for name, call in FUNCTIONALS.items()}
+    both = autograd(cost)
     if "--json" in sys.argv:
-        print(json.dumps({"operators": operators, "functionals": over, "autograd": both}))
+        print(json.dumps({"operators": operators, "functionals": functionals, "autograd": both}))
         return 0
-    print(f"{'operator':24}{'launcher':>12}{'per launch':>15}{'cached call':>12}{'per launch':>15}")
+    print(f"{'operator':24}{'launcher':>12}{'per launch':>12}{'cached call':>14}{'per launch':>12}{'functional':>12}")
     for name, (launcher, triton, cached, start) in operators.items():
-        print(f"{name:24}{launcher:12.1f}{triton:15.1f}{cached:12.1f}{start:15.1f}")
-    print(f"\n{'functional, no gradients':24}{'operator':>12}{'functional':>15}{'difference':>12}")
-    for name, (body, whole) in over.items():
-        print(f"{name:24}{body:12.1f}{whole:15.1f}{whole - body:12.1f}")
-    print(f"\n{'forward and backward':24}{'':12}{'total':>15}{'/ empty Function':>18}")
-    for name, whole in both.items():
-        print(f"{name:24}{'':12}{whole:15.1f}{whole / both[FUNCTION]:18.2f}")
+        functional = f"{functionals[name][1]:12.1f}" if name in functionals else ""
+        print(f"{name:24}{launcher:12.1f}{triton:12.1f}{cached:14.1f}{start:12.1f}{functional}")
+    print(*(f"forward and backward, {name:24}{whole:12.1f}" for name, whole in both.items()), sep="\n")
     return 0
 
 
