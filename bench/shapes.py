@@ -183,6 +183,10 @@ def pad(x: Shape, border: int) -> Passes:
     return passes
 
 
+def shuffle(x: Shape, factor: int) -> Passes:
+    return lambda new: launchers.pixel_unshuffle(launchers.pixel_shuffle(new(*x), factor), factor)
+
+
 def relayouts(*shape: int, channels: int | None = None) -> Passes:
     """Every copy of relayout.py, from both memory formats."""
     n, c, *size = shape
@@ -229,6 +233,7 @@ USUALLY: dict[str, Passes] = {
     "downsample by 2": resize((32, 64, 56, 56), (28, 28)),
     "one bin": adaptive_pool((32, 512, 7, 7), (1, 1)),
     "padding by 1": pad((32, 64, 56, 56), 1),
+    "ESPCN pixel shuffle": shuffle((16, 36, 128, 128), 3),
     "ResNet 3x3 relayout": relayouts(32, 128, 28, 28),
     "ResNet 7 x 7 relayout": relayouts(64, 512, 7, 7),
     "AlexNet conv1 relayout": relayouts(128, 3, 224, 224, channels=8),
@@ -255,6 +260,7 @@ USUALLY: dict[str, Passes] = {
     "past int32, resize": resize((2**14, 64, 28, 28), (56, 56)),
     "past int32, unpooling": unpool((2**14, 64, 28, 28), (56, 56)),
     "past int32, relayout": relayouts(2**14, 64, 56, 56),
+    "past int32, pixel shuffle": shuffle((2**15, 64, 32, 32), 2),
     "past int32, ReLU": relu(2**31),
 }
 # The names of the cases with rows in bench/compiled/: the shapes of networks.
