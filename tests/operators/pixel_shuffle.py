@@ -11,15 +11,19 @@ from trinn.kernels import ops
 
 
 def pixel_shuffle(draw: Drawing) -> DrawnCase:
-    factor, sizes = draw.number(1, 3), (draw.number(1, 3), draw.number(0 if draw.seldom() else 1, 4), draw.number(1, 4))
-    leading = tuple(draw.number(1, 3) for _ in range(draw.one_of(1, 1, 0, 2)))
-    if draw.number(0, 1):
-        shape, ours, torchs = (sizes[0] * factor**2, *sizes[1:]), tnn.pixel_shuffle, F.pixel_shuffle
-    else:
-        shape, ours, torchs = (sizes[0], *(n * factor for n in sizes[1:])), tnn.pixel_unshuffle, F.pixel_unshuffle
-    x = draw.tensor((*leading, *shape), draw.values_to_move())
-    name = "upscale_factor" if ours is tnn.pixel_shuffle else "downscale_factor"
-    return DrawnCase(ours, torchs, [x], {name: factor}, moves=True)
+    channels, height, width = draw.number(1, 3), draw.number(1, 4), draw.number(1, 4)
+    factor, leading = draw.number(1, 3), tuple(draw.number(1, 3) for _ in range(draw.one_of(1, 1, 0, 2)))
+    shape = (*leading, channels * factor**2, height, width)
+    return DrawnCase(
+        tnn.pixel_shuffle, F.pixel_shuffle, [draw.tensor(shape, draw.values_to_move())], {"upscale_factor": factor}, moves=True
+    )
+
+
+def pixel_unshuffle(draw: Drawing) -> DrawnCase:
+    factor, leading = draw.number(1, 3), tuple(draw.number(1, 3) for _ in range(draw.one_of(1, 1, 0, 2)))
+    shape = (*leading, draw.number(1, 3), draw.number(1, 4) * factor, draw.number(1, 4) * factor)
+    x = draw.tensor(shape, draw.values_to_move())
+    return DrawnCase(tnn.pixel_unshuffle, F.pixel_unshuffle, [x], {"downscale_factor": factor}, moves=True)
 
 
 SHUFFLE = Arguments({"upscale_factor": 2}, shape=(1, 8, 10, 5))
@@ -41,7 +45,7 @@ OPERATOR = Operator(
         "pixel_unshuffle": case(nn.pixel_unshuffle, (3, 5, 14, 12), downscale_factor=2),
     },
     programs=lambda nn: {"pixel_shuffle": case(nn.pixel_shuffle, (4, 16, 64, 64), upscale_factor=2, programs=8)},
-    draws=(pixel_shuffle,),
+    draws=(pixel_shuffle, pixel_unshuffle),
     functions={"pixel_shuffle": SHUFFLE, "pixel_unshuffle": UNSHUFFLE},
     modules={"PixelShuffle": SHUFFLE, "PixelUnshuffle": UNSHUFFLE},
     patched={

@@ -1,6 +1,7 @@
 """Pixel shuffle and its inverse: layouts, leading axes, dtypes, special values, errors. Results have torch's bits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_convert() -> None:
     assert torch.equal(model(x), x)
 
 
-SHUFFLE_ERRORS = {
+SHUFFLE_ERRORS: dict[str, tuple[tuple[int, ...], Any, str]] = {
     "factor 0": ((1, 4, 2, 2), 0, "pixel_shuffle expects a positive upscale_factor, but got 0"),
     "factor -2": ((1, 4, 2, 2), -2, "pixel_shuffle expects a positive upscale_factor, but got -2"),
     "channels": ((1, 6, 2, 2), 2, "divisible by the square of upscale_factor, but input.size(-3)=6 is not divisible by 4"),
@@ -102,7 +103,7 @@ SHUFFLE_ERRORS = {
     "square too large": ((1, 4, 2, 2), 3037000500, "upscale factor is too large, (upscale_factor)^2 overflowed"),
     "largest square": ((1, 4, 2, 2), 3037000499, "is not divisible by 9223372030926249001"),
 }
-UNSHUFFLE_ERRORS = {
+UNSHUFFLE_ERRORS: dict[str, tuple[tuple[int, ...], Any, str]] = {
     "factor 0": ((1, 4, 2, 2), 0, "pixel_unshuffle expects a positive downscale_factor, but got 0"),
     "height": (
         (1, 4, 3, 2),
@@ -119,7 +120,7 @@ ERRORS += [("pixel_unshuffle", *case) for case in UNSHUFFLE_ERRORS.values()]
 
 
 @pytest.mark.parametrize(("name", "shape", "factor", "text"), ERRORS)
-def test_errors(name: str, shape: tuple[int, ...], factor: int, text: str) -> None:
+def test_errors(name: str, shape: tuple[int, ...], factor: Any, text: str) -> None:
     """torch's exceptions, with torch's texts."""
     ours, torchs, x = getattr(tnn, name), getattr(F, name), randn(*shape)
     raises_like(torchs, ours, x, factor)
