@@ -6,25 +6,35 @@
 Both are the same copy between two views with the axes (.., c, i, j, h, w). The gradient of each is the other.
 """
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .device.indexing import offset_of
+from .device.walk import choose_lanes
 from .runtime.allocate import empty
 from .runtime.launch import launch
 from .runtime.layout import index_type, is_channels_last, memory_order
 from .runtime.op import op
-from .runtime.tuning import elementwise_block
+from .runtime.tuning import ElementTile, elementwise_block
 from .runtime.vmap import FIRST_AXIS
+
+LEAST_LANES = 32
 
 
 @triton.jit
-def _pixel_shuffle_kernel(source, result, sizes, strides, elements, INDEX: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK elements of the dense result, in its memory order, from a source with these strides."""
-    element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(source + offset_of(element, sizes, strides), mask=element < elements)
-    tl.store(result + element, value, mask=element < elements)
+def _pixel_shuffle_kernel(
+    source, result, rows, lanes, row_axes, lane_axes, lane_tiles, INDEX: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """A tile of the dense result: some rows of `lanes` adjacent elements. The axes are sizes and the source's strides."""
+    program = tl.program_id(0).to(INDEX)
+    row = (program // lane_tiles * TILE.rows + tl.arange(0, TILE.rows))[:, None]
+    lane = (program % lane_tiles * TILE.lanes + tl.arange(0, TILE.lanes))[None, :]
+    exists = (row < rows) & (lane < lanes)
+    offset = offset_of(row, row_axes[0], row_axes[1]) + offset_of(lane, lane_axes[0], lane_axes[1])
+    tl.store(result + row * lanes + lane, tl.load(source + offset, mask=exists), mask=exists)
 
 
 def _empty_shuffled(x: Tensor, factor: int) -> Tensor:
@@ -77,10 +87,21 @@ def _pixels_split(x: Tensor, factor: int) -> Tensor:
 
 
 def _copy(x: Tensor, y: Tensor, source: Tensor, result: Tensor) -> None:
-    """Launch the kernel: fill y from x, given views of both with the same axes."""
+    """Launch the kernel: fill y from x, given views of both with the same axes.
+
+    Divisions of indices cost more than the copy. So the innermost axes, enough for a warp, are lanes, and the others rows: each
+    index is divided once per tile, not once per element.
+    """
+    if y.numel() == 0:
+        return
     sizes, (_, strides) = memory_order(result, source)
-    block = elementwise_block(y.numel())
+    inner = next((n for n in range(1, len(sizes)) if math.prod(sizes[:n]) >= LEAST_LANES), len(sizes))
+    lanes, rows, block = math.prod(sizes[:inner]), math.prod(sizes[inner:]), elementwise_block(y.numel())
+    width = choose_lanes(lanes, block)
+    tile = ElementTile(min(triton.next_power_of_2(rows), block // width), width)
+    lane_tiles = triton.cdiv(lanes, tile.lanes)
     launch(
-        _pixel_shuffle_kernel, triton.cdiv(y.numel(), block), x, y, sizes, strides, y.numel(),
-        INDEX=index_type(x, y), BLOCK=block, device=x.device,
+        _pixel_shuffle_kernel, triton.cdiv(rows, tile.rows) * lane_tiles, x, y, rows, lanes,
+        (sizes[inner:], strides[inner:]), (sizes[:inner], strides[:inner]), lane_tiles,
+        INDEX=index_type(x, y), TILE=tile, device=x.device,
     )  # fmt: skip

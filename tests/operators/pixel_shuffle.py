@@ -31,8 +31,9 @@ UNSHUFFLE = Arguments({"downscale_factor": 2}, shape=(1, 2, 10, 6))
 MUTANTS = (
     Mutant("pixel shuffle: rows and columns of the factor are swapped", "kernels/pixel_shuffle.py", "movedim((-3, -1), (-4, -3))", "movedim((-3, -1), (-3, -4))", "pixel_shuffle"),
     Mutant("pixel shuffle: the channel varies fastest", "kernels/pixel_shuffle.py", "x.unflatten(-3, (x.shape[-3] // factor**2, factor, factor))", "x.unflatten(-3, (factor, factor, x.shape[-3] // factor**2)).movedim(-3, -5)", "pixel_shuffle"),
-    Mutant("pixel shuffle: the last block is missing", "kernels/pixel_shuffle.py", "triton.cdiv(y.numel(), block)", "y.numel() // block", "pixel_shuffle"),
-    Mutant("pixel shuffle: memory past the end is written", "kernels/pixel_shuffle.py", "tl.store(result + element, value, mask=element < elements)", "tl.store(result + element, value, mask=element <= elements)", "bounds"),
+    Mutant("pixel shuffle: the last rows are missing", "kernels/pixel_shuffle.py", "triton.cdiv(rows, tile.rows) * lane_tiles", "rows // tile.rows * lane_tiles", "pixel_shuffle"),
+    Mutant("pixel shuffle: the last lanes are missing", "kernels/pixel_shuffle.py", "triton.cdiv(lanes, tile.lanes)", "max(1, lanes // tile.lanes)", "pixel_shuffle"),
+    Mutant("pixel shuffle: memory past the end is written", "kernels/pixel_shuffle.py", "exists = (row < rows) & (lane < lanes)", "exists = (row <= rows) & (lane < lanes)", "bounds"),
     Mutant("pixel shuffle: channels_last becomes contiguous", "kernels/pixel_shuffle.py", "empty(x, shape, x.dim() == 4 and is_channels_last(x))", "empty(x, shape)", "pixel_shuffle"),
 )  # fmt: skip
 OPERATOR = Operator(
