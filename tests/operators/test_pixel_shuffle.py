@@ -16,6 +16,7 @@ from tests.support.check import DEVICE, DTYPES, check, raises_like, randn
 LAST = torch.channels_last
 SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
     "several blocks": ((3, 18, 5, 7), 3),
+    "long rows": ((1, 4, 1, 301), 2),
     "one channel": ((2, 9, 4, 5), 3),
     "one pixel": ((2, 8, 1, 1), 2),
     "factor 1": ((2, 3, 4, 5), 1),
