@@ -225,6 +225,7 @@ USUALLY |= {
     "downsample by 2": resize((32, 64, 56, 56), (28, 28)),
     "global pooling": adaptive_pool((32, 512, 7, 7), (1, 1)),
     "padding by 1": pad((32, 64, 56, 56), 1),
+    "ESPCN pixel shuffle": layer(lambda nn: nn.PixelShuffle(3), (16, 36, 128, 128)),
     "one image": conv((1, 512, 7, 7), (512, 512, 3, 3), padding=1),
     # Triton specialises a kernel for a size of one.
     "one element, conv": conv((1, 1, 1, 1), (1, 1, 1, 1)),
@@ -245,6 +246,7 @@ USUALLY |= {
     "past int32, bins": adaptive_pool((2**14, 64, 56, 56), (7, 7)),
     "past int32, resize": resize((2**14, 64, 28, 28), (56, 56)),
     "past int32, unpooling": unpool((2**14, 64, 28, 28), (56, 56)),
+    "past int32, pixel shuffle": layer(lambda nn: nn.PixelShuffle(2), (2**15, 64, 32, 32)),
     "past int32, ReLU": relu(2**31),
 }
 # The names with rows in bench/compile/recorded/: the shapes of networks.

@@ -5,7 +5,7 @@ opaque torch operator, `torch.ops.trinn.<name>`. `launchers` has all launchers b
 
     conv2d/             convolution; passes.py has its launchers and chooses the kernel
     conv_transpose2d    transposed convolution in terms of conv2d/, for tests: layers/ calls the launchers of conv2d/
-    linear, relu, pad2d, max_unpool2d
+    linear, relu, pad2d, max_unpool2d, pixel_shuffle
     pool2d              max and average pooling, with windows or adaptive
     batchnorm2d         batch normalisation; statistics2d has its means, variances and running statistics
     upsample2d          resizing; antialias2d has resizing with antialiasing
@@ -29,6 +29,7 @@ if __name__ == "trinn.kernels":
         linear,
         max_unpool2d,
         pad2d,
+        pixel_shuffle,
         pool2d,
         reduce,
         relu,

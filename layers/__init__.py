@@ -12,6 +12,7 @@ from .conv_transpose2d import *
 from .fused import *
 from .linear import *
 from .max_unpool2d import *
+from .pixel_shuffle import *
 from .pool2d import *
 from .relu import *
 from .sync_batchnorm import *

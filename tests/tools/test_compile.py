@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Rows of the compile report that together compile every kernel. The report reads machine code only for rows with recorded
 # figures, so the others are cheap.
 EVERY_KERNEL = (
-    "^past int32, (batch norm|bins|conv fused|linear|resize|ReLU), tf32$|^past int32, (relayout|unpooling), fp16"
+    "^past int32, (batch norm|bins|conv fused|linear|resize|pixel shuffle|ReLU), tf32$|^past int32, (relayout|unpooling), fp16"
     "|^one column, padding, fp16|^global pooling, (fp16|tf32)|^LeNet (conv1 b128, fp16|pooling, tf32)"
     "|^(depthwise 3x3 128x56|depthwise, two filters|ResNe(t stem|Xt 3x3, 32 groups)), fp16, channels_last$"
 )
