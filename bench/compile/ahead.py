@@ -21,7 +21,7 @@ from bench.time.case import LAYOUTS, Instance
 from bench.time.networks import MODELS, PASSES, Run
 from bench.time.protocol import Machine, using
 from bench.tune.tiles import compile_launcher
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels.runtime.settings import settings
 
 Arithmetics = Mapping[str, Sequence[str]]  # of a case or a network, by name

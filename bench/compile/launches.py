@@ -20,7 +20,7 @@ from bench.compile import tiles
 from bench.compile.code import Driver
 from bench.shapes import ARITHMETIC, HELD, Passes, Row, rows
 from trinn.kernels.runtime import tuning
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels.runtime.settings import settings
 
 Item = TypeVar("Item")

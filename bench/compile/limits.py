@@ -23,7 +23,7 @@ from bench.compile.launches import Job, in_parallel, line_printer
 from bench.shapes import Launchers
 from bench.time.case import LAYOUTS, Instance
 from bench.time.protocol import using
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels.runtime.settings import settings
 
 DOUBT = 0.1  # maximum of Executed.doubt

@@ -20,7 +20,7 @@ from bench.time.protocol import using
 from bench.workers import words
 from trinn.kernels import launchers, ops
 from trinn.kernels.runtime import tuning
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels.runtime.settings import settings
 from trinn.kernels.runtime.tuning import Gemm, GemmTile
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -84,6 +84,17 @@ def _start(wanted: Launch) -> Any:
     on_device = contextlib.nullcontext() if device.index == hardware.current_device() else torch.cuda.device(device)
     with on_device, _launching[device.index]:
         return kernel[(programs,)](*args, **constants)
+
+
+@contextlib.contextmanager
+def intercepted(handle: Callable[..., None], architecture: str) -> Iterator[None]:
+    """Call `handle(kernel, programs, args, constants)` instead of each launch, in any thread.
+
+    Args:
+        architecture: the GPU architecture for the choice of tiles, such as "sm_90".
+    """
+    with settings.changed(intercept=handle, architecture=architecture):
+        yield
 
 
 def with_large_frame(function: Callable[..., Any]) -> Callable[..., Any]:

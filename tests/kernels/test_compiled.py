@@ -15,7 +15,7 @@ from bench.compile.executed import values_of
 from bench.compile.code import Driver
 from bench.compile.ptx import Runs
 from trinn.kernels.runtime import launch
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels import launchers
 from trinn.kernels.device.indexing import axes_of
 

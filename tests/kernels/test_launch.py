@@ -18,8 +18,8 @@ from tests.support.import_orders import orders
 from tests.support.operator_cases import CASES
 from trinn.kernels import launchers
 from trinn.kernels.runtime.interpreter import unfit_interpreter
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels.runtime.layout import memory_order
-from trinn.kernels.runtime.observe import intercepted
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_TENSOR = """

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.support.cases import named
 from tests.support.check import DEVICE, randn
 from trinn.kernels.conv2d.relayout import to_bf16_terms, to_channels_last, to_images_last
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LAST = torch.channels_last

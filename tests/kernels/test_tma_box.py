@@ -20,7 +20,7 @@ from tests.support.check import DEVICE
 from tests.support.tma import tma_everywhere
 from trinn.kernels import launchers
 from trinn.kernels.conv2d import tma
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels.runtime.settings import settings
 
 CASES = test_conv2d_tma.CASES | test_few_channels.CASES

@@ -16,7 +16,7 @@ from tests.support.tma import tma_everywhere
 from trinn.kernels import launchers
 from trinn.kernels.runtime import tuning
 from trinn.kernels.runtime.interpreter import INTERPRETED
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels.runtime.settings import settings
 from trinn.models import AlexNet
 

@@ -24,8 +24,8 @@ from tests.support.operator_cases import CASES
 from tests.support.record import TAP_NUMBER, table
 from trinn.kernels import launchers
 from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels.runtime.layout import index_type
-from trinn.kernels.runtime.observe import intercepted
 from trinn.kernels.runtime.settings import settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trinn.kernels.device.precision import conv_precision, matmul_precision
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 
 CUDA = torch.device("cuda", 0)
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"

@@ -13,7 +13,7 @@ import trinn.layers as tnn
 from tests.support.check import randn
 from tests.support.operator_cases import CASES, TORCH_CASES
 from tests.support.record import OperatorCase
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 
 LAST = torch.channels_last
 

@@ -16,7 +16,7 @@ from triton.compiler.compiler import make_backend
 
 from bench.compile.code import Driver
 from tests.operators.test_large_tensors import PASSES
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels.runtime.settings import settings
 
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "debug", "sanitize_overflow")

@@ -16,7 +16,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from tests.support.check import randn
 from tests.support.operator_cases import CASES, TORCH_CASES, Ours, Torchs, like
 from tests.support.record import OperatorCase, table
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 
 # Ignore warnings about specialised exports and nondeterministic kernels.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("large_tiles")]

@@ -9,7 +9,7 @@ import trinn.layers as tnn
 from tests.operators.hard_inputs import FLOATS, INF, NAN, TORCH, grads, holds, integers, like_torch, refusal, same
 from trinn.kernels.device.precision import conv_precision, matmul_precision
 from trinn.kernels.runtime.interpreter import INTERPRETED
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 
 X, W = (2, 4, 6, 7), (6, 4, 3, 3)
 
