@@ -1,7 +1,6 @@
 """A stub CUDA driver that records launches: Triton 3.6 builds and calls its real C launchers, without a GPU.
 
-Call `install` after `stub_gpu.stand_in`. It builds bench/stub_libcuda.c and loads it under the name of NVIDIA's driver, so
-Triton's C code links to it. A callback gets the arguments of each call of cuLaunchKernelEx.
+Call `install` after `stub_gpu.stand_in`. It builds bench/stub_libcuda.c and loads it under the name of NVIDIA's driver.
 """
 
 import ctypes
@@ -35,29 +34,31 @@ class Reached(NamedTuple):
     shared: int
     stream: int
     function: int
-    attributes: tuple[tuple[int, bytes], ...]
+    attributes: tuple[tuple[bytes, bytes], ...]  # id and value of each
     parameters: tuple[tuple[str, bytes], ...]  # C type and value of each; the last two are scratch memory
 
 
-class Record(ctypes.Structure):
-    """The struct Record of stub_libcuda.c."""
-
-    _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("launches", "stream", "function")),
-        *((name, ctypes.c_uint32 * 3) for name in ("grid", "block")),
-        *((name, ctypes.c_uint32) for name in ("shared", "attributes", "size")),
-        ("ids", ctypes.c_uint32 * 4),
-        ("values", ctypes.c_char * 64 * 4),
-        ("parameters", ctypes.c_char * 32764),
-    ]
-
-
 SIZES = {"CUdeviceptr": 8, "CUtensorMap": 128} | {f"{u}int{8 * n}_t": n for u in ("", "u") for n in (1, 2, 4, 8)}  # bytes
+MOST = 32764  # bytes of all parameters
 SOURCES: set[str] = set()  # sources of the C launchers in use
 KERNELS: dict[tuple[str, Any], int] = {}  # function handles by kernel name and cache key, filled by compile_nothing
 
 
+_kinds: list[str] = []  # C types of the parameters of the coming launch
+_reached: list[Reached] = []
+
+
+@ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint32), *3 * [ctypes.c_uint64], ctypes.POINTER(ctypes.c_void_p))
+def _observe(numbers: Any, stream: int, function: int, attributes: int, parameters: Any) -> None:
+    """Read the arguments of cuLaunchKernelEx. stub_libcuda.c calls this function."""
+    starts = range(attributes, attributes + 72 * numbers[7], 72)  # of a CUlaunchAttribute: an id, 4 unused bytes, a value
+    read = tuple((ctypes.string_at(at, 4), ctypes.string_at(at + 8, 64)) for at in starts)
+    values = tuple((kind, ctypes.string_at(parameters[i], SIZES[kind])) for i, kind in enumerate(_kinds))
+    _reached.append(Reached(tuple(numbers[:3]), tuple(numbers[3:6]), numbers[6], stream, function, read, values))
+
+
 def build_library(folder: str) -> str:
+    """Compile stub_libcuda.c into a folder. Return the path of the library."""
     library, options = f"{folder}/{LIBRARY}", [f"-I{path}" for path in driver.include_dirs] + [f"-Wl,-soname,{LIBRARY}"]
     subprocess.run(["cc", "-shared", "-fPIC", *options, Path(__file__).with_name("stub_libcuda.c"), "-o", library], check=True)
     return library
@@ -75,22 +76,20 @@ def install(on_launch: Callable[[Reached], None]) -> None:
     assert triton.__version__.startswith("3.6."), f"the stub driver is for Triton 3.6, and this is {triton.__version__}"
     assert "libcuda.so" not in Path("/proc/self/maps").read_text(), "this process has loaded a CUDA driver already"
     folder = tempfile.TemporaryDirectory()
-    library = ctypes.CDLL(build_library(folder.name), mode=ctypes.RTLD_GLOBAL)
-    library.stub_last_launch.restype = ctypes.POINTER(Record)
-    record = library.stub_last_launch().contents
+    ctypes.CDLL(build_library(folder.name), mode=ctypes.RTLD_GLOBAL).stub_observe(_observe)
 
     def build_launcher(src: str, **options: Any) -> Any:
         SOURCES.add(src)
         real_launch = build.compile_module_from_src(src=src, **options).launch
         kinds = parameter_types(src)
-        sizes = (ctypes.c_int * len(kinds))(*map(SIZES.__getitem__, kinds))
+        assert sum(SIZES[kind] for kind in kinds) <= MOST, "too many parameters"
 
         def launch(*args: Any) -> None:
-            before = record.launches
-            assert not library.stub_expect(len(sizes), sizes), "too many parameters"
+            _kinds[:] = kinds
+            _reached.clear()
             real_launch(*args)
-            assert record.launches == before + 1, "not one launch"
-            on_launch(read(record, kinds))
+            assert len(_reached) == 1, "not one launch"
+            on_launch(_reached[0])
 
         return SimpleNamespace(launch=launch)
 
@@ -99,16 +98,6 @@ def install(on_launch: Callable[[Reached], None]) -> None:
     driver.compile_module_from_src = build_launcher
     stub_gpu.StubDriver.get_current_stream = lambda self, device: STREAM  # type: ignore[method-assign]
     launch_cache._current_stream = lambda device: STREAM
-
-
-def read(record: Record, kinds: list[str]) -> Reached:
-    at, parameters = ctypes.addressof(record) + Record.parameters.offset, []
-    for kind in kinds:
-        parameters.append((kind, ctypes.string_at(at, SIZES[kind])))
-        at += SIZES[kind]
-    attributes = tuple((record.ids[i], bytes(record.values[i])) for i in range(record.attributes))
-    launch = tuple(record.grid), tuple(record.block), record.shared, record.stream, record.function
-    return Reached(*launch, attributes, tuple(parameters))
 
 
 def compile_nothing() -> None:

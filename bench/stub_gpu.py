@@ -43,17 +43,16 @@ class StubDriver(Driver):
     )
 
 
-def stand_in(architecture: str = "sm_90") -> None:
-    """Treat CPU tensors as tensors on the stub GPU, and compile kernels for its architecture, from now on in this process."""
-    triton.runtime.driver.set_active(StubDriver(architecture))
+def stand_in() -> None:
+    """Treat CPU tensors as tensors on the stub GPU, an H200, and compile kernels for it, from now on in this process."""
+    triton.runtime.driver.set_active(StubDriver("sm_90"))
     driver.PyKernelArg = SimpleNamespace
     # In place of the C module that Triton would compile. Triton calls only its `launch`.
     driver.library_dirs, driver.compile_module_from_src = list, lambda **_: StubDriver.utils
     hardware.GPU, hardware.current_device = "cpu", lambda: None  # type: ignore[assignment,return-value]
     interpreter.NO_DEVICE = ""
     launch_cache._current_stream, launch_cache.on_gpu = lambda device: 0, torch._C.TensorBase.is_cpu.__get__  # type: ignore[attr-defined]
-    properties: Any = SimpleNamespace(major=int(architecture[3:-1]), minor=int(architecture[-1]))
-    torch.cuda.get_device_properties = lambda _=None: properties  # type: ignore[assignment]
+    torch.cuda.get_device_properties = lambda _=None: SimpleNamespace(major=9, minor=0)  # type: ignore[assignment,return-value]
     torch.cuda.get_device_name = lambda _=None: "a stub GPU"  # type: ignore[assignment]
 
 
@@ -63,9 +62,8 @@ def watch(observer: Observer) -> None:
 
     def started(g0: int, g1: int, g2: int, stream: int, function: Any, *rest: Any) -> None:
         scratch, metadata, args = (rest[2:4], rest[4], rest[8:]) if one_by_one else (rest[6:8], rest[2], rest[10])
-        assert (g1, g2, stream, scratch, type(metadata)) == (1, 1, 0, (None, None), tuple), (
-            "not the arguments of Triton's launcher"
-        )
+        expected = g1 == g2 == 1 and stream == 0 and scratch == (None, None) and type(metadata) is tuple
+        assert expected, "not the arguments of Triton's launcher"
         observer(g0, function, tuple(args))
 
     StubDriver.utils.launch = started

@@ -1,29 +1,15 @@
 /* A CUDA driver without a GPU: the functions that Triton 3.6's host code calls, for bench/stub_driver.py.
 
-   Contexts, modules and functions are numbers. cuLaunchKernelEx starts nothing; it records the launch for stub_last_launch. The
-   caller first gives the sizes of the kernel's parameters to stub_expect, since only the kernel's binary holds them.
+   Contexts, modules and functions are numbers. cuLaunchKernelEx passes its arguments to the function given to stub_observe.
    cuTensorMapEncodeTiled applies the requirements in its documentation in cuda.h and writes its arguments into the map. */
 
 #include "cuda.h"
 #include <string.h>
 
 #define REQUIRE(condition) do { if (!(condition)) return CUDA_ERROR_INVALID_VALUE; } while (0)
-#define MAX_PARAMETER_BYTES 32764
 #define MAX_SHARED_BYTES (227 << 10)
-#define MAX_ATTRIBUTES 4
-#define MAX_PARAMETERS 512
 
-/* Keep in step with Record in stub_driver.py. */
-typedef struct {
-  cuuint64_t launches; /* since the process started */
-  cuuint64_t stream, function;
-  cuuint32_t grid[3], block[3], shared, attributes, size;
-  cuuint32_t ids[MAX_ATTRIBUTES];
-  unsigned char values[MAX_ATTRIBUTES][sizeof(CUlaunchAttributeValue)];
-  unsigned char parameters[MAX_PARAMETER_BYTES]; /* one after the other, without padding */
-} Record;
-
-/* What a tensor map holds here; on a GPU the layout is secret. */
+/* A tensor map here; on a GPU the layout is secret. */
 typedef struct {
   cuuint64_t address, sizes[5], strides[4];
   cuuint32_t box[5], steps[5];
@@ -31,21 +17,15 @@ typedef struct {
 } Map;
 _Static_assert(sizeof(Map) == sizeof(CUtensorMap), "a map is 128 bytes");
 
-static Record last;
-static int expected = -1, sizes[MAX_PARAMETERS];
+/* numbers: grid, block, bytes of shared memory, number of attributes */
+typedef void (*Observer)(const cuuint32_t numbers[8], CUstream stream, CUfunction function, CUlaunchAttribute *attributes,
+                         void **parameters);
+
+static Observer observer;
 static _Thread_local CUcontext current;
 static cuuint64_t handles;
 
-const Record *stub_last_launch(void) { return &last; }
-
-int stub_expect(int parameters, const int *bytes) {
-  expected = -1;
-  if (parameters > MAX_PARAMETERS)
-    return 1;
-  memcpy(sizes, bytes, parameters * sizeof(int));
-  expected = parameters;
-  return 0;
-}
+void stub_observe(Observer wanted) { observer = wanted; }
 
 CUresult cuInit(unsigned int flags) { return CUDA_SUCCESS; }
 
@@ -132,29 +112,14 @@ CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function, const 
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra) {
-  int count = expected;
-  cuuint32_t size = 0;
-  expected = -1;
-  REQUIRE(current && function && count >= 0 && !extra);
+  REQUIRE(observer && current && function && !extra);
   REQUIRE(config->gridDimX && config->gridDimY && config->gridDimZ);
   REQUIRE(config->gridDimX <= 0x7fffffff && config->gridDimY <= 65535 && config->gridDimZ <= 65535);
   REQUIRE(config->blockDimX && config->blockDimX <= 1024 && config->blockDimY == 1 && config->blockDimZ == 1);
-  REQUIRE(config->sharedMemBytes <= MAX_SHARED_BYTES && config->numAttrs <= MAX_ATTRIBUTES);
-  memset(last.ids, 0, sizeof last.ids);
-  memset(last.values, 0, sizeof last.values);
-  for (unsigned int i = 0; i < config->numAttrs; ++i) {
-    last.ids[i] = config->attrs[i].id;
-    memcpy(last.values[i], &config->attrs[i].value, sizeof last.values[i]);
-  }
-  for (int i = 0; i < count; size += sizes[i++]) {
-    REQUIRE(size + sizes[i] <= MAX_PARAMETER_BYTES);
-    memcpy(last.parameters + size, parameters[i], sizes[i]);
-  }
-  last.grid[0] = config->gridDimX, last.grid[1] = config->gridDimY, last.grid[2] = config->gridDimZ;
-  last.block[0] = config->blockDimX, last.block[1] = config->blockDimY, last.block[2] = config->blockDimZ;
-  last.shared = config->sharedMemBytes, last.attributes = config->numAttrs, last.size = size;
-  last.stream = (cuuint64_t)config->hStream, last.function = (cuuint64_t)function;
-  ++last.launches;
+  REQUIRE(config->sharedMemBytes <= MAX_SHARED_BYTES);
+  cuuint32_t numbers[] = {config->gridDimX, config->gridDimY, config->gridDimZ, config->blockDimX, config->blockDimY,
+                          config->blockDimZ, config->sharedMemBytes, config->numAttrs};
+  observer(numbers, config->hStream, function, config->attrs, parameters);
   return CUDA_SUCCESS;
 }
 
