@@ -18,6 +18,7 @@ the benchmark's JSON in a subfolder.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -97,10 +98,9 @@ def run(part: Part, seconds: float, out: Path) -> dict[str, Any]:
     command = part.command if part.seconds is not None else [*part.command, f"{max(seconds - 15, 5) / 60:.2f}"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    began, log = time.monotonic(), out / "log.txt"
-    with log.open("a") as file:
-        file.write(f"\n== {part.name}: {' '.join(command)}\n")
-        file.flush()
+    began = time.monotonic()
+    with (out / "log.txt").open("a") as file:
+        print(f"\n== {part.name}:", *command, file=file, flush=True)
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
@@ -109,20 +109,11 @@ def run(part: Part, seconds: float, out: Path) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             ended = "timed out"
         finally:
-            stop(process)
+            for how in (signal.SIGINT, signal.SIGKILL):  # to the part and its child processes
+                with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(process.pid, how)
+                    process.wait(GRACE)
     return {"part": part.name, "seconds": round(time.monotonic() - began, 1), "limit": round(seconds), "ended": ended}
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and its child processes."""
-    for how in (signal.SIGINT, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-            process.wait(GRACE)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            pass
 
 
 def run_all(of: Sequence[Part], out: Path, seconds: float) -> bool:
@@ -167,22 +158,20 @@ def _of_tests(out: Path, most: int) -> Iterator[str]:
     """Yield the number of passed tests, and the failures grouped by test, the most frequent first."""
     lines = _read(out / "tests.jsonl").rpartition("\n")[0].splitlines()  # without an incomplete last line
     rows = [json.loads(line) for line in lines]
-    last = {row["test"]: row for row in rows} | {row["test"]: row for row in rows if row["outcome"] == "failed"}
-    outcomes, kernels = Counter(row["outcome"] for row in last.values()), Counter[str]()
-    for row in rows:
-        kernels.update(row["kernels"])
+    last = {row["test"]: row for row in sorted(rows, key=lambda row: row["outcome"] == "failed")}  # a failure counts most
+    outcomes = Counter(row["outcome"] for row in last.values())
+    kernels = sum((Counter[str](row["kernels"]) for row in rows), Counter[str]())
     yield (
         f"tests: {outcomes['passed']} passed, {outcomes['failed']} failed, {outcomes['skipped']} skipped; kernels: "
         f"{kernels['compiled']} compiled, {kernels['found']} found in the cache"
     )
-    errors: dict[str, list[str]] = {}
-    for row in last.values():
-        if row["outcome"] == "failed":
-            errors.setdefault(row["test"].split("[")[0].removeprefix("tests/"), []).append(row["error"])
-    for test, of in sorted(errors.items(), key=lambda item: -len(item[1]))[:most]:
-        yield f"  {len(of):4} x {test}: {' '.join(of[0].split())}"[:180]
-    if len(errors) > most:
-        yield f"  and {len(errors) - most} other tests: see tests.jsonl"
+    failed = [row for row in last.values() if row["outcome"] == "failed"]
+    tests = Counter(row["test"].split("[")[0] for row in failed)
+    errors = {row["test"].split("[")[0]: " ".join(row["error"].split()) for row in reversed(failed)}
+    for test, count in tests.most_common(most):
+        yield f"  {count:4} x {test.removeprefix('tests/')}: {errors[test]}"[:180]
+    if len(tests) > most:
+        yield f"  and {len(tests) - most} other tests: see tests.jsonl"
 
 
 def _of_bench(out: Path) -> Iterator[str]:

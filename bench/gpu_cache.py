@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,27 +25,24 @@ ABOUT = "about.json"
 GPU = "NVIDIA H200"
 
 
-def sources() -> str:
-    """Return a hash of kernels/. Other files affect launches too, but a missing kernel is simply compiled at its launch."""
-    found = hashlib.sha256()
-    for path in sorted((ROOT / "kernels").rglob("*.py")):
-        found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
-    return found.hexdigest()[:16]
-
-
 def about() -> dict[str, str]:
-    """Return the properties that a packed cache and this machine must share."""
+    """Return the properties that a packed cache and this machine must share: kernels/, Triton and Python.
+
+    Other files affect launches too, but a missing kernel is simply compiled at its launch.
+    """
     import triton
 
+    sources = hashlib.sha256()
+    for path in sorted((ROOT / "kernels").rglob("*.py")):
+        sources.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return {"sources": sources(), "triton": triton.__version__, "python": python}
+    return {"sources": sources.hexdigest()[:16], "triton": triton.__version__, "python": python}
 
 
-def pack(cache: Path, packed: Path) -> dict[str, int]:
-    """Pack a Triton cache folder into a file. Return the number of files by suffix."""
+def pack(cache: Path, packed: Path) -> int:
+    """Pack a Triton cache folder into a file. Return the number of kernels."""
     kept = [path for path in cache.rglob("*") if path.suffix in KEPT and path.is_file()]
     kept.sort(key=lambda path: (path.suffix, path.name, path.stat().st_size))  # similar files side by side: better compression
-    packed.unlink(missing_ok=True)
     content = json.dumps(about()).encode()
     first = tarfile.TarInfo(ABOUT)
     first.size = len(content)
@@ -54,7 +50,7 @@ def pack(cache: Path, packed: Path) -> dict[str, int]:
         file.addfile(first, io.BytesIO(content))
         for path in kept:
             file.add(path, str(path.relative_to(cache)))
-    return {suffix[1:]: sum(path.suffix == suffix for path in kept) for suffix in KEPT}
+    return sum(path.suffix == ".cubin" for path in kept)
 
 
 def unpack(packed: Path, cache: Path) -> int:
@@ -86,12 +82,10 @@ def unpacked(packed: Path = PACKED) -> str:
 
     if not packed.exists():
         return f"no {packed.name}: kernels are compiled at their first launch"
-    began = time.monotonic()
     try:
-        kernels = unpack(packed, Path(triton.knobs.cache.dir))
+        return f"{packed.name}: {unpack(packed, Path(triton.knobs.cache.dir))} kernels unpacked"
     except (ValueError, OSError, tarfile.TarError) as error:
         return f"{packed.name} is not used: {error}"
-    return f"{packed.name}: {kernels} kernels, unpacked in {time.monotonic() - began:.0f} s"
 
 
 def commands(stub: Path) -> list[tuple[list[str], dict[str, str]]]:
@@ -116,19 +110,18 @@ def build(packed: Path) -> int:
     """Compile and pack. Return 0 if all commands succeeded."""
     from bench import stub_driver
 
-    began, failed = time.monotonic(), []
+    failed = []
     with tempfile.TemporaryDirectory() as folder:
         cache, stub = Path(folder, "cache"), Path(folder, "stub")
         stub.mkdir()
         stub_driver.build_library(str(stub))
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(cache)}
         for command, more in commands(stub):
-            print(f"== after {time.monotonic() - began:.0f} s:", *command[2:5], flush=True)
+            print("==", *command[2:5], flush=True)
             if subprocess.run(command, cwd=ROOT, env=environment | more).returncode:
                 failed.append(" ".join(command[2:]))
-        counts = pack(cache, packed)
-    what = f"{counts['cubin']} kernels, {counts['so']} shared libraries"
-    print(f"{packed.name}: {packed.stat().st_size / 2**20:.1f} MiB, {what}, {time.monotonic() - began:.0f} s")
+        kernels = pack(cache, packed)
+    print(f"{packed.name}: {kernels} kernels, {packed.stat().st_size / 2**20:.1f} MiB")
     print(*(f"FAILED {command}" for command in failed), sep="\n")
     return 1 if failed else 0
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.registry import CASES, QUICK, SIDES
-from bench.time.case import LAYOUTS, Contender, Instance, calls_of, check, exact_results, instances_of
+from bench.time.case import Contender, Instance, calls_of, check, exact_results, layouts_of
 from bench.time.protocol import Call, Machine, using
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -34,8 +34,7 @@ class Moment:
 
 def parameters() -> Iterator[Any]:
     for name, case in CASES.items():
-        layouts = LAYOUTS if all(len(shape) == 4 for shape in case.inputs) else ("contiguous",)
-        for arithmetic, side, layout, what in itertools.product(case.arithmetics, SIDES, layouts, case.works):
+        for arithmetic, side, layout, what in itertools.product(case.arithmetics, SIDES, layouts_of(case), case.works):
             quick = ["quick"] if arithmetic in QUICK.get(name, ()) else []
             label = "-".join([name, what, arithmetic, side, layout, *quick])
             yield pytest.param(name, arithmetic, Contender(side, "eager", layout), what, id=label)
@@ -50,7 +49,7 @@ def test_case(name: str, arithmetic: str, contender: Contender, what: str, bench
             ours, torchs = (Instance(case, side, dtype, contender.layout, machine.device).results() for side in SIDES)
             assert not check(ours, torchs, *exact_results(case, dtype, machine.device))["wrong"]
         sets = machine.sets(case.works[what].bytes(dtype.itemsize))
-        calls = itertools.cycle(calls_of(instances_of(case, contender, dtype, machine.device, sets), contender, what))
+        calls = itertools.cycle(calls_of(case, contender, what, dtype, machine.device, sets))
 
         def asleep() -> tuple[tuple[Call], dict[str, Any]]:
             torch.cuda.synchronize()

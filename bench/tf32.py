@@ -39,18 +39,6 @@ class _Cut(torch.autograd.Function):
         return dy
 
 
-class _CutGradient(torch.autograd.Function):
-    """The identity; its gradient is truncated."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:  # type: ignore[override]
-        return cut(dy)
-
-
 class Cutting(TorchFunctionMode):
     """A mode in which torch's convolutions and linear layers truncate their operands, forward and backward, if TF32 is allowed.
 
@@ -64,7 +52,9 @@ class Cutting(TorchFunctionMode):
             return func(*args, **kwargs)
         x, w, *others = args
         bias = others.pop(0) if others else kwargs.pop("bias", None)
-        y = _CutGradient.apply(func(_Cut.apply(x), _Cut.apply(w), None, *others, **kwargs))
+        y = func(_Cut.apply(x), _Cut.apply(w), None, *others, **kwargs)
+        if y.requires_grad:
+            y.register_hook(cut)  # the upstream gradient is an operand of the gradients' products
         if bias is None:
             return y
         return y + (bias if func is F.linear else bias[:, None, None])

@@ -1,8 +1,8 @@
 """Run items that may crash or hang in a worker process, and start a new worker if one dies.
 
-A worker reads items from stdin, one JSON line each. Before an item it prints {"at": item}, then any number of {"part": ...}
-lines, and after it {"of": item, "result": ...}. Other output is ignored. If a worker ends early, a new one continues with the
-next item: after a GPU error a process cannot use the GPU any more.
+A worker reads items from stdin, one JSON line each, and works on them in order. Before an item it prints {"at": item}, then any
+number of {"part": ...} lines, and after it {"of": item, "result": ...}. Other output is ignored. If a worker ends early, a new
+one continues with the next item: after a GPU error a process cannot use the GPU any more.
 """
 
 import contextlib
@@ -51,21 +51,19 @@ def worked_off(
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
             )
-            printed = _printed(process)
-            at: list[Any] = []
-            begun = False
+            lines: queue.Queue[str] = queue.Queue()
+            threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True).start()
+            begun, busy = False, False  # whether any item has begun, and whether left[0] has
             try:
                 _give(process, left)
-                while line := _next(printed, min(patience((at or left)[0]), until - time.monotonic())):
+                while line := _next(lines, min(patience(left[0]), until - time.monotonic())):
                     if "at" in line:
-                        at.append(line["at"])
-                        begun = True
+                        begun = busy = True
                     elif "part" in line:
-                        yield at[0], line["part"], None
+                        yield left[0], line["part"], None
                     elif "of" in line:
-                        at.remove(line["of"])
-                        left.remove(line["of"])
-                        yield line["of"], line["result"], None
+                        busy = False
+                        yield left.pop(0), line["result"], None
                         more = list(itertools.islice(coming, at_once - len(left)))
                         _give(process, more)
                         left += more
@@ -84,10 +82,10 @@ def worked_off(
             said = errors.read().strip()
         if not begun:
             raise RuntimeError(f"the worker ended before its first item, exit status {status}:\n{said[-2000:]}")
-        if at:
-            left.remove(at[0])
-            hung, crashed = f"took more than {patience(at[0]):.0f} s", f"crashed, exit status {status}: {said[-300:]}"
-            yield at[0], None, hung if line is None else crashed
+        if busy:
+            item = left.pop(0)
+            hung, crashed = f"took more than {patience(item):.0f} s", f"crashed, exit status {status}: {said[-300:]}"
+            yield item, None, hung if line is None else crashed
             left += itertools.islice(coming, at_once - len(left))
 
 
@@ -98,18 +96,10 @@ def _give(process: "subprocess.Popen[str]", items: Sequence[Any]) -> None:
         process.stdin.flush()
 
 
-def _printed(process: "subprocess.Popen[str]") -> "queue.Queue[str]":
-    """Return a queue of the lines that a process prints. An empty line marks the end."""
-    lines: queue.Queue[str] = queue.Queue()
-
-    def forward() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
-        lines.put("")
-
-    threading.Thread(target=forward, daemon=True).start()
-    return lines
+def _forward(stdout: Iterable[str], lines: "queue.Queue[str]") -> None:
+    """Put the lines of a process into a queue, and an empty line at the end."""
+    for line in itertools.chain(stdout, [""]):
+        lines.put(line)
 
 
 def _next(lines: "queue.Queue[str]", patience: float) -> dict[str, Any] | None:
@@ -127,24 +117,27 @@ def _next(lines: "queue.Queue[str]", patience: float) -> dict[str, Any] | None:
     return None
 
 
-def given() -> Iterator[Any]:
-    """Yield the items of this worker process."""
-    return map(json.loads, sys.stdin)
-
-
-def say(**what: Any) -> None:
-    """Print a line of this worker process."""
+def _say(**what: Any) -> None:
     print(json.dumps(what), flush=True)
 
 
 def do_in_turn(do: Callable[[Any], Any], after: Callable[[], object] = lambda: None) -> None:
     """Process the items of this worker one after another, and call `after` after each item.
 
-    If `do` raises, the result is the error message. If `after` raises, the process ends.
+    If `do` returns an iterator, each element is a part, and the result is None. If it raises, the result is the error message.
+    If `after` raises, the process ends.
     """
-    for item in given():
-        say(at=item)
-        say(of=item, result=_done(do, item))
+
+    def parts(item: Any) -> Any:
+        result = do(item)
+        if not isinstance(result, Iterator):
+            return result
+        for part in result:
+            _say(part=part)
+
+    for item in map(json.loads, sys.stdin):
+        _say(at=item)
+        _say(of=item, result=_done(parts, item))
         after()
 
 
@@ -153,7 +146,7 @@ def do_side_by_side(do: Callable[[Any], Any]) -> None:
     taken: queue.Queue[Any] = queue.Queue()
 
     def items() -> Iterator[Any]:
-        for item in given():
+        for item in map(json.loads, sys.stdin):
             taken.put(item)
             yield item
         taken.put(None)
@@ -161,8 +154,8 @@ def do_side_by_side(do: Callable[[Any], Any]) -> None:
     with multiprocessing.get_context("fork").Pool(max(1, len(os.sched_getaffinity(0)) - 1)) as pool:
         results = pool.imap(functools.partial(_done, do), items())
         for item in iter(taken.get, None):
-            say(at=item)
-            say(of=item, result=next(results))
+            _say(at=item)
+            _say(of=item, result=next(results))
 
 
 def _done(do: Callable[[Any], Any], item: Any) -> Any:

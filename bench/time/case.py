@@ -135,14 +135,12 @@ class Errors(NamedTuple):
         return self.strictly_right or self.ours <= self.cut + self.torch + self.ulp
 
 
-def largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max())
+def errors_of(got: Tensor, expected: Tensor, exact: Tensor, cut: Tensor | None = None, norm: float = math.inf) -> Errors:
+    """Return the errors of one result in a norm, by default the largest element. Ours is infinite if the dtypes differ."""
 
+    def size(tensor: Tensor) -> float:
+        return float(torch.linalg.vector_norm(tensor, norm))
 
-def errors_of(
-    got: Tensor, expected: Tensor, exact: Tensor, cut: Tensor | None = None, size: Callable[[Tensor], float] = largest
-) -> Errors:
-    """Return the errors of one result, measured by `size`. Our error is infinite if the dtypes differ."""
     ours, torchs = (size(t.double() - exact) for t in (got, expected))
     if got.dtype != expected.dtype:
         ours = math.inf
@@ -168,14 +166,13 @@ def check(got: Results, expected: Results, exact: Results, cut: Results | None =
     """Compare our results and torch's with float64. Return errors, faults, and strides of ours that differ from torch's."""
     errors = {name: errors_of(ours, expected[name], exact[name], cut[name] if cut else None) for name, ours in got.items()}
     ours, torchs = (results["output"].stride() for results in (got, expected))
-    strides = f"output has strides {ours}, torch's {torchs}" if ours != torchs else None
-    return verdict(errors) | {"strides": strides}
+    return verdict(errors, f"output has strides {ours}, torch's {torchs}" if ours != torchs else None)
 
 
-def verdict(errors: Mapping[str, Errors]) -> dict[str, Any]:
-    """Return errors, faults in words, and the results that are right only under truncation to TF32."""
+def verdict(errors: Mapping[str, Errors], strides: str | None = None) -> dict[str, Any]:
+    """Return errors, faults in words, the results that are right only under truncation to TF32, and `strides`."""
     cut = [name for name, e in errors.items() if e.right and not e.strictly_right]
-    return {"errors": errors, "wrong": words_of(errors), "cut": cut}
+    return {"errors": errors, "wrong": words_of(errors), "cut": cut, "strides": strides}
 
 
 def words_of(errors: Mapping[str, Errors]) -> str | None:
@@ -216,45 +213,43 @@ def rows_of(
         def results(side: str, layout: str) -> Results:
             return Instance(case, side, dtype, layout, machine.device).results()
 
-        exact, cut = exact_results(case, dtype, machine.device)
+        exact = exact_results(case, dtype, machine.device)
         got = {layout: results("ours", layout) for layout in layouts}
-        checked = {layout: check(got[layout], results("torch", layout), exact, cut) for layout in layouts}
-        del exact, cut
-        contenders = [Contender(side, against if side == "torch" else "eager", x) for side in SIDES for x in layouts]
-        contenders = [c for c in contenders if c.side == "torch" or not checked[c.layout]["wrong"]]
+        checked = {layout: check(got[layout], results("torch", layout), *exact) for layout in layouts}
+        del exact
+        modes = {"ours": "eager", "torch": against}
+        contenders = right([Contender(side, modes[side], layout) for side in SIDES for layout in layouts], checked)
         sets = machine.sets(min(work.bytes(dtype.itemsize) for work in case.works.values()))
-        instances = {c: instances_of(case, c, dtype, machine.device, sets) for c in contenders}
-        for what, work in case.works.items():
-            if passes and what not in passes:
-                continue
-            row: dict[str, Any] = {
+        for what in passes or case.works:
+            work = case.works[what]
+            calls = {c: partial(calls_of, case, c, what, dtype, machine.device, sets) for c in contenders}
+            row = {
                 "name": case.name, "op": case.op, "pass": what, "arithmetic": arithmetic, "against": against,
                 "bytes": work.bytes(dtype.itemsize), "flops": work.flops, "largest": case.largest * dtype.itemsize,
-                "sets": sets, "checked": checked,
+                "sets": sets, "checked": checked, **timed(calls, machine, True, rounds, LEAST),
             }  # fmt: skip
-            row |= timed({c: partial(calls_of, instances[c], c, what) for c in contenders}, machine, True, rounds, LEAST)
             for layout in {time["layout"] for time in row["times"] if time["side"] == "ours"}:
                 if wrong := other_bits(results("ours", layout), got[layout]):
                     row["checked"] = row["checked"] | {layout: checked[layout] | {"wrong": wrong}}
                     row["times"] = [t for t in row["times"] if (t["side"], t["layout"]) != ("ours", layout)]
             yield row
-        del instances
-    gc.collect()
 
 
-def instances_of(case: Case, contender: Contender, dtype: torch.dtype, device: str, sets: int) -> list[Instance]:
-    """Return the input sets to rotate. In compiled mode they share one module, so that it is compiled once."""
-    found = [Instance(case, contender.side, dtype, contender.layout, device, seed) for seed in range(sets)]
-    if contender.mode == "compiled":
-        for instance in found:
-            instance.module = found[0].module
-    return found
+def right(contenders: Sequence[Contender], checked: Mapping[str, dict[str, Any]]) -> list[Contender]:
+    """Return the contenders to time: all of torch's, and ours with right results."""
+    return [c for c in contenders if c.side == "torch" or not checked[c.layout]["wrong"]]
 
 
-def calls_of(instances: Sequence[Instance], contender: Contender, what: str) -> list[Call]:
-    compiled = contender.mode == "compiled"
-    function = torch.compile(instances[0].module, fullgraph=True, dynamic=False) if compiled else None
-    return [instance.call(what, function) for instance in instances]
+def calls_of(case: Case, contender: Contender, what: str, dtype: torch.dtype, device: str, sets: int) -> list[Call]:
+    """Return the calls of a pass, each with its own inputs, to rotate. In compiled mode they share one module."""
+    instances = [Instance(case, contender.side, dtype, contender.layout, device, seed) for seed in range(sets)]
+    if contender.mode != "compiled":
+        return [instance.call(what) for instance in instances]
+    module = instances[0].module
+    compiled = torch.compile(module, fullgraph=True, dynamic=False)
+    for instance in instances:
+        instance.module = module
+    return [instance.call(what, compiled) for instance in instances]
 
 
 def timed(
@@ -268,6 +263,7 @@ def timed(
         least: seconds per sample.
     """
     torch._dynamo.reset()
+    gc.collect()  # frees the tensors of earlier contenders
     ready: dict[Contender, Sequence[Call]] = {}
     failed = {}
     for contender, prepare in contenders.items():

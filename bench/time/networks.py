@@ -1,10 +1,10 @@
 """Networks of the benchmark: training and inference steps, in eager mode, as CUDA graphs, and with torch.compile."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product, starmap
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import trinn
 from bench.registry import PRODUCTS
-from bench.time.case import LAYOUTS, Contender, Errors, cast, errors_of, exactly, timed, verdict
+from bench.time.case import LAYOUTS, Contender, Errors, Results, cast, errors_of, exactly, right, timed, verdict
 from bench.time.protocol import Call, Machine, using
 from trinn.models import AlexNet, LeNet
 
@@ -117,28 +117,30 @@ class Run:
         self.network.train(what == "training")
         return (lambda: self.loss(self.network(self.images))) if what == "training" else (lambda: self.network(self.images))
 
+    def convert(self) -> None:
+        if self.side == "ours":
+            trinn.convert(self.network, fuse=True)
+            trinn.convert(self.network, fuse=self.runs)
+
     def step(self, what: str, mode: str, machine: Machine) -> Call:
         """Return a training step with SGD, or an inference step."""
-        if self.side == "ours" and mode != "compiled":
+        if mode != "compiled":
             self.convert()
         forward = self.forward(what)
         if mode == "compiled":
             backend = trinn.compile_backend if self.side == "ours" else "inductor"
             forward = torch.compile(forward, backend=backend, mode="max-autotune", fullgraph=True, dynamic=False)
-        if what == "training":
+        if what == "inference":
+            step: Call = torch.no_grad()(forward)
+        else:
             optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-4, momentum=0.9)
 
             def step() -> None:
                 optimizer.zero_grad()
                 forward().backward()
                 optimizer.step()
-        else:
-            step = torch.no_grad()(forward)  # type: ignore[assignment]
-        return machine.graphed(step) if mode == "graphed" else step
 
-    def convert(self) -> None:
-        trinn.convert(self.network, fuse=True)
-        trinn.convert(self.network, fuse=self.runs)
+        return machine.graphed(step) if mode == "graphed" else step
 
     def graph(self, what: str) -> Call:
         """Return a forward (and backward) step rewritten by trinn's backend but not compiled, for meta tensors."""
@@ -154,9 +156,9 @@ class Run:
 
         with _disable_current_modes(), torch.set_grad_enabled(what == "training"):
             torch.compile(self.forward(what), backend=rewritten, fullgraph=True, dynamic=False)()
+        graph, inputs = found
 
         def call() -> None:
-            graph, inputs = found
             with torch.set_grad_enabled(what == "training"):
                 (y,) = graph(*inputs)
                 if what == "training":
@@ -164,10 +166,9 @@ class Run:
 
         return call
 
-    def results(self) -> dict[str, Tensor]:
+    def results(self) -> Results:
         """Return the logits and all gradients. Disable dropout: the two sides draw different masks."""
-        if self.side == "ours":
-            self.convert()
+        self.convert()
         for module in self.network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -183,26 +184,18 @@ def check(model: Model, dtype: torch.dtype, layout: str, device: str) -> dict[st
     square of the relative errors of all parameters, because the smallest parameters have only a few elements. Skip gradients
     that are zero up to rounding: they have no relative error.
     """
-
-    def results(side: str, exact: bool = False) -> dict[str, Tensor]:
-        return Run(model, side, dtype, layout, device, exact).results()
-
-    got, expected = results("ours"), results("torch")
-    exact, cut = exactly(lambda: results("torch", exact=True), dtype)
-    each = {name: errors_of(ours, expected[name], exact[name], cut[name] if cut else None, _norm) for name, ours in got.items()}
+    got, expected = (Run(model, side, dtype, layout, device).results() for side in ("ours", "torch"))
+    exact, cut = exactly(Run(model, "torch", dtype, layout, device, exact=True).results, dtype)
+    each = {name: errors_of(ours, expected[name], exact[name], cut[name] if cut else None, 2) for name, ours in got.items()}
     errors = {"logits": each.pop("logits")}
-    norms = {name: _norm(exact[name]) for name in each}
+    norms = {name: float(torch.linalg.vector_norm(exact[name])) for name in each}
     relative = [[e / norms[name] for e in each[name]] for name in each if norms[name] > 1e-12 * max(norms.values())]
     errors["gradients"] = Errors(*(math.hypot(*column) / math.sqrt(len(column)) for column in zip(*relative, strict=True)))
-    return verdict(errors) | {"strides": None}
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor))
+    return verdict(errors)
 
 
 def rows_of(
-    name: str, model: Model, arithmetic: str, machine: Machine, against: str = "eager", rounds: int = 9, least: float = 20e-3
+    name: str, model: Model, arithmetic: str, machine: Machine, against: str = "eager", rounds: int = 9
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for training and a row for inference.
 
@@ -212,16 +205,15 @@ def rows_of(
     modes, layouts = (("eager", "graphed"), list(LAYOUTS)) if against == "eager" else (("compiled",), ["channels_last"])
     with using(arithmetic) as dtype:
         checked = {layout: check(model, dtype, layout, machine.device) for layout in layouts}
+        contenders = right(list(starmap(Contender, product(("torch", "ours"), modes, layouts))), checked)
+
+        def steps(contender: Contender, what: str) -> list[Call]:
+            run = Run(model, contender.side, dtype, contender.layout, machine.device)
+            return [run.step(what, contender.mode, machine)]
+
         for what in PASSES:
-            every = [Contender(*of) for of in itertools.product(("torch", "ours"), modes, layouts)]
-            contenders = [c for c in every if c.side == "torch" or not checked[c.layout]["wrong"]]
-
-            def prepared(contender: Contender, what: str = what) -> list[Call]:
-                run = Run(model, contender.side, dtype, contender.layout, machine.device)
-                return [run.step(what, contender.mode, machine)]
-
-            row = {
-                "name": name, "op": "model", "pass": what, "arithmetic": arithmetic, "against": against,
-                "bytes": 0, "flops": 0, "largest": 0, "sets": 1, "checked": checked,
+            calls = {c: partial(steps, c, what) for c in contenders}
+            yield {
+                "name": name, "op": "model", "pass": what, "arithmetic": arithmetic, "against": against, "bytes": 0, "flops": 0,
+                "largest": 0, "sets": 1, "checked": checked, **timed(calls, machine, False, rounds, 20e-3),
             }  # fmt: skip
-            yield row | timed({c: partial(prepared, c) for c in contenders}, machine, False, rounds, least)

@@ -9,6 +9,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -55,16 +56,11 @@ class EventClock:
 
 
 class Spread(NamedTuple):
-    """Seconds per call: median and quartiles of the samples."""
+    """Seconds per call: quartiles of the samples."""
 
-    median: float
     low: float
+    median: float
     high: float
-
-    @staticmethod
-    def of(samples: Sequence[float]) -> "Spread":
-        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-        return Spread(median, low, high)
 
 
 def interleaved(
@@ -96,7 +92,7 @@ def interleaved(
         for name in names[number % len(names) :] + names[: number % len(names)]:
             calls = [next(turns[name]) for _ in range(counts[name])]
             samples[name].append(clock.seconds(calls, ahead) / len(calls))
-    return {name: Spread.of(times) for name, times in samples.items()}
+    return {name: Spread(*statistics.quantiles(of, n=4, method="inclusive")) for name, of in samples.items()}
 
 
 @dataclass
@@ -141,15 +137,17 @@ class Machine:
     def copy_rate(self, bytes: int = 1 << 30) -> float:
         """Return the bytes read and written per second by a large copy."""
         sets = [torch.randn(2, bytes // 4, device=self.device) for _ in range(2)]
-        found = interleaved({"copy": [lambda s=s: s[0].copy_(s[1]) for s in sets]}, self.clock)["copy"]  # type: ignore[misc]
-        return 2 * bytes / found.median
+        return 2 * bytes / self.time_of([partial(to.copy_, of) for to, of in sets])
 
     def product_rate(self, arithmetic: str, size: int = 8192) -> float:
         """Return the floating-point operations per second of torch's matrix product on random numbers."""
         with using(arithmetic) as dtype:
-            sets = [[torch.randn(size, size, device=self.device).to(dtype) for _ in range(2)] for _ in range(2)]
-            found = interleaved({"product": [lambda s=s: s[0] @ s[1] for s in sets]}, self.clock)["product"]  # type: ignore[misc]
-        return 2 * size**3 / found.median
+            sets = [torch.randn(2, size, size, device=self.device).to(dtype) for _ in range(2)]
+            return 2 * size**3 / self.time_of([partial(torch.matmul, *pair) for pair in sets])
+
+    def time_of(self, calls: Sequence[Call]) -> float:
+        """Return the median seconds of one of these calls."""
+        return interleaved({"calls": calls}, self.clock)["calls"].median
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Measure rates of this GPU: `python -m bench.time.rates [--out FILE.json]`, half a minute.
 
 A small kernel measures a rate that torch cannot measure: the bytes per second that TMA (Hopper's copy engine) copies from L2 to
-shared memory, in boxes (CUDA's boxDim: the block of a tensor that one TMA copy moves). The report also has the rates of a large
-memory copy and of large matrix products, and the rates that the tile rules of kernels/runtime/tuning.py assume.
-`--compile-only` needs no GPU: it compiles the kernel for an H100 or H200.
+shared memory, in boxes of 8 x 16 pixels (CUDA's boxDim: the block of a tensor that one TMA copy moves). The report also has the
+rates of a large memory copy and of large matrix products, and the rates that the tile rules of kernels/runtime/tuning.py
+assume. `--compile-only` needs no GPU: it compiles the kernel for an H100 or H200.
 """
 
 import sys
@@ -12,12 +12,12 @@ if "--compile-only" in sys.argv:
     from bench.compile import without_gpu  # noqa: F401  # before triton
 
 import argparse
-import functools
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -25,18 +25,14 @@ import triton.language as tl
 from torch import Tensor
 
 from bench import registry
-from bench.time import runs
-from bench.time.protocol import Call, Machine, interleaved
+from bench.time import report, runs
+from bench.time.protocol import Machine
 from bench.tune.tiles import compiling
 from trinn.kernels.conv2d.tma_box import tma_descriptor
 from trinn.kernels.runtime import launch, tuning
 
 SOURCE = (128, 24, 48, 64)  # images, rows, columns and channels, float16: 18 MiB fit into L2
-BOXES = {
-    "a matrix of filters": (128, 64),
-    "8 x 16 pixels of an image": (1, 8, 16, 64),
-    "a pixel of 128 images": (128, 1, 1, 64),
-}  # 16 KiB each
+BOX = (1, 8, 16, 64)  # 16 KiB
 COPIES = 1152  # boxes copied by each program: the number of boxes in SOURCE
 PROGRAMS, STAGES = 2, 6  # programs per SM, boxes in flight per program: 192 KiB of an SM's 228 KiB of shared memory
 ROWS = 64  # rows of the product that reads a box: the minimum of wgmma
@@ -52,18 +48,14 @@ def _copy_boxes_kernel(source, ones, sums, steps, BOX: tl.constexpr, COUNTS: tl.
     long as the copy.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
-    DEPTH: tl.constexpr = BOX[len(BOX) - 1]
-    PIXELS: tl.constexpr = BOX[0] if len(BOX) == 2 else BOX[0] * BOX[1] * BOX[2]
-    left = ones.load((0, 0))  # (ROWS, DEPTH)
+    PIXELS: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
+    left = ones.load((0, 0))  # (ROWS, channels)
     acc = tl.zeros((ROWS, PIXELS), tl.float32)
     for step in range(steps):
-        if len(BOX) == 2:
-            box = source.load(((step * programs + program) % COUNTS[0] * BOX[0], 0))
-        else:
-            at = (step * programs + program) % (COUNTS[0] * COUNTS[1] * COUNTS[2])
-            row, column = at // COUNTS[2] % COUNTS[1], at % COUNTS[2]
-            box = source.load((at // (COUNTS[1] * COUNTS[2]) * BOX[0], row * BOX[1], column * BOX[2], 0))
-        acc = tl.dot(left, tl.reshape(box, (PIXELS, DEPTH)).T, acc)
+        at = (step * programs + program) % (COUNTS[0] * COUNTS[1] * COUNTS[2])
+        row, column = at // COUNTS[2] % COUNTS[1], at % COUNTS[2]
+        box = source.load((at // (COUNTS[1] * COUNTS[2]) * BOX[0], row * BOX[1], column * BOX[2], 0))
+        acc = tl.dot(left, tl.reshape(box, (PIXELS, BOX[3])).T, acc)
     tl.store(sums + program * PIXELS + tl.arange(0, PIXELS), tl.max(acc, axis=0))  # the rows are equal
 
 
@@ -71,76 +63,60 @@ def copy_boxes(source: Tensor, ones: Tensor, sums: Tensor, box: Sequence[int], s
     """Fill `sums` with one program per row. Each program copies and sums `steps` boxes.
 
     Args:
-        source: (N, H, W, C), contiguous; viewed as a matrix (N * H * W, C) if the box has two axes.
+        source: (N, H, W, C), contiguous.
         ones: (ROWS, C), the dtype of `source`.
         sums: (programs, pixels of a box), float32.
-        box: (images, rows, columns, C) or (pixels, C); must divide the sizes of the source.
+        box: (images, rows, columns, C); must divide the sizes of the source.
     """
-    source = source.flatten(0, 2) if len(box) == 2 else source
     counts = tuple(size // block for size, block in zip(source.shape, box, strict=True))
-    boxes = tma_descriptor(source, source.shape, source.stride(), box)
-    left = tma_descriptor(ones, ones.shape, ones.stride(), ones.shape)
+    boxes, left = (tma_descriptor(t, t.shape, t.stride(), block) for t, block in ((source, box), (ones, ones.shape)))
     constants: dict[str, Any] = {"BOX": tuple(box), "COUNTS": counts, "ROWS": ROWS}
     launch.launch(_copy_boxes_kernel, len(sums), boxes, left, sums, steps, **constants, stages=STAGES, device=source.device)
 
 
-class Work(NamedTuple):
-    """A launch to time: it moves `bytes`, and the elements of `result` must sum to `wanted`."""
-
-    call: Call
-    bytes: float
-    result: Tensor
-    wanted: Tensor
-
-
-def works(device: str, multiprocessors: int) -> Iterator[tuple[str, Work]]:
-    """Yield the launches by name. All values are small integers, so that every sum is exact."""
+def tensors(device: str, multiprocessors: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a source of small integers, so that every sum is exact, the ones, and the sums to fill."""
     source = torch.randint(0, 4, SOURCE, device=device).half()
     ones = torch.ones(ROWS, SOURCE[-1], dtype=torch.half, device=device)
-    for name, box in BOXES.items():
-        sums = torch.empty(PROGRAMS * multiprocessors, math.prod(box[:-1]), device=device)
-        visits = len(sums) * COPIES * math.prod(box) // source.numel()  # per element
-        call = functools.partial(copy_boxes, source, ones, sums, box, COPIES)
-        yield f"L2 to shared memory, {name}", Work(call, visits * source.nbytes, sums, source.double().sum() * visits)
+    return source, ones, torch.empty(PROGRAMS * multiprocessors, math.prod(BOX[:-1]), device=device)
+
+
+def box_rate(machine: Machine, multiprocessors: int) -> float:
+    """Return the bytes copied per second from L2 to shared memory.
+
+    Raises:
+        RuntimeError: the result of the copies is wrong.
+    """
+    source, ones, sums = tensors(machine.device, multiprocessors)
+    visits = len(sums) * COPIES * math.prod(BOX) // source.numel()  # per element
+    copy = partial(copy_boxes, source, ones, sums, BOX, COPIES)
+    copy()
+    if sums.double().sum() != source.double().sum() * visits:
+        raise RuntimeError("copies from L2 to shared memory: the result is wrong")
+    return visits * source.nbytes / machine.time_of([copy])
 
 
 def rates(machine: Machine) -> dict[str, Any]:
-    """Measure the rates of a GPU. Check the results of the copies before timing them.
+    """Measure the rates of a GPU.
 
     Returns:
         "multiprocessors": their number.
-        "rates": a list of dicts. "value" is the median for the whole GPU, in "unit"; "low" and "high" are the quartiles, None
-            for memory and products. "per_multiprocessor" is the value per multiprocessor and nanosecond. In the same unit,
-            "assumed" is the rate assumed by the tile rules. "at_most", for L2 only, is the copy rate at which the products in
-            copy_boxes become the bottleneck. Both may be None.
-
-    Raises:
-        RuntimeError: a result is wrong.
+        "rates": a list of dicts. "value" is the median for the whole GPU, in "unit". "per_multiprocessor" is the value per
+            multiprocessor and nanosecond. In the same unit, "assumed" is the rate assumed by the tile rules, or None.
     """
     on_gpu = machine.device == "cuda"
     multiprocessors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count if on_gpu else 1
-    found, assumed, each = [], assumed_rates(), 1e9 * multiprocessors
-
-    def add(name: str, unit: str, value: float, *quartiles: float, at_most: float | None = None) -> None:
-        low, high = quartiles or (None, None)
-        found.append({
-            "name": name, "unit": unit, "value": value, "low": low, "high": high, "per_multiprocessor": value / each,
-            "assumed": assumed.get(name.split(",")[0]), "at_most": at_most,
-        })  # fmt: skip
-
-    add("memory copy", "bytes/s", machine.copy_rate())
-    products = {arithmetic: machine.product_rate(arithmetic) for arithmetic in registry.PRODUCTS}
-    for arithmetic, rate in products.items():
-        add(f"{arithmetic} products", "operations/s", rate)
-    timed = dict(works(machine.device, multiprocessors))
-    for name, work in timed.items():
-        work.call()
-        if work.result.double().sum() != work.wanted:
-            raise RuntimeError(f"{name}: the result is wrong")
-    for name, spread in interleaved({name: [work.call] for name, work in timed.items()}, machine.clock).items():
-        speeds = [timed[name].bytes / seconds for seconds in (spread.median, spread.high, spread.low)]
-        # Each element of a box has 2 bytes and takes 2 * ROWS operations.
-        add(name, "bytes/s", *speeds, at_most=products["fp16"] / ROWS / each)
+    measured = {"memory copy": machine.copy_rate()}
+    measured |= {f"{arithmetic} products": machine.product_rate(arithmetic) for arithmetic in registry.PRODUCTS}
+    measured["L2 to shared memory"] = box_rate(machine, multiprocessors)
+    assumed = assumed_rates()
+    found = [
+        {
+            "name": name, "unit": "operations/s" if "products" in name else "bytes/s", "value": value,
+            "per_multiprocessor": value / 1e9 / multiprocessors, "assumed": assumed.get(name),
+        }
+        for name, value in measured.items()
+    ]  # fmt: skip
     return {"multiprocessors": multiprocessors, "rates": found}
 
 
@@ -158,12 +134,12 @@ def assumed_rates() -> dict[str, float]:
 
 
 def lines_of(result: dict[str, Any]) -> Iterator[str]:
-    """Yield a table of the rates."""
-    yield f"{'':46}{'per second':>24}{'per ns, multiprocessor':>25}{'assumed':>9}{'at most':>9}"
+    """Return the lines of a table of the rates."""
+    rows = [("", "per second", "per ns, multiprocessor", "assumed")]
     for of in result["rates"]:
         whole = f"{of['value'] / 1e12:.2f} T {of['unit'].removesuffix('/s')}"
-        assumed, at_most = (f"{of[key]:.1f}" if of[key] else "-" for key in ("assumed", "at_most"))
-        yield f"{of['name']:46}{whole:>24}{of['per_multiprocessor']:25.1f}{assumed:>9}{at_most:>9}"
+        rows.append((of["name"], whole, f"{of['per_multiprocessor']:.1f}", f"{of['assumed']:.1f}" if of["assumed"] else "-"))
+    return report.table(rows, 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,8 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.compile_only:
         with compiling("sm_90") as faults:
-            for _, work in works("meta", 1):
-                work.call()
+            copy_boxes(*tensors("meta", 1), BOX, COPIES)
         print(*faults or ["compiled"], sep="\n")
         return 1 if faults else 0
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Reports of a benchmark result, made from its JSON: table, geometric means, worst ratios, targets, and plots."""
+"""Reports of a benchmark result, made from its JSON: table, geometric means, worst ratios, and targets."""
 
 import json
 import math
@@ -153,8 +153,17 @@ def geomean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
+def table(rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:
+    """Yield the rows as aligned lines. The first `left` columns align to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:left], widths[:left], strict=True)]
+        cells += [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
+        yield "  ".join(cells).rstrip()
+
+
 def lines_of(result: Result) -> Iterator[str]:
-    """Yield the lines of the report: table, summary, targets, failures."""
+    """Yield the lines of the report: table, remarks, summary, targets, failures."""
     environment, ceilings, found = result["environment"], result["ceilings"], comparisons(result)
     yield "  ".join(f"{key} {value}" for key, value in environment.items() if not isinstance(value, dict))
     if ceilings:
@@ -163,16 +172,10 @@ def lines_of(result: Result) -> Iterator[str]:
     yield "us: time of one call in the faster memory format (n contiguous, c channels_last); +-%: half the interquartile range"
     yield "floor%: the minimum time for the bytes and operations of the pass, as a share of our time"
     yield ""
-    width = max((len(c.row["name"]) for c in found), default=4)
-    yield line_of(("", "", "", "against"), width, "ours us", "+-%", "floor%", "torch us", "+-%", "ratio")
-    last = None
-    for c in found:
-        share = f"{100 * c.floor / c.ours['median']:.0f}" if c.ours and c.floor is not None else ""
-        ratio = "WRONG" if c.wrong else f"{c.ratio:.2f}" if c.torchs else ""
-        yield line_of(c.words, width, *_cells(c.ours), share, *_cells(c.torchs), ratio)
-        if c.row is not last:
-            yield from (f"    {remark}" for remark in remarks(c.row))
-        last = c.row
+    header = ("", "", "", "against", "ours us", "+-%", "floor%", "torch us", "+-%", "ratio")
+    yield from table([header, *map(_cells, found)], 4)
+    yield ""
+    yield from dict.fromkeys(f"{' '.join(c.words[:3])}: {remark}" for c in found for remark in remarks(c.row))
     yield ""
     yield from summary(found)
     yield ""
@@ -183,18 +186,18 @@ def lines_of(result: Result) -> Iterator[str]:
         yield f"{len(result['left'])} measurements are missing: the time limit was reached"
 
 
-def line_of(words: Sequence[str], width: int, *cells: str) -> str:
-    name, what, arithmetic, mode = words
-    left = f"{name:{width}} {what:9} {arithmetic:4} {mode:8}"
-    return left + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (9, 6, 8, 10, 6, 9), strict=True))
+def _cells(c: Comparison) -> tuple[str, ...]:
+    """Return the words of a comparison, each side's time and half its interquartile range in percent, and the ratio."""
 
+    def cells(time: dict[str, Any] | None) -> tuple[str, str]:
+        if time is None:
+            return "-", ""
+        spread = 50 * (time["high"] - time["low"]) / time["median"]
+        return f"{1e6 * time['median']:.1f}{LETTERS[time['layout']]}", f"{spread:.0f}"
 
-def _cells(time: dict[str, Any] | None) -> tuple[str, str]:
-    """Return microseconds with the letter of the memory format, and half the interquartile range in percent."""
-    if time is None:
-        return "-", ""
-    spread = 50 * (time["high"] - time["low"]) / time["median"]
-    return f"{1e6 * time['median']:.1f}{LETTERS[time['layout']]}", f"{spread:.0f}"
+    share = "".join(f"{100 * share:.0f}" for share in _floor_share(c) if share)
+    ratio = "WRONG" if c.wrong else f"{c.ratio:.2f}" if c.torchs else ""
+    return (*c.words, *cells(c.ours), share, *cells(c.torchs), ratio)
 
 
 def summary(found: Sequence[Comparison]) -> Iterator[str]:
@@ -204,13 +207,14 @@ def summary(found: Sequence[Comparison]) -> Iterator[str]:
         groups.setdefault((c.row["op"], c.row["pass"], c.mode), []).append(c)
         if c.row["op"] != "model":
             groups.setdefault(("all operators", "", c.mode), []).append(c)
-    yield f"{'':20} {'':9} {'against':8} {'timed':>7} {'geomean':>8} {'worst':>6}"
+    rows = [("", "", "against", "the worst", "timed", "geomean", "worst")]
     for (op, what, mode), members in sorted(groups.items()):
         timed = [c for c in members if c.ratio > 0]
         if timed:
-            worst = min(timed, key=lambda c: c.ratio)
-            mean, count = geomean([c.ratio for c in timed]), f"{len(timed)}/{len(members)}"
-            yield f"{op:20} {what:9} {mode:8} {count:>7} {mean:8.2f} {worst.ratio:6.2f}  {' '.join(worst.words[:3])}"
+            worst, mean = min(timed, key=lambda c: c.ratio), geomean([c.ratio for c in timed])
+            count = f"{len(timed)}/{len(members)}"
+            rows.append((op, what, mode, " ".join(worst.words[:3]), count, f"{mean:.2f}", f"{worst.ratio:.2f}"))
+    yield from table(rows, 4)
 
 
 def target_line(target: Target, found: Sequence[Comparison]) -> str:
@@ -226,38 +230,6 @@ def target_line(target: Target, found: Sequence[Comparison]) -> str:
     if below:
         where = f"; {below} of {len(values)} below, geometric mean {mean:.2f}, the worst {worst:.2f} {' '.join(words[:3])}"
     return f"{verdict:15} >= {target.least:4.2f} {target.words}{where}"
-
-
-def plots_of(result: Result, folder: Path) -> list[Path]:
-    """Plot speedups and shares of the floor: a line per case and pass, a dot per arithmetic. Return the written files.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure
-
-    folder.mkdir(parents=True, exist_ok=True)
-    timed = [c for c in comparisons(result) if c.ours and c.torchs]
-    of_floor = [(c, 100 * share) for c in timed if c.mode == "eager" for share in _floor_share(c)]
-    paths = []
-    for name, title, values in (
-        ("ratios", "Speedup over torch in its faster memory format", [(c, c.ratio) for c in timed]),
-        ("floors", "Per cent of the best possible speed", of_floor),
-    ):
-        lines = list(dict.fromkeys(f"{c.row['name']}  {c.row['pass']}, {c.mode}" for c, _ in values))
-        figure = Figure(figsize=(9, 1 + 0.18 * len(lines)))
-        axes = figure.add_subplot(xscale="log", title=f"{title}, {result['environment']['gpu']}")
-        for arithmetic in dict.fromkeys(c.row["arithmetic"] for c, _ in values):
-            dots = [(v, f"{c.row['name']}  {c.row['pass']}, {c.mode}") for c, v in values if c.row["arithmetic"] == arithmetic]
-            axes.plot([v for v, _ in dots], [lines.index(of) for _, of in dots], "o", markersize=4, label=arithmetic)
-        axes.axvline({"ratios": 1, "floors": 100}[name], color="black", linewidth=1)
-        axes.set_yticks(range(len(lines)), lines, fontsize=7)
-        axes.invert_yaxis()
-        axes.grid(alpha=0.3)
-        axes.legend()
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
-    return paths
 
 
 def read(path: Path) -> Result:

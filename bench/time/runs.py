@@ -1,11 +1,14 @@
-"""Fill a result: compile its items, measure them in processes that may crash, and save the file after every row."""
+"""Run the benchmark: compile its items, measure them in processes that may crash, and save the result after every row."""
 
+import argparse
 import datetime
+import functools
 import json
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from bench import registry
 from bench.time import networks, report
 from bench.time.case import rows_of
 from bench.time.protocol import Machine
-from bench.workers import say, words, worked_off
+from bench.workers import do_in_turn, worked_off
 
 RESULTS = Path(__file__).parents[1] / "results"
+MINUTES = {True: 7.5, False: 28.0}  # time limit with and without --quick
 
 Item = list[str]  # "case" or "model", name, arithmetic, and torch's mode ("eager" or "compiled")
 CEILINGS: Item = ["ceilings", "", "", "eager"]  # the peak rates of the GPU
@@ -45,73 +49,56 @@ def items_of(names: Sequence[str], quick: bool, arithmetics: Sequence[str]) -> l
     return [[*item, "eager"] for item in every] + [[*item, "compiled"] for item in compiled]
 
 
-def begun(environment: dict[str, Any], path: Path | None = None) -> report.Result:
-    """Return an empty result, or the finished items of an earlier one."""
-    result: report.Result = {"environment": environment, "ceilings": {}, "rows": [], "done": [], "failed": [], "left": []}
-    if path is not None:
-        result |= report.read(path)
-        # Without the rows of an item that was unfinished at the time limit.
-        result["rows"] = [
-            row for row in result["rows"]
-            if ["model" if row["op"] == "model" else "case", row["name"], row["arithmetic"], row["against"]] in result["done"]
-        ]  # fmt: skip
-    return result
+def run(args: argparse.Namespace, command: Sequence[str], environment: dict[str, Any]) -> int:
+    """Compile, measure, write and print. Return the exit status. `command` runs `python -m bench`."""
+    start = time.monotonic()
+    until = start + 60 * (args.minutes or MINUTES[args.quick])
+    left = items_of(args.names, args.quick, args.arithmetics)
+    if not left:
+        print("No case or network matches these names and arithmetics.", file=sys.stderr)
+        return 2
+    result: report.Result = {"environment": environment, "ceilings": {}, "rows": [], "failed": [], "left": left}
+    quick = ["--quick"] * args.quick
+    stamp = re.sub(r"\W", "", environment["date"][:16])
+    path = (args.out or RESULTS) / environment["gpu"].lower().replace(" ", "-") / f"{stamp}{'-quick' * args.quick}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
 
+    def save() -> None:
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result, indent=1))
+        part.replace(path)  # at once: an interrupted run leaves a whole file
 
-def folder_of(environment: dict[str, Any], out: Path | None) -> Path:
-    """Return the results folder of the GPU; create it if needed."""
-    folder = (out or RESULTS) / environment["gpu"].lower().replace(" ", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def fill(
-    result: report.Result, path: Path, compiling: Sequence[str], measuring: Sequence[str], quick: bool, until: float
-) -> None:  # fmt: skip
-    """Compile the kernels of the items in result["left"] with one command, then measure them in processes of another command.
-
-    Finished items move to result["done"].
-    """
-    start, left = time.monotonic(), result["left"]
+    compiling = [*command, "--compile-only", "--gpu", environment["gpu"], "--architecture", environment["architecture"], *quick]
     try:
-        subprocess.run(compiling, timeout=until - start)
+        subprocess.run([*compiling, "--arithmetics", *args.arithmetics, "--", *args.names], timeout=until - start)
     except subprocess.TimeoutExpired:
         print("Compilation used up the time limit.", file=sys.stderr)
-    patience = {"eager": 90.0, "compiled": 150.0 if quick else 480.0}  # seconds per row
-    first: list[Item] = [] if result["ceilings"] else [CEILINGS]
+    patience = {"eager": 90.0, "compiled": 150.0 if args.quick else 480.0}  # seconds per row
+    items = [CEILINGS, *left]
     try:
-        for item, found, why in worked_off([*first, *left], measuring, lambda item: patience[item[-1]], until):
-            if isinstance(found, dict):
-                if item == CEILINGS:
-                    result["ceilings"] = found
-                else:
-                    result["rows"].append(found)
+        for item, found, why in worked_off(items, [*command, *quick, "--measure"], lambda item: patience[item[-1]], until):
+            if isinstance(found, dict) and item == CEILINGS:
+                result["ceilings"] = found
+            elif isinstance(found, dict):
+                result["rows"].append(found)
             else:
                 why = why or found
                 if why:
                     result["failed"].append({"item": item, "why": why})
                 if item in left:
                     left.remove(item)
-                    result["done"].append(item)
                 print(f"{time.monotonic() - start:6.0f} s  {len(left):4} left ", *filter(None, (*item, why)), flush=True)
-            written(result, path)
+            save()
     except RuntimeError as error:
         result["failed"].append({"item": left[:1], "why": str(error)})
-    written(result, path)
+    save()
+    print("", *report.lines_of(result), "", path, sep="\n")
+    return 0 if is_whole(result) else 1
 
 
-def measure(items: Iterable[Item], machine: Machine, quick: bool) -> None:
-    """Measure the items in order. A GPU error may end this process."""
-    for item in items:
-        say(at=item)
-        error = None
-        try:
-            for part in measured(item, machine, quick):
-                say(part=part)
-        except Exception as raised:  # a case may raise anything; report it and go on
-            error = words(raised)
-        say(of=item, result=error)
-        machine.wait()
+def measure(machine: Machine, quick: bool) -> None:
+    """Measure the items of this worker process. A GPU error may end it."""
+    do_in_turn(functools.partial(measured, machine=machine, quick=quick), machine.wait)
 
 
 def measured(item: Item, machine: Machine, quick: bool) -> Iterator[dict[str, Any]]:
@@ -148,13 +135,6 @@ def _said(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def written(result: report.Result, path: Path) -> None:
-    """Write a result to its file, atomically."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1))
-    part.replace(path)
 
 
 def is_whole(result: report.Result) -> bool:

@@ -27,7 +27,7 @@ from bench.registry import CASES, Case, Work
 from bench.time import case as measuring
 from bench.time import networks, protocol, report, runs
 from bench.time.case import Contender, Instance
-from bench.time.protocol import Machine, Spread, interleaved
+from bench.time.protocol import Machine, interleaved
 from bench.workers import worked_off
 from trinn.kernels import ops
 from trinn.layers import convert
@@ -152,7 +152,7 @@ def test_tuning_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(runs, "environment", dict)
     monkeypatch.setattr(benchmark.tune, "main", log.append)
-    monkeypatch.setattr(benchmark, "run", lambda *_: len(log))
+    monkeypatch.setattr(runs, "run", lambda *_: len(log))
     assert benchmark.main(["conv", "--tune", "--arithmetics", "bf16"]) == 1
     assert log == [["--arithmetics", "bf16", "--", "conv"]]
 
@@ -186,7 +186,13 @@ def test_contenders_are_interleaved() -> None:
     assert samples[:2] == ["a1 a2 a1", "b b b"]  # calibration: 7 ms take four calls of a, or two of b
     assert samples[2:] == ["a2 a1 a2 a1", "b b", "b b", "a2 a1 a2 a1", "a2 a1 a2 a1", "b b", "b b", "a2 a1 a2 a1"]
     assert times["a"] == pytest.approx((2e-3, 2e-3, 2e-3)) and times["b"] == pytest.approx((4e-3, 4e-3, 4e-3))
-    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+
+
+def test_quartiles() -> None:
+    """Five samples of 1 to 5 seconds, after the calibration."""
+    seconds = iter([1.0, 1.0, 1.0, 5.0, 1.0, 4.0, 2.0, 3.0])
+    times = interleaved({"a": [_named("a")]}, SetClock(lambda call: next(seconds)), rounds=5)
+    assert times["a"]._asdict() == {"low": 2.0, "median": 3.0, "high": 4.0}
 
 
 def _named(name: str) -> Any:
@@ -230,8 +236,8 @@ def test_a_sample_is_discarded_if_the_gpu_did_not_wait(late: int, monkeypatch: p
 
 def test_measurements_read_no_cpu_clock() -> None:
     """Times in results come from a Clock. Only time limits use time.monotonic, and only launch_path.py times Python."""
-    limits = {"bench/__main__", "bench/time/runs", "bench/tune/__main__"}
-    measuring = {"bench/registry", "bench/shapes", "bench/test_registry"}
+    limits = {"bench/time/runs", "bench/tune/__main__"}
+    measuring = {"bench/__main__", "bench/registry", "bench/shapes", "bench/test_registry"}
     for path in (ROOT / "bench").rglob("*.py"):
         name, nodes = str(path.relative_to(ROOT).with_suffix("")), list(ast.walk(ast.parse(path.read_text())))
         attributes = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
@@ -251,8 +257,8 @@ def test_rotated_inputs_exceed_the_cache() -> None:
     assert machine.sets(1_000_000_000) == 2 and machine.sets(50_000_000) == 3
     assert machine.sets(10_000_000) == 11 and machine.sets(1) == protocol.MOST_SETS
     case, ours = CASES["ResNet ReLU 256x56"].small(), Contender("ours", "eager", "contiguous")
-    sets = measuring.instances_of(case, ours, torch.float32, "cpu", 3)
-    assert len({float(s.inputs[0].detach().sum()) for s in sets}) == 3
+    calls: list[Any] = measuring.calls_of(case, ours, "forward", torch.float32, "cpu", 3)
+    assert len({float(call.args[0].detach().sum()) for call in calls}) == 3
 
 
 def test_rows_of_a_case() -> None:
@@ -470,7 +476,7 @@ def _row(name: str, ours: float, torchs: float, **more: Any) -> dict[str, Any]:
 
 def _result(found: list[dict[str, Any]]) -> report.Result:
     ceilings = {"copy": 3e12, "product": {"bf16": 500e12}}
-    return {"environment": {"gpu": "NVIDIA H200"}, "ceilings": ceilings, "rows": found, "done": [], "failed": [], "left": []}
+    return {"environment": {"gpu": "NVIDIA H200"}, "ceilings": ceilings, "rows": found, "failed": [], "left": []}
 
 
 def test_report() -> None:
@@ -492,7 +498,7 @@ def test_report() -> None:
     assert line.split()[1:] == ["forward", "bf16", "eager", "1250.0n", "10", "80", "2500.0n", "10", "2.00"]
     assert report.geomean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
     (line,) = (line for line in text.splitlines() if line.startswith("relu "))
-    assert line.split() == ["relu", "forward", "eager", "2/2", "1.00", "0.50", "two", "forward", "bf16"]
+    assert line.split() == ["relu", "forward", "eager", "two", "forward", "bf16", "2/2", "1.00", "0.50"]
 
 
 def test_targets() -> None:
@@ -556,22 +562,11 @@ def test_stored_results_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert paths
 
 
-def test_plots(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    net = {"op": "model", "bytes": 0, "pass": "training"}
-    found = [_row("one", 1e-3, 2e-3), _row("two", 1e-3, 3e-3), _row("net", 1e-3, 2e-3, **net), _row("o", 2e-3, 2e-3, **net)]
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(_result(found)))
-    assert benchmark.main(["plot", str(path)]) == 0
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["floors.png", "ratios.png"]
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "a").iterdir())
-
-
 def test_other_files_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text("{}")
-    for kind, name in (("plot", "a.json"), ("report", "b.json")):
+    for name in ("a.json", "b.json"):
         with pytest.raises(SystemExit):
-            benchmark.main([kind, str(tmp_path / name)])
+            benchmark.main(["report", str(tmp_path / name)])
         assert name in capsys.readouterr().err
 
 
@@ -596,26 +591,15 @@ else:
 
 
 def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Crashes are listed, the other rows are measured, and a resumed run does not repeat finished items."""
-    args = SimpleNamespace(
-        names=["batch norm .*x7"], quick=False, arithmetics=["bf16", "fp32"], minutes=1.0, resume=None, out=tmp_path
-    )
+    """Crashes are listed, and the other rows are measured."""
+    args: Any = SimpleNamespace(names=["batch norm .*x7"], quick=False, arithmetics=["bf16", "fp32"], minutes=1.0, out=tmp_path)
     environment = {"gpu": "NVIDIA H200", "architecture": "sm_90", "date": "2026-01-02T03:04:05"}
-    assert benchmark.run(args, [sys.executable, "-c", FAKE], environment) == 1  # type: ignore[arg-type]
-    path = tmp_path / "nvidia-h200" / "20260102T0304.json"
-    result = report.read(path)
+    assert runs.run(args, [sys.executable, "-c", FAKE], environment) == 1
+    result = report.read(tmp_path / "nvidia-h200" / "20260102T0304.json")
     assert result["ceilings"]["copy"] == 3e12 and result["left"] == []
     assert [(row["name"][-6:], row["arithmetic"]) for row in result["rows"]] == [(" 512x7", "bf16"), (" 512x7", "fp32")]
     assert [failure["item"][1:3] for failure in result["failed"]] == [["ResNet batch norm 2048x7", a] for a in ("bf16", "fp32")]
     assert "a bad kernel" in capsys.readouterr().out
-    half = result["rows"][0] | {"name": "ResNet ReLU 256x56"}  # its case was unfinished at the time limit
-    path.write_text(json.dumps(result | {"rows": [*result["rows"], half]}))
-    args.resume, args.names = path, ["batch norm .*x7", "^ResNet ReLU 256x56$"]
-    assert benchmark.run(args, [sys.executable, "-c", FAKE], environment) == 1  # type: ignore[arg-type]
-    again = report.read(path)
-    assert again["rows"][:2] == result["rows"] and again["failed"] == result["failed"]
-    assert [row["arithmetic"] for row in again["rows"][2:]] == ["bf16", "fp32"]
-    assert "512x7 bf16 eager" not in capsys.readouterr().out.split("\n\n")[0]
 
 
 def test_complete_runs() -> None:
@@ -637,7 +621,8 @@ def test_an_error_ends_only_its_case(monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.setattr(runs, "rows_of", rows_of)
     items = [["case", "ResNet ReLU 256x56", "bf16", "eager"], ["case", "ResNet stem", "bf16", "eager"]]
-    runs.measure(items, Here(SetClock()), quick=True)
+    monkeypatch.setattr(sys, "stdin", map(json.dumps, items))
+    runs.measure(Here(SetClock()), quick=True)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         line

@@ -77,7 +77,7 @@ def test_summary(tmp_path: Path) -> None:
     passed = [result("tests/test_conv.py::test[a]", "passed"), result("tests/test_conv.py::test[b]", "passed")]
     broken = [result("tests/test_conv.py::test[b]", "failed", "worker 'gw1' crashed")]
     (tmp_path / "tests.jsonl").write_text("\n".join([*passed, *several, *broken]) + '\n{"test": "cut o')
-    rate = {"unit": "bytes/s", "value": 4e12, "per_multiprocessor": 30.0, "assumed": 50.0, "at_most": None}
+    rate = {"unit": "bytes/s", "value": 4e12, "per_multiprocessor": 30.0, "assumed": 50.0}
     (tmp_path / "rates.json").write_text(json.dumps({"rates": [rate | {"name": f"rate {i}"} for i in range(10)]}))
     row: dict[str, Any] = {
         "op": "relu", "pass": "forward", "arithmetic": "bf16", "against": "eager", "bytes": 10**9, "flops": 0, "largest": 0,
@@ -86,7 +86,7 @@ def test_summary(tmp_path: Path) -> None:
     rows = [row | {"name": f"case {i}", "times": [time_of("ours", 1e-3 * (1 + i)), time_of("torch", 2e-3)]} for i in range(30)]
     rows.append(rows[0] | {"name": "off", "checked": {"contiguous": row["checked"]["contiguous"] | {"wrong": "is off"}}})
     benchmark = {
-        "environment": {"gpu": "GPU"}, "ceilings": {"copy": 4e12, "product": {}}, "rows": rows, "done": [], "left": [["a"]] * 3,
+        "environment": {"gpu": "GPU"}, "ceilings": {"copy": 4e12, "product": {}}, "rows": rows, "left": [["a"]] * 3,
         "failed": [{"item": ["case", "one"], "why": "crashed"}] * 9,
     }  # fmt: skip
     (tmp_path / "gpu").mkdir()
@@ -110,7 +110,7 @@ import torch, triton
 from bench import gpu_cache
 from bench.compile.code import Driver
 from trinn.kernels.runtime import launch
-from trinn.kernels.runtime.observe import intercepted
+from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels import launchers
 
 packed = Path(sys.argv[1])
@@ -144,7 +144,7 @@ def test_another_process_finds_packed_kernels(tmp_path: Path) -> None:
     assert sample("pack", packed, tmp_path / "first") == [str([False] * 3)]
     shutil.rmtree(tmp_path / "first")  # Triton stores absolute paths
     message, found = sample("use", packed, tmp_path / "second")
-    assert "3 kernels, unpacked in" in message and found == str([True] * 3)
+    assert "3 kernels unpacked" in message and found == str([True] * 3)
     suffixes = {path.suffix for path in (tmp_path / "second").rglob("*") if path.is_file()}
     assert suffixes == {".cubin", ".json"}
 
@@ -154,7 +154,8 @@ def test_kernels_of_other_sources_are_refused(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "cache" / "one.cubin").write_bytes(b"code")
     gpu_cache.pack(tmp_path / "cache", tmp_path / "packed")
     assert gpu_cache.unpack(tmp_path / "packed", tmp_path / "again") == 1
-    monkeypatch.setattr(gpu_cache, "sources", lambda: "others")
+    here = gpu_cache.about()
+    monkeypatch.setattr(gpu_cache, "about", lambda: here | {"sources": "others"})
     with pytest.raises(ValueError, match="sources .*, here others"):
         gpu_cache.unpack(tmp_path / "packed", tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
@@ -165,10 +166,10 @@ def test_hash_changes_with_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Adding a line to a kernel, or a file, changes the hash."""
     monkeypatch.setattr(gpu_cache, "ROOT", tmp_path)
     (tmp_path / "kernels").mkdir()
-    hashes = [gpu_cache.sources()]
+    hashes = [gpu_cache.about()["sources"]]
     for name, text in (("a.py", "x"), ("a.py", "\nx"), ("b.py", "\nx")):
         (tmp_path / "kernels" / name).write_text(text)
-        hashes.append(gpu_cache.sources())
+        hashes.append(gpu_cache.about()["sources"])
     assert len(set(hashes)) == 4
 
 
