@@ -40,17 +40,21 @@ RESULTS = Path(__file__).with_name("results")
 
 CALLS = ("tests/operators/test_calls.py",)
 # The most informative tests per minute first, without tests that need no GPU. tests/rehearsal.py runs them on the stub GPU.
-TESTS = tuple(
-    f"tests/{name}.py"
-    for name in (
-        "kernels/test_cuda", "operators/test_bounds", "operators/test_conv2d_tma", "operators/test_few_channels",
-        "operators/test_linear", "operators/test_conv2d", "operators/test_batchnorm2d", "operators/test_pool2d",
-        "operators/test_fused", "kernels/test_relayout", "operators/test_conv_transpose2d", "operators/test_upsample2d",
-        "operators/test_relu", "operators/test_adaptive_pool2d", "operators/test_max_unpool2d", "operators/test_pad2d",
-        "models/test_lenet", "operators/test_determinism", "kernels/test_threads", "torch/test_function",
-        "models/test_alexnet", "convert/test_convert", "convert/test_fuse", "operators/test_hard_inputs",
-    )
+FIRST = (
+    "kernels/test_cuda", "operators/test_bounds", "operators/test_conv2d_tma", "operators/test_few_channels",
+    "operators/test_linear", "operators/test_conv2d", "operators/test_batchnorm2d", "operators/test_pool2d",
+    "operators/test_fused", "kernels/test_relayout",
 )  # fmt: skip
+OPERATORS = tuple(  # every operator with a record, except the one whose tests run in several processes
+    f"operators/{path.stem}"
+    for path in sorted((ROOT / "tests" / "operators").glob("test_*.py"))
+    if path.with_name(path.name.removeprefix("test_")).exists() and path.stem != "test_sync_batchnorm"
+)
+LAST = (
+    "models/test_lenet", "operators/test_determinism", "kernels/test_threads", "torch/test_function", "models/test_alexnet",
+    "convert/test_convert", "convert/test_fuse", "operators/test_hard_inputs",
+)  # fmt: skip
+TESTS = tuple(f"tests/{name}.py" for name in dict.fromkeys((*FIRST, *OPERATORS, *LAST)))
 # Tests that need a real GPU: they check a tensor's device, so tests/rehearsal.py, with CPU tensors on a stub GPU, skips them.
 ON_A_GPU_ALONE = ("tests/convert/test_backend.py",)
 # Stop hanging tests, replace every process that ends, and start tests in order.
