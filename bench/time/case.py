@@ -37,14 +37,13 @@ def layouts_of(case: Case) -> list[str]:
 class Instance:
     """One side of a case with random tensors, rounded to `dtype`: the same values for both sides and all memory formats.
 
-    Batch norms keep float32 parameters when `dtype` has 16 bits, as is usual. `exact` computes in float64 with the rounded
-    values.
+    `exact` computes in float64 with the rounded values.
     """
 
     def __init__(
         self, case: Case, side: str, dtype: torch.dtype, layout: str, device: str, seed: int = 0, exact: bool = False
     ) -> None:
-        self.case, self.dtype, self.seed, format = case, dtype, seed, LAYOUTS[layout]
+        self.case, self.dtype, self.seed = case, dtype, seed
         torch.manual_seed(seed)
         with torch.device(device):
             module = case.make(SIDES[side])
@@ -53,11 +52,7 @@ class Instance:
             for norm in (part for part in module.modules() if isinstance(part, _BatchNorm)):
                 norm.weight.uniform_(0.5, 1.5)  # by default all weights and biases are equal
                 norm.bias.normal_()
-        self.module = cast(module, dtype).to(memory_format=format)  # type: ignore[call-overload]
-        self.inputs = [x.to(dtype).contiguous(memory_format=format) if x.dim() == 4 else x.to(dtype) for x in inputs]
-        if exact:
-            self.module.double()
-            self.inputs = [x.double() for x in self.inputs]
+        self.module, self.inputs = cast(module, inputs, dtype, layout, exact)
         if not case.first:
             for x in self.inputs:
                 x.requires_grad_()
@@ -107,13 +102,21 @@ class Instance:
         return found
 
 
-def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert the module to a dtype. Batch norms stay in float32 if the dtype has 16 bits."""
+def cast(
+    module: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype, layout: str, exact: bool
+) -> tuple[nn.Module, list[Tensor]]:
+    """Convert a module and its inputs to a dtype and a memory format; with `exact`, then to float64.
+
+    Batch norms stay in float32 if the dtype has 16 bits.
+    """
     for part in module.modules():
         for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
             if tensor.is_floating_point() and not (isinstance(part, _BatchNorm) and dtype.itemsize == 2):
                 tensor.data = tensor.data.to(dtype)
-    return module
+    format = LAYOUTS[layout]
+    module = module.to(memory_format=format)  # type: ignore[call-overload]
+    inputs = [x.to(dtype).contiguous(memory_format=format) if x.dim() == 4 else x.to(dtype) for x in inputs]
+    return (module.double(), [x.double() for x in inputs]) if exact else (module, inputs)
 
 
 class Errors(NamedTuple):

@@ -103,11 +103,7 @@ class Run:
             images = torch.randn(model.batch, *model.image)
             self.labels = torch.randint(model.classes, (model.batch,))
         self.side, self.runs = side, model.runs
-        self.network = cast(network, dtype).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-        self.images = images.to(dtype).contiguous(memory_format=LAYOUTS[layout])
-        if exact:
-            self.network.double()
-            self.images = self.images.double()
+        self.network, (self.images,) = cast(network, [images], dtype, layout, exact)
 
     def loss(self, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), self.labels)
