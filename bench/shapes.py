@@ -64,7 +64,9 @@ def layer(make: Callable[[Any], Any], *inputs: Shape, gradients: int = 1) -> Pas
             with Launchers():
                 _differentiate(module(*images), wanted, new, gradients)
                 if any(isinstance(part, _BatchNorm) for part in parts):
-                    _differentiate(module.eval()(*images), wanted, new, gradients)
+                    module.eval()
+                    if gradients:
+                        _differentiate(module(*images), wanted, new, gradients)
                     with torch.no_grad():
                         module(*images)
 
@@ -114,6 +116,20 @@ def conv_fused(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups: in
         return [pooled, nn.ConvBNReLU2d(convs[1], nn.BatchNorm2d(w[0]), nn.ReLU())]
 
     return layer(make, x, gradients=0)
+
+
+def epilogues(x: Shape, w: Shape) -> Passes:
+    """The launches of `conv_fused` that convolve, with filters of 3 x 3 and a padding of 1."""
+    geometry = x[2:], (1, 1), (1, 1), (1, 1), 1
+    window = [n // 2 for n in x[2:]], (2, 2), (2, 2), (0, 0), (1, 1)
+
+    def passes(new: New) -> None:
+        image, filters, scale, shift = new(*x), new(*w), new(w[0]), new(w[0])
+        launchers.conv2d_affine(image, filters, scale, shift, True, *geometry)
+        launchers.conv2d_relu_max_pool2d(image, filters, shift, *geometry, *window)
+        launchers.conv2d_statistics(image, filters, None, *geometry)
+
+    return passes
 
 
 def linear(rows: int, inputs: int, outputs: int) -> Passes:
@@ -195,11 +211,12 @@ def relayouts(*shape: int, channels: int | None = None) -> Passes:
 EVERYWHERE: dict[str, Passes] = {
     name: timed(name)
     for name in (
-        "ResNet stage 2 3x3 128-128", "depthwise 3x3 128x56", "ResNet batch norm, add, ReLU 256x56", "ResNet ReLU 256x56",
+        "depthwise 3x3 128x56", "ResNet batch norm, add, ReLU 256x56", "ResNet ReLU 256x56",
         "ResNet stem pool", "AlexNet linear1 b128", "AlexNet linear2, ReLU b128",
     )
 }  # fmt: skip
 EVERYWHERE |= {
+    "ResNet 3x3": conv((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
     "3x3 fused": conv_fused((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
     "SyncBatchNorm": sync_batchnorm(32, 128, 28, 28),
     "pooling": pool((32, 64, 112, 112), 3, 2, 1),
@@ -212,8 +229,8 @@ USUALLY: dict[str, Passes] = {
     name: timed(name)
     for name in (
         "LeNet conv1 b128", "LeNet conv2 b128", "AlexNet conv1 b128", "ResNet stem", "ResNet stage 1 1x1 64-256",
-        "ResNet stage 2 3x3 stride 2", "ResNet batch norm 128x28", "ResNet batch norm, ReLU 128x28", "ResNeXt 3x3, 32 groups",
-        "DeepLab 3x3 dilation 12", "DCGAN 512-256", "LeNet conv2, ReLU, pool b128",
+        "ResNet stage 2 3x3 stride 2", "ResNet batch norm 128x28", "ResNeXt 3x3, 32 groups", "DeepLab 3x3 dilation 12",
+        "DCGAN 512-256", "LeNet conv2, ReLU, pool b128",
     )
 }  # fmt: skip
 USUALLY |= {
@@ -253,17 +270,16 @@ USUALLY |= {
 HELD = {name for name in EVERYWHERE | USUALLY if not name.startswith(("one ", "past "))} | {"one image"}
 # On Hopper: copies for the kernels with TMA, and convolutions that use the pointer kernels.
 FOR_TMA = {
-    "AlexNet conv1 relayout": relayouts(128, 3, 224, 224, channels=8),
     "one element, relayout": relayouts(1, 1, 1, 1, channels=8),
     "past int32, relayout": relayouts(2**14, 64, 56, 56),
 }
 NOT_TMA = {
     "odd 3 x 3": conv((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
-    "odd 3 x 3 fused": conv_fused((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
+    "odd 3 x 3 fused": epilogues((32, 127, 28, 28), (127, 127, 3, 3)),
     "dilated, few channels in": conv((32, 16, 28, 28), (128, 16, 3, 3), padding=2, dilation=2),
     "dilated, few channels out": conv((32, 128, 28, 28), (16, 128, 3, 3), padding=2, dilation=2),
     "past int32, odd": conv((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
-    "past int32, odd fused": conv_fused((2**14, 63, 56, 56), (63, 63, 3, 3), padding=1),
+    "past int32, odd fused": epilogues((2**14, 63, 56, 56), (63, 63, 3, 3)),
     "one odd image": conv((1, 511, 7, 7), (511, 511, 3, 3), padding=1),
 }
 
