@@ -45,7 +45,10 @@ OPERATOR = Operator(
         "pixel_shuffle": case(nn.pixel_shuffle, (3, 12, 7, 6), upscale_factor=2),
         "pixel_unshuffle": case(nn.pixel_unshuffle, (3, 5, 14, 12), downscale_factor=2),
     },
-    programs=lambda nn: {"pixel_shuffle": case(nn.pixel_shuffle, (4, 16, 64, 64), upscale_factor=2, programs=8)},
+    programs=lambda nn: {
+        "pixel_shuffle": case(nn.pixel_shuffle, (4, 16, 64, 64), upscale_factor=2, programs=8),
+        "pixel_unshuffle": case(nn.pixel_unshuffle, (4, 4, 128, 128), downscale_factor=2, programs=8),
+    },
     draws=(pixel_shuffle, pixel_unshuffle),
     functions={"pixel_shuffle": SHUFFLE, "pixel_unshuffle": UNSHUFFLE},
     modules={"PixelShuffle": SHUFFLE, "PixelUnshuffle": UNSHUFFLE},
