@@ -228,7 +228,7 @@ def rows_of(
             calls = {c: partial(calls_of, case, c, what, dtype, machine.device, sets) for c in contenders}
             row = {
                 "name": case.name, "op": case.op, "pass": what, "arithmetic": arithmetic, "against": against,
-                "bytes": work.bytes(dtype.itemsize), "flops": work.flops, "largest": case.largest * dtype.itemsize,
+                "bytes": work.bytes(dtype.itemsize), "flops": work.flops,
                 "sets": sets, "checked": checked, **timed(calls, machine, True, rounds, LEAST),
             }  # fmt: skip
             for layout in {time["layout"] for time in row["times"] if time["side"] == "ours"}:
