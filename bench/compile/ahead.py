@@ -53,7 +53,6 @@ def _run_network(name: str, dtype: torch.dtype) -> None:
     for layout in LAYOUTS:
         for what in PASSES:
             Run(MODELS[name], "ours", dtype, layout, "meta").step(what, "eager", Machine("meta"))()
-            Run(MODELS[name], "ours", dtype, layout, "meta").graph(what)()
 
 
 def _fault(job: Job) -> str | None:

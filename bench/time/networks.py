@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 import trinn
 from bench.registry import PRODUCTS
@@ -137,30 +136,6 @@ class Run:
                 optimizer.step()
 
         return machine.graphed(step) if mode == "graphed" else step
-
-    def graph(self, what: str) -> Call:
-        """Return a forward (and backward) step rewritten by trinn's backend but not compiled, for meta tensors."""
-        from trinn.layers.backend import rewrite  # imports torch's compiler, which is slow
-
-        torch._dynamo.reset()  # otherwise Dynamo reaches its recompilation limit for this function
-        found: list[Any] = []
-
-        def rewritten(graph: Any, inputs: Any) -> Any:
-            rewrite(graph, inputs)
-            found.extend((graph, inputs))
-            return graph
-
-        with _disable_current_modes(), torch.set_grad_enabled(what == "training"):
-            torch.compile(self.forward(what), backend=rewritten, fullgraph=True, dynamic=False)()
-        graph, inputs = found
-
-        def call() -> None:
-            with torch.set_grad_enabled(what == "training"):
-                (y,) = graph(*inputs)
-                if what == "training":
-                    y.backward()
-
-        return call
 
     def results(self) -> Results:
         """Return the logits and all gradients. Disable dropout: the two sides draw different masks."""

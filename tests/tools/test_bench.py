@@ -360,10 +360,7 @@ def test_resnet_50_has_torchvisions_size() -> None:
 
 def test_our_networks_are_fused() -> None:
     """All batch norms of ResNet-50 are fused: with a ReLU, or without one in a shortcut and at the end of a block."""
-    for _ in range(9):  # more than Dynamo's recompilation limit
-        networks.Run(networks.MODELS["LeNet b128"], "ours", torch.bfloat16, "channels_last", "meta").graph("inference")()
     run = networks.Run(networks.MODELS["ResNet-50 b64"], "ours", torch.bfloat16, "channels_last", "meta")
-    run.graph("training")()
     run.step("training", "eager", Here(SetClock()))()
     assert not [module for module in run.network.modules() if type(module) in convert.OURS]
     fused = Counter(row.fused.count(",") + 1 for row in layers_of(run.network) if row.kind == "BatchNorm2d" and row.fused)
