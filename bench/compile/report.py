@@ -141,6 +141,7 @@ def main() -> int:
     parser.add_argument("--architectures", nargs="+", choices=SHARED_MEMORY, default=list(SHARED_MEMORY), metavar="NAME",
                         help=f"{', '.join(SHARED_MEMORY)}; default: all")  # fmt: skip
     parser.add_argument("--cases", default="", metavar="REGEX", help="compile these rows only; do not require all kernels")
+    parser.add_argument("--kernels", action="store_true", help="compile only one launch of each kernel")
     parser.add_argument("--record", action="store_true", help="rewrite the recorded rows")
     parser.add_argument("--limits", action="store_true", help="compile only the launches with limits")
     args = parser.parse_args()
@@ -150,6 +151,9 @@ def main() -> int:
     jobs = [] if args.limits else [job for architecture in args.architectures for job in jobs_of(architecture, args.cases)]
     if not (args.limits or jobs):
         parser.error("no row matches")
+    whole = not (args.cases or args.kernels)
+    if args.kernels:
+        jobs = list({(job.architecture, job.kernel): job for job in reversed(jobs)}.values())[::-1]
     rows: list[tuple[str, Row]] = []
     print_line = line_printer([job.words for job in jobs])
     for number, (job, found) in enumerate(in_parallel(compiled, jobs)):
@@ -160,11 +164,11 @@ def main() -> int:
             rows.append((", ".join(job.words[:2]), found.row))
         if fault := fault_of(job, found):
             faults.append(f"{job.architecture}  {'  '.join(job.words)}  {fault}")
-    if jobs and not args.cases:
+    if jobs and whole:
         faults += unreached(jobs)
         faults += compared(named(rows), args.record) if rows else []
     count = len(jobs)
-    if args.limits or "sm_90" in args.architectures and not args.cases:
+    if args.limits or "sm_90" in args.architectures and whole:
         more, missed = limits.check(args.cases)
         count, faults = count + more, faults + missed
     print(f"{count} compiled with Triton {triton.__version__} in {time.monotonic() - start:.0f} s, {len(faults)} faults")

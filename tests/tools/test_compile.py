@@ -6,13 +6,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Rows of the compile report that together compile every kernel. The report reads machine code only for rows with recorded
-# figures, so the others are cheap.
-EVERY_KERNEL = (
-    "^past int32, (batch norm|bins|conv fused|linear|resize|pixel shuffle|ReLU), tf32$|^past int32, (relayout|unpooling), fp16"
-    "|^one column, padding, fp16|^global pooling, (fp16|tf32)|^LeNet (conv1 b128, fp16|pooling, tf32)"
-    "|^(depthwise 3x3 128x56|depthwise, two filters|ResNe(t stem|Xt 3x3, 32 groups)), fp16, channels_last$"
-)
 SPILLS = """
 from bench.compile import without_gpu
 from bench.compile.launches import jobs_of
@@ -38,7 +31,7 @@ def report(*options: str) -> str:
 
 
 def test_kernels_compile() -> None:
-    table = report("--architectures", "sm_90", "--cases", EVERY_KERNEL)
+    table = report("--architectures", "sm_90", "--kernels")
     compiled = {line.split()[0] for line in table.splitlines() if "_kernel " in line}
     assert compiled == {name for path in (ROOT / "kernels").rglob("*.py") for name in defined(path)}
 
