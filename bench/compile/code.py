@@ -23,7 +23,6 @@ class Instruction(NamedTuple):
     address: int
     name: str
     operands: str
-    predicate: str = ""  # "@P0" or "@!P0"
 
 
 class Loop(NamedTuple):
@@ -90,9 +89,9 @@ def read_amdgcn(text: str, shared: int = 0) -> Code:
 
 def read_sass(cubin: bytes) -> list[Instruction]:
     """The machine code of an NVIDIA binary, without NOPs: they pad the end of a program."""
-    line = r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*) *([^;]*);"
+    line = r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*) *([^;]*);"
     found = re.findall(line, _dumped(cubin, "-sass"), re.MULTILINE)
-    return [Instruction(int(at, 16), name, words.strip(), if_.strip()) for at, if_, name, words in found if name != "NOP"]
+    return [Instruction(int(at, 16), name, words.strip()) for at, name, words in found if name != "NOP"]
 
 
 def _dumped(cubin: bytes, option: str) -> str:

@@ -1,7 +1,15 @@
-"""A PTX interpreter that follows control flow only: it counts how often a program of a launch executes each block.
+"""Count the executed instructions of a launch: interpret the control flow of its PTX for some of its programs.
 
-It computes integers and floats from the launch's arguments and the program's number. Loaded values are unknown. If a branch
-depends on an unknown value, it leaves its loop if it can; otherwise it does not jump.
+The interpreter computes integers and floats from the launch's arguments and the program's number. Loaded values are unknown. If
+a branch depends on an unknown value, it leaves its loop if it can; otherwise it does not jump.
+
+ptxas compiles the PTX to machine code. It unrolls loops, predicates branches and fuses some instructions, but the number of
+executed instructions remains about the same, except that
+
+- `mov`, `cvta` and loads of parameters do not count: ptxas renames registers, and parameters are operands in constant memory;
+- an integer division counts as DIVISION instructions: PTX has an instruction for it, the GPU has none.
+
+An instruction with a false predicate is issued, so it counts.
 """
 
 import math
@@ -9,15 +17,14 @@ import operator
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bench.compile.control_flow import Events, Graph, Part
-
 SAMPLES = 97  # interpreted programs
 MOST_STEPS = 10**6  # executed blocks, over all programs
+DIVISION = 20  # machine instructions of an integer division by a variable
 
 
 class Operation(NamedTuple):
@@ -27,9 +34,56 @@ class Operation(NamedTuple):
     name: str
     operands: tuple[str, ...]
 
+    @property
+    def results(self) -> list[str]:
+        """The changed registers. A store has none: its first operand is an address."""
+        return [] if self.operands[0].startswith("[") else re.findall(r"%[\w.]+", self.operands[0])
 
-def read_ptx(ptx: str) -> tuple[list[Operation], list[tuple[int | None, bool]]]:
-    """The instructions of a kernel and their `jumps` for Graph."""
+    @property
+    def cost(self) -> int:
+        """The number of machine instructions, about."""
+        if re.match(r"(?:mov|cvta|ld\.param)\b", self.name):
+            return 0
+        return DIVISION if re.match(r"(?:div|rem)\.[su]", self.name) else 1
+
+    @property
+    def access(self) -> tuple[str, int]:
+        """("ld" or "st", bytes) of an access to global memory; otherwise ("", 0)."""
+        if re.match(r"cp\.async\.c[ag]\.", self.name):
+            return "ld", int(self.operands[2], 0)
+        found = re.match(r"(ld|st)\.(?:\w+\.)*global\b(?:.*\.v(\d))?.*\.[bsuf](\d+)$", self.name)
+        return (found[1], int(found[2] or 1) * int(found[3]) // 8) if found else ("", 0)
+
+
+class Executed(NamedTuple):
+    """What a thread executes, on average over the programs of a launch."""
+
+    instructions: float
+    loaded: Counter[int]  # bytes from global memory, by the width of the access in bytes
+    stored: Counter[int]  # bytes to global memory
+    of_data: bool  # whether branches depend on data, so the counts are uncertain
+
+
+def executed(binary: Any, programs: int, args: Sequence[Any]) -> Executed:
+    """Count the instructions of a launch of `programs` programs of a kernel compiled for an NVIDIA GPU.
+
+    Raises:
+        ValueError: the count cannot be computed.
+    """
+    return Runs(binary.asm["ptx"], programs, list(values_of(args, binary.src.signature.values()))).total()
+
+
+def values_of(args: Iterable[Any], types: Iterable[Any]) -> Iterator[Any]:
+    """The arguments of the compiled kernel: without the constants, of type "constexpr"."""
+    for arg, type_ in zip(args, types, strict=False):
+        if isinstance(type_, tuple):
+            yield from values_of(arg, type_)
+        elif type_ != "constexpr":
+            yield arg
+
+
+def read_ptx(ptx: str) -> tuple[list[Operation], dict[str, int]]:
+    """The instructions of a kernel, and the numbers of the instructions after its labels."""
     operations: list[Operation] = []
     labels: dict[str, int] = {}
     body = ptx[ptx.index("\n{") + 2 : ptx.index("\n}")]
@@ -40,69 +94,62 @@ def read_ptx(ptx: str) -> tuple[list[Operation], list[tuple[int | None, bool]]]:
         elif not line.startswith("."):
             for found in re.finditer(r"(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*([^;]*);", line):
                 operations.append(Operation(found[1] or "", found[2], tuple(re.split(r",\s*", found[3].strip()))))
-    jumps: list[tuple[int | None, bool]] = []
-    for predicate, name, operands in operations:
-        if name.startswith("bra"):
-            jumps.append((labels[operands[0]], bool(predicate)))
-        else:
-            jumps.append((None, name not in ("ret", "exit", "trap") or bool(predicate)))
-    return operations, jumps
-
-
-def _names(operations: Sequence[Operation], jumps: Sequence[tuple[int | None, bool]]) -> list[str]:
-    """The names of operations. A repeated load in a block gets an empty name, because ptxas removes it."""
-    targets, names, loaded = {to for to, _ in jumps}, list[str](), set[tuple[str, ...]]()
-    for i, (predicate, name, operands) in enumerate(operations):
-        load = predicate, name, operands[-1]
-        names.append("" if name.startswith("ld.global") and load in loaded and i not in targets else name)
-        if i in targets or name.startswith("bra"):
-            loaded.clear()
-        loaded.add(load)
-    return names
+    return operations, labels
 
 
 class Runs:
-    """Executions of each block of PTX, over some programs of a launch.
+    """Executions of each basic block of PTX, over some programs of a launch. Blocks are numbers, in program order.
 
     Raises:
         ValueError: the values do not match the kernel's parameters, or the kernel does not end.
     """
 
     def __init__(self, ptx: str, programs: int, values: Sequence[Any]) -> None:
-        self.operations, jumps = read_ptx(ptx)
-        self.graph = Graph(_names(self.operations, jumps), jumps)
-        self.values = values
         head = ptx[ptx.index(".entry ") : ptx.index("\n{")]
         if not 0 <= head.count(".param ") - len(values) <= 2:  # Triton may add two parameters, for scratch memory
             raise ValueError("the kernel has other parameters")
+        self.values, (self.operations, labels) = values, read_ptx(ptx)
+        jumps = [i for i, o in enumerate(self.operations) if re.match(r"(?:bra|ret|exit|trap)\b", o.name)]
+        targets = {i: labels[o.operands[0]] for i in jumps if (o := self.operations[i]).name.startswith("bra")}
+        starts = sorted({0, *targets.values(), *(i + 1 for i in jumps)} - {len(self.operations)})
+        self.blocks = [range(a, b) for a, b in zip(starts, [*starts[1:], len(self.operations)], strict=True)]
+        self.next: list[list[int]] = []  # the following block, then the target of the jump
+        for number, block in enumerate(self.blocks):
+            goes_on = block[-1] not in jumps or self.operations[block[-1]].predicate
+            target = [starts.index(targets[block[-1]])] if block[-1] in targets else []
+            self.next.append([*([number + 1] if goes_on and number + 1 < len(starts) else []), *target])
+        # A jump backwards closes a loop. Inner loops come first.
+        loops = [range(to, number + 1) for number, after in enumerate(self.next) for to in after if to <= number]
+        self.loops = sorted(loops, key=len)
         self.executed: Counter[int] = Counter()
-        self.of_data, self._steps = False, 0
+        self.of_data, self.programs, self._steps = False, min(programs, SAMPLES), 0
         needed = self._needed()
-        self._needed_of = [[i for i in block if needed & set(self._results(i))] for block in self.graph.blocks]
-        count = min(programs, SAMPLES)
+        self._needed_of = [[o for o in self._of(block) if needed & {*o.results}] for block in self.blocks]
         # In steps of the golden ratio, the samples cover the remainders modulo any small number about equally often.
-        for i in range(count):
-            self._run(i if count == programs else int(i * (math.sqrt(5) - 1) / 2 % 1 * programs))
-        self.graph.all.trips = [1] * count
+        for i in range(self.programs):
+            self._run(i if self.programs == programs else int(i * (math.sqrt(5) - 1) / 2 % 1 * programs))
 
-    def events(self, part: Part) -> Events:
-        """The events of one iteration of a part."""
-        found: Events = Counter()
-        for b in part.blocks:
-            for kind, count in self.graph.events[b].items():
-                found[kind] += count * (self.executed[b] / part.iterations if part.trips else 1)  # type: ignore[assignment]
-        return found
+    def total(self) -> Executed:
+        """Sum over the blocks, per program."""
+        instructions = 0.0
+        moved: dict[str, Counter[int]] = {"": Counter(), "ld": Counter(), "st": Counter()}
+        for block, times in self.executed.items():
+            for operation in self._of(self.blocks[block]):
+                kind, size = operation.access
+                moved[kind][size] += size * times / self.programs  # type: ignore[assignment]
+                instructions += operation.cost * times / self.programs
+        return Executed(instructions, moved["ld"], moved["st"], self.of_data)
 
-    def _results(self, i: int) -> list[str]:
-        return re.findall(r"%[\w.]+", self.operations[i].operands[0])
+    def _of(self, block: range) -> list[Operation]:
+        return self.operations[block.start : block.stop]
 
     def _needed(self) -> set[str]:
         """The registers on which branches depend."""
         needed = {o.predicate.lstrip("!") for o in self.operations if o.name.startswith("bra")}
         while True:
             more = set(needed)
-            for i, operation in enumerate(self.operations):
-                if needed & set(self._results(i)):
+            for operation in self.operations:
+                if needed & {*operation.results}:
                     more.update(re.findall(r"%\w+", " ".join(operation.operands[1:])))
             if more == needed:
                 return needed
@@ -110,36 +157,28 @@ class Runs:
 
     def _run(self, program: int) -> None:
         registers: dict[str, int | None] = {"%ctaid.x": program, "%tid.x": 0}
-        before, at = -1, 0
-        loops = self.graph.parts[1:]
+        at = 0
         while True:
+            self.executed[at] += 1
             self._steps += 1
             if self._steps > MOST_STEPS:
                 raise ValueError("the kernel does not end")
-            self.executed[at] += 1
-            for loop in loops:
-                if at == loop.header and before not in loop.blocks:
-                    loop.trips.append(0)
-                if at in loop.last:
-                    loop.trips[-1] += 1
-            for i in self._needed_of[at]:
-                _, name, operands = operation = self.operations[i]
-                known = not operation.predicate and "|" not in operands[0]
-                value = self._value(name, operands, registers) if known else None
-                registers.update(dict.fromkeys(self._results(i), value))
-            following = self.graph.next(at)
-            if not following:
+            for operation in self._needed_of[at]:
+                known = not operation.predicate and "|" not in operation.operands[0]
+                value = self._value(operation.name, operation.operands, registers) if known else None
+                registers.update(dict.fromkeys(operation.results, value))
+            if not self.next[at]:
                 return
-            before, at = at, following[0] if len(following) == 1 else self._taken(at, following, registers)
+            at = self.next[at][0] if len(self.next[at]) == 1 else self._taken(at, registers)
 
-    def _taken(self, at: int, following: Sequence[int], registers: dict[str, int | None]) -> int:
+    def _taken(self, at: int, registers: dict[str, int | None]) -> int:
         """The block after a conditional branch: the next block or the branch target."""
-        predicate = self.operations[self.graph.blocks[at][-1]].predicate
+        predicate, following = self.operations[self.blocks[at][-1]].predicate, self.next[at]
         value = registers.get(predicate.lstrip("!"))
         if value is not None:
             return following[bool(value) != predicate.startswith("!")]
         self.of_data = True
-        inside = [part.blocks for part in self.graph.parts if at in part.blocks][-1]
+        inside = next((loop for loop in self.loops if at in loop), range(0))
         return next((block for block in following if block not in inside), following[0])
 
     def _value(self, name: str, operands: tuple[str, ...], registers: dict[str, int | None]) -> int | None:

@@ -14,8 +14,8 @@ ROWS = Path(__file__).with_name("recorded") / f"triton-{triton.__version__}.json
 class Row(NamedTuple):
     """A launch: resources, and global loads and stores in the code.
 
-    The instructions are those executed per element of the largest tensor or, in TMA kernels, those present per element of the
-    tile.
+    The instructions are those of the PTX executed per element of the largest tensor (see ptx.py) or, in TMA kernels, those
+    present in the machine code per element of the tile.
     """
 
     registers: int

@@ -22,7 +22,6 @@ import triton
 
 from bench.compile import limits
 from bench.compile.code import PUT_ASIDE, SHARED_MEMORY, Code, accesses, read_amdgcn, read_cubin, read_sass, waits
-from bench.compile.executed import executed
 from bench.compile.launches import (
     Job,
     in_parallel,
@@ -32,6 +31,7 @@ from bench.compile.launches import (
     tma_tile,
     uses_tma,
 )  # sets TRITON_INTERPRET, so it comes first  # isort: skip
+from bench.compile.ptx import executed
 from bench.compile.records import Row, compared, named
 from bench.compile.tiles import wgrad
 from bench.shapes import ARITHMETIC
@@ -64,7 +64,7 @@ def compiled(job: Job) -> Compiled | str:
     count: float = len(instructions)
     if not job.uses_tma:
         try:
-            count = executed(binary, job.programs, job.args, instructions).instructions
+            count = executed(binary, job.programs, job.args).instructions
         except ValueError as error:
             return f"the executed instructions are unknown: {error}"
     per_element = round(count / job.elements, 1)

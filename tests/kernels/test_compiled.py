@@ -11,9 +11,8 @@ import os
 os.environ["TRITON_INTERPRET"] = "0"
 import json, math
 import torch, triton
-from bench.compile.executed import values_of
 from bench.compile.code import Driver
-from bench.compile.ptx import Runs
+from bench.compile.ptx import Runs, values_of
 from trinn.kernels.runtime import launch
 from trinn.kernels.runtime.launch import intercepted
 from trinn.kernels import launchers
@@ -38,10 +37,10 @@ def trips(dtype, size, kernel, stride, padding, dilation):
     ((jitted, programs, args, constants),) = launches
     binary = jitted.warmup(*args, grid=(1,), **constants)
     runs = Runs(binary.asm["ptx"], programs, list(values_of(args, binary.src.signature.values())))
-    (loop,) = runs.graph.parts[1:]
+    (loop,) = runs.loops
     rows, columns = (hits(axis, n) for axis, n in zip(axes_of(kernel, stride, padding, dilation), size))
     of_phases = [math.ceil(4 * h * w / constants["BLOCK_K"]) for h in rows for w in columns]
-    return sum(loop.trips), programs // len(of_phases) * sum(of_phases)
+    return runs.executed[loop[-1]], programs // len(of_phases) * sum(of_phases)
 
 
 print(json.dumps([trips(dtype, *case) for dtype in (torch.float32, torch.float64) for case in (
