@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 TRITON ?=
+ARCHITECTURES ?=
 MINUTES ?= 10
 OPS ?=
 SEED ?= 0
@@ -34,7 +35,7 @@ help:
 	@echo 'make precision        measure the error of every operator, in units of torch'"'"'s own error'
 	@echo 'make lint             run ruff and mypy'
 	@echo 'make compile-report   compile every kernel for four GPUs, without a GPU: registers, spills, shared memory;'
-	@echo '                      TRITON=3.6.0 make compile-report uses another version of Triton'
+	@echo '                      TRITON=3.6.0 uses another version of Triton, ARCHITECTURES=sm_90 compiles for these GPUs only'
 	@echo 'make gpu              test and time trinn on the GPU of this machine, in nine minutes, with the torch and Triton of'
 	@echo '                      $$PYTHON; results go to bench/results/ or OUT=FOLDER'
 	@echo 'make gpu-cache        compile the kernels of make gpu for an H200 in advance, without a GPU: gpu-cache.tar.xz'
@@ -81,7 +82,8 @@ types:
 	@ln -sfn $(addprefix ../../,kernels layers models trinn/__init__.py trinn/env.py trinn/py.typed) .typing/trinn
 
 compile-report: $(BUILT) $(if $(TRITON),.venv/triton-$(TRITON))
-	$(if $(TRITON),PYTHONPATH=.venv/triton-$(TRITON)) $(BIN)/python -m bench.compile.report
+	$(if $(TRITON),PYTHONPATH=.venv/triton-$(TRITON)) $(BIN)/python -m bench.compile.report \
+		$(if $(ARCHITECTURES),--architectures $(ARCHITECTURES))
 
 .venv/triton-%: | $(BUILT)
 	rm -rf $@.part

@@ -26,7 +26,7 @@ STREAM = 0x5714EA40  # the stream of every launch
 ELEMENTS = {"i8": (0, 1), "u8": (0, 1), "fp16": (6, 2), "bf16": (10, 2), "fp32": (7, 4), "fp64": (9, 8)}
 
 
-class Reached(NamedTuple):
+class KernelLaunch(NamedTuple):
     """A launch that reached the stub driver: the arguments of a call of cuLaunchKernelEx."""
 
     grid: tuple[int, ...]
@@ -45,7 +45,7 @@ KERNELS: dict[tuple[str, Any], int] = {}  # function handles by kernel name and 
 
 
 _kinds: list[str] = []  # C types of the parameters of the coming launch
-_reached: list[Reached] = []
+_launches: list[KernelLaunch] = []
 
 
 @ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint32), *3 * [ctypes.c_uint64], ctypes.POINTER(ctypes.c_void_p))
@@ -54,7 +54,7 @@ def _observe(numbers: Any, stream: int, function: int, attributes: int, paramete
     starts = range(attributes, attributes + 72 * numbers[7], 72)  # of a CUlaunchAttribute: an id, 4 unused bytes, a value
     read = tuple((ctypes.string_at(at, 4), ctypes.string_at(at + 8, 64)) for at in starts)
     values = tuple((kind, ctypes.string_at(parameters[i], SIZES[kind])) for i, kind in enumerate(_kinds))
-    _reached.append(Reached(tuple(numbers[:3]), tuple(numbers[3:6]), numbers[6], stream, function, read, values))
+    _launches.append(KernelLaunch(tuple(numbers[:3]), tuple(numbers[3:6]), numbers[6], stream, function, read, values))
 
 
 def build_library(folder: str) -> str:
@@ -71,7 +71,7 @@ def parameter_types(launcher: str) -> list[str]:
     return [declared.split()[0] for declared in found[1].split(",")[1:]] + ["CUdeviceptr"] * 2
 
 
-def install(on_launch: Callable[[Reached], None]) -> None:
+def install(on_launch: Callable[[KernelLaunch], None]) -> None:
     """Run Triton's host code on the stub driver from now on in this process, and call `on_launch` with each launch."""
     assert triton.__version__.startswith("3.6."), f"the stub driver is for Triton 3.6, and this is {triton.__version__}"
     assert "libcuda.so" not in Path("/proc/self/maps").read_text(), "this process has loaded a CUDA driver already"
@@ -86,10 +86,10 @@ def install(on_launch: Callable[[Reached], None]) -> None:
 
         def launch(*args: Any) -> None:
             _kinds[:] = kinds
-            _reached.clear()
+            _launches.clear()
             real_launch(*args)
-            assert len(_reached) == 1, "not one launch"
-            on_launch(_reached[0])
+            assert len(_launches) == 1, "not one launch"
+            on_launch(_launches[0])
 
         return SimpleNamespace(launch=launch)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
-CUT = ~0x1FFF  # mask of TF32's bits in float32
+MASK = ~0x1FFF  # mask of TF32's bits in float32
 
 
 def is_allowed() -> bool:
@@ -22,24 +22,24 @@ def is_allowed() -> bool:
     return "tf32" in (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
 
 
-def cut(x: Tensor) -> Tensor:
+def truncated(x: Tensor) -> Tensor:
     """x truncated to TF32, in the dtype of x."""
-    return (x.float().view(torch.int32) & CUT).view(torch.float32).to(x.dtype)
+    return (x.float().view(torch.int32) & MASK).view(torch.float32).to(x.dtype)
 
 
-class _Cut(torch.autograd.Function):
+class _Truncated(torch.autograd.Function):
     """Truncation of a tensor; its gradient is not truncated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return cut(x)
+        return truncated(x)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:  # type: ignore[override]
         return dy
 
 
-class Cutting(TorchFunctionMode):
+class Truncating(TorchFunctionMode):
     """A mode in which torch's convolutions and linear layers truncate their operands, forward and backward, if TF32 is allowed.
 
     In float64 this gives the result of a truncating matrix unit without the rounding of its sums. A bias is not truncated.
@@ -52,9 +52,9 @@ class Cutting(TorchFunctionMode):
             return func(*args, **kwargs)
         x, w, *others = args
         bias = others.pop(0) if others else kwargs.pop("bias", None)
-        y = func(_Cut.apply(x), _Cut.apply(w), None, *others, **kwargs)
+        y = func(_Truncated.apply(x), _Truncated.apply(w), None, *others, **kwargs)
         if y.requires_grad:
-            y.register_hook(cut)  # the upstream gradient is an operand of the gradients' products
+            y.register_hook(truncated)  # the upstream gradient is an operand of the gradients' products
         if bias is None:
             return y
         return y + (bias if func is F.linear else bias[:, None, None])

@@ -64,7 +64,7 @@ def stand_in() -> None:
     """Install the stub GPU in this process."""
     stub_gpu.stand_in()
     if os.environ.get("REHEARSAL_COMPILES"):
-        stub_driver.install(lambda reached: launches.append(str(reached.function)))
+        stub_driver.install(lambda launch: launches.append(str(launch.function)))
     else:
         stub_gpu.compile_nothing(lambda programs, function, args: launches.append(repr(function)))
     torch.cuda.get_device_name = lambda _=None: gpu_cache.GPU  # type: ignore[assignment]

@@ -102,12 +102,6 @@ def _dumped(cubin: bytes, option: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def accesses(instructions: Sequence[Instruction], kind: str) -> tuple[int, int]:
-    """The number of 16-byte global loads (kind "LDG") or stores ("STG") in the code, and the number of all."""
-    names = [i.name for i in instructions if re.match(rf"{kind}(STS)?\b", i.name)]
-    return sum(".128" in name for name in names), len(names)
-
-
 def read_loops(ttgir: str) -> list[Loop]:
     """The innermost loops with matrix products."""
     loops, passed, outer = [], 0, 0

@@ -97,6 +97,12 @@ def read_ptx(ptx: str) -> tuple[list[Operation], dict[str, int]]:
     return operations, labels
 
 
+def narrow(ptx: str) -> tuple[int, int]:
+    """The number of global loads, and of stores, of less than 16 bytes in the text of a kernel."""
+    found = Counter(kind for kind, size in (operation.access for operation in read_ptx(ptx)[0]) if size < 16)
+    return found["ld"], found["st"]
+
+
 class Runs:
     """Executions of each basic block of PTX, over some programs of a launch. Blocks are numbers, in program order.
 

@@ -12,7 +12,7 @@ ROWS = Path(__file__).with_name("recorded") / f"triton-{triton.__version__}.json
 
 
 class Row(NamedTuple):
-    """A launch: resources, and global loads and stores in the code.
+    """A launch: resources, and narrow accesses to global memory.
 
     The instructions are those of the PTX executed per element of the largest tensor (see ptx.py) or, in TMA kernels, those
     present in the machine code per element of the tile.
@@ -21,10 +21,8 @@ class Row(NamedTuple):
     registers: int
     spilled: int  # bytes of local memory per thread
     shared: int  # bytes
-    wide_loads: int  # of 16 bytes
-    loads: int
-    wide_stores: int
-    stores: int
+    narrow_loads: int  # in the text of the PTX, of less than 16 bytes
+    narrow_stores: int
     instructions: float
 
 
@@ -52,11 +50,7 @@ def compared(rows: dict[str, Row], record: bool) -> list[str]:
 
 def worse(row: Row, than: Row) -> Iterator[str]:
     """Compare two rows. Yield the worse numbers, with some slack: ptxas varies registers and instructions without cause."""
-    names = {"spilled": 0, "shared": 0, "registers": 4 + than.registers // 10, "instructions": than.instructions / 20}
-    for name, slack in names.items():
-        if getattr(row, name) > getattr(than, name) + slack:
-            yield f"{name} {getattr(than, name)} -> {getattr(row, name)}"
-    for name in ("loads", "stores"):
-        narrow, before = (getattr(r, name) - getattr(r, f"wide_{name}") for r in (row, than))
-        if narrow > before:
-            yield f"{name} of less than 16 bytes {before} -> {narrow}"
+    slack = {"registers": 4 + than.registers // 10, "instructions": than.instructions / 20}
+    for name, value in row._asdict().items():
+        if value > getattr(than, name) + slack.get(name, 0):
+            yield f"{name} {getattr(than, name)} -> {value}"

@@ -21,7 +21,7 @@ import torch
 import triton
 
 from bench.compile import limits
-from bench.compile.code import PUT_ASIDE, SHARED_MEMORY, Code, accesses, read_amdgcn, read_cubin, read_sass, waits
+from bench.compile.code import PUT_ASIDE, SHARED_MEMORY, Code, read_amdgcn, read_cubin, read_sass, waits
 from bench.compile.launches import (
     Job,
     in_parallel,
@@ -31,7 +31,7 @@ from bench.compile.launches import (
     tma_tile,
     uses_tma,
 )  # sets TRITON_INTERPRET, so it comes first  # isort: skip
-from bench.compile.ptx import executed
+from bench.compile.ptx import executed, narrow
 from bench.compile.records import Row, compared, named
 from bench.compile.tiles import wgrad
 from bench.shapes import ARITHMETIC
@@ -59,17 +59,16 @@ def compiled(job: Job) -> Compiled | str:
     code = read_cubin(binary.asm["cubin"], binary.asm["ptx"], binary.metadata.shared)
     if not (job.held or job.uses_tma):
         return Compiled(code)
-    instructions = read_sass(binary.asm["cubin"])
-    faults = waits(binary.asm["ttgir"], job.constants["num_stages"], instructions) if job.uses_tma else ()
-    count: float = len(instructions)
-    if not job.uses_tma:
+    faults: tuple[str, ...] = ()
+    if job.uses_tma:
+        instructions = read_sass(binary.asm["cubin"])
+        faults, count = waits(binary.asm["ttgir"], job.constants["num_stages"], instructions), float(len(instructions))
+    else:
         try:
             count = executed(binary, job.programs, job.args).instructions
         except ValueError as error:
             return f"the executed instructions are unknown: {error}"
-    per_element = round(count / job.elements, 1)
-    row = Row(*code[:3], *accesses(instructions, "LDG"), *accesses(instructions, "STG"), per_element)
-    return Compiled(code, faults, row)
+    return Compiled(code, faults, Row(*code[:3], *narrow(binary.asm["ptx"]), round(count / job.elements, 1)))
 
 
 def fault_of(job: Job, found: Compiled | str) -> str | None:

@@ -125,7 +125,7 @@ class Errors(NamedTuple):
     ours: float
     torch: float
     ulp: float  # not a distance: one unit in the last place of the largest element
-    cut: float = 0.0  # of float64 products with operands truncated to TF32; nonzero only where torch allows TF32
+    truncated: float = 0.0  # of float64 products with operands truncated to TF32; nonzero only where torch allows TF32
 
     @property
     def strictly_right(self) -> bool:
@@ -135,10 +135,10 @@ class Errors(NamedTuple):
     @property
     def right(self) -> bool:
         """The rule of tests/support/check.py: strictly right, or within the error of truncation to TF32 (bench/tf32.py)."""
-        return self.strictly_right or self.ours <= self.cut + self.torch + self.ulp
+        return self.strictly_right or self.ours <= self.truncated + self.torch + self.ulp
 
 
-def errors_of(got: Tensor, expected: Tensor, exact: Tensor, cut: Tensor | None = None, norm: float = math.inf) -> Errors:
+def errors_of(got: Tensor, expected: Tensor, exact: Tensor, truncated: Tensor | None = None, norm: float = math.inf) -> Errors:
     """Return the errors of one result in a norm, by default the largest element. Ours is infinite if the dtypes differ."""
 
     def size(tensor: Tensor) -> float:
@@ -147,7 +147,8 @@ def errors_of(got: Tensor, expected: Tensor, exact: Tensor, cut: Tensor | None =
     ours, torchs = (size(t.double() - exact) for t in (got, expected))
     if got.dtype != expected.dtype:
         ours = math.inf
-    return Errors(ours, torchs, torch.finfo(got.dtype).eps * size(exact), size(cut - exact) if cut is not None else 0.0)
+    of_truncation = 0.0 if truncated is None else size(truncated - exact)
+    return Errors(ours, torchs, torch.finfo(got.dtype).eps * size(exact), of_truncation)
 
 
 def exact_results(case: Case, dtype: torch.dtype, device: str) -> tuple[Results, Results | None]:
@@ -161,21 +162,21 @@ def exactly(results: Callable[[], Results], dtype: torch.dtype) -> tuple[Results
         exact = results()
         if dtype != torch.float32 or not tf32.is_allowed():
             return exact, None
-        with tf32.Cutting():
+        with tf32.Truncating():
             return exact, results()
 
 
-def check(got: Results, expected: Results, exact: Results, cut: Results | None = None) -> dict[str, Any]:
+def check(got: Results, expected: Results, exact: Results, truncated: Results | None = None) -> dict[str, Any]:
     """Compare our results and torch's with float64. Return errors, faults, and strides of ours that differ from torch's."""
-    errors = {name: errors_of(ours, expected[name], exact[name], cut[name] if cut else None) for name, ours in got.items()}
+    errors = {name: errors_of(ours, expected[name], exact[name], (truncated or {}).get(name)) for name, ours in got.items()}
     ours, torchs = (results["output"].stride() for results in (got, expected))
     return verdict(errors, f"output has strides {ours}, torch's {torchs}" if ours != torchs else None)
 
 
 def verdict(errors: Mapping[str, Errors], strides: str | None = None) -> dict[str, Any]:
     """Return errors, faults in words, the results that are right only under truncation to TF32, and `strides`."""
-    cut = [name for name, e in errors.items() if e.right and not e.strictly_right]
-    return {"errors": errors, "wrong": words_of(errors), "cut": cut, "strides": strides}
+    truncated = [name for name, e in errors.items() if e.right and not e.strictly_right]
+    return {"errors": errors, "wrong": words_of(errors), "truncated": truncated, "strides": strides}
 
 
 def words_of(errors: Mapping[str, Errors]) -> str | None:

@@ -156,8 +156,8 @@ def check(model: Model, dtype: torch.dtype, layout: str, device: str) -> dict[st
     that are zero up to rounding: they have no relative error.
     """
     got, expected = (Run(model, side, dtype, layout, device).results() for side in ("ours", "torch"))
-    exact, cut = exactly(Run(model, "torch", dtype, layout, device, exact=True).results, dtype)
-    each = {name: errors_of(ours, expected[name], exact[name], cut[name] if cut else None, 2) for name, ours in got.items()}
+    exact, truncated = exactly(Run(model, "torch", dtype, layout, device, exact=True).results, dtype)
+    each = {name: errors_of(ours, expected[name], exact[name], (truncated or {}).get(name), 2) for name, ours in got.items()}
     errors = {"logits": each.pop("logits")}
     norms = {name: float(torch.linalg.vector_norm(exact[name])) for name in each}
     relative = [[e / norms[name] for e in each[name]] for name in each if norms[name] > 1e-12 * max(norms.values())]

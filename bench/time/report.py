@@ -61,8 +61,8 @@ def remarks(row: dict[str, Any]) -> Iterator[str]:
     for layout, checked in row["checked"].items():
         if checked["wrong"]:
             yield f"WRONG in {layout}: {checked['wrong']}"
-        if checked.get("cut"):
-            yield f"{layout}: right only under truncation to TF32: {', '.join(checked['cut'])}"
+        if checked.get("truncated"):
+            yield f"{layout}: right only under truncation to TF32: {', '.join(checked['truncated'])}"
         if checked["strides"]:
             yield f"{layout}: {checked['strides']}"
     for contender, why in row["failed"].items():

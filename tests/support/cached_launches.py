@@ -64,15 +64,15 @@ class Launches(threading.local):
     def add(self, programs: int, function: Any, args: tuple[Any, ...]) -> None:
         self.found.append((programs, function, tuple(map(self._plain, args))))
 
-    def add_reached(self, reached: stub_driver.Reached) -> None:
+    def add_kernel_launch(self, launch: stub_driver.KernelLaunch) -> None:
         """Add a launch as it reached the driver, with addresses replaced by positions."""
         parameters = []
-        for kind, value in reached.parameters:
+        for kind, value in launch.parameters:
             position = None
             if kind in ("CUdeviceptr", "CUtensorMap"):  # a tensor map of the stub driver begins with its address
                 position, value = self._position(int.from_bytes(value[:8], "little")), value[8:]
             parameters.append(Parameter(kind, position, value))
-        self.found.append((*reached[:-1], tuple(parameters)))
+        self.found.append((*launch[:-1], tuple(parameters)))
 
     def _plain(self, arg: Any) -> Any:
         if isinstance(arg, stub_gpu.TensorMap):
@@ -251,7 +251,7 @@ def main() -> int:
     rng = random.Random(given.seed)
     stub_gpu.stand_in()
     if given.stub:
-        stub_driver.install(LAUNCHES.add_reached)
+        stub_driver.install(LAUNCHES.add_kernel_launch)
         stub_driver.compile_nothing()
     else:
         stub_gpu.compile_nothing(LAUNCHES.add)

@@ -59,7 +59,7 @@ def check_results(got: dict[str, Tensor], torchs: Callable[..., Any], *tensors: 
     else:
         allowed = {name: error(expected[name], oracle[name]) for name in got}
     if dtype == torch.float32 and truncates():
-        with tf32.Cutting():
+        with tf32.Truncating():
             truncated = run(torchs, _converted(tensors, torch.float64, "cpu"), options, dtype)
         allowed = {name: max(torchs, (error(truncated[name], oracle[name]) + torchs) / 2) for name, torchs in allowed.items()}
     for name in got:

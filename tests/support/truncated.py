@@ -18,7 +18,7 @@ from trinn.kernels.runtime.settings import settings
 
 
 def _truncated(operand: TensorHandle) -> TensorHandle:
-    return TensorHandle((operand.data.view(numpy.int32) & numpy.int32(tf32.CUT)).view(numpy.float32), tl.float32)
+    return TensorHandle((operand.data.view(numpy.int32) & numpy.int32(tf32.MASK)).view(numpy.float32), tl.float32)
 
 
 @contextlib.contextmanager

@@ -323,12 +323,12 @@ def test_nan_is_wrong() -> None:
 
 def test_truncation_to_tf32_is_timed_and_marked() -> None:
     """An error that truncation to TF32 explains passes and is marked. A larger error is wrong."""
-    exact, rounded, cut = (torch.full((2,), value, dtype=torch.float64) for value in (1.0, 1.0002, 1.0006))
-    results = [{"output": t} for t in (cut.float(), rounded.float(), exact, cut)]
+    exact, rounded, truncated = (torch.full((2,), value, dtype=torch.float64) for value in (1.0, 1.0002, 1.0006))
+    results = [{"output": t} for t in (truncated.float(), rounded.float(), exact, truncated)]
     checked = measuring.check(*results)
-    assert checked["wrong"] is None and checked["cut"] == ["output"]
+    assert checked["wrong"] is None and checked["truncated"] == ["output"]
     assert measuring.check(*results[:3])["wrong"] is not None
-    assert measuring.check({"output": cut.float() + 1e-3}, *results[1:])["wrong"] is not None
+    assert measuring.check({"output": truncated.float() + 1e-3}, *results[1:])["wrong"] is not None
     (line,) = report.remarks({"checked": {"contiguous": checked}, "failed": {}})
     assert "truncation" in line and "output" in line
 

@@ -42,8 +42,8 @@ def products(bits: int) -> Callable[..., Tensor]:
 
     def truncated(*tensors: Tensor) -> Tensor:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tf32, "CUT", ~((1 << bits) - 1))
-            with tf32.Cutting():
+            patch.setattr(tf32, "MASK", ~((1 << bits) - 1))
+            with tf32.Truncating():
                 return convolution(*tensors)
 
     return truncated

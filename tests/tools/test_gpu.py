@@ -81,7 +81,7 @@ def test_summary(tmp_path: Path) -> None:
     (tmp_path / "rates.json").write_text(json.dumps({"rates": [rate | {"name": f"rate {i}"} for i in range(10)]}))
     row: dict[str, Any] = {
         "op": "relu", "pass": "forward", "arithmetic": "bf16", "against": "eager", "bytes": 10**9, "flops": 0,
-        "sets": 2, "failed": {}, "checked": {"contiguous": {"errors": {}, "wrong": None, "cut": [], "strides": None}},
+        "sets": 2, "failed": {}, "checked": {"contiguous": {"errors": {}, "wrong": None, "truncated": [], "strides": None}},
     }  # fmt: skip
     rows = [row | {"name": f"case {i}", "times": [time_of("ours", 1e-3 * (1 + i)), time_of("torch", 2e-3)]} for i in range(30)]
     rows.append(rows[0] | {"name": "off", "checked": {"contiguous": row["checked"]["contiguous"] | {"wrong": "is off"}}})

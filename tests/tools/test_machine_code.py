@@ -20,7 +20,7 @@ from bench.compile.code import SHARED_MEMORY, Instruction, read_loops, stalled, 
 from bench.compile.ptx import Runs
 from bench.compile.records import Row, compared
 
-BEFORE = Row(registers=40, spilled=0, shared=1024, wide_loads=3, loads=4, wide_stores=1, stores=1, instructions=10.0)
+BEFORE = Row(registers=40, spilled=0, shared=1024, narrow_loads=1, narrow_stores=0, instructions=10.0)
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +36,8 @@ def one_recorded_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"registers": 49}, "registers 40 -> 49"),
         ({"spilled": 8}, "spilled 0 -> 8"),
         ({"shared": 1025}, "shared 1024 -> 1025"),
-        ({"wide_loads": 2}, "loads of less than 16 bytes 1 -> 2"),
-        ({"stores": 2}, "stores of less than 16 bytes 0 -> 1"),
+        ({"narrow_loads": 2}, "narrow_loads 1 -> 2"),
+        ({"narrow_stores": 1}, "narrow_stores 0 -> 1"),
         ({"instructions": 10.6}, "instructions 10.0 -> 10.6"),
     ],
 )
@@ -49,7 +49,7 @@ def test_worse(change: dict[str, int], fault: str) -> None:
 
 
 def test_better_or_within_the_slack() -> None:
-    row = BEFORE._replace(registers=44, wide_loads=4, instructions=10.4, shared=0)
+    row = BEFORE._replace(registers=44, narrow_loads=0, instructions=10.4, shared=0)
     assert compared({"a kernel, a case": row}, record=False) == []
 
 
@@ -286,9 +286,11 @@ def test_instructions_of_a_loop(trips: int) -> None:
 )
 def test_instructions_and_accesses_of_an_operation(operation: str, instructions: int, loaded: dict[int, int]) -> None:
     before = Runs(PTX, 1, [None, 3]).total()
-    found = Runs(PTX.replace("	add.s32 	%r4, ", f"	{operation};\n	add.s32 	%r4, "), 1, [None, 3]).total()
+    text = PTX.replace("	add.s32 	%r4, ", f"	{operation};\n	add.s32 	%r4, ")
+    found = Runs(text, 1, [None, 3]).total()
     assert found.instructions - before.instructions == 3 * instructions
     assert found.loaded - before.loaded == Counter({width: 3 * size for width, size in loaded.items()})
+    assert ptx.narrow(text) == (ptx.narrow(PTX)[0] + sum(width < 16 for width in loaded), ptx.narrow(PTX)[1])
 
 
 def test_instructions_that_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
