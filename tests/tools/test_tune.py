@@ -307,8 +307,7 @@ from bench import registry
 from bench.tune import check
 from tests.tools.test_bench import Here, SetClock
 from trinn.kernels.conv2d import pointer
-from trinn.kernels import reduce
-from trinn.kernels.runtime import tuning
+from trinn.kernels.runtime import launch, tuning
 from trinn.kernels.runtime.settings import settings
 
 small = registry.CASES[{NAME!r}].small()
@@ -324,8 +323,13 @@ def seconds(call):
     tile = settings.tile_of(None, "")
     return 1.0 / (tile.n * tile.k * tile.warps)
 
+def launch_without_the_last_pixel(kernel, programs, *args, **constants):
+    if "wgrad" in kernel.__name__ and constants["stages"] == 3:
+        args = (*args[:7], args[7] - 1, *args[8:])
+    launch.launch(kernel, programs, *args, **constants)
+
 pointer.gemm_tile = gemm_tile
-pointer.sum_partials = lambda partials, dw: reduce.sum_partials(partials, dw).mul_(1.01 if stages == 3 else 1)
+pointer.launch = launch_without_the_last_pixel
 check.main("interpreter", Here(SetClock(seconds)))
 """
 
