@@ -86,7 +86,7 @@ def read_ptx(ptx: str) -> tuple[list[Operation], dict[str, int]]:
     """The instructions of a kernel, and the numbers of the instructions after its labels."""
     operations: list[Operation] = []
     labels: dict[str, int] = {}
-    body = ptx[ptx.index("\n{") + 2 : ptx.index("\n}")]
+    body = ptx[ptx.index("\n{") + 2 : ptx.rindex("\n}")]  # blocks of inline assembly end with "}" too
     for line in body.splitlines():
         line = line.partition("//")[0].strip().lstrip("{} \t")
         if label := re.match(r"(\$\w+):", line):

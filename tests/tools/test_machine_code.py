@@ -282,6 +282,11 @@ def test_instructions_of_a_loop(trips: int) -> None:
         ("ld.global.b16 { %rs6 }, [ %rd1 + 0 ]", 1, {2: 2}),
         ("cp.async.ca.shared.global [ %r4 + 0 ], [ %rd1 + 0 ], 0x8, %r5", 1, {8: 8}),
         ("cp.async.commit_group", 1, {}),
+        (
+            "// begin inline asm\n{\n	.reg .pred %p;\n	fence.proxy.async;\n}\n	// end inline asm\n	fence.proxy.async",
+            2,
+            {},
+        ),
     ],
 )
 def test_instructions_and_accesses_of_an_operation(operation: str, instructions: int, loaded: dict[int, int]) -> None:
