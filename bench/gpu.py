@@ -8,13 +8,12 @@ Each part is a process with its own time limit. A part runs even if an earlier p
     environment   versions, the GPU, and a first kernel
     descriptors   a kernel with tensor descriptors, launched by Triton and from the launch cache
     calls         every operator, forward and backward, in each dtype and memory format, against float64
-    rates         measured rates of copies and products, and the rates assumed by the tile rules
     tests         the GPU's tests, the most informative first, within the time limit (TESTS in bench/gpu.py)
     bench         python -m bench --quick, the most informative rows first, in the remaining time
 
 The run uses the kernels of gpu-cache.tar.xz if `make gpu-cache` compiled them from the same sources. Results are written
-during the run to FOLDER, by default bench/results/<gpu>/<time>: parts.json, log.txt, tests.jsonl, rates.json, summary.txt, and
-the benchmark's JSON in a subfolder.
+during the run to FOLDER, by default bench/results/<gpu>/<time>: parts.json, log.txt, tests.jsonl, summary.txt, and the
+benchmark's JSON in a subfolder.
 """
 
 import argparse
@@ -27,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +89,6 @@ def parts(out: Path) -> list[Part]:
         Part("environment", [*python, "trinn.env"], 30),
         Part("descriptors", [*python, "tests.support.descriptors", "cuda"], 40),
         Part("calls", pytest_command(out, *CALLS), 70),
-        Part("rates", [*python, "bench.time.rates", "--out", str(out / "rates.json")], 45),
         Part("tests", pytest_command(out, *TESTS, *ON_A_GPU_ALONE), 190),
         Part("bench", [*python, "bench", "--quick", "--out", str(out), "--minutes"], None),
     ]
@@ -136,12 +134,7 @@ def run_all(of: Sequence[Part], out: Path, seconds: float) -> bool:
 
 def summary(out: Path) -> list[str]:
     """Summarise failures and slow operators in at most SUMMARY_LINES lines."""
-    table: Iterable[str] = ["rates: not measured"]
-    if (out / "rates.json").exists():
-        from bench.time import rates  # imports torch
-
-        table = rates.lines_of(json.loads((out / "rates.json").read_text()))
-    return [*_of_parts(out), "", *_of_tests(out, 12), "", *table, "", *_of_bench(out)][:SUMMARY_LINES]
+    return [*_of_parts(out), "", *_of_tests(out, 12), "", *_of_bench(out)][:SUMMARY_LINES]
 
 
 def _read(path: Path) -> str:
@@ -191,6 +184,7 @@ def _of_bench(out: Path) -> Iterator[str]:
         f"bench: {len(timed)} comparisons, {len(wrong)} wrong, {len(result['failed'])} failed, {len(result['left'])} missing; "
         f"geometric mean speedup over torch: {report.geomean([c.ratio for c in timed]):.2f}"
     )
+    yield from report.ceilings(result)
     for c in wrong[:5]:
         yield f"  {' '.join(c.words)}: {next(report.remarks(c.row))}"[:180]
     for failure in result["failed"][:2]:
@@ -222,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M")
     out = (args.out or RESULTS / gpu / stamp).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for file in ("tests.jsonl", "rates.json", "log.txt"):  # these files are opened in append mode
+    for file in ("tests.jsonl", "log.txt"):  # these files are opened in append mode
         (out / file).unlink(missing_ok=True)
     print(f"results: {out}", flush=True)
     print(gpu_cache.unpacked(), flush=True)

@@ -91,7 +91,7 @@ def unpacked(packed: Path = PACKED) -> str:
 def commands(stub: Path) -> list[tuple[list[str], dict[str, str]]]:
     """Return the commands that compile the launches of bench.gpu, each with additional environment variables.
 
-    The first two link with the stub driver library in the folder `stub`; the others install a stub themselves.
+    The first links with the stub driver library in the folder `stub`; the others install a stub themselves.
     """
     from bench import gpu
 
@@ -100,7 +100,6 @@ def commands(stub: Path) -> list[tuple[list[str], dict[str, str]]]:
     linked = {"TRITON_LIBCUDA_PATH": str(stub), "LD_LIBRARY_PATH": f"{stub}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
     return [
         ([*python, "bench", "--compile-only", "--quick", "--gpu", GPU], linked),
-        ([*python, "bench.time.rates", "--compile-only"], linked),
         ([*python, "tests.support.descriptors", "--stub"], {}),
         ([*python, *tests], {"REHEARSAL_COMPILES": "1"}),
     ]

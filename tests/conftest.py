@@ -27,7 +27,7 @@ from trinn.kernels.runtime.settings import settings
 # GPU would add nothing to them.
 WITHOUT_A_GPU = (
     "bench", "compile", "compiled", "contained", "evidence", "gpu", "house", "install",
-    "interpreted", "launch_cache", "machine_code", "mutants", "notes", "rates", "readme", "tune",
+    "interpreted", "launch_cache", "machine_code", "mutants", "notes", "readme", "tune",
 )  # fmt: skip
 collect_ignore_glob = [f"*/test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_available() else []
 

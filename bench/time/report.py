@@ -39,11 +39,11 @@ class Comparison:
 
 
 def comparisons(result: Result) -> list[Comparison]:
-    found, ceilings = [], result["ceilings"]
+    found, peak = [], result["ceilings"]
     for row in result["rows"]:
         floor = None
-        if row["bytes"] and ceilings:
-            floor = max(row["bytes"] / ceilings["copy"], row["flops"] / ceilings["product"].get(row["arithmetic"], math.inf))
+        if row["bytes"] and peak:
+            floor = max(row["bytes"] / peak["copy"], row["flops"] / peak["product"].get(row["arithmetic"], math.inf))
         modes = ["compiled"] if row["against"] == "compiled" else ["eager", "graphed"] if row["op"] == "model" else ["eager"]
         for mode in modes:
             our_mode = "eager" if mode == "compiled" and row["op"] != "model" else mode  # fused layers are eager on our side
@@ -84,13 +84,18 @@ def table(rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
+def ceilings(result: Result) -> Iterator[str]:
+    """Yield the line of the peak rates, if they were measured."""
+    if of := result["ceilings"]:
+        products = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {name}" for name, rate in of["product"].items())
+        yield f"measured here: {of['copy'] / 1e12:.2f} TB/s in a copy; {products} in a matrix product"
+
+
 def lines_of(result: Result) -> Iterator[str]:
     """Yield the lines of the report: table, remarks, summary, failures."""
-    environment, ceilings, found = result["environment"], result["ceilings"], comparisons(result)
+    environment, found = result["environment"], comparisons(result)
     yield "  ".join(f"{key} {value}" for key, value in environment.items() if not isinstance(value, dict))
-    if ceilings:
-        products = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {name}" for name, rate in ceilings["product"].items())
-        yield f"measured here: {ceilings['copy'] / 1e12:.2f} TB/s in a copy; {products} in a matrix product"
+    yield from ceilings(result)
     yield "us: time of one call in the faster memory format (n contiguous, c channels_last); +-%: half the interquartile range"
     yield "floor%: the minimum time for the bytes and operations of the pass, as a share of our time"
     yield ""

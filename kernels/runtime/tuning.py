@@ -109,7 +109,7 @@ def _default_tma_tile(product: Gemm, architecture: str) -> GemmTile:
     """The default tile for wgmma, which computes 64 rows per four warps: the fastest tile according to a model.
 
     In the model the multiprocessors compute the tiles in waves. A wave takes the time of its products or of its copies from L2
-    to shared memory, the longer one, at rates assumed for an H200. Two programs with small tiles share a multiprocessor, so one
+    to shared memory, the longer one, at rates measured on an H200. Two programs with small tiles share a multiprocessor, so one
     loads while the other stores; if the sum is short, only small tiles are candidates.
 
     wgrad needs no model, because its split sum always fills the GPU. Its n is taps times channels, so block_n need not be a
@@ -142,11 +142,11 @@ def _default_tma_tile(product: Gemm, architecture: str) -> GemmTile:
 def _wave_time(m: int, n: int, tile: tuple[int, int], itemsize: int) -> float:
     """Time of all waves of (m, k) @ (k, n) on 132 multiprocessors, in nanoseconds per unit of k.
 
-    Assumed rates of one multiprocessor, per nanosecond: 6,000 FLOPs with 16-bit operands, 3,000 with 32-bit ones, and 50 bytes
-    from L2.
+    Rates of one multiprocessor of an H200, per nanosecond: 6,000 FLOPs with 16-bit operands, 3,000 with 32-bit ones, and 66
+    bytes from L2 (bench/results/nvidia-h200/20261129T2206/rates.json).
     """
     rows, columns = tile
-    products, copies = 2 * rows * columns / 6e3 * itemsize / 2, (rows + columns) * itemsize / 50
+    products, copies = 2 * rows * columns / 6e3 * itemsize / 2, (rows + columns) * itemsize / 66
     return triton.cdiv(triton.cdiv(m, rows) * triton.cdiv(n, columns), 132) * max(products, copies)
 
 

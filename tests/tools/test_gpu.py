@@ -77,8 +77,6 @@ def test_summary(tmp_path: Path) -> None:
     passed = [result("tests/test_conv.py::test[a]", "passed"), result("tests/test_conv.py::test[b]", "passed")]
     broken = [result("tests/test_conv.py::test[b]", "failed", "worker 'gw1' crashed")]
     (tmp_path / "tests.jsonl").write_text("\n".join([*passed, *several, *broken]) + '\n{"test": "cut o')
-    rate = {"unit": "bytes/s", "value": 4e12, "per_multiprocessor": 30.0, "assumed": 50.0}
-    (tmp_path / "rates.json").write_text(json.dumps({"rates": [rate | {"name": f"rate {i}"} for i in range(10)]}))
     row: dict[str, Any] = {
         "op": "relu", "pass": "forward", "arithmetic": "bf16", "against": "eager", "bytes": 10**9, "flops": 0,
         "sets": 2, "failed": {}, "checked": {"contiguous": {"errors": {}, "wrong": None, "truncated": [], "strides": None}},
@@ -97,6 +95,7 @@ def test_summary(tmp_path: Path) -> None:
     assert "tests: 1 passed, 211 failed, 0 skipped; kernels: 213 compiled, 426 found in the cache" in text
     assert "    20 x test_19.py::test: error 19" in text and "9 other tests" in text
     assert "off forward bf16 eager: WRONG in contiguous: is off" in text and "3 missing" in text
+    assert "measured here: 4.00 TB/s in a copy" in text
     assert "0.07 x torch  case 29 forward bf16 eager" in text and "120.0 x the floor  case 29" in text
     again = subprocess.run([sys.executable, "-m", "bench", "report", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert again.stdout.splitlines() == lines
