@@ -29,7 +29,7 @@ help:
 	@echo 'make notes            print a tour from a first network to AlexNet and its initialisation'
 	@echo 'make test             test every operator against torch in float64, in some minutes'
 	@echo 'make test-long        run all of torch'"'"'s own test inputs, the tests of convolutions on the kernels for Hopper, and the'
-	@echo '                      same tests with float32 truncated to TF32, in a quarter of an hour'
+	@echo '                      same tests with float32 truncated to TF32, in 20 minutes'
 	@echo 'make mutants          break the kernels in dozens of ways, one at a time, and check that a test fails'
 	@echo 'make fuzz             compare random cases with torch: MINUTES=10 OPS=conv2d,linear SEED=0'
 	@echo 'make precision        measure the error of every operator, in units of torch'"'"'s own error'
