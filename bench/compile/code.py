@@ -10,6 +10,8 @@ from typing import NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 
+from bench.compile.ptx import accesses
+
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes per program
 
 # Tolerated spill. ptxas may spill one or two values although registers are left, to fit one more program on a multiprocessor.
@@ -71,8 +73,7 @@ def read_cubin(cubin: bytes, ptx: str, shared: int = 0) -> Code:
     """The resource usage of an NVIDIA binary with this PTX."""
     usage = _dumped(cubin, "-res-usage")
     number = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    loads = [int(lanes or 1) * int(bits) for lanes, bits in re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx)]
-    loads += [8 * int(size, 0) for size in re.findall(r"\bcp\.async\.c[ag]\.\S+ [^;]*?\], *\[[^;]*?\], (\w+)", ptx)]
+    loads = [8 * size for kind, size in accesses(ptx) if kind == "ld"]
     tensor_core = re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\.", ptx)
     return Code(number["REG"], number["STACK"] + number["LOCAL"], shared, len(tensor_core), max(loads, default=0))
 

@@ -92,15 +92,19 @@ def read_ptx(ptx: str) -> tuple[list[Operation], dict[str, int]]:
         if label := re.match(r"(\$\w+):", line):
             labels[label[1]] = len(operations)
         elif not line.startswith("."):
-            for found in re.finditer(r"(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*([^;]*);", line):
-                operations.append(Operation(found[1] or "", found[2], tuple(re.split(r",\s*", found[3].strip()))))
+            operations += _operations(line)
     return operations, labels
 
 
-def narrow(ptx: str) -> tuple[int, int]:
-    """The number of global loads, and of stores, of less than 16 bytes in the text of a kernel."""
-    found = Counter(kind for kind, size in (operation.access for operation in read_ptx(ptx)[0]) if size < 16)
-    return found["ld"], found["st"]
+def _operations(line: str) -> Iterator[Operation]:
+    for found in re.finditer(r"(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*([^;]*);", line):
+        yield Operation(found[1] or "", found[2], tuple(re.split(r",\s*", found[3].strip())))
+
+
+def accesses(ptx: str) -> Counter[tuple[str, int]]:
+    """The accesses to global memory in the text of a kernel: their number by kind ("ld" or "st") and width in bytes."""
+    lines = (line for line in ptx.splitlines() if "global" in line)
+    return Counter(operation.access for line in lines for operation in _operations(line) if operation.access[0])
 
 
 class Runs:

@@ -31,7 +31,7 @@ from bench.compile.launches import (
     tma_tile,
     uses_tma,
 )  # sets TRITON_INTERPRET, so it comes first  # isort: skip
-from bench.compile.ptx import executed, narrow
+from bench.compile.ptx import accesses, executed
 from bench.compile.records import Row, compared, named
 from bench.compile.tiles import wgrad
 from bench.shapes import ARITHMETIC
@@ -68,7 +68,9 @@ def compiled(job: Job) -> Compiled | str:
             count = executed(binary, job.programs, job.args).instructions
         except ValueError as error:
             return f"the executed instructions are unknown: {error}"
-    return Compiled(code, faults, Row(*code[:3], *narrow(binary.asm["ptx"]), round(count / job.elements, 1)))
+    widths = accesses(binary.asm["ptx"])
+    loads, stores = (sum(n for (kind, size), n in widths.items() if kind == what and size < 16) for what in ("ld", "st"))
+    return Compiled(code, faults, Row(*code[:3], loads, stores, round(count / job.elements, 1)))
 
 
 def fault_of(job: Job, found: Compiled | str) -> str | None:

@@ -188,7 +188,7 @@ def words_of(errors: Mapping[str, Errors]) -> str | None:
 def other_bits(got: Results, before: Results) -> str | None:
     """Return the results that differ in any bit from the checked ones, or None.
 
-    The launch cache starts kernels from the third call on, so a timed call takes another path than the checked call.
+    The launch cache starts kernels from the second call on, so a timed call takes another path than the checked call.
     """
     others = [name for name, tensor in got.items() if not torch.equal(tensor, before[name])]
     return f"{', '.join(others)}: bits differ from the checked run" if others else None

@@ -90,7 +90,7 @@ def test_graph(name: str) -> None:
 @gpu
 @names
 def test_launch_cache(name: str) -> None:
-    """From the third call on, kernels are launched from the launch cache, and give the same bits."""
+    """From the second call on, kernels are launched from the launch cache, and give the same bits."""
     case = CASES[name]
     tensors, others = case.tensors(), case.others()
     expected = results(case, tensors, others)

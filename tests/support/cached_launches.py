@@ -64,15 +64,15 @@ class Launches(threading.local):
     def add(self, programs: int, function: Any, args: tuple[Any, ...]) -> None:
         self.found.append((programs, function, tuple(map(self._plain, args))))
 
-    def add_kernel_launch(self, launch: stub_driver.KernelLaunch) -> None:
+    def add_kernel_launch(self, started: stub_driver.KernelLaunch) -> None:
         """Add a launch as it reached the driver, with addresses replaced by positions."""
         parameters = []
-        for kind, value in launch.parameters:
+        for kind, value in started.parameters:
             position = None
             if kind in ("CUdeviceptr", "CUtensorMap"):  # a tensor map of the stub driver begins with its address
                 position, value = self._position(int.from_bytes(value[:8], "little")), value[8:]
             parameters.append(Parameter(kind, position, value))
-        self.found.append((*launch[:-1], tuple(parameters)))
+        self.found.append((*started[:-1], tuple(parameters)))
 
     def _plain(self, arg: Any) -> Any:
         if isinstance(arg, stub_gpu.TensorMap):
