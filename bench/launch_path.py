@@ -35,15 +35,15 @@ FLAT, DENSE = torch.randn(4, 64), torch.randn(64, 64)
 ONE = torch.ones(1, 1, 1, 1)
 # The arguments of each operator, with lists as the dispatcher passes them.
 OPERATORS: dict[str, tuple[Any, ...]] = {
-    "relu_forward": (X,),
+    "activation_forward": (X, "relu"),
     "max_pool2d_forward": (X, [4, 4], [2, 2], [2, 2], [0, 0], [1, 1]),
-    "batchnorm2d_forward": (X, MEAN, VAR, SCALE, B, None, False, 1e-5),
-    "linear_fprop": (FLAT, DENSE, B, False),
+    "batchnorm2d_forward": (X, MEAN, VAR, SCALE, B, None, None, "", 1e-5),
+    "linear_fprop": (FLAT, DENSE, B, None, ""),
     "conv2d_fprop": (X, W, B, [8, 8], [1, 1], [1, 1], [1, 1], 1),
     "conv2d_wgrad": (X, Y, [3, 3], [1, 1], [1, 1], [1, 1], 1),
 }
 FUNCTIONALS: dict[str, Callable[[], Any]] = {
-    "relu_forward": lambda: tnn.relu(X),
+    "activation_forward": lambda: tnn.relu(X),
     "max_pool2d_forward": lambda: tnn.max_pool2d(X, 2),
     "batchnorm2d_forward": lambda: tnn.batch_norm(X, MEAN, VAR, SCALE, B),
     "linear_fprop": lambda: tnn.linear(FLAT, DENSE, B),

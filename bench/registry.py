@@ -64,8 +64,8 @@ class Case:
     arithmetics: tuple[str, ...] = PRODUCTS
 
 
-class _BNAddReLU2d(nn.Sequential):
-    """The unfused layers of trinn.layers.BNAddReLU2d."""
+class _BNAddActivation2d(nn.Sequential):
+    """The unfused layers of trinn.layers.BNAddActivation2d."""
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
         return self[1](self[0](input) + residual)
@@ -74,8 +74,9 @@ class _BNAddReLU2d(nn.Sequential):
 class Unfused:
     """torch.nn, plus the names of the fused layers, which run the same layers unfused."""
 
-    BNAddReLU2d = _BNAddReLU2d
-    ConvReLU2d = ConvReLUMaxPool2d = ConvBNReLU2d = BNReLU2d = LinearReLU = nn.Sequential
+    BNAddActivation2d = _BNAddActivation2d
+    ConvActivation2d = ConvTransposeActivation2d = ConvActivationMaxPool2d = ConvBNActivation2d = nn.Sequential
+    BNActivation2d = LinearActivation = nn.Sequential
 
     def __getattr__(self, name: str) -> Any:
         return getattr(nn, name)
@@ -141,7 +142,7 @@ def linear_relu(name: str, rows: int, inputs: int, outputs: int) -> Case:
     x, w, y, flops = rows * inputs, inputs * outputs, rows * outputs, 2 * rows * inputs * outputs
     once = x + w + outputs + y
     return Case(
-        name, "linear_relu", lambda nn: nn.LinearReLU(nn.Linear(inputs, outputs), nn.ReLU()), ((rows, inputs),),
+        name, "linear_relu", lambda nn: nn.LinearActivation(nn.Linear(inputs, outputs), nn.ReLU()), ((rows, inputs),),
         {"forward": Work(once, flops), "training": Work(2 * once, 3 * flops), "inference": Work(once, flops)},
         lambda: linear_relu(name, 3, min(inputs, 20), min(outputs, 9)), max(x, w, y), fused=True,
     )  # fmt: skip
@@ -164,10 +165,10 @@ def fused_conv(
     def make(nn: Any) -> nn.Module:
         conv = nn.Conv2d(c, filters, taps, stride, padding, bias=bias)
         if op == "conv_relu":
-            return nn.ConvReLU2d(conv, nn.ReLU())
+            return nn.ConvActivation2d(conv, nn.ReLU())
         if op == "conv_relu_max_pool":
-            return nn.ConvReLUMaxPool2d(conv, nn.ReLU(), nn.MaxPool2d(window, 2))
-        return nn.ConvBNReLU2d(conv, nn.BatchNorm2d(filters), nn.ReLU())
+            return nn.ConvActivationMaxPool2d(conv, nn.ReLU(), nn.MaxPool2d(window, 2))
+        return nn.ConvBNActivation2d(conv, nn.BatchNorm2d(filters), nn.ReLU())
 
     def small() -> Case:
         size = max(taps + stride * window - 2 * padding, 2)
@@ -207,10 +208,11 @@ def upsample(name: str, x: Shape) -> Case:
     )  # fmt: skip
 
 
-def relu(name: str, x: Shape) -> Case:
+def activation(name: str, module: str, x: Shape, **options: Any) -> Case:
     return Case(
-        name, "relu", lambda nn: nn.ReLU(), (x,), {"forward": Work(2 * prod(x)), "backward": Work(3 * prod(x))},
-        lambda: relu(name, (2, 3, 4, 5)), prod(x), arithmetics=ELEMENTWISE,
+        name, "activation", lambda nn: getattr(nn, module)(**options), (x,),
+        {"forward": Work(2 * prod(x)), "backward": Work(3 * prod(x))},
+        lambda: activation(name, module, (2, 3, 4, 5), **options), prod(x), arithmetics=ELEMENTWISE,
     )  # fmt: skip
 
 
@@ -224,7 +226,7 @@ def batch_norm(name: str, x: Shape) -> Case:
 
 def bn_relu(name: str, x: Shape) -> Case:
     return Case(
-        name, "bn_relu", lambda nn: nn.BNReLU2d(nn.BatchNorm2d(x[1]), nn.ReLU()), (x,),
+        name, "bn_relu", lambda nn: nn.BNActivation2d(nn.BatchNorm2d(x[1]), nn.ReLU()), (x,),
         {"forward": Work(3 * prod(x)), "training": Work(8 * prod(x)), "inference": Work(2 * prod(x))},
         lambda: bn_relu(name, (3, 4, 3, 4)), prod(x), fused=True, arithmetics=ELEMENTWISE,
     )  # fmt: skip
@@ -236,7 +238,7 @@ def bn_add_relu(name: str, x: Shape) -> Case:
     Backward reads x, y and dy and writes the residual gradient, then computes the input gradient from that and x.
     """
     return Case(
-        name, "bn_add_relu", lambda nn: nn.BNAddReLU2d(nn.BatchNorm2d(x[1]), nn.ReLU()), (x, x),
+        name, "bn_add_relu", lambda nn: nn.BNAddActivation2d(nn.BatchNorm2d(x[1]), nn.ReLU()), (x, x),
         {"forward": Work(4 * prod(x)), "training": Work(11 * prod(x)), "inference": Work(3 * prod(x))},
         lambda: bn_add_relu(name, (3, 4, 3, 4)), prod(x), fused=True, arithmetics=ELEMENTWISE,
     )  # fmt: skip
@@ -294,8 +296,8 @@ def _resnet(n: int) -> Sequence[Case]:
         block(4, 512, 512, 3, 7), block(4, 512, 2048, 1, 7), block(4, 2048, 512, 1, 7),
         global_average("ResNet average", (n, 2048, 7, 7)),
         linear("ResNet linear", n, 2048, 1000),
-        relu("ResNet ReLU 64x112", (n, 64, 112, 112)),
-        relu("ResNet ReLU 256x56", (n, 256, 56, 56)),
+        activation("ResNet ReLU 64x112", "ReLU", (n, 64, 112, 112)),
+        activation("ResNet ReLU 256x56", "ReLU", (n, 256, 56, 56)),
         *(batch_norm(f"ResNet batch norm {c}x{size}", (n, c, size, size)) for c, size in norms),
         bn_relu("ResNet batch norm, ReLU 64x112", (n, 64, 112, 112)),
         bn_relu("ResNet batch norm, ReLU 128x28", (n, 128, 28, 28)),
@@ -306,6 +308,10 @@ def _resnet(n: int) -> Sequence[Case]:
     )  # fmt: skip
 
 
+ACTIVATIONS = (
+    "ReLU6", "Hardtanh", "LeakyReLU", "ELU", "CELU", "SELU", "SiLU", "Mish", "GELU", "Softplus", "Sigmoid", "Tanh",
+    "Hardsigmoid", "Hardswish", "PReLU",
+)  # fmt: skip
 _TABLE = (
     *_lenet(128),
     *_lenet(1024),
@@ -329,6 +335,8 @@ _TABLE = (
     upsample("bilinear 128x128", (8, 128, 128, 128)),
     upsample("bilinear 64x256", (8, 64, 256, 256)),
     upsample("nearest 64x128", (16, 64, 128, 128)),
+    *(activation(f"{module} 128x56", module, (64, 128, 56, 56)) for module in ACTIVATIONS),
+    activation("GELU by tanh 128x56", "GELU", (64, 128, 56, 56), approximate="tanh"),
 )
 CASES: dict[str, Case] = {case.name: case for case in _TABLE}
 
@@ -341,7 +349,7 @@ def fits(name: str, patterns: Sequence[str]) -> bool:
 # Cases of --quick, the most informative first: in all arithmetics, in bf16 and float32, or in bf16 only.
 _EVERY = ("AlexNet conv2 b128", "ResNet stage 2 3x3 128-128", "ResNet stage 1 1x1 64-256")
 _BOTH = (
-    "ResNet batch norm 256x56", "ResNet stem pool", "bilinear 64x128", "ResNet ReLU 256x56", "LeNet conv2 b128",
+    "ResNet batch norm 256x56", "ResNet stem pool", "bilinear 64x128", "ResNet ReLU 256x56", "SiLU 128x56", "LeNet conv2 b128",
     "AlexNet linear1 b128", "depthwise 3x3 128x56", "DCGAN 512-256",
 )  # fmt: skip
 _ONE = (
@@ -349,6 +357,7 @@ _ONE = (
     "AlexNet conv1 b128", "AlexNet conv1, ReLU, pool b128", "AlexNet conv3, ReLU b128", "AlexNet conv4 b128",
     "AlexNet pool1 b128", "ResNet stem", "ResNet stage 2 3x3 stride 2", "ResNet stage 4 3x3 512-512",
     "DeepLab 3x3 dilation 12", "ResNeXt 3x3, 32 groups", "U-Net up-convolution", "LeNet conv1 b128", "LeNet pool1 b128",
-    "LeNet linear1 b128", "ResNet batch norm 128x28", "ResNet batch norm 64x112", "bilinear 128x64", "ResNet average",
+    "GELU 128x56", "PReLU 128x56", "LeNet linear1 b128", "ResNet batch norm 128x28", "ResNet batch norm 64x112",
+    "bilinear 128x64", "ResNet average",
 )  # fmt: skip
 QUICK = {name: PRODUCTS for name in _EVERY} | {name: ("bf16", "fp32") for name in _BOTH} | {name: ("bf16",) for name in _ONE}

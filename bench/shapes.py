@@ -20,6 +20,7 @@ import trinn.layers
 from bench.registry import CASES
 from trinn.kernels import launchers
 from trinn.kernels.conv2d import relayout
+from trinn.layers.activation import MODULES
 from trinn.layers.pad2d import pad2d
 
 # name: the dtype, and torch's fp32_precision
@@ -112,8 +113,22 @@ def conv_fused(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups: in
 
     def make(nn: Any) -> list[Any]:
         convs = [nn.Conv2d(x[1], w[0], w[2:], stride, padding, groups=groups, bias=bias) for bias in (True, False)]
-        pooled = nn.ConvReLUMaxPool2d(convs[0], nn.ReLU(), nn.MaxPool2d(2))
-        return [pooled, nn.ConvBNReLU2d(convs[1], nn.BatchNorm2d(w[0]), nn.ReLU())]
+        pooled = nn.ConvActivationMaxPool2d(convs[0], nn.ReLU(), nn.MaxPool2d(2))
+        return [pooled, nn.ConvBNActivation2d(convs[1], nn.BatchNorm2d(w[0]), nn.ReLU())]
+
+    return layer(make, x, gradients=0)
+
+
+def conv_activations(x: Shape, filters: int, groups: int = 1) -> Passes:
+    """Forward passes of convolutions with an activation whose gradient needs its input, which the kernel stores too.
+
+    3 x 3 convolutions; the second is transposed.
+    """
+    options: Any = {"kernel_size": 3, "padding": 1, "groups": groups}
+
+    def make(nn: Any) -> list[Any]:
+        convs = nn.Conv2d(x[1], filters, **options), nn.ConvTranspose2d(x[1], filters, **options)
+        return [nn.ConvActivation2d(convs[0], nn.SiLU()), nn.ConvTransposeActivation2d(convs[1], nn.PReLU(filters))]
 
     return layer(make, x, gradients=0)
 
@@ -125,19 +140,39 @@ def epilogues(x: Shape, w: Shape) -> Passes:
 
     def passes(new: New) -> None:
         image, filters, scale, shift = new(*x), new(*w), new(w[0]), new(w[0])
-        launchers.conv2d_affine(image, filters, scale, shift, True, *geometry)
-        launchers.conv2d_relu_max_pool2d(image, filters, shift, *geometry, *window)
+        launchers.conv2d_affine(image, filters, scale, shift, None, "relu", *geometry, False)
+        launchers.conv2d_activation_max_pool2d(image, filters, shift, "relu", *geometry, *window)
         launchers.conv2d_statistics(image, filters, None, *geometry)
 
     return passes
 
 
 def linear(rows: int, inputs: int, outputs: int) -> Passes:
-    return layer(lambda nn: [nn.Linear(inputs, outputs), nn.LinearReLU(nn.Linear(inputs, outputs), nn.ReLU())], (rows, inputs))
+    return layer(
+        lambda nn: [nn.Linear(inputs, outputs), nn.LinearActivation(nn.Linear(inputs, outputs), nn.ReLU())], (rows, inputs)
+    )
 
 
-def relu(*shape: int) -> Passes:
-    return layer(lambda nn: nn.ReLU(), shape)
+def linear_activations(rows: int, inputs: int, outputs: int) -> Passes:
+    def make(nn: Any) -> list[Any]:
+        return [nn.LinearActivation(nn.Linear(inputs, outputs), f) for f in (nn.GELU(), nn.PReLU(outputs))]
+
+    return layer(make, (rows, inputs), gradients=0)
+
+
+def batchnorm_activations(*shape: int) -> Passes:
+    """Batch norms with an activation whose gradient needs its input."""
+
+    def passes(new: New) -> None:
+        layer(lambda nn: nn.BNActivation2d(nn.BatchNorm2d(shape[1]), nn.SiLU()), shape)(new)
+        layer(lambda nn: nn.BNAddActivation2d(nn.BatchNorm2d(shape[1]), nn.PReLU(shape[1])), shape, shape)(new)
+
+    return passes
+
+
+def activations(*shape: int) -> Passes:
+    """Every activation alone."""
+    return layer(lambda nn: [*(getattr(nn, module.__name__)() for module in MODULES), nn.GELU("tanh"), nn.ELU(-0.5)], shape)
 
 
 def batchnorm(*shape: int) -> Passes:
@@ -145,7 +180,7 @@ def batchnorm(*shape: int) -> Passes:
 
     def passes(new: New) -> None:
         layer(lambda nn: nn.BatchNorm2d(shape[1]), shape)(new)
-        layer(lambda nn: nn.BNAddReLU2d(nn.BatchNorm2d(shape[1]), nn.ReLU()), shape, shape)(new)
+        layer(lambda nn: nn.BNAddActivation2d(nn.BatchNorm2d(shape[1]), nn.ReLU()), shape, shape)(new)
         sync_batchnorm(*shape)(new)
 
     return passes
@@ -159,7 +194,7 @@ def sync_batchnorm(*shape: int) -> Passes:
         mean, var = launchers.batchnorm2d_statistics(x)
         launchers.batchnorm2d_merge(mean[None], var[None], mean[:1])
         launchers.batchnorm2d_update(w, b, mean, var, 0.1, 0, mean[:1])
-        launchers.batchnorm2d_forward(x, mean, var, w, b, None, False, 1e-5)
+        launchers.batchnorm2d_forward(x, mean, var, w, b, None, None, "", 1e-5)
         sums = launchers.batchnorm2d_sums(x, dy, mean, var, 1e-5)
         launchers.batchnorm2d_backward(x, dy, mean, var, w, sums, 1e-5, mean[:1])
 
@@ -235,6 +270,11 @@ USUALLY: dict[str, Passes] = {
 }  # fmt: skip
 USUALLY |= {
     "84 to 10 features": linear(64, 84, 10),
+    "activations": activations(32, 128, 28, 28),
+    "conv activations": conv_activations((32, 128, 28, 28), 128),
+    "depthwise activations": conv_activations((32, 144, 28, 28), 144, groups=144),
+    "batch norm activations": batchnorm_activations(32, 128, 28, 28),
+    "linear activations": linear_activations(128, 4096, 4096),
     "LeNet pooling": pool((64, 6, 28, 28), 2, 2),
     "depthwise fused": conv_fused((32, 144, 28, 28), (144, 1, 3, 3), padding=1, groups=144),
     "depthwise 7x7": conv((32, 96, 56, 56), (96, 1, 7, 7), padding=3, groups=96),
@@ -264,7 +304,8 @@ USUALLY |= {
     "past int32, resize": resize((2**14, 64, 28, 28), (56, 56)),
     "past int32, unpooling": unpool((2**14, 64, 28, 28), (56, 56)),
     "past int32, pixel shuffle": layer(lambda nn: nn.PixelShuffle(2), (2**15, 64, 32, 32)),
-    "past int32, ReLU": relu(2**31),
+    "past int32, ReLU": layer(lambda nn: nn.ReLU(), (2**31,)),
+    "past int32, PReLU": layer(lambda nn: nn.PReLU(64), (2**14, 64, 56, 56)),
 }
 # The names with rows in bench/compile/recorded/: the shapes of networks.
 HELD = {name for name in EVERYWHERE | USUALLY if not name.startswith(("one ", "past "))} | {"one image"}
@@ -275,6 +316,7 @@ FOR_TMA = {
 }
 NOT_TMA = {
     "odd 3 x 3": conv((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
+    "odd 3 x 3 activations": conv_activations((32, 127, 28, 28), 127),
     "odd 3 x 3 fused": epilogues((32, 127, 28, 28), (127, 127, 3, 3)),
     "dilated, few channels in": conv((32, 16, 28, 28), (128, 16, 3, 3), padding=2, dilation=2),
     "dilated, few channels out": conv((32, 128, 28, 28), (16, 128, 3, 3), padding=2, dilation=2),

@@ -5,7 +5,8 @@ opaque torch operator, `torch.ops.trinn.<name>`. `launchers` has all launchers b
 
     conv2d/             convolution; passes.py has its launchers and chooses the kernel
     conv_transpose2d    transposed convolution in terms of conv2d/, for tests: layers/ calls the launchers of conv2d/
-    linear, relu, pad2d, max_unpool2d, pixel_shuffle
+    activation          ReLU, SiLU, GELU and others, each element alone; device/activations.py has their formulas
+    linear, pad2d, max_unpool2d, pixel_shuffle
     pool2d              max and average pooling, with windows or adaptive
     batchnorm2d         batch normalisation; statistics2d has its means, variances and running statistics
     upsample2d          resizing; antialias2d has resizing with antialiasing
@@ -23,6 +24,7 @@ if __name__ == "trinn.kernels":
 
     # Each module registers its operators.
     from . import (  # noqa: F401
+        activation,
         antialias2d,
         batchnorm2d,
         conv2d,
@@ -32,7 +34,6 @@ if __name__ == "trinn.kernels":
         pixel_shuffle,
         pool2d,
         reduce,
-        relu,
         statistics2d,
         upsample2d,
     )

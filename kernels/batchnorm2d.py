@@ -1,7 +1,7 @@
 """Batch normalisation: normalise each channel to mean 0 and variance 1 over its m = N * H * W pixels, then scale and shift it.
 
-    forward      y = z or relu(z)                            with z = w * x' + b + residual; the residual is optional
-                                                             and x' = (x - mean) * s, s = 1 / sqrt(var + eps)
+    forward      y = f(z)                                    with z = w * x' + b + residual; residual and activation f are
+                                                             optional; x' = (x - mean) * s, s = 1 / sqrt(var + eps)
     sums         dw[c] = sum dz * x'                         db[c] = sum dz
     backward     dx = w * s * (dz - db / m - x' * dw / m)    if mean and var are the statistics of x
                  dx = w * s * dz                             if they are fixed
@@ -9,8 +9,8 @@
                  shift = (bias - mean) * scale + b           statistics; `bias` is the convolution's own
 
 statistics2d.py computes the mean and the variance. If several processes share a batch, m, dw and db are totals over all of
-them. Without a ReLU, dz is dy. With a ReLU, dz is dy where y is positive, else 0: `relu_sums` also returns it, for `backward`
-and as the gradient of the residual.
+them. Without an activation, dz is dy. With one, dz is dy * f'(z), from y or from z, which is computed again from x:
+`activation_sums` also returns dz, for `backward` and as the gradient of the residual.
 """
 
 from typing import Any
@@ -20,10 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .copy import dense, fill
-from .device.epilogue import rectify
+from .copy import dense, dense_or_one, fill
+from .device.activations import activate, activation_gradient, constant_of, keeps_output, load_slopes, stride_of
 from .device.function import device_function
-from .device.precision import accumulator, divide, widen
+from .device.precision import accumulator, divide, narrow, widen
 from .device.walk import (
     by_channel,
     load_tiles,
@@ -75,18 +75,20 @@ def _batchnorm2d_fold_kernel(
 
 @triton.jit
 def _batchnorm2d_forward_kernel(
-    x, mean, var, w, b, residual, y,
+    x, mean, var, w, b, residual, slopes, y,
     x_strides, y_strides, residual_strides,
-    grid, eps: tl.float64,
-    RELU: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    slope_stride, grid, eps: tl.float64,
+    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """y in one tile of columns and one split of the rows."""
     column, exists, c = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
     center = tl.load(mean + c).to(ACCUMULATOR)
     scale = _scale(var, w, c, None, eps, ACCUMULATOR)
+    shift = 0.0
     if b is not None:
         shift = tl.load(b + c).to(ACCUMULATOR)
+    slope = load_slopes(slopes, slope_stride, c, None, ACCUMULATOR)
     x, y = tile_start(x, column, grid, x_strides, TILE), tile_start(y, column, grid, y_strides, TILE)
     if residual is not None:
         residual = tile_start(residual, column, grid, residual_strides, TILE)
@@ -100,8 +102,7 @@ def _batchnorm2d_forward_kernel(
                 value += shift
             if residual is not None:
                 value += widen(residuals[i]).to(ACCUMULATOR)
-            if RELU:
-                value = rectify(value)
+            value = activate(value, slope, ACTIVATION)
             at = row + i * TILE.rows
             value = value.to(y.dtype.element_ty)
             tl.store(y + row_offset(at, grid, y_strides, INDEX, TILE), value, mask=exists & rows_exist(at, last, TILE))
@@ -109,18 +110,32 @@ def _batchnorm2d_forward_kernel(
 
 @triton.jit
 def _batchnorm2d_sums_kernel(
-    x, dy, y, mean, var, partials, dz,
-    x_strides, dy_strides, y_strides, dz_strides,
-    grid, eps: tl.float64,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    x, dy, y, residual, mean, var, w, b, slopes, partials, dz,
+    x_strides, dy_strides, y_strides, dz_strides, residual_strides,
+    slope_stride, grid, eps: tl.float64,
+    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Partial dw and db of a tile's channels over one split of the rows. With y, the result of a ReLU, also dz."""
+    """Partial dw and db of a tile's channels over one split of the rows; with slopes, also of PReLU's weight.
+
+    With an activation, also dz: from y if it is given, else from z.
+    """
+    # What depends on the channel, before the loop.
     column, exists, c = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
     center = tl.load(mean + c).to(ACCUMULATOR)
     x, dy = tile_start(x, column, grid, x_strides, TILE), tile_start(dy, column, grid, dy_strides, TILE)
     if y is not None:
-        y, dz = tile_start(y, column, grid, y_strides, TILE), tile_start(dz, column, grid, dz_strides, TILE)
+        y = tile_start(y, column, grid, y_strides, TILE)
+    if dz is not None:
+        dz = tile_start(dz, column, grid, dz_strides, TILE)
+        slope = load_slopes(slopes, slope_stride, c, None, ACCUMULATOR)
+        if y is None:
+            scale, shift = _scale(var, w, c, None, eps, ACCUMULATOR), 0.0
+            if b is not None:
+                shift = tl.load(b + c).to(ACCUMULATOR)
+        if residual is not None:
+            residual = tile_start(residual, column, grid, residual_strides, TILE)
+    below = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     total = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     moment = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     for row in range(first, last, TILE.rows * TILE.ahead):
@@ -128,20 +143,36 @@ def _batchnorm2d_sums_kernel(
         upstreams = load_tiles(dy, row, last, grid, dy_strides, INDEX, TILE)
         if y is not None:
             results = load_tiles(y, row, last, grid, y_strides, INDEX, TILE)
+        if residual is not None:
+            residuals = load_tiles(residual, row, last, grid, residual_strides, INDEX, TILE)
         for i in tl.static_range(len(values)):
-            upstream = upstreams[i]
-            if y is not None:
-                upstream = tl.where(widen(results[i]) <= 0, tl.zeros_like(upstream), upstream)
+            gradient = widen(upstreams[i]).to(ACCUMULATOR)
+            deviation = widen(values[i]).to(ACCUMULATOR) - center
+            if dz is not None:
+                if y is not None:
+                    kept = widen(results[i]).to(ACCUMULATOR)
+                else:
+                    kept = deviation * scale + shift
+                    if residual is not None:
+                        kept += widen(residuals[i]).to(ACCUMULATOR)
+                if slopes is not None:
+                    below += tl.where(kept > 0, 0.0, gradient * kept)
+                # Sum the rounded dz, which the next kernel reads.
+                rounded = narrow(activation_gradient(gradient, kept, slope, ACTIVATION), dz.dtype.element_ty)
                 at = row + i * TILE.rows
-                tl.store(dz + row_offset(at, grid, dz_strides, INDEX, TILE), upstream, mask=exists & rows_exist(at, last, TILE))
-            gradient = widen(upstream).to(ACCUMULATOR)
+                tl.store(dz + row_offset(at, grid, dz_strides, INDEX, TILE), rounded, mask=exists & rows_exist(at, last, TILE))
+                gradient = widen(rounded).to(ACCUMULATOR)
             total += gradient
-            moment += gradient * (widen(values[i]).to(ACCUMULATOR) - center)
+            moment += gradient * deviation
+    # Store: the sums of a program are two or three rows of channels.
     c, exists, partial, pixels = program_channels(grid, INDEX, TILE)
     dw = sum_rows(by_channel(moment, pixels, grid, TILE)) * _scale(var, None, c, exists, eps, ACCUMULATOR)
-    at = partial * 2 * grid.channels + c
+    ROWS: tl.constexpr = 2 if slopes is None else 3
+    at = partial * ROWS * grid.channels + c
     tl.store(partials + at, dw, mask=exists)
     tl.store(partials + at + grid.channels, sum_rows(by_channel(total, pixels, grid, TILE)), mask=exists)
+    if slopes is not None:
+        tl.store(partials + at + 2 * grid.channels, sum_rows(by_channel(below, pixels, grid, TILE)), mask=exists)
 
 
 @triton.jit
@@ -186,16 +217,18 @@ def _is_sequence(x: Tensor) -> bool:
     return x.shape[3] == 1 and x.stride(3) == 1
 
 
-def _like(x: Tensor, *_: Any, relu: bool = False) -> Tensor:
-    # As in torch: a contiguous x gives a contiguous result, for any strides of axes of one element. So does a ReLU, if both
-    # orders are the same.
+def _like(x: Tensor, *_: Any, activation: str = "") -> Tensor:
+    # As in torch: a contiguous x gives a contiguous result, for any strides of axes of one element. So does an activation, if
+    # both orders are the same.
     dense = x.is_contiguous(memory_format=torch.channels_last) and not _is_sequence(x)
     channels_last = not x.is_contiguous() and (dense or is_channels_last(x))
-    return empty(x, x.shape, channels_last and not (relu and has_one_order(x.shape)))
+    return empty(x, x.shape, channels_last and not (activation and has_one_order(x.shape)))
 
 
-def _empty_forward(x: Tensor, mean: Any, var: Any, w: Any, b: Any, residual: Any, relu: bool, eps: float) -> Tensor:
-    return _like(x, relu=relu)
+def _empty_forward(
+    x: Tensor, mean: Any, var: Any, w: Any, b: Any, residual: Any, slopes: Any, activation: str, eps: float
+) -> Tensor:
+    return _like(x, activation=activation)
 
 
 def _empty_folded(mean: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -203,12 +236,14 @@ def _empty_folded(mean: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return scale, empty_like(scale)
 
 
-def _empty_relu_sums(x: Tensor, dy: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _empty_sums(x), empty_like(y)
+def _empty_activation_sums(
+    x: Tensor, dy: Tensor, y: Any, residual: Any, mean: Any, var: Any, w: Any, b: Any, slopes: Any, activation: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _empty_sums(x, rows=2 if slopes is None else 3), _like(x, activation=activation)
 
 
-def _empty_sums(x: Tensor, *_: Any) -> Tensor:
-    return empty(x, (2, x.shape[1]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+def _empty_sums(x: Tensor, *_: Any, rows: int = 2) -> Tensor:
+    return empty(x, (rows, x.shape[1]), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 @op(fake=_empty_folded, vmap=FIRST_AXIS)
@@ -236,27 +271,30 @@ def batchnorm2d_fold(
     return scale, shift
 
 
-@op(fake=_empty_forward, vmap=(MergedAxes((1, 0, 0, 0, 0, 1), (1,)),))
+@op(fake=_empty_forward, vmap=(MergedAxes((1, 0, 0, 0, 0, 1, 0), (1,)),))
 def batchnorm2d_forward(
-    x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, relu: bool, eps: float
-) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * w + b + residual, followed by a ReLU if `relu`.
+    x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, slopes: Tensor | None,
+    activation: str, eps: float,
+) -> Tensor:  # fmt: skip
+    """(x - mean) / sqrt(var + eps) * w + b + residual, or an activation of it.
 
     Args:
         x: (N, C, H, W), any strides.
         mean, var, w, b: (C), any floating dtype. `w` None is 1, `b` None is 0.
         residual: (N, C, H, W), any strides; None is 0.
+        slopes: (C), any stride, for "prelu"; else None.
+        activation: one of ACTIVATIONS with its parameters; empty for none.
 
     Returns:
         (N, C, H, W), of the dtype of `x`, in its memory format.
     """
-    y = _like(x, relu=relu)
+    y, slopes = _like(x, activation=activation), dense_or_one(slopes)
     if x.numel() > 0:
         more = residual if residual is not None else x
         plan = plan_walk(x, y, more)
         launch(
-            _batchnorm2d_forward_kernel, plan.programs, x, *map(dense, (mean, var, w, b)), residual, y,
-            *plan.strides, plan.grid, eps, RELU=relu, **plan.constants,
+            _batchnorm2d_forward_kernel, plan.programs, x, *map(dense, (mean, var, w, b)), residual, slopes, y,
+            *plan.strides, stride_of(slopes), plan.grid, eps, ACTIVATION=constant_of(activation), **plan.constants,
         )  # fmt: skip
     return y
 
@@ -272,36 +310,44 @@ def batchnorm2d_sums(x: Tensor, dy: Tensor, mean: Tensor, var: Tensor, eps: floa
     Returns:
         (2, C): dw and db, float32, or float64 for a float64 `x`.
     """
-    return _sums(x, dy, None, mean, var, None, eps)
+    return _sums(x, dy, None, None, mean, var, None, None, None, "", _empty_sums(x), None, eps)
 
 
-@op(fake=_empty_relu_sums, vmap=(MergedAxes((1, 1, 1, 0, 0), (1, 1)),))
-def batchnorm2d_relu_sums(x: Tensor, dy: Tensor, y: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """batchnorm2d_sums for a batch normalisation with ReLU, in one pass.
+@op(fake=_empty_activation_sums, vmap=(MergedAxes((1, 1, 1, 1, 0, 0, 0, 0, 0), (1, 1)),))
+def batchnorm2d_activation_sums(
+    x: Tensor, dy: Tensor, y: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor, w: Tensor | None,
+    b: Tensor | None, slopes: Tensor | None, activation: str, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """batchnorm2d_sums for a batch normalisation with an activation, in one pass.
 
     Args:
         x, dy: (N, C, H, W), any strides.
-        y: the result of batchnorm2d_forward with `relu`.
-        mean, var: (C).
+        y: the result of batchnorm2d_forward, if `keeps_output(activation)`; else None.
+        residual, mean, var, w, b, slopes, activation: as in batchnorm2d_forward.
 
     Returns:
-        (2, C): dw and db, float32, or float64 for a float64 `x`. And the gradient of the ReLU's input, like `y`.
+        (2, C): dw and db, or with slopes (3, C): also their gradient; float32, or float64 for a float64 `x`.
+        (N, C, H, W): the gradient of the activation's input, like the result of batchnorm2d_forward.
     """
-    dz = empty_like(y)
-    return _sums(x, dy, y, mean, var, dz, eps), dz
+    sums, dz = _empty_activation_sums(x, dy, y, residual, mean, var, w, b, slopes, activation, eps)
+    residual = None if keeps_output(activation) else residual
+    return _sums(x, dy, y, residual, mean, var, w, b, slopes, activation, sums, dz, eps), dz
 
 
-def _sums(x: Tensor, dy: Tensor, y: Tensor | None, mean: Tensor, var: Tensor, dz: Tensor | None, eps: float) -> Tensor:
-    """dw and db. If `y`, the result of a ReLU, is given, also fill `dz`."""
-    sums = _empty_sums(x)
+def _sums(
+    x: Tensor, dy: Tensor, y: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor, w: Tensor | None,
+    b: Tensor | None, slopes: Tensor | None, activation: str, sums: Tensor, dz: Tensor | None, eps: float,
+) -> Tensor:  # fmt: skip
+    """Fill and return the sums. With an activation, also fill `dz`."""
     if x.numel() == 0:
         return fill(sums, 0.0)
-    y_and_dz = (y, dz) if y is not None and dz is not None else (dy, dy)
-    plan = plan_walk(x, dy, *y_and_dz, sums=True, ahead=2 if dz is None else 1)
+    slopes = dense_or_one(slopes)
+    others = (tensor if tensor is not None else dy for tensor in (y, dz, residual))
+    plan = plan_walk(x, dy, *others, sums=True, ahead=2 if dz is None else 1)
     partials = partials_of(sums, plan.partials)
     launch(
-        _batchnorm2d_sums_kernel, plan.programs, x, dy, y, dense(mean), dense(var), partials, dz,
-        *plan.strides, plan.grid, eps, **plan.constants,
+        _batchnorm2d_sums_kernel, plan.programs, x, dy, y, residual, *map(dense, (mean, var, w, b)), slopes, partials, dz,
+        *plan.strides, stride_of(slopes), plan.grid, eps, ACTIVATION=constant_of(activation), **plan.constants,
     )  # fmt: skip
     return sum_partials(partials, sums)
 
@@ -315,9 +361,10 @@ def batchnorm2d_backward(
 
     Args:
         x: (N, C, H, W), any strides.
-        dy: the same; with a ReLU, the second result of batchnorm2d_relu_sums.
+        dy: the same; with an activation, the second result of batchnorm2d_activation_sums.
         mean, var, w: (C). `w` None is 1.
-        sums: the result of batchnorm2d_sums if `mean` and `var` are the statistics of `x`; None if they are fixed.
+        sums: the result of batchnorm2d_sums, or of batchnorm2d_activation_sums, if `mean` and `var` are the statistics of `x`;
+            None if they are fixed.
         pixels: (1), same dtype as `sums`: the total number m of pixels, if `sums` is a total over several processes. None if
             `sums` covers `x` alone.
 

@@ -45,6 +45,11 @@ def dense(vector: Tensor | None) -> Any:
     return _copy(vector, empty(vector, vector.shape), 0.0)
 
 
+def dense_or_one(vector: Tensor | None) -> Any:
+    """`dense`, but a vector with stride 0 stays: one element for all channels."""
+    return vector if vector is not None and vector.stride(0) == 0 else dense(vector)
+
+
 def _copy(x: Tensor | None, out: Tensor, value: float) -> Tensor:
     sizes, (out_strides, x_strides) = memory_order(out, out if x is None else x)
     block = elementwise_block(out.numel())

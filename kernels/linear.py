@@ -11,13 +11,14 @@ order.
 """
 
 from math import prod
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .copy import dense
-from .device.epilogue import apply_epilogue
+from .copy import dense, dense_or_one
+from .device.epilogue import NO_EPILOGUE, Epilogue, activate_channels, scale_and_shift
 from .device.indexing import cdiv
 from .device.precision import accumulator, dot, matmul_precision
 from .reduce import partials_of, sum_partials
@@ -31,10 +32,10 @@ from .runtime.vmap import MergedAxes
 
 @triton.jit
 def _linear_matmul_kernel(
-    a, b, bias, partials,
+    a, b, scale, bias, slopes, slope_stride, partials, kept,
     a_strides, b_strides, split_stride,
     M, N, K, k_per_split,
-    RELU: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One (BLOCK_M, BLOCK_N) tile of a (M, K) @ b (K, N), summed over one split of K. The result is contiguous."""
@@ -57,13 +58,26 @@ def _linear_matmul_kernel(
         at = (k * b_k)[:, None] + (n * b_n)[None, :]
         right = tl.load(b + at, mask=(k < last)[:, None] & (n < N)[None, :], other=0.0)
         acc = dot(left, right, acc, PRECISION)
-    acc = apply_epilogue(acc, None, bias, n, (n < N) & (split == 0), RELU)
+    # The first split adds the bias. Only a single split has an activation; else sum_partials applies it.
+    exists = (n < N)[None, :]
+    acc = scale_and_shift(acc, scale, bias, n[None, :], exists & (split == 0))
     at = split.to(INDEX) * split_stride + (m * N)[:, None] + n[None, :]
-    tl.store(partials + at, acc.to(partials.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+    if kept is not None:
+        tl.store(kept + at, acc.to(kept.dtype.element_ty), mask=(m < M)[:, None] & exists)
+    acc = activate_channels(acc, slopes, slope_stride, n[None, :], exists, ACTIVATION)
+    tl.store(partials + at, acc.to(partials.dtype.element_ty), mask=(m < M)[:, None] & exists)
 
 
-def _empty_fprop(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
+def _empty_fprop(x: Tensor, w: Tensor, b: Any, slopes: Any, activation: str) -> Tensor:
     return empty(x, (x.shape[0], w.shape[0]))
+
+
+def _empty_both(x: Tensor, w: Tensor, b: Any, slopes: Any, activation: str) -> tuple[Tensor, Tensor]:
+    return _empty_fprop(x, w, b, slopes, activation), _empty_fprop(x, w, b, slopes, activation)
+
+
+def _count_flops(x: Any, w: Any, **_: Any) -> int:
+    return 2 * x[0] * prod(w)
 
 
 def _empty_dgrad(dy: Tensor, w: Tensor) -> Tensor:
@@ -74,35 +88,46 @@ def _empty_wgrad(x: Tensor, dy: Tensor) -> Tensor:
     return empty(x, (dy.shape[1], x.shape[1]))
 
 
-@op(fake=_empty_fprop, vmap=(MergedAxes((0, None, None), (0,)),), flops=lambda x, w, **_: 2 * x[0] * prod(w))
-def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
-    """x @ w^T + b, or relu(x @ w^T + b) if `relu`.
+@op(fake=_empty_fprop, vmap=(MergedAxes((0, None, None, None), (0,)),), flops=_count_flops)
+def linear_fprop(x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, activation: str) -> Tensor:
+    """x @ w^T + b, or an activation of it.
 
     Args:
         x: (M, K), any strides.
         w: (N, K), same dtype, any strides.
         b: (N), or None.
+        slopes: (N), any stride, for "prelu"; else None.
+        activation: one of ACTIVATIONS with its parameters; empty for none.
 
     Returns:
         (M, N), contiguous.
     """
-    return _matmul(x, w.T, dense(b), _empty_fprop(x, w, b, relu), relu)
+    return _matmul(
+        x, w.T, _empty_fprop(x, w, b, slopes, activation), Epilogue(None, dense(b), dense_or_one(slopes), activation)
+    )
+
+
+@op(fake=_empty_both, vmap=(MergedAxes((0, None, None, None), (0, 0)),), flops=_count_flops)
+def linear_activation(x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+    """(y, z): z = x @ w^T + b and its activation y, for activations whose gradient needs z. Arguments as in linear_fprop."""
+    y, z = _empty_both(x, w, b, slopes, activation)
+    return _matmul(x, w.T, y, Epilogue(None, dense(b), dense_or_one(slopes), activation, z)), z
 
 
 @op(fake=_empty_dgrad, vmap=(MergedAxes((0, None), (0,)),), flops=lambda dy, w, **_: 2 * dy[0] * prod(w))
 def linear_dgrad(dy: Tensor, w: Tensor) -> Tensor:
     """Gradient of linear with respect to its input: dy (M, N) @ w (N, K) -> (M, K)."""
-    return _matmul(dy, w, None, _empty_dgrad(dy, w))
+    return _matmul(dy, w, _empty_dgrad(dy, w))
 
 
 @op(fake=_empty_wgrad, vmap=(), flops=lambda x, dy, **_: 2 * prod(x) * dy[1])
 def linear_wgrad(x: Tensor, dy: Tensor) -> Tensor:
     """Gradient of linear with respect to its weight: dy (M, N) transposed @ x (M, K) -> (N, K)."""
-    return _matmul(dy.T, x, None, _empty_wgrad(x, dy))
+    return _matmul(dy.T, x, _empty_wgrad(x, dy))
 
 
-def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor, relu: bool = False) -> Tensor:
-    """Fill and return a contiguous result: a @ b + bias, or its relu."""
+def _matmul(a: Tensor, b: Tensor, result: Tensor, epilogue: Epilogue = NO_EPILOGUE) -> Tensor:
+    """Fill and return a contiguous result: a @ b with an epilogue."""
     (m, k), n = a.shape, b.shape[1]
     precision = matmul_precision(a.dtype, a.device)
     tile = gemm_tile(Gemm("linear", m, n, k, a.dtype, precision), a.device)
@@ -111,12 +136,13 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None, result: Tensor, relu: boo
         return result
     splits = count_splits(tiles, k, tile.k)
     partials = partials_of(result, splits)
+    of_splits = epilogue if splits == 1 else Epilogue(bias=epilogue.bias)
     launch(
-        _linear_matmul_kernel, tiles * splits, a, b, bias, partials,
+        _linear_matmul_kernel, tiles * splits, a, b, *of_splits.operands, partials, of_splits.kept,
         a.stride(), b.stride(), result.numel(),
         m, n, k, triton.cdiv(triton.cdiv(k, splits), tile.k) * tile.k,
-        RELU=relu and splits == 1, ACCUMULATOR=accumulator(a.dtype), PRECISION=precision,
+        ACTIVATION=of_splits.constant, ACCUMULATOR=accumulator(a.dtype), PRECISION=precision,
         INDEX=index_type(a, b, partials),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=a.device,
     )  # fmt: skip
-    return sum_partials(partials, result, relu)
+    return sum_partials(partials, result, epilogue)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .copy import fill
-from .device.epilogue import rectify
+from .device.epilogue import NO_EPILOGUE, Epilogue, activate_channels
 from .device.indexing import offset_of
 from .device.precision import accumulator, divide, widen
 from .device.walk import (
@@ -42,8 +42,10 @@ from .runtime.vmap import MergedAxes
 
 @triton.jit
 def _sum_partials_kernel(
-    partials, total, elements, splits, count, RELU: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr
-):
+    partials, slopes, slope_stride, total, kept,
+    elements, splits, count, channels,
+    ACTIVATION: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
     """BLOCK elements of the total: add SPLITS splits per iteration. If `count` is given, divide the sum by it."""
     element = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.full((SPLITS, BLOCK), 0.0, partials.dtype.element_ty)
@@ -54,8 +56,9 @@ def _sum_partials_kernel(
     value = sum_rows(acc)
     if count is not None:
         value = divide(value, tl.full((), count, value.dtype))
-    if RELU:
-        value = rectify(value)
+    if kept is not None:
+        tl.store(kept + element, value.to(kept.dtype.element_ty), mask=element < elements)
+    value = activate_channels(value, slopes, slope_stride, element % channels, element < elements, ACTIVATION)
     tl.store(total + element, value.to(total.dtype.element_ty), mask=element < elements)
 
 
@@ -130,10 +133,13 @@ def partials_of(total: Tensor, splits: int) -> Tensor:
     return empty(total, (splits, total.numel()), dtype=dtype)
 
 
-def sum_partials(partials: Tensor, total: Tensor, relu: bool = False, count: int | None = None) -> Tensor:
+def sum_partials(partials: Tensor, total: Tensor, epilogue: Epilogue = NO_EPILOGUE, count: int | None = None) -> Tensor:
     """Fill a dense `total` with the sum of its partial sums, from `partials_of`, divided by `count`.
 
-    With a single split `partials` is the total, and `relu` and `count` have no effect.
+    With a single split `partials` is the total, and `epilogue` and `count` have no effect.
+
+    Args:
+        epilogue: without scale and bias; the channels are the last axis of the total.
     """
     if partials is not total:
         # A block has at least 16 elements, contiguous in each split.
@@ -141,8 +147,9 @@ def sum_partials(partials: Tensor, total: Tensor, relu: bool = False, count: int
         at_once = min(triton.next_power_of_2(partials.shape[0]), max(1, room // 16))
         block = room // at_once
         launch(
-            _sum_partials_kernel, triton.cdiv(total.numel(), block), partials, total, total.numel(), partials.shape[0], count,
-            RELU=relu, INDEX=index_type(partials), BLOCK=block, SPLITS=at_once, device=total.device,
+            _sum_partials_kernel, triton.cdiv(total.numel(), block), partials, *epilogue.operands[2:], total, epilogue.kept,
+            total.numel(), partials.shape[0], count, total.shape[-1],
+            ACTIVATION=epilogue.constant, INDEX=index_type(partials), BLOCK=block, SPLITS=at_once, device=total.device,
         )  # fmt: skip
     return total
 

@@ -5,6 +5,7 @@ Each file lists its public names in `__all__`; this package exports them all.
 
 from typing import TYPE_CHECKING
 
+from .activation import *
 from .adaptive_pool2d import *
 from .batchnorm2d import *
 from .conv2d import *
@@ -14,7 +15,6 @@ from .linear import *
 from .max_unpool2d import *
 from .pixel_shuffle import *
 from .pool2d import *
-from .relu import *
 from .sync_batchnorm import *
 from .upsample2d import *
 from .window import *

@@ -41,6 +41,7 @@ from torch.utils._pytree import tree_leaves
 from trinn import layers
 from trinn.kernels.runtime import interpreter
 
+from .activation import IN_PLACE, TEXTS, activated, description
 from .fused_functional import FUSIONS
 from .pad2d import pad2d
 from .patched import FUNCTIONS, pad
@@ -262,8 +263,8 @@ class _Rewriting:
         try:
             bound = _bound(ours, node)
             args, options = bound.args, bound.kwargs
-            if ours is layers.relu_:
-                ours, args = layers.relu, (*args, True)
+            if ours in IN_PLACE:
+                ours, args = IN_PLACE[ours], (*args, True)  # type: ignore[assignment]
             device = self._value(args[0]).device
             if device.type not in ("cuda", "meta") and not (device.type == "cpu" and interpreter.INTERPRETED):
                 raise NotImplementedError(f"trinn's kernels do not run on {device.type}")
@@ -325,9 +326,12 @@ class _Rewriting:
             if tuple(run[:count]) == names and self._can_move(nodes[:count]):
                 last = nodes[count - 1]
                 with self.graph.inserting_before(last):
-                    given = [a if name is not torch.add else a[0] for name, a in zip(names, arguments, strict=False) if a]
-                    call = self.graph.call_function(function, (first.args[0], *given))
-                call.meta = dict(last.meta) | {"trinn": " + ".join(name.__name__ for name in names)}
+                    by_name = list(zip(names, arguments, strict=False))
+                    given = [a for name, a in by_name if name is not torch.add]
+                    options = {"residual": a[0]} if (a := dict(by_name).get(torch.add)) else {}
+                    call = self.graph.call_function(function, (first.args[0], *given), options)
+                words = [_name(node if n is activated else n) for n, node in zip(names, nodes, strict=False)]
+                call.meta = dict(last.meta) | {"trinn": " + ".join(words)}
                 last.replace_all_uses_with(call)
                 self.effects[call] = _Effects(*(self._effects(node) for node in nodes[:count]))  # type: ignore[arg-type]
                 for node in reversed(nodes[:count]):
@@ -347,8 +351,8 @@ class _Rewriting:
             return torch.add, (other,)
         if function not in _OURS or user.args[0] is not value or value in user.all_input_nodes[1:]:
             return None
-        if function is layers.relu:
-            return layers.relu, ()
+        if function in TEXTS or function is layers.prelu:
+            return activated, description(function, user.args[1:])
         if function is layers.max_pool2d:
             return (layers.max_pool2d, user.args[1:-1]) if not user.args[-1] else None
         return function, user.args[1:]
@@ -429,6 +433,11 @@ def _storages(nodes: Iterable[Node]) -> set[int]:
     """The storages of the floating-point tensors among the values of nodes."""
     values = tree_leaves([node.meta.get("example_value") for node in nodes])
     return {_storage(value) for value in values if isinstance(value, Tensor) and value.is_floating_point()}
+
+
+def _name(of: Any) -> str:
+    """The name of a function, or of the function that a node calls."""
+    return str(getattr(of, "target", of).__name__)
 
 
 def _function(node: Node) -> Any:

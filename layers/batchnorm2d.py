@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from trinn.kernels import ops
+from trinn.kernels.device.activations import keeps_output
 
+from .activation import activation_gradients, expanded, total_of
 from .function import FLOATS, Function, in_shape, is_forward_mode_active, sum_of_tangents
 from .public import functional, layer
-from .relu import ReluBackward
 from .window import check_flag, real
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "LazyBatchNorm1d", "LazyBatchNorm2d", "batch_norm"]
@@ -23,57 +24,84 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 class BatchNormForward(Function):
-    """y = w * z + b."""
+    """y = w * z + b + residual."""
 
     kept = "x", "mean", "var", "w"
-
-    @staticmethod
-    def forward(x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, eps: float, batch: bool) -> Tensor:
-        return ops.batchnorm2d_forward(x, mean, var, w, b, None, False, eps)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        need_x, _, _, need_w, need_b, *_ = ctx.needs_input_grad
-        dx, dw, db = BatchNormBackward.call(dy, *ctx.saved_tensors, *ctx.constants, need_x, need_w or need_b)
-        return dx, None, None, dw if need_w else None, db if need_b else None
-
-    @classmethod
-    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        """The Jacobian of y with respect to x is symmetric, so the backward pass also computes its product with tx."""
-        x, mean, var, w, b, eps, batch = inputs
-        tx, _, _, tw, tb, *_ = tangents
-        by_x = BatchNormBackward.call(tx, x, mean, var, w, eps, batch, True, False)[0] if tx is not None else None
-        by_w = cls.call(x, mean, var, tw, None, eps, batch) if tw is not None else None
-        return sum_of_tangents(by_x, by_w, tb.to(x.dtype)[:, None, None].expand(x.shape) if tb is not None else None)
-
-
-class BatchNormAddRelu(Function):
-    """y = relu(w * z + b + residual). One kernel computes it; another computes dz = dy * (y > 0), dw and db."""
-
-    kept = "x", "mean", "var", "w", 0
 
     @staticmethod
     def forward(
         x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, eps: float,
         batch: bool,
     ) -> Tensor:  # fmt: skip
-        return ops.batchnorm2d_forward(x, mean, var, w, b, residual, True, eps)
+        return ops.batchnorm2d_forward(x, mean, var, w, b, residual, None, "", eps)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        (*saved, y), (eps, batch) = ctx.saved_tensors, ctx.constants
-        need_x, _, _, need_w, need_b, need_residual, _, _ = ctx.needs_input_grad
-        want_w = need_w or need_b
-        # The kernel for dz and its sums is no Function: use it only if sums are needed and no second derivative is.
-        if torch.is_grad_enabled() or not (batch or want_w):
-            dz = ReluBackward.call(dy, y)
-            dx, dw, db = BatchNormBackward.call(dz, *saved, eps, batch, need_x, want_w)
-        else:
-            x, mean, var, w = saved
-            sums, dz = ops.batchnorm2d_relu_sums(x, dy, y, mean, var, eps)
-            dw, db = sums
-            dx = ops.batchnorm2d_backward(x, dz, mean, var, w, sums if batch else None, eps) if need_x else None
-        return dx, None, None, dw if need_w else None, db if need_b else None, dz if need_residual else None
+        need_x, _, _, need_w, need_b, need_residual, *_ = ctx.needs_input_grad
+        dx, dw, db = BatchNormBackward.call(dy, *ctx.saved_tensors, *ctx.constants, need_x, need_w or need_b)
+        return dx, None, None, dw if need_w else None, db if need_b else None, dy if need_residual else None
+
+    @classmethod
+    def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+        """The Jacobian of y with respect to x is symmetric, so the backward pass also computes its product with tx."""
+        x, mean, var, w, b, _, eps, batch = inputs
+        tx, _, _, tw, tb, residual, *_ = tangents
+        by_x = BatchNormBackward.call(tx, x, mean, var, w, eps, batch, True, False)[0] if tx is not None else None
+        by_w = cls.call(x, mean, var, tw, None, None, eps, batch) if tw is not None else None
+        by_b = tb.to(x.dtype)[:, None, None].expand(x.shape) if tb is not None else None
+        return sum_of_tangents(by_x, by_w, by_b, residual)
+
+
+class BatchNormActivation(Function):
+    """y = f(w * z + b + residual), with an activation f whose gradient needs its input; backward computes that again."""
+
+    kept: tuple[str | int, ...] = "x", "mean", "var", "w", "b", "residual", "slopes"
+
+    @staticmethod
+    def forward(
+        x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None,
+        slopes: Tensor | None, eps: float, batch: bool, activation: str,
+    ) -> Tensor:  # fmt: skip
+        return ops.batchnorm2d_forward(x, mean, var, w, b, residual, expanded(slopes, x.shape[1]), activation, eps)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        return _activation_backward(ctx, dy, None, *ctx.saved_tensors)
+
+
+class BatchNormActivationOfOutput(BatchNormActivation):
+    """y = f(w * z + b + residual), with an activation f whose gradient needs its output."""
+
+    kept = "x", "mean", "var", "w", 0
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, mean, var, w, y = ctx.saved_tensors
+        return _activation_backward(ctx, dy, y, x, mean, var, w, None, None, None)
+
+
+def _activation_backward(
+    ctx: Any, dy: Tensor, y: Tensor | None, x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None,
+    residual: Tensor | None, slopes: Tensor | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The gradients of BatchNormActivation, from y or from the activation's input. One kernel computes dz = dy * f', dw, db."""
+    eps, batch, activation = ctx.constants
+    need_x, _, _, need_w, need_b, need_residual, need_slopes, *_ = ctx.needs_input_grad
+    want_w, dslopes = need_w or need_b, None
+    # The kernel for dz and its sums is no Function: use it only if sums are needed and no second derivative is.
+    if torch.is_grad_enabled() or not (batch or want_w or need_slopes):
+        kept = y if y is not None else BatchNormForward.call(x, mean, var, w, b, residual, eps, batch)
+        dz, dslopes = activation_gradients(dy, kept, slopes, activation)
+        dx, dw, db = BatchNormBackward.call(dz, x, mean, var, w, eps, batch, need_x, want_w)
+    else:
+        sums, dz = ops.batchnorm2d_activation_sums(
+            x, dy, y, residual, mean, var, w, b, expanded(slopes, x.shape[1]), activation, eps
+        )  # fmt: skip
+        dw, db, *more = sums
+        dslopes = total_of(more[0], slopes) if slopes is not None and need_slopes else None
+        dx = ops.batchnorm2d_backward(x, dz, mean, var, w, sums if batch else None, eps) if need_x else None
+    gradients = dw if need_w else None, db if need_b else None, dz if need_residual else None
+    return dx, None, None, *gradients, dslopes if need_slopes else None
 
 
 class BatchNormBackward(Function):
@@ -186,11 +214,10 @@ def batch_norm(
         RuntimeError: incompatible sizes, dtypes or devices; running statistics that are missing or require a gradient.
         NotImplementedError: another dtype.
     """
-    return apply_batch_norm(BatchNormForward, input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return apply_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def apply_batch_norm(
-    function: type[Function],
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -199,13 +226,18 @@ def apply_batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-    *more: Any,
+    *,
+    residual: Tensor | None = None,
+    slopes: Tensor | None = None,
+    activation: str = "",
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Check the arguments of `batch_norm`, update the running statistics, and call the given Function.
+    """Check the arguments of `batch_norm`, update the running statistics, and compute an activation of batch_norm + residual.
 
     Args:
-        function: BatchNormForward, or a Function that also takes the arguments `more`, before `eps` and `batch`.
+        residual: None, or of the shape and dtype of the input, (N, C, H, W).
+        slopes: PReLU's weight, (C) or (1).
+        activation: one of ACTIVATIONS with its parameters; empty for none.
         statistics: the mean and variance of the input, if known; else they are computed.
     """
     check_flag(training, "training", "batch_norm")
@@ -232,7 +264,11 @@ def apply_batch_norm(
         mean, var = running_mean.clone(), running_var.clone()
     else:
         mean, var = running_mean, running_var
-    y = function.call(x, mean, var, weight, bias, *more, eps, training)
+    if not activation:
+        y = BatchNormForward.call(x, mean, var, weight, bias, residual, eps, training)
+    else:
+        function = BatchNormActivationOfOutput if keeps_output(activation) else BatchNormActivation
+        y = function.call(x, mean, var, weight, bias, residual, slopes, eps, training, activation)
     return y if x is input else in_shape(y, input.shape)
 
 

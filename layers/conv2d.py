@@ -61,11 +61,15 @@ class Conv2dDgrad(Bilinear):
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
-        dy, w = ctx.saved_tensors
-        (need_dy, need_w, need_b, *_), (_, *geometry) = ctx.needs_input_grad, ctx.constants
-        ddy = Conv2dFprop.call(ddx, w, None, dy.shape[2:], *geometry) if need_dy else None
-        dw = Conv2dWgrad.call(ddx, dy, w.shape[2:], *geometry) if need_w else None
-        return ddy, dw, ChannelSum.call(ddx) if need_b else None
+        return transposed_gradients(ctx, ddx, *ctx.saved_tensors)
+
+
+def transposed_gradients(ctx: Any, ddx: Tensor, dy: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of Conv2dDgrad: those of dy, w and b, each None unless autograd needs it. `ctx` as in conv2d_gradients."""
+    (need_dy, need_w, need_b, *_), (_, *geometry) = ctx.needs_input_grad, ctx.constants[:5]
+    ddy = Conv2dFprop.call(ddx, w, None, dy.shape[2:], *geometry) if need_dy else None
+    dw = Conv2dWgrad.call(ddx, dy, w.shape[2:], *geometry) if need_w else None
+    return ddy, dw, ChannelSum.call(ddx) if need_b else None
 
 
 class Conv2dWgrad(Bilinear):

@@ -45,16 +45,30 @@ def conv_transpose2d(
         NotImplementedError: another dtype.
         TypeError: a stride, padding or dilation that is no integer.
     """
-    input, weight, bias = autocast(input, weight, bias)
     x, unbatched = batched(input, "conv_transpose2d")
+    y = Conv2dDgrad.call(*transposed_operands(x, weight, bias, stride, padding, output_padding, groups, dilation))
+    return y.squeeze(0) if unbatched else y
+
+
+def transposed_operands(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair,
+    output_padding: IntOrPair,
+    groups: int,
+    dilation: IntOrPair,
+) -> tuple[Any, ...]:
+    """Turn the arguments of `conv_transpose2d` into those of Conv2dDgrad, and raise its exceptions. x has a batch axis."""
+    x, weight, bias = autocast(x, weight, bias)
     stride, dilation = pair(stride, "stride", "conv_transpose2d"), pair(dilation, "dilation", "conv_transpose2d")
     near, extra = pair(padding, "padding", "conv_transpose2d"), pair(output_padding, "output_padding", "conv_transpose2d")
     groups = integer(groups, "conv_transpose2d: groups must be an int")
     check_operands(x, weight, bias, "conv_transpose2d")
     shape = bias.shape if bias is not None else None
     size = _size(x.shape, weight.shape, shape, stride, near, extra, dilation, groups)
-    y = Conv2dDgrad.call(x, weight, bias, size, stride, near, dilation, groups)
-    return y.squeeze(0) if unbatched else y
+    return x, weight, bias, size, stride, near, dilation, groups
 
 
 @cached_sizes
@@ -79,15 +93,19 @@ def _size(
     return transposed_windows(x[2:], weight[2:], stride, padding, output_padding, dilation, images=x[0] > 0)
 
 
+def transposed_arguments(module: Any, input: Tensor, output_size: list[int] | None = None) -> tuple[Any, ...]:
+    """The arguments of `conv_transpose2d` after the input, for a call of a module."""
+    stride, padding, dilation = module.stride, module.padding, module.dilation
+    output_padding = module._output_padding(input, output_size, stride, padding, module.kernel_size, 2, dilation)
+    return module.weight, module.bias, stride, padding, output_padding, module.groups, dilation
+
+
 @layer
 class ConvTranspose2d(nn.ConvTranspose2d):
     """torch.nn.ConvTranspose2d on `conv_transpose2d`."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        module: Any = self  # torch annotates these tuples as lists
-        stride, padding, dilation = module.stride, module.padding, module.dilation
-        output_padding = module._output_padding(input, output_size, stride, padding, module.kernel_size, 2, dilation)
-        return conv_transpose2d(input, self.weight, self.bias, stride, padding, output_padding, self.groups, dilation)
+        return conv_transpose2d(input, *transposed_arguments(self, input, output_size))
 
 
 @layer

@@ -45,7 +45,7 @@ class Function(torch.autograd.Function):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "forward" in vars(cls) and "setup_context" not in vars(cls):
+        if vars(cls).keys() & {"forward", "kept"} and "setup_context" not in vars(cls):
             cls.setup_context = staticmethod(_setup_context_of(cls))  # type: ignore[method-assign]
         if "backward" in vars(cls):
             cls.backward = staticmethod(_padded(cls.backward))  # type: ignore[method-assign]
@@ -244,7 +244,7 @@ def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
 
 # By device type, the operators that torch's autocast computes in float32. An operator keeps its dtype if it is not listed here
 # and does not call `autocast`.
-_IN_FLOAT32 = {"cpu": ("max_unpool2d", "pad2d"), "cuda": ("interpolate",)}
+_IN_FLOAT32 = {"cpu": ("max_unpool2d", "pad2d"), "cuda": ("interpolate", "softplus")}
 
 
 def autocast_to_float32(x: Tensor, operator: str) -> Tensor:

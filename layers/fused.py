@@ -1,4 +1,4 @@
-"""Fusion of consecutive layers: `ConvReLU2d` and similar modules, and the forwards set by `convert`.
+"""Fusion of consecutive layers: `ConvActivation2d` and similar modules, and the forwards set by `convert`.
 
 fused_functional.py has the table of fused operators. Layers run one by one if fusing would skip a hook, a replaced forward or a
 parametrization.
@@ -13,24 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import activation
+from .activation import MODULES, activated, described
 from .batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm, count_batch, norm_arguments
 from .classes import Layer
 from .conv2d import Conv2d, conv2d, padded
-from .fused_functional import FUSIONS, Arguments, batch_norm_relu
+from .conv_transpose2d import ConvTranspose2d, conv_transpose2d, transposed_arguments
+from .fused_functional import FUSIONS, Arguments, batch_norm_activation
 from .linear import Linear, linear
 from .pool2d import MaxPool2d, max_pool2d
 from .public import layer
-from .relu import ReLU, relu
 
-__all__ = ["BNAddReLU2d", "BNReLU2d", "ConvBNReLU2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LinearReLU"]
+__all__ = [
+    "BNActivation2d", "BNAddActivation2d", "ConvActivation2d", "ConvActivationMaxPool2d", "ConvBNActivation2d",
+    "ConvTransposeActivation2d", "LinearActivation",
+]  # fmt: skip
 
 Operator = Callable[..., Any]
 
 # For each fusable class of torch.nn: trinn's class, and the functional computed by its forward.
 FUSABLE: dict[Layer, tuple[Layer, Operator]] = {
     nn.Conv2d: (Conv2d, conv2d), nn.BatchNorm2d: (BatchNorm2d, batch_norm), nn.BatchNorm1d: (BatchNorm1d, batch_norm),
-    nn.Linear: (Linear, linear), nn.ReLU: (ReLU, relu), nn.MaxPool2d: (MaxPool2d, max_pool2d),
+    nn.Linear: (Linear, linear), nn.MaxPool2d: (MaxPool2d, max_pool2d), nn.ConvTranspose2d: (ConvTranspose2d, conv_transpose2d),
+    **{torchs: (getattr(activation, torchs.__name__), activated) for torchs in MODULES},
 }  # fmt: skip
+_CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
 FUSABLE_OURS = tuple(ours for ours, _ in FUSABLE.values())
 
 
@@ -46,7 +53,7 @@ def call_sequence(layers: Sequence[Any], input: Any) -> Any:
     """Call the layers one after the other, fusing where possible; return the result of the last."""
     while layers:
         count, function = fusion_of(layers) if isinstance(input, Tensor) else (1, None)  # torch.fx passes a Proxy
-        if function is None or isinstance(layers[0], nn.Conv2d) and input.dim() != 4:
+        if function is None or isinstance(layers[0], _CONVOLUTIONS) and input.dim() != 4:
             input, count = layers[0](input), 1
         else:
             input = _fused(function, layers[:count], input)
@@ -112,8 +119,12 @@ def _fused(function: Callable[..., Tensor], layers: Sequence[Any], input: Tensor
             arguments.append(norm_arguments(each, uncounted=1))
         elif isinstance(each, nn.MaxPool2d):
             arguments.append((each.kernel_size, each.stride, each.padding, each.dilation, each.ceil_mode))
+        elif isinstance(each, nn.ConvTranspose2d):
+            arguments.append(transposed_arguments(each, input))
         elif isinstance(each, nn.Linear):
             arguments.append((each.weight, each.bias))
+        else:
+            arguments.append(described(each))
     y = function(input, *arguments)
     for each in layers:
         if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -152,7 +163,7 @@ def run_forward(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
                 setattr(input, _MARK, (layers, place + 1))
             return input
         count, function = fusion_of(run)
-        if function is not None and count == len(run) and not (isinstance(module, nn.Conv2d) and input.dim() != 4):
+        if function is not None and count == len(run) and not (isinstance(module, _CONVOLUTIONS) and input.dim() != 4):
             y = _fused(function, run, input)
             setattr(y, _MARK, (run, 1))
             return y
@@ -162,11 +173,11 @@ def run_forward(module: Any, run: tuple[nn.Module, ...], input: Any) -> Any:
 class _Fused(nn.Sequential):
     """A fused sequence of layers of the given classes. As in nn.Sequential, a layer's name is its index."""
 
-    classes: tuple[type[nn.Module], ...]
+    classes: tuple[type[nn.Module] | tuple[type[nn.Module], ...], ...]
 
     def __init__(self, *modules: nn.Module) -> None:
         if len(modules) != len(self.classes) or not all(map(isinstance, modules, self.classes)):
-            wanted = ", ".join(c.__name__ for c in self.classes)
+            wanted = ", ".join("activation" if isinstance(c, tuple) else c.__name__ for c in self.classes)
             got = ", ".join(f"{type(m).__module__}.{type(m).__name__}" for m in modules)
             raise TypeError(f"{type(self).__name__}: expected trinn's {wanted}, but got {got or 'nothing'}")
         super().__init__(*modules)
@@ -175,48 +186,58 @@ class _Fused(nn.Sequential):
         return call_sequence(tuple(self), input)
 
 
-@layer
-class ConvReLU2d(_Fused):
-    """relu(conv(x)): a Conv2d and a ReLU."""
-
-    classes = Conv2d, ReLU
+ANY_ACTIVATION = tuple(ours for torchs, (ours, _) in FUSABLE.items() if torchs in MODULES)
 
 
 @layer
-class ConvReLUMaxPool2d(_Fused):
-    """pool(relu(conv(x))): a Conv2d, a ReLU and a MaxPool2d."""
+class ConvActivation2d(_Fused):
+    """f(conv(x)): a Conv2d and an activation."""
 
-    classes = Conv2d, ReLU, MaxPool2d
-
-
-@layer
-class ConvBNReLU2d(_Fused):
-    """relu(bn(conv(x))): a Conv2d, a BatchNorm2d and a ReLU."""
-
-    classes = Conv2d, BatchNorm2d, ReLU
+    classes = Conv2d, ANY_ACTIVATION
 
 
 @layer
-class BNReLU2d(_Fused):
-    """relu(bn(x)): a BatchNorm2d and a ReLU."""
+class ConvTransposeActivation2d(_Fused):
+    """f(conv(x)): a ConvTranspose2d and an activation."""
 
-    classes = BatchNorm2d, ReLU
+    classes = ConvTranspose2d, ANY_ACTIVATION
 
 
 @layer
-class BNAddReLU2d(_Fused):
-    """relu(bn(x) + residual): a BatchNorm2d and a ReLU, as at the end of a ResNet block."""
+class ConvActivationMaxPool2d(_Fused):
+    """pool(f(conv(x))): a Conv2d, an activation and a MaxPool2d."""
 
-    classes = BatchNorm2d, ReLU
+    classes = Conv2d, ANY_ACTIVATION, MaxPool2d
+
+
+@layer
+class ConvBNActivation2d(_Fused):
+    """f(bn(conv(x))): a Conv2d, a BatchNorm2d and an activation."""
+
+    classes = Conv2d, BatchNorm2d, ANY_ACTIVATION
+
+
+@layer
+class BNActivation2d(_Fused):
+    """f(bn(x)): a BatchNorm2d and an activation."""
+
+    classes = BatchNorm2d, ANY_ACTIVATION
+
+
+@layer
+class BNAddActivation2d(_Fused):
+    """f(bn(x) + residual): a BatchNorm2d and an activation, as at the end of a ResNet block."""
+
+    classes = BatchNorm2d, ANY_ACTIVATION
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
         if not isinstance(input, Tensor) or None in map(operator_of, self):  # torch.fx passes a Proxy
             return self[1](self[0](input) + residual)
-        return _fused(lambda x, norm: batch_norm_relu(x, norm, residual), (self[0],), input)
+        return _fused(lambda x, norm, f: batch_norm_activation(x, norm, f, residual), tuple(self), input)
 
 
 @layer
-class LinearReLU(_Fused):
-    """relu(linear(x)): a Linear and a ReLU."""
+class LinearActivation(_Fused):
+    """f(linear(x)): a Linear and an activation."""
 
-    classes = Linear, ReLU
+    classes = Linear, ANY_ACTIVATION

@@ -1,18 +1,21 @@
-"""Fused operators as functions of tensors, and the table of fusions.
+"""Fused operators as functions of tensors, and the table of fusions. `f` is any activation of layers/activation.py.
 
-    conv2d_relu               relu(conv2d(x))                          one kernel
-    conv2d_relu_max_pool2d    max_pool2d(relu(conv2d(x)))              one kernel, or two: kernels/conv2d/fused.py has the rule
-    conv2d_batch_norm         batch_norm(conv2d(x))                    training: the convolution's kernel computes partial sums
-                                                                       of the statistics; evaluation without gradients:
-                                                                       one kernel
-    conv2d_batch_norm_relu    relu(batch_norm(conv2d(x)) + residual)   the same; with a residual, in evaluation, two kernels
-    batch_norm_relu           relu(batch_norm(x) + residual)           forward: one kernel after the statistics;
-                                                                       backward: the kernel of the sums also computes
-                                                                       the gradient of ReLU
-    linear_relu               relu(linear(x))                          one kernel
+    conv2d_activation              f(conv2d(x))                          one kernel
+    conv_transpose2d_activation    f(conv_transpose2d(x))                one kernel
+    conv2d_activation_max_pool2d   max_pool2d(f(conv2d(x)))              one kernel, or two: kernels/conv2d/fused.py has the
+                                                                         rule; if the gradient of f needs its input, two
+    conv2d_batch_norm              f(batch_norm(conv2d(x)) + residual)   training: the convolution's kernel computes partial
+                                                                         sums of the statistics; evaluation without gradients:
+                                                                         one kernel or, with a residual, two
+    batch_norm_activation          f(batch_norm(x) + residual)           forward: one kernel after the statistics;
+                                                                         backward: the kernel of the sums also computes
+                                                                         the gradient of f
+    linear_activation              f(linear(x))                          one kernel
 
-The arguments are the input, then a tuple of the other arguments of each operator except ReLU:
-`conv2d_relu(x, (weight, bias, stride, padding, dilation, groups))`. The residual may be None.
+The arguments are the input, then a tuple of the other arguments of each operator:
+`conv2d_activation(x, (weight, bias, stride, padding, dilation, groups), ("relu", None))`. Those of an activation are its text,
+such as "leaky_relu 0.01", and PReLU's weight; that of an addition is the residual. f after a batch norm, and the residual, may
+be missing.
 
 The operators run one by one under forward-mode differentiation, and for a convolution of an image without a batch axis.
 
@@ -26,38 +29,80 @@ import torch
 from torch import Tensor
 
 from trinn.kernels import ops
+from trinn.kernels.device.activations import keeps_output
 
-from .batchnorm2d import BatchNormAddRelu, BatchNormForward, apply_batch_norm, batch_norm, check_vectors
-from .conv2d import conv2d, conv2d_gradients, conv2d_operands
-from .function import Function, is_forward_mode_active
+from .activation import activated, activation_gradients, expanded, prelu
+from .batchnorm2d import apply_batch_norm, batch_norm, check_vectors
+from .conv2d import Conv2dDgrad, Conv2dFprop, conv2d, conv2d_gradients, conv2d_operands, transposed_gradients
+from .conv_transpose2d import conv_transpose2d, transposed_operands
+from .function import Function, autocast, is_forward_mode_active, is_transform_active
 from .linear import apply_linear, linear, linear_gradients
 from .pool2d import MaxPool2dBackward, max_pool2d, max_pool2d_windows
 from .public import functional
-from .relu import ReluBackward, relu
 from .window import Pair
 
 Arguments = tuple[Any, ...]  # the arguments of an operator after its input
 
 
-class Conv2dRelu(Function):
-    """y = relu(x * w + b)."""
+class Conv2dActivation(Function):
+    """(y, z): z = x * w + b or, if `adjoint`, the transposed convolution, and y = f(z), whose gradient needs z."""
+
+    kept: tuple[str | int, ...] = "x", "w", "slopes", 1
+    with_gradient = 2
+
+    @staticmethod
+    def forward(
+        x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair,
+        groups: int, adjoint: bool, activation: str,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        slopes = expanded(slopes, _channels(w, groups, adjoint))
+        return ops.conv2d_activation(x, w, b, slopes, activation, size, stride, padding, dilation, groups, adjoint)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Any, ...]:
+        x, w, slopes, z = ctx.saved_tensors
+        return _conv2d_gradients(ctx, dy, dz, z, x, w, slopes)
+
+
+class Conv2dActivationOfOutput(Function):
+    """y = f(z) with z as above, if the gradient of f needs y."""
 
     kept = "x", "w", 0
 
     @staticmethod
     def forward(
-        x: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
-    ) -> Tensor:
-        return ops.conv2d_affine(x, w, None, b, True, size, stride, padding, dilation, groups)
+        x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair,
+        groups: int, adjoint: bool, activation: str,
+    ) -> Tensor:  # fmt: skip
+        return ops.conv2d_affine(x, w, None, b, slopes, activation, size, stride, padding, dilation, groups, adjoint)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, w, y = ctx.saved_tensors
-        return conv2d_gradients(ctx, ReluBackward.call(dy, y), x, w)
+        return _conv2d_gradients(ctx, dy, None, y, x, w, None)
 
 
-class Conv2dReluMaxPool2d(Function):
-    """The maxima of relu(x * w + b) in windows, and their codes: the position of each maximum within its window."""
+def _conv2d_gradients(
+    ctx: Any, dy: Tensor | None, dz: Tensor | None, kept: Tensor, x: Tensor, w: Tensor, slopes: Tensor | None
+) -> tuple[Any, ...]:
+    """The gradients of x, w, b and slopes, from those of y and z; a second derivative has a gradient of z."""
+    *_, adjoint, activation = ctx.constants
+    dz, dslopes = _through(dy, dz, kept, slopes, activation)
+    return *(transposed_gradients if adjoint else conv2d_gradients)(ctx, dz, x, w), dslopes
+
+
+def _through(
+    dy: Tensor | None, dz: Tensor | None, kept: Tensor, slopes: Tensor | None, activation: str
+) -> tuple[Any, Tensor | None]:
+    """The whole gradient of z, given that of y = f(z) and the direct one of z; and the gradient of PReLU's weight."""
+    if dy is None:
+        return dz, None
+    by_y, dslopes = activation_gradients(dy, kept, slopes, activation)
+    return by_y if dz is None else by_y + dz, dslopes
+
+
+class Conv2dActivationMaxPool2d(Function):
+    """The maxima of f(x * w + b) in windows, and their codes: the position of each maximum within its window."""
 
     kept = "x", "w", 0, 1
     with_gradient = 1
@@ -65,19 +110,19 @@ class Conv2dReluMaxPool2d(Function):
     @staticmethod
     def forward(
         x: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int,
-        pooled: Pair, window: Pair, window_stride: Pair, window_padding: Pair, window_dilation: Pair,
+        pooled: Pair, window: Pair, window_stride: Pair, window_padding: Pair, window_dilation: Pair, activation: str,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return ops.conv2d_relu_max_pool2d(
-            x, w, b, size, stride, padding, dilation, groups,
+        return ops.conv2d_activation_max_pool2d(
+            x, w, b, activation, size, stride, padding, dilation, groups,
             pooled, window, window_stride, window_padding, window_dilation,
         )  # fmt: skip
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
         x, w, y, codes = ctx.saved_tensors
-        size, _, _, _, _, _, *window = ctx.constants
-        dz = MaxPool2dBackward.call(ReluBackward.call(dy, y), codes, size, *window)
-        return conv2d_gradients(ctx, dz, x, w)
+        size, _, _, _, _, _, *window, activation = ctx.constants
+        by_y, _ = activation_gradients(dy, y, None, activation)
+        return conv2d_gradients(ctx, MaxPool2dBackward.call(by_y, codes, size, *window), x, w)
 
 
 class Conv2dStatistics(Function):
@@ -97,111 +142,194 @@ class Conv2dStatistics(Function):
         return conv2d_gradients(ctx, dy, *ctx.saved_tensors)
 
 
-class LinearRelu(Function):
-    """y = relu(x @ w^T + b)."""
+class LinearActivation(Function):
+    """(y, z): z = x @ w^T + b and y = f(z), whose gradient needs z."""
+
+    kept: tuple[str | int, ...] = "x", "w", "slopes", 1
+    with_gradient = 2
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+        return ops.linear_activation(x, w, b, expanded(slopes, w.shape[0]), activation)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Any, ...]:
+        (x, w, slopes, z), (activation,) = ctx.saved_tensors, ctx.constants
+        if slopes is not None:  # PReLU's kernel takes images
+            dy, dz, z = (v[:, :, None, None] if v is not None else None for v in (dy, dz, z))
+        dz, dslopes = _through(dy, dz, z, slopes, activation)  # type: ignore[arg-type]
+        return *linear_gradients(ctx, dz.flatten(1), x, w), dslopes
+
+
+class LinearActivationOfOutput(Function):
+    """y = f(x @ w^T + b), if the gradient of f needs y."""
 
     kept = "x", "w", 0
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return ops.linear_fprop(x, w, b, True)
+    def forward(x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, activation: str) -> Tensor:
+        return ops.linear_fprop(x, w, b, slopes, activation)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        x, w, y = ctx.saved_tensors
-        return linear_gradients(ctx, ReluBackward.call(dy, y), x, w)
+        (x, w, y), (activation,) = ctx.saved_tensors, ctx.constants
+        return linear_gradients(ctx, activation_gradients(dy, y, None, activation)[0], x, w)
 
 
 @functional
-def conv2d_relu(input: Tensor, conv: Arguments) -> Tensor:
-    """relu(conv2d(input, *conv))."""
+def conv2d_activation(input: Tensor, conv: Arguments, activation: Arguments) -> Tensor:
+    """f(conv2d(input, *conv))."""
     if input.dim() != 4 or is_forward_mode_active():
-        return relu(conv2d(input, *conv))
-    return Conv2dRelu.call(*conv2d_operands(input, *conv))
+        return _alone(conv2d(input, *conv), activation)
+    return _convolved(False, activation, *conv2d_operands(input, *conv))
 
 
 @functional
-def conv2d_relu_max_pool2d(input: Tensor, conv: Arguments, pool: Arguments) -> Tensor:
-    """max_pool2d(relu(conv2d(input, *conv)), *pool), without indices."""
+def conv_transpose2d_activation(input: Tensor, conv: Arguments, activation: Arguments) -> Tensor:
+    """f(conv_transpose2d(input, *conv))."""
     if input.dim() != 4 or is_forward_mode_active():
-        return max_pool2d(relu(conv2d(input, *conv)), *pool)  # type: ignore[return-value]
+        return _alone(conv_transpose2d(input, *conv), activation)
+    return _convolved(True, activation, *transposed_operands(input, *conv))
+
+
+def _convolved(
+    adjoint: bool, activation: Arguments,
+    x: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+) -> Tensor:  # fmt: skip
+    """f of the convolution or, if `adjoint`, of the transposed convolution."""
+    text, slopes = activation
+    geometry = size, stride, padding, dilation, groups
+    if not _fits(slopes, _channels(w, groups, adjoint), x):
+        return _alone((Conv2dDgrad if adjoint else Conv2dFprop).call(x, w, b, *geometry), activation)
+    if keeps_output(text):
+        return Conv2dActivationOfOutput.call(x, w, b, None, *geometry, adjoint, text)
+    if not _has_gradient(x, w, b, slopes):
+        return ops.conv2d_affine(x, w, None, b, expanded(slopes, _channels(w, groups, adjoint)), text, *geometry, adjoint)
+    return Conv2dActivation.call(x, w, b, slopes, *geometry, adjoint, text)[0]
+
+
+def _alone(x: Tensor, activation: Arguments | None) -> Tensor:
+    """f(x); x without an activation."""
+    if activation is None:
+        return x
+    text, slopes = activation
+    return activated(x, text) if slopes is None else prelu(x, slopes)
+
+
+def _channels(w: Tensor, groups: int, adjoint: bool) -> int:
+    """The channels of a convolution's result."""
+    return w.shape[1] * groups if adjoint else w.shape[0]
+
+
+def _fits(slopes: Tensor | None, channels: int, x: Tensor) -> bool:
+    """Whether a fused kernel can read PReLU's weight; if not, `prelu` raises torch's exception, or casts under autocast."""
+    return slopes is None or (
+        slopes.shape in ((1,), (channels,)) and (slopes.dtype, slopes.device) == (x.dtype, x.device)
+        and autocast(slopes)[0] is slopes
+    )  # fmt: skip
+
+
+def _has_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a function of these tensors may need a backward pass."""
+    return is_transform_active() or (
+        torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    )
+
+
+@functional
+def conv2d_activation_max_pool2d(input: Tensor, conv: Arguments, activation: Arguments, pool: Arguments) -> Tensor:
+    """max_pool2d(f(conv2d(input, *conv)), *pool), without indices."""
+    text, _ = activation
+    if input.dim() != 4 or is_forward_mode_active() or not keeps_output(text):
+        return max_pool2d(conv2d_activation(input, conv, activation), *pool)  # type: ignore[return-value]
     x, w, b, size, *geometry = conv2d_operands(input, *conv)
     window = max_pool2d_windows((x.shape[0], w.shape[0], *size), *pool)
-    return Conv2dReluMaxPool2d.call(x, w, b, size, *geometry, *window)[0]
+    return Conv2dActivationMaxPool2d.call(x, w, b, size, *geometry, *window, text)[0]
 
 
 @functional
-def conv2d_batch_norm(input: Tensor, conv: Arguments, norm: Arguments) -> Tensor:
-    """batch_norm(conv2d(input, *conv), *norm)."""
-    return _conv2d_batch_norm(input, conv, norm, False, None)
-
-
-@functional
-def conv2d_batch_norm_relu(input: Tensor, conv: Arguments, norm: Arguments, residual: Tensor | None = None) -> Tensor:
-    """relu(batch_norm(conv2d(input, *conv), *norm) + residual)."""
-    return _conv2d_batch_norm(input, conv, norm, True, residual)
-
-
-def _conv2d_batch_norm(input: Tensor, conv: Arguments, norm: Arguments, rectified: bool, residual: Tensor | None) -> Tensor:
-    """batch_norm(conv2d(input)) + residual, followed by a ReLU if `rectified`."""
+def conv2d_batch_norm(
+    input: Tensor, conv: Arguments, norm: Arguments, activation: Arguments | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """f(batch_norm(conv2d(input, *conv), *norm) + residual)."""
     if input.dim() != 4 or is_forward_mode_active():
-        return _normalized(conv2d(input, *conv), norm, rectified, residual)
+        return batch_norm_activation(conv2d(input, *conv), norm, activation, residual)
     x, w, b, *geometry = conv2d_operands(input, *conv)
     *vectors, training, _, eps = norm
     if training:
         y, *statistics = Conv2dStatistics.call(x, w, b, *geometry)
-        return _normalized(y, norm, rectified, residual, statistics)
-    wanted = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, w, b, *vectors))
-    if wanted or residual is not None:
-        return _normalized(conv2d(input, *conv), norm, rectified, residual)
+        return _normalized(y, norm, activation, residual, statistics)
+    text, slopes = activation or ("", None)
+    if residual is not None or _has_gradient(x, w, b, slopes, *vectors) or not _fits(slopes, w.shape[0], x):
+        return _normalized(Conv2dFprop.call(x, w, b, *geometry), norm, activation, residual)
     if any(statistic is None for statistic in vectors[:2]):
         raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
     check_vectors(x, w.shape[0], *vectors)
     # In evaluation a batch norm is a scale and a shift per channel: the convolution's epilogue applies them.
     scale, shift = ops.batchnorm2d_fold(*vectors, b, eps)
-    return ops.conv2d_affine(x, w, scale, shift, rectified, *geometry)
+    return ops.conv2d_affine(x, w, scale, shift, expanded(slopes, w.shape[0]), text, *geometry, False)
 
 
 @functional
-def batch_norm_relu(input: Tensor, norm: Arguments, residual: Tensor | None = None) -> Tensor:
-    """relu(batch_norm(input, *norm) + residual), in one pass if the residual is None or has the input's shape and dtype."""
-    return _normalized(input, norm, True, residual)
+def batch_norm_activation(
+    input: Tensor, norm: Arguments, activation: Arguments | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """f(batch_norm(input, *norm) + residual), in one pass if the residual is None or has the input's shape and dtype.
+
+    Not in one pass with an inference tensor as residual: it cannot be kept for backward.
+    """
+    return _normalized(input, norm, activation, residual)
 
 
 def _normalized(
-    x: Tensor, norm: Arguments, rectified: bool, residual: Tensor | None, statistics: Any = None
+    x: Tensor, norm: Arguments, activation: Arguments | None, residual: Tensor | None, statistics: Any = None
 ) -> Tensor:  # fmt: skip
-    """batch_norm(x) + residual, followed by a ReLU if `rectified`.
+    """f(batch_norm(x) + residual).
 
     Args:
         statistics: the mean and variance of x, if known; else they are computed.
     """
+    text, slopes = activation or ("", None)
     one_pass = residual is None or (
         x.dim() == 4 and residual.shape == x.shape and (residual.dtype, residual.device) == (x.dtype, x.device)
-    )
-    if rectified and one_pass and not is_forward_mode_active():
-        return apply_batch_norm(BatchNormAddRelu, x, *norm, residual, statistics=statistics)
-    y = apply_batch_norm(BatchNormForward, x, *norm, statistics=statistics)
-    y = y + residual if residual is not None else y
-    return relu(y) if rectified else y
+        and not (torch.is_grad_enabled() and not torch.compiler.is_compiling() and residual.is_inference())
+    )  # fmt: skip
+    if one_pass and not is_forward_mode_active() and x.dim() > 1 and _fits(slopes, x.shape[1], x):
+        return apply_batch_norm(x, *norm, residual=residual, slopes=slopes, activation=text, statistics=statistics)
+    y = apply_batch_norm(x, *norm, statistics=statistics)
+    return _alone(y + residual if residual is not None else y, activation)
 
 
 @functional
-def linear_relu(input: Tensor, arguments: Arguments) -> Tensor:
-    """relu(linear(input, *arguments))."""
-    if is_forward_mode_active():
-        return relu(linear(input, *arguments))
-    return apply_linear(LinearRelu, input, *arguments)
+def linear_activation(input: Tensor, arguments: Arguments, activation: Arguments) -> Tensor:
+    """f(linear(input, *arguments))."""
+    text, slopes = activation
+    weight, bias = arguments
+    # The channels of PReLU are axis 1: the features only of a matrix.
+    matrices = input.dim() == weight.dim() == 2 and _fits(slopes, weight.shape[0], weight)
+    if is_forward_mode_active() or slopes is not None and not matrices:
+        return _alone(linear(input, *arguments), activation)
+    if keeps_output(text):
+        return apply_linear(lambda x, w, b: LinearActivationOfOutput.call(x, w, b, None, text), input, weight, bias)
+    if _has_gradient(input, weight, bias, slopes):
+        return apply_linear(lambda x, w, b: LinearActivation.call(x, w, b, slopes, text)[0], input, weight, bias)
+    return apply_linear(
+        lambda x, w, b: ops.linear_fprop(x, w, b, expanded(slopes, w.shape[0]), text), input, weight, bias
+    )  # fmt: skip
 
 
-# Sequences of operators, and the function that fuses each. The first match is used. torch.add stands for adding the residual.
+# Sequences of operators, and the function that fuses each. The first match is used. torch.add stands for adding the residual,
+# `activated` for any activation.
 FUSIONS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
-    (conv2d, batch_norm, torch.add, relu): conv2d_batch_norm_relu,
-    (conv2d, batch_norm, relu): conv2d_batch_norm_relu,
+    (conv2d, batch_norm, torch.add, activated): conv2d_batch_norm,
+    (conv2d, batch_norm, torch.add): conv2d_batch_norm,
+    (conv2d, batch_norm, activated): conv2d_batch_norm,
     (conv2d, batch_norm): conv2d_batch_norm,
-    (conv2d, relu, max_pool2d): conv2d_relu_max_pool2d,
-    (conv2d, relu): conv2d_relu,
-    (batch_norm, torch.add, relu): batch_norm_relu,
-    (batch_norm, relu): batch_norm_relu,
-    (linear, relu): linear_relu,
+    (conv2d, activated, max_pool2d): conv2d_activation_max_pool2d,
+    (conv2d, activated): conv2d_activation,
+    (conv_transpose2d, activated): conv_transpose2d_activation,
+    (batch_norm, torch.add, activated): batch_norm_activation,
+    (batch_norm, torch.add): batch_norm_activation,
+    (batch_norm, activated): batch_norm_activation,
+    (linear, activated): linear_activation,
 }

@@ -4,13 +4,14 @@ As in a convolution, each gradient of a pass is another of the three passes.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from trinn.kernels import ops
 
-from .function import FLOATS, Bilinear, Function, autocast, in_shape
+from .function import FLOATS, Bilinear, autocast, in_shape
 from .public import functional, layer
 from .reduce import ChannelSum
 
@@ -24,7 +25,7 @@ class LinearFprop(Bilinear):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return ops.linear_fprop(x, w, b, False)
+        return ops.linear_fprop(x, w, b, None, "")
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -33,7 +34,7 @@ class LinearFprop(Bilinear):
 
 def linear_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dw and db of y = x @ w^T + b, each None unless autograd needs it."""
-    need_x, need_w, need_b = ctx.needs_input_grad
+    need_x, need_w, need_b, *_ = ctx.needs_input_grad
     dx = LinearDgrad.call(dy, w) if need_x else None
     dw = LinearWgrad.call(x, dy) if need_w else None
     return dx, dw, ChannelSum.call(dy[:, :, None, None]) if need_b else None
@@ -91,11 +92,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         RuntimeError: incompatible shapes, dtypes or devices.
         NotImplementedError: another dtype.
     """
-    return apply_linear(LinearFprop, input, weight, bias)
+    return apply_linear(LinearFprop.call, input, weight, bias)
 
 
-def apply_linear(function: type[Function], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Check the arguments of `linear`, and call a Function with the arguments of LinearFprop."""
+def apply_linear(function: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Check the arguments of `linear`, and call a function with the arguments of LinearFprop."""
     input, weight, bias = autocast(input, weight, bias)
     if input.dim() == 0 or weight.dim() not in (1, 2):
         raise RuntimeError(f"linear: both arguments need to be at least 1D, but they are {input.dim()}D and {weight.dim()}D")
@@ -118,9 +119,9 @@ def apply_linear(function: type[Function], input: Tensor, weight: Tensor, bias: 
         raise RuntimeError(f"linear: expected bias of size {[w.shape[0]]}, but got {list(bias.shape)}")
     b = bias.expand(w.shape[0]) if bias is not None and bias.shape != w.shape[:1] else bias
     if input.dim() == weight.dim() == 2:
-        return function.call(input, w, b)
+        return function(input, w, b)
     rows = input.shape[:-1]
-    y = function.call(input.reshape(math.prod(rows), w.shape[1]), w, b)
+    y = function(input.reshape(math.prod(rows), w.shape[1]), w, b)
     return in_shape(y, (*rows, w.shape[0]) if weight.dim() == 2 else rows)
 
 

@@ -14,6 +14,7 @@ from torch.utils._contextlib import _wrap_generator
 
 from trinn import layers
 
+from . import activation
 from .pad2d import pad2d
 
 
@@ -21,14 +22,14 @@ def _with_indices(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: function(*args, **kwargs | {"return_indices": True})
 
 
+# The activations that are functions of torch too, and some of them methods of tensors.
+_ACTIVATIONS = "relu", "relu_", "celu", "celu_", "selu", "selu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "prelu"
 # trinn's function for each function of torch.nn.functional, and for torch's other names of the same function.
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     getattr(F, name): ours for name, ours in vars(layers).items() if inspect.isfunction(ours) and hasattr(F, name)
 } | {
-    torch.relu: layers.relu,
-    torch.relu_: layers.relu_,
-    Tensor.relu: layers.relu,
-    Tensor.relu_: layers.relu_,
+    **{getattr(torch, name): getattr(activation, name) for name in _ACTIVATIONS},
+    **{getattr(Tensor, name): getattr(activation, name) for name in _ACTIVATIONS if hasattr(Tensor, name)},
     torch.max_pool2d: layers.max_pool2d,
     F.max_pool2d_with_indices: _with_indices(layers.max_pool2d),
     F.adaptive_max_pool2d_with_indices: _with_indices(layers.adaptive_max_pool2d),

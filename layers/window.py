@@ -38,6 +38,23 @@ def cached_sizes(function: Decorated) -> Decorated:
     return cast(Decorated, call)
 
 
+def real_scalar(value: Any, expected: str) -> float:
+    """`real` for a parameter that torch calls a Number: also a complex number on the real axis, no integer of over 64 bits.
+
+    Raises:
+        TypeError: another value.
+        RuntimeError: a complex number off the real axis.
+        OverflowError: an integer of more than 64 bits.
+    """
+    if isinstance(value, complex):
+        if value.imag:
+            raise RuntimeError(f"value cannot be converted to type float without overflow: {expected}, but got {value}")
+        return value.real
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise OverflowError(f"int too big to convert: {expected}, but got {value}")
+    return real(value, expected)
+
+
 def integer(value: Any, expected: str, scalar: bool = False) -> int:
     """Convert an integer of Python, NumPy or torch to int.
 

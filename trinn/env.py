@@ -144,7 +144,7 @@ def _kernel() -> str:
     from trinn.kernels.runtime.interpreter import INTERPRETED, NO_DEVICE
 
     x = torch.tensor([-1.0, 0.0, 2.0], device="cpu" if INTERPRETED or NO_DEVICE else "cuda")
-    y = launchers.relu_forward(x).tolist()
+    y = launchers.activation_forward(x, "relu").tolist()
     return "relu runs correctly" if y == [0.0, 0.0, 2.0] else f"relu runs, but is WRONG: relu([-1, 0, 2]) is {y}"
 
 

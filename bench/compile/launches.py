@@ -157,12 +157,14 @@ def tma_traits(args: Sequence[Any], constants: dict[str, Any]) -> list[str]:
     if not uses_tma(args):
         return []
     if "BOX" in constants:
-        result, means = args[4:6]
-        planar, relu = (" " + name if constants[name.upper()] else "" for name in ("planar", "relu"))
+        result, kept, means = args[6:9]
+        planar = " planar" if constants["PLANAR"] else ""
+        activation = f" {constants['ACTIVATION'].partition(':')[0]}" if constants["ACTIVATION"] else ""
         stored = f"{' channels first' if result.stride(1) != 1 else ''}{' with statistics' if means is not None else ''}"
+        stored += " with z" if kept is not None else ""
         long = " ".join(axis for axis, size in constants["BOX"]._asdict().items() if size > 1)
         name = "dgrad" if constants["ADJOINT"] else "fprop"
-        return [tma_tile(constants) + planar + stored, f"{name}{planar}{relu} of {long}, every {constants['SPAN']}"]
+        return [tma_tile(constants) + planar + stored, f"{name}{planar}{activation} of {long}, every {constants['SPAN']}"]
     runs = "images innermost" if constants["IMAGES_LAST"] else "images" if constants["ALONG_IMAGES"] else "columns"
     channels = "few" if constants["PITCH"] else "all"
     return [tma_tile(constants), f"wgrad of {constants['BLOCK_K']} {runs}, every {constants['SPAN']}, {channels} channels"]

@@ -56,6 +56,15 @@ LIMITS = (
     Limit("max_pool2d", "backward", "", (11.1, 11.4), (16.7, 14.8), written=2),
     Limit("bilinear", "forward", "", (8.2, 7.3), (14.7, 12.7), written=8),
     Limit("bilinear", "backward", "", (36, 31), (83, 66), written=4),
+    # exp takes 9 instructions, expm1 25. Activations with tanh, erf or log1p have no limit: these branch on their argument.
+    Limit("activation", "forward", "SiLU|Sigmoid", (17, 15), (17, 15), read=8, written=8),
+    Limit("activation", "forward", "Mish", (21, 20), (21, 20), read=8, written=8),
+    Limit("activation", "forward", r"^S?C?ELU", (37, 36), (37, 36), read=8, written=8),
+    Limit("activation", "forward", "ReLU|Hard", (12, 12), (12, 12), read=8, written=8),
+    Limit("activation", "backward", "SiLU", (21, 20), (21, 20), read=8, written=8),
+    Limit("activation", "backward", "Mish", (29, 27), (29, 27), read=8, written=8),
+    Limit("activation", "backward", "PReLU", (11, 9), (14, 12), read=8, written=8),
+    Limit("activation", "backward", "ReLU|^S?C?ELU|Hard|Sigmoid|Tanh", (12, 12), (12, 12), read=8, written=8),
     Limit("nearest", "forward", "", (1.7, 2.4), (5.4, 6.3), written=8),
     # Small batch norms have few loop iterations. The smallest load mainly the parameters of their channels, 4 bytes at a time.
     Limit("batch_norm", "statistics", "256x14|512x7", (31, 25), (19.1, 18.2)),
@@ -73,7 +82,10 @@ LIMITS = (
     Limit("batch_norm", "backward", "x7|x14|64x56|128x28", (9.6, 7.9), (14.4, 12.7), read=8, written=8),
     Limit("batch_norm", "backward", "", (8.6, 6.7), (9.8, 8), read=8, written=8),
 )
-CASES = r"^(LeNet pool1 b1024|AlexNet pool. b128|ResNet stem pool|bilinear .*|nearest .*|ResNet batch norm \d+x\d+)$"
+CASES = (
+    r"^(LeNet pool1 b1024|AlexNet pool. b128|ResNet stem pool|bilinear .*|nearest .*|ResNet batch norm \d+x\d+"
+    r"|ResNet ReLU 64x112|[A-Z]\w+ 128x56)$"
+)
 
 
 class Held(NamedTuple):

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.shapes import New, Passes, Row, Shape, conv_fused, relu
+from bench.shapes import New, Passes, Row, Shape, conv_fused, layer
 from trinn.kernels import launchers
 
 POWERS = [2**i for i in range(4, 8)]
@@ -31,7 +31,7 @@ def wgrad(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups: int = 1
 
 def product(m: int, n: int, k: int) -> Passes:
     """(m, k) @ (k, n), with contiguous rows of length k."""
-    return lambda new: launchers.linear_fprop(new(m, k), new(n, k), None, False)
+    return lambda new: launchers.linear_fprop(new(m, k), new(n, k), None, None, "")
 
 
 def scattered_product(m: int, n: int, k: int) -> Passes:
@@ -47,7 +47,7 @@ def rows() -> Iterator[Row]:
         for m, n, k in itertools.product(POWERS, POWERS[:3], POWERS[:2]):
             yield f"{m} x {n}, scattered sum of {k}", arithmetic, False, scattered_product(m, n, k)
     for i in range(4, 11):
-        yield f"ReLU of {2**i}", "fp16", False, relu(2**i)
+        yield f"ReLU of {2**i}", "fp16", False, layer(lambda nn: nn.ReLU(), (2**i,))
 
 
 def of_tma_tile(kernel: str, m: int, n: int) -> dict[str, Passes]:

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device.columns import full_tile, plan_columns, program_columns
-from ..device.epilogue import rectify
+from ..device.epilogue import Epilogue, activate_channels, scale_and_shift
 from ..device.indexing import axes_of, big_from_small, inside, small_from_big, split_pixel
 from ..device.precision import accumulator
 from ..reduce import partials_of, sum_partials
@@ -30,10 +30,10 @@ from .depthwise_sliding import can_slide, run_sliding_gather, run_sliding_wgrad
 
 @triton.jit
 def _depthwise2d_gather_kernel(
-    source, weight, scale, bias, result,
+    source, weight, scale, bias, slopes, slope_stride, result, kept,
     source_strides, weight_strides, result_strides,
     source_height, source_width, result_height, result_width, grid,
-    H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ADJOINT: tl.constexpr, ACTIVATION: tl.constexpr,
     ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the result. FILTERS is the number of filters per channel. ADJOINT selects dgrad."""
@@ -44,7 +44,10 @@ def _depthwise2d_gather_kernel(
     # A program owns columns and steps through their rows: it divides for the column indices once, not once per row.
     n, channel, col, first, steps = program_columns(grid, result_height, result_width, INDEX, TILE)
     source += n * x_n
-    result += n * y_n + channel * y_c + col * y_w
+    offset = n * y_n + channel * y_c + col * y_w
+    result += offset
+    if kept is not None:
+        kept += offset
     for step in range(steps):
         row = first + step
         acc = full_tile(0, TILE, ACCUMULATOR)
@@ -70,13 +73,11 @@ def _depthwise2d_gather_kernel(
                     value = tl.load(source + at, mask=hit, other=0.0).to(ACCUMULATOR)
                     at = channel * w_k + tl.full((), r, INDEX) * w_r + tl.full((), s, INDEX) * w_s
                     acc += value * tl.load(weight + at).to(ACCUMULATOR)
-        # Epilogue and store, as apply_epilogue does for matrix products.
-        if scale is not None:
-            acc *= tl.load(scale + channel).to(ACCUMULATOR)
-        if bias is not None:
-            acc += tl.load(bias + channel).to(ACCUMULATOR)
-        if RELU:
-            acc = rectify(acc)
+        # Epilogue and stores.
+        acc = scale_and_shift(acc, scale, bias, channel, None)
+        if kept is not None:
+            tl.store(kept + row * y_h, acc.to(kept.dtype.element_ty))
+        acc = activate_channels(acc, slopes, slope_stride, channel, None, ACTIVATION)
         tl.store(result + row * y_h, acc.to(result.dtype.element_ty))
 
 
@@ -126,21 +127,21 @@ def is_depthwise(w: Tensor, groups: int) -> bool:
 
 
 def depthwise2d_gather(
-    source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
-    stride: Ints, padding: Ints, dilation: Ints, adjoint: bool, relu: bool,
+    source: Tensor, weight: Tensor, epilogue: Epilogue, result: Tensor, stride: Ints, padding: Ints, dilation: Ints,
+    adjoint: bool,
 ) -> None:  # fmt: skip
     """Fill the result of conv2d_fprop or, if `adjoint`, of conv2d_dgrad."""
     if can_slide(source, result, weight, stride, dilation, adjoint):
-        return run_sliding_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
+        return run_sliding_gather(source, weight, epilogue, result, stride, padding, dilation, adjoint)
     w_k, _, w_r, w_s = weight.stride()
     programs, grid, tile, _ = plan_columns(result, ())
     H, W = axes_of(weight.shape[2:], stride, padding, dilation)
     launch(
-        _depthwise2d_gather_kernel, programs, source, weight, scale, bias, result,
+        _depthwise2d_gather_kernel, programs, source, weight, *epilogue.operands, result, epilogue.kept,
         source.stride(), (w_k, w_r, w_s), result.stride(),
         *source.shape[2:], *result.shape[2:], grid,
         H=H, W=W, FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),
-        ADJOINT=adjoint, RELU=relu, ACCUMULATOR=accumulator(source.dtype),
+        ADJOINT=adjoint, ACTIVATION=epilogue.constant, ACCUMULATOR=accumulator(source.dtype),
         INDEX=index_type(source, weight, result), TILE=tile, device=source.device,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device.epilogue import rectify
+from ..device.epilogue import Epilogue, activate_channels, scale_and_shift
 from ..device.function import device_function
 from ..device.indexing import Axis, axes_of, big_from_small, empty_tuple, inside
 from ..device.precision import accumulator
@@ -106,10 +106,10 @@ def _add_to_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.c
 
 @triton.jit
 def _depthwise2d_sliding_gather_kernel(
-    source, weight, scale, bias, result,
+    source, weight, scale, bias, slopes, slope_stride, result, kept,
     source_strides, weight_strides, result_strides,
     pixels, channels, source_height, source_width, result_height, result_width, pixel_tiles, channel_tiles, rows_per_split,
-    H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the result, through one split of its rows.
@@ -145,7 +145,10 @@ def _depthwise2d_sliding_gather_kernel(
 
     # Load each row one step ahead, so that the loads overlap the products. The last PENDING steps only complete rows.
     source += n * x_n + channel * x_c + left * x_w
-    result += n * y_n + channel * y_c + col * y_w
+    offset = n * y_n + channel * y_c + col * y_w
+    result += offset
+    if kept is not None:
+        kept += offset
     x_tap = tl.full((), W.dilation, INDEX) * x_w
     zero = tl.full((TILE.rows, TILE.lanes), 0.0, ACCUMULATOR)
     pending = (zero,) * PENDING
@@ -161,14 +164,12 @@ def _depthwise2d_sliding_gather_kernel(
             sums = _add_products(sums, filters, rows, H, W)
         # The oldest row is complete now. Store no row above the split: it belongs to the previous one.
         pending, acc = sums[:PENDING], sums[PENDING]
-        if scale is not None:
-            acc *= tl.load(scale + channel, mask=has_channel, other=0.0).to(ACCUMULATOR)
-        if bias is not None:
-            acc += tl.load(bias + channel, mask=has_channel, other=0.0).to(ACCUMULATOR)
-        if RELU:
-            acc = rectify(acc)
+        acc = scale_and_shift(acc, scale, bias, channel, has_channel)
         complete = row - PENDING
         mask = has_pixel & has_channel & (complete >= first)
+        if kept is not None:
+            tl.store(kept + complete * y_h, acc.to(kept.dtype.element_ty), mask=mask)
+        acc = activate_channels(acc, slopes, slope_stride, channel, has_channel, ACTIVATION)
         tl.store(result + complete * y_h, acc.to(result.dtype.element_ty), mask=mask)
 
 
@@ -245,8 +246,8 @@ def can_slide(source: Tensor, result: Tensor, filters: Tensor, stride: Ints, dil
 
 
 def run_sliding_gather(
-    source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
-    stride: Ints, padding: Ints, dilation: Ints, adjoint: bool, relu: bool,
+    source: Tensor, weight: Tensor, epilogue: Epilogue, result: Tensor, stride: Ints, padding: Ints, dilation: Ints,
+    adjoint: bool,
 ) -> None:  # fmt: skip
     """Fill the result of conv2d_fprop or, if `adjoint`, of conv2d_dgrad."""
     if result.numel() == 0:
@@ -260,12 +261,12 @@ def run_sliding_gather(
     w_k, _, w_r, w_s = weight.stride()
     launch(
         _depthwise2d_sliding_gather_kernel, plan.pixel_tiles * plan.channel_tiles * plan.splits,
-        source, weight, scale, bias, result,
+        source, weight, *epilogue.operands, result, epilogue.kept,
         source.stride(), (w_k, w_r, w_s), result.stride(),
         images * width, channels, source.shape[2], source.shape[3], height, width,
         plan.pixel_tiles, plan.channel_tiles, plan.rows_per_split,
-        H=H, W=W, ADJOINT=adjoint, RELU=relu, CHANNELS_LAST=plan.channels_last, ACCUMULATOR=accumulator(source.dtype),
-        INDEX=index_type(source, weight, result), TILE=plan.tile, device=source.device,
+        H=H, W=W, ADJOINT=adjoint, ACTIVATION=epilogue.constant, CHANNELS_LAST=plan.channels_last,
+        ACCUMULATOR=accumulator(source.dtype), INDEX=index_type(source, weight, result), TILE=plan.tile, device=source.device,
     )  # fmt: skip
 
 

@@ -1,15 +1,20 @@
 """2-D convolution fused with the operator after it: the convolution's kernel applies it while the result is in registers.
 
-    affine        y = relu(scale[k] * (x * w) + shift[k])    a bias, or a batch normalisation by given statistics
-    max_pool2d    y = max over windows of relu(x * w + b)
+    affine        y = f(scale[k] * (x * w) + shift[k])    an activation f; a bias, or a batch normalisation by given statistics
+    activation    the same without scale, and also the argument of f, for the gradient
+    max_pool2d    y = max over windows of f(x * w + b)
     statistics    y = x * w + b, and its mean and variance per channel, the first step of a batch normalisation
 
 The gradients are those of the separate operators. Arguments are those of conv2d_fprop.
 """
 
+from math import prod
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..device.epilogue import Epilogue
 from ..device.indexing import PoolWindow
 from ..pool2d import code_type, max_pool2d_forward
 from ..runtime.allocate import empty, empty_like
@@ -20,20 +25,34 @@ from ..statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_part
 from .passes import count_flops, empty_fprop, plan_gather, run_gather
 from .pointer import PointerGather
 
+_VMAP = MergedAxes((0, None, None, None, None), (0,)), MergedAxes((1, 0, 0, 0, 0), (1,))
+_VMAP_BOTH = MergedAxes((0, None, None, None), (0, 0)), MergedAxes((1, 0, 0, 0), (1, 1))
 
-def _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups):
-    return empty(x, (x.shape[0], w.shape[0], *size), _channels_last(x, w, size))
+
+def _empty_affine(x, w, scale, shift, slopes, activation, size, stride, padding, dilation, groups, adjoint):
+    shape = x.shape[0], w.shape[1] * groups if adjoint else w.shape[0], *size
+    return empty(x, shape, _channels_last(x, w, shape))
 
 
-def _channels_last(x, w, size):
-    """Whether the fused result is channels_last. If both orders are the same, ReLU and batch norm return it as contiguous."""
-    return is_channels_last(x, w) and not has_one_order((x.shape[0], w.shape[0], *size))
+def _empty_both(x, w, b, slopes, activation, size, stride, padding, dilation, groups, adjoint):
+    y = _empty_affine(x, w, None, b, slopes, activation, size, stride, padding, dilation, groups, adjoint)
+    return y, empty_like(y)
+
+
+def _channels_last(x, w, shape):
+    """Whether the fused result is channels_last. If both orders are the same, activations and batch norm return contiguous."""
+    return is_channels_last(x, w) and not has_one_order(shape)
+
+
+def _count_flops(x: Any, w: Any, size: Any, adjoint: bool, **_: Any) -> int:
+    return 2 * x[0] * prod(x[2:] if adjoint else size) * prod(w)
 
 
 def _empty_max_pool2d(
-    x, w, b, size, stride, padding, dilation, groups, pooled, window, window_stride, window_padding, window_dilation
-):
-    shape, channels_last = (x.shape[0], w.shape[0], *pooled), _channels_last(x, w, size)
+    x, w, b, activation, size, stride, padding, dilation, groups,
+    pooled, window, window_stride, window_padding, window_dilation,
+):  # fmt: skip
+    shape, channels_last = (x.shape[0], w.shape[0], *pooled), _channels_last(x, w, (x.shape[0], w.shape[0], *size))
     return empty(x, shape, channels_last), empty(x, shape, channels_last, code_type(window))
 
 
@@ -42,31 +61,54 @@ def _empty_statistics(x, w, b, size, stride, padding, dilation, groups):
     return empty_fprop(x, w, b, size, stride, padding, dilation, groups), mean, empty_like(mean)
 
 
-@op(fake=_empty_affine, vmap=(MergedAxes((0, None, None, None), (0,)), MergedAxes((1, 0, 0, 0), (1,))), flops=count_flops)
+@op(fake=_empty_affine, vmap=_VMAP, flops=_count_flops)
 def conv2d_affine(
-    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool, size: Ints,
-    stride: Ints, padding: Ints, dilation: Ints, groups: int,
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, slopes: Tensor | None, activation: str, size: Ints,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool,
 ) -> Tensor:  # fmt: skip
-    """relu(scale * conv2d(x, w) + shift), or without relu.
+    """An activation of scale * conv2d(x, w) + shift.
 
     Args:
         scale, shift: (K), any floating dtype; None is 1 and 0.
+        slopes: (K), any stride, for "prelu"; else None.
+        activation: one of ACTIVATIONS with its parameters; empty for none.
+        adjoint: whether to compute conv2d_dgrad, a transposed convolution, in place of conv2d_fprop.
 
     Returns:
         (N, K, P, Q), channels_last if `x` or `w` is.
     """
-    y = _empty_affine(x, w, scale, shift, relu, size, stride, padding, dilation, groups)
-    plan = plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups)
-    run_gather(plan, x, w, shift, y, stride, padding, dilation, groups, scale=scale, relu=relu)
+    y = _empty_affine(x, w, scale, shift, slopes, activation, size, stride, padding, dilation, groups, adjoint)
+    _run(x, w, Epilogue(scale, shift, slopes, activation), y, stride, padding, dilation, groups, adjoint)
     return y
 
 
-@op(fake=_empty_max_pool2d, vmap=(MergedAxes((0, None, None), (0, 0)), MergedAxes((1, 0, 0), (1, 1))), flops=count_flops)
-def conv2d_relu_max_pool2d(
-    x: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int, pooled: Ints,
-    window: Ints, window_stride: Ints, window_padding: Ints, window_dilation: Ints,
+@op(fake=_empty_both, vmap=_VMAP_BOTH, flops=_count_flops)
+def conv2d_activation(
+    x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, activation: str, size: Ints,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The largest value of each window of relu(conv2d(x, w, b)).
+    """(y, z): z = conv2d(x, w, b) and its activation y, for activations whose gradient needs z.
+
+    The arguments are those of conv2d_affine.
+    """
+    y, z = _empty_both(x, w, b, slopes, activation, size, stride, padding, dilation, groups, adjoint)
+    _run(x, w, Epilogue(None, b, slopes, activation, z), y, stride, padding, dilation, groups, adjoint)
+    return y, z
+
+
+def _run(
+    x: Tensor, w: Tensor, epilogue: Epilogue, y: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool
+) -> None:
+    plan = plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups, adjoint)
+    run_gather(plan, x, w, epilogue, y, stride, padding, dilation, groups, adjoint)
+
+
+@op(fake=_empty_max_pool2d, vmap=(MergedAxes((0, None, None), (0, 0)), MergedAxes((1, 0, 0), (1, 1))), flops=count_flops)
+def conv2d_activation_max_pool2d(
+    x: Tensor, w: Tensor, b: Tensor | None, activation: str, size: Ints, stride: Ints, padding: Ints, dilation: Ints,
+    groups: int, pooled: Ints, window: Ints, window_stride: Ints, window_padding: Ints, window_dilation: Ints,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The largest value of each window of an activation of conv2d(x, w, b).
 
     The convolution's kernel also pools if the windows are adjacent and have 2, 4, 8 or 16 pixels: then its tiles consist of
     whole windows. With overlapping windows it would compute pixels several times, so a second kernel pools. A second kernel
@@ -84,16 +126,18 @@ def conv2d_relu_max_pool2d(
         tuple(window_stride) == tuple(window) and tuple(pooled) == (size[0] // window[0], size[1] // window[1])
         and max(*window_padding, 0) == 0 and max(window_dilation) == 1 and window[0] * window[1] in (2, 4, 8, 16)
     )  # fmt: skip
-    channels_last = _channels_last(x, w, size)
-    plan = plan_gather(x, w, (x.shape[0], w.shape[0], *size), channels_last, stride, padding, dilation, groups)
+    shape, epilogue = (x.shape[0], w.shape[0], *size), Epilogue(bias=b, activation=activation)
+    channels_last = _channels_last(x, w, shape)
+    plan = plan_gather(x, w, shape, channels_last, stride, padding, dilation, groups)
     if not adjacent or not isinstance(plan, PointerGather):
-        y = empty(x, (x.shape[0], w.shape[0], *size), channels_last)
-        run_gather(plan, x, w, b, y, stride, padding, dilation, groups, relu=True)
+        y = empty(x, shape, channels_last)
+        run_gather(plan, x, w, epilogue, y, stride, padding, dilation, groups)
         return max_pool2d_forward(y, pooled, window, window_stride, window_padding, window_dilation)
     y, codes = _empty_max_pool2d(
-        x, w, b, size, stride, padding, dilation, groups, pooled, window, window_stride, window_padding, window_dilation
-    )
-    run_gather(plan, x, w, b, y, stride, padding, dilation, groups, relu=True, codes=codes, window=PoolWindow(*window))
+        x, w, b, activation, size, stride, padding, dilation, groups,
+        pooled, window, window_stride, window_padding, window_dilation,
+    )  # fmt: skip
+    run_gather(plan, x, w, epilogue, y, stride, padding, dilation, groups, codes=codes, window=PoolWindow(*window))
     return y, codes
 
 
@@ -109,8 +153,8 @@ def conv2d_statistics(
     y, mean, var = _empty_statistics(x, w, b, size, stride, padding, dilation, groups)
     plan = plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups)
     if y.numel() == 0 or plan is None:
-        run_gather(plan, x, w, b, y, stride, padding, dilation, groups)
+        run_gather(plan, x, w, Epilogue(bias=b), y, stride, padding, dilation, groups)
         return y, *batchnorm2d_statistics(y)
     partials = empty_partial_statistics(mean, plan.partials)
-    run_gather(plan, x, w, b, y, stride, padding, dilation, groups, partials=partials)
+    run_gather(plan, x, w, Epilogue(bias=b), y, stride, padding, dilation, groups, partials=partials)
     return y, *batchnorm2d_merge(*partials)

@@ -45,7 +45,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..copy import dense, fill
+from ..copy import dense, dense_or_one, fill
+from ..device.epilogue import Epilogue
 from ..device.indexing import PoolWindow
 from ..runtime.allocate import empty
 from ..runtime.layout import Ints, is_channels_last
@@ -99,7 +100,7 @@ def conv2d_fprop(
     """
     y = empty_fprop(x, w, b, size, stride, padding, dilation, groups)
     plan = plan_gather(x, w, y.shape, is_channels_last(y), stride, padding, dilation, groups)
-    run_gather(plan, x, w, b, y, stride, padding, dilation, groups)
+    run_gather(plan, x, w, Epilogue(bias=b), y, stride, padding, dilation, groups)
     return y
 
 
@@ -127,7 +128,7 @@ def conv2d_dgrad(
     """
     dx = _empty_dgrad(dy, w, b, size, stride, padding, dilation, groups)
     plan = plan_gather(dy, w, dx.shape, is_channels_last(dx), stride, padding, dilation, groups, adjoint=True)
-    run_gather(plan, dy, w, b, dx, stride, padding, dilation, groups, adjoint=True)
+    run_gather(plan, dy, w, Epilogue(bias=b), dx, stride, padding, dilation, groups, adjoint=True)
     return dx
 
 
@@ -172,26 +173,28 @@ def plan_gather(
 
 
 def run_gather(
-    plan: TmaGather | PointerGather | None, source: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor,
-    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool = False, scale: Tensor | None = None,
-    relu: bool = False, partials: PartialStatistics | None = None, codes: Tensor | None = None, window: PoolWindow = ONE_PIXEL,
+    plan: TmaGather | PointerGather | None, source: Tensor, weight: Tensor, epilogue: Epilogue, result: Tensor,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool = False,
+    partials: PartialStatistics | None = None, codes: Tensor | None = None, window: PoolWindow = ONE_PIXEL,
 ) -> None:  # fmt: skip
     """Fill the result of fprop or, if `adjoint`, of dgrad, and apply the epilogue.
 
     Args:
         plan: from `plan_gather`.
         source, weight: x and w in fprop, dy and w in dgrad.
-        scale, bias, relu: result = relu(scale * acc + bias), per channel.
+        epilogue: its vectors may have any stride.
         partials: filled with the statistics of each of the `plan.partials` pixel tiles; not for depthwise groups.
         codes: filled with the argmax position of each `window` of a max pooling, whose maxima are then the result; only for a
             PointerGather.
     """
-    scale, bias = dense(scale), dense(bias)
+    epilogue = epilogue._replace(
+        scale=dense(epilogue.scale), bias=dense(epilogue.bias), slopes=dense_or_one(epilogue.slopes)
+    )  # fmt: skip
     if plan is None:
-        depthwise2d_gather(source, weight, scale, bias, result, stride, padding, dilation, adjoint, relu)
+        depthwise2d_gather(source, weight, epilogue, result, stride, padding, dilation, adjoint)
     elif isinstance(plan, TmaGather):
-        run_tma_gather(plan, weight, scale, bias, result, padding, dilation, groups, adjoint, relu, partials)
+        run_tma_gather(plan, weight, epilogue, result, padding, dilation, groups, adjoint, partials)
     else:
         run_pointer_gather(
-            plan, source, weight, scale, bias, result, stride, padding, dilation, groups, adjoint, relu, partials, codes, window
+            plan, source, weight, epilogue, result, stride, padding, dilation, groups, adjoint, partials, codes, window
         )

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device.epilogue import apply_epilogue, max_of_windows, store_statistics
+from ..device.epilogue import Epilogue, activate_channels, max_of_windows, scale_and_shift, store_statistics
 from ..device.indexing import PoolWindow, axes_of, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
 from ..device.precision import accumulator, conv_precision, dot, widen
 from ..reduce import partials_of, sum_partials
@@ -22,11 +22,11 @@ from ..statistics2d import PartialStatistics
 
 @triton.jit
 def _conv2d_gather_kernel(
-    source, weight, scale, bias, result, codes, means, variances, counts,
+    source, weight, scale, bias, slopes, slope_stride, result, kept, codes, means, variances, counts,
     source_strides, weight_strides, result_strides, weight_group,
     pixels, channels_in, channels_out, source_height, source_width, result_height, result_width, phase_height, phase_width,
     phases_h, phases_w,
-    H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, RELU: tl.constexpr, WINDOW: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, ACTIVATION: tl.constexpr, WINDOW: tl.constexpr,
     ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -104,11 +104,16 @@ def _conv2d_gather_kernel(
     channel_of_all = group * channels_out + channel
     exists = channel < channels_out
     in_result = (pixel < pixels) & (row < result_height) & (col < result_width)
-    value = apply_epilogue(acc, scale, bias, channel_of_all, exists, RELU).to(result.dtype.element_ty)
+    at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
+    value = scale_and_shift(acc, scale, bias, channel_of_all[None, :], exists[None, :])
+    if kept is not None:
+        tl.store(kept + at, value.to(kept.dtype.element_ty), mask=in_result[:, None] & exists[None, :])
+    value = activate_channels(value, slopes, slope_stride, channel_of_all[None, :], exists[None, :], ACTIVATION)
+    value = value.to(result.dtype.element_ty)
     # Take the statistics of the rounded values, as the batch normalisation will read them.
     if means is not None:
-        at = channel_of_all * pixel_tiles + pixel_tile
-        store_statistics(value, in_result, exists, means + at, variances + at)
+        partial = channel_of_all * pixel_tiles + pixel_tile
+        store_statistics(value, in_result, exists, means + partial, variances + partial)
         count = tl.sum(in_result.to(tl.int32), axis=0).to(counts.dtype.element_ty)
         tl.store(counts + pixel_tile, count, mask=(channel_tile == 0) & (group == 0))
     if codes is not None:
@@ -117,8 +122,8 @@ def _conv2d_gather_kernel(
         pixel = pixel_tile.to(INDEX) * (BLOCK_M // WINDOW.taps) + tl.arange(0, BLOCK_M // WINDOW.taps)
         n, row, col = split_pixel(pixel, phase_height, phase_width)
         in_result = pixel < pixels // WINDOW.taps
-    # The result and its argmax positions have the same strides, so share the offsets.
-    at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
+        at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
+    # The result, its argmax positions and the activation's input have the same strides, so share the offsets.
     tl.store(result + at, value, mask=in_result[:, None] & exists[None, :])
     if codes is not None:
         tl.store(codes + at, code.to(codes.dtype.element_ty), mask=in_result[:, None] & exists[None, :])
@@ -206,8 +211,8 @@ def plan_pointer_gather(source: Tensor, weight: Tensor, shape: Ints, stride: Int
 
 
 def run_pointer_gather(
-    plan: PointerGather, source: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
-    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool, relu: bool,
+    plan: PointerGather, source: Tensor, weight: Tensor, epilogue: Epilogue, result: Tensor,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool,
     partials: PartialStatistics | None, codes: Tensor | None, window: PoolWindow,
 ) -> None:  # fmt: skip
     """Fill the result by its plan. The other arguments are those of run_gather in passes.py."""
@@ -229,11 +234,11 @@ def run_pointer_gather(
     means, variances, counts = partials if partials is not None else (None, None, None)
     launch(
         _conv2d_gather_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
-        source, weight, scale, bias, result, codes, means, variances, counts,
+        source, weight, *epilogue.operands, result, epilogue.kept, codes, means, variances, counts,
         source.stride(), weight_strides, result.stride(), filters_per_group * w_k,
         pixels, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
         phases_h, phases_w,
-        H=H, W=W, ADJOINT=adjoint, RELU=relu, WINDOW=window,
+        H=H, W=W, ADJOINT=adjoint, ACTIVATION=epilogue.constant, WINDOW=window,
         ACCUMULATOR=accumulator(source.dtype), PRECISION=conv_precision(source.dtype, source.device),
         INDEX=index_type(source, weight, result),
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,

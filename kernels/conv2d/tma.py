@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device.epilogue import apply_epilogue, store_statistics
+from ..device.epilogue import Epilogue, activate_channels, scale_and_shift, store_statistics
 from ..device.function import device_function
 from ..device.indexing import Axis, axes_of, big_from_small, cdiv, floor_div, hitting_taps, increment, small_from_big
 from ..device.precision import CROSS_PAIRS, conv_precision, dot, term_pair
@@ -56,7 +56,7 @@ from .tma_box import Box, GatherAxis, best_box, flat_view, planar_view, tma_can_
 # times, an instruction other than wgmma could write the sum, and ptxas would serialise every wgmma.
 OUTSIDE = tl.constexpr(2**30)
 
-# Above this many accumulators per thread, store in two halves so that the addresses fit in registers.
+# Above this many accumulators per thread, store in two parts so that the addresses fit in registers; of two results, in eight.
 MAX_STORED_AT_ONCE = 64
 
 # With fewer channels on either side, the tensor cores would mostly multiply zeros.
@@ -111,14 +111,25 @@ def _halves(acc):
     return tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2)), (0, 2, 1)))
 
 
+@device_function
+def _parts(acc, PARTS: tl.constexpr):
+    """The columns in 1, 2, 4 or 8 parts, from left to right."""
+    if PARTS == 1:
+        parts = (acc,)
+    else:
+        halves = _halves(acc)
+        parts = _parts(halves[0], PARTS // 2) + _parts(halves[1], PARTS // 2)
+    return parts
+
+
 @triton.jit
 def _conv2d_gather_tma_kernel(
-    source, weight, scale, bias, result, means, variances, counts,
+    source, weight, scale, bias, slopes, slope_stride, result, kept, means, variances, counts,
     result_strides,
     channels_in, channels_out, source_pitch, tap_pitch, term_pitches, images, source_height, source_width,
     result_height, result_width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
     H: tl.constexpr, W: tl.constexpr, BOX: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr,
-    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, HALVES: tl.constexpr, RELU: tl.constexpr,
+    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One BOX of pixels of the result and BLOCK_M of its channels, in one group and one phase.
@@ -129,7 +140,7 @@ def _conv2d_gather_tma_kernel(
 
     SPAN is the column stride as a factor of the channels: SPAN columns, `source_pitch` elements apart, are viewed as one. CROSS
     is the number of products of small bf16 terms, 0 without terms; `term_pitches` are the channels per term in source and
-    weight. HALVES is 2 if the tile is stored in two halves, else 1.
+    weight. The tile is stored in PARTS parts.
     """
     y_n, y_c, y_h, y_w = result_strides
     # Channel tiles vary fastest: consecutive programs copy the same boxes, from L2.
@@ -183,30 +194,34 @@ def _conv2d_gather_tma_kernel(
         H, W, SPAN, PLANAR, ADJOINT, TRANSPOSED, 1, CROSS > 0, PRECISION, BLOCK_K,
     )  # fmt: skip
 
-    # Transpose each half for the epilogue, so that channels run along the rows of the tile, and store it before the next half.
+    # Transpose each part for the epilogue, so that channels run along the rows of the tile, and store it before the next part.
     channel = channel_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = channel < channels_out
     channel += group * channels_out
-    stored = _halves(acc) if HALVES == 2 else (acc,)
-    for i in tl.static_range(HALVES):
-        at = i * (BOX.pixels // HALVES) + tl.arange(0, BOX.pixels // HALVES)
+    stored = _parts(acc, PARTS)
+    for i in tl.static_range(PARTS):
+        at = i * (BOX.pixels // PARTS) + tl.arange(0, BOX.pixels // PARTS)
         n = n0 + at // (BOX.rows * BOX.columns)
         row, col = row0 + at // BOX.columns % BOX.rows, col0 + at % BOX.columns
         if ADJOINT:
             row, col = first_row + row * H.stride, first_col + col * W.stride
         # Boxes reach past the last image, row and column; the phases of dgrad differ in size.
         in_result = (n < images) & (row < result_height) & (col < result_width)
-        value = apply_epilogue(stored[i].T, scale, bias, channel, exists, RELU).to(result.dtype.element_ty)  # (pixels, BLOCK_M)
+        # The result may have any strides, so store through pointers.
+        to = (n.to(INDEX) * y_n + row.to(INDEX) * y_h + col.to(INDEX) * y_w)[:, None] + (channel.to(INDEX) * y_c)[None, :]
+        value = scale_and_shift(stored[i].T, scale, bias, channel[None, :], exists[None, :])  # (pixels, BLOCK_M)
+        if kept is not None:
+            tl.store(kept + to, value.to(kept.dtype.element_ty), mask=in_result[:, None] & exists[None, :])
+        value = activate_channels(value, slopes, slope_stride, channel[None, :], exists[None, :], ACTIVATION)
+        value = value.to(result.dtype.element_ty)
         # Take the statistics of the rounded values, as the batch normalisation will read them.
         if means is not None:
-            partial = pixel_tile * HALVES + i
-            at = channel.to(INDEX) * (pixel_tiles * HALVES) + partial
+            partial = pixel_tile * PARTS + i
+            at = channel.to(INDEX) * (pixel_tiles * PARTS) + partial
             store_statistics(value, in_result, exists, means + at, variances + at)
             count = tl.sum(in_result.to(tl.int32), axis=0).to(counts.dtype.element_ty)
             tl.store(counts + partial, count, mask=(channel_tile == 0) & (group == 0))
-        # The result may have any strides, so store through pointers.
-        at = (n.to(INDEX) * y_n + row.to(INDEX) * y_h + col.to(INDEX) * y_w)[:, None] + (channel.to(INDEX) * y_c)[None, :]
-        tl.store(result + at, value, mask=in_result[:, None] & exists[None, :])
+        tl.store(result + to, value, mask=in_result[:, None] & exists[None, :])
 
 
 class TmaGather(NamedTuple):
@@ -222,14 +237,14 @@ class TmaGather(NamedTuple):
     window_copy: WindowCopy | None = None  # for an image of few channels
 
     @property
-    def halves(self) -> int:
+    def parts(self) -> int:
         return 2 if self.tile.m * self.box.pixels > MAX_STORED_AT_ONCE * 32 * self.tile.warps else 1
 
     @property
     def partials(self) -> int:
         """The number of pixel tiles with partial statistics."""
         tiles = math.prod(triton.cdiv(size, block) for size, block in zip(self.size, self.box, strict=True))
-        return tiles * self.halves
+        return tiles * self.parts
 
 
 def plan_tma_gather(
@@ -309,8 +324,8 @@ def plan_few_channels(
 
 
 def run_tma_gather(
-    plan: TmaGather, weight: Tensor, scale: Tensor | None, bias: Tensor | None, result: Tensor,
-    padding: Ints, dilation: Ints, groups: int, adjoint: bool, relu: bool, partials: PartialStatistics | None,
+    plan: TmaGather, weight: Tensor, epilogue: Epilogue, result: Tensor,
+    padding: Ints, dilation: Ints, groups: int, adjoint: bool, partials: PartialStatistics | None,
 ) -> None:  # fmt: skip
     """Fill the result by its plan. The other arguments are those of run_gather in passes.py."""
     # Copies and views: all operands that TMA cannot read in place.
@@ -357,13 +372,13 @@ def run_tma_gather(
         _conv2d_gather_tma_kernel,
         image_tiles * row_tiles * column_tiles * triton.cdiv(channels_out, tile.m) * phases_h * phases_w * groups,
         descriptor, tma_descriptor(weight, matrix, (matrix[1], 1), (tile.k, tile.m) if transposed else (tile.m, tile.k)),
-        scale, bias, result, means, variances, counts,
+        *epilogue.operands, result, epilogue.kept, means, variances, counts,
         result.stride(),
         channels_in, channels_out, x_w, weight.shape[1], term_pitches, images, source.shape[2], source.shape[3],
         height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
         H=H, W=W, BOX=box, SPAN=span, PLANAR=view is planar_view, ADJOINT=adjoint, TRANSPOSED=transposed,
-        CROSS=CROSS_PAIRS if in_terms else 0, HALVES=plan.halves, RELU=relu, PRECISION=operand_precision(source),
-        INDEX=index_type(result, *(partials or ())),
+        CROSS=CROSS_PAIRS if in_terms else 0, PARTS=plan.parts * (1 if epilogue.kept is None else 4),
+        ACTIVATION=epilogue.constant, PRECISION=operand_precision(source), INDEX=index_type(result, *(partials or ())),
         BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
     )  # fmt: skip
 

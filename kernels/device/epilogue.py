@@ -1,30 +1,67 @@
 """Epilogues of a matrix product: they process a tile of the result while it is in registers.
 
-apply_epilogue      relu(scale * acc + bias), per channel; batch normalisation with fixed statistics is a scale and a bias
+scale_and_shift     z = scale * acc + bias, per channel; batch normalisation with fixed statistics is a scale and a bias
+activate_channels   activation of z; kernels store z first, if its gradient needs it
 store_statistics    mean and variance of each channel of the tile; statistics2d.py merges the tiles
 max_of_windows      max pooling with windows that do not overlap; a tile consists of whole windows
 """
 
-import triton.language as tl
+from typing import Any, NamedTuple
 
+import triton.language as tl
+from torch import Tensor
+
+from .activations import ActivationName, activate, constant_of, load_slopes, stride_of
 from .function import device_function
 from .precision import widen
 
 
+class Epilogue(NamedTuple):
+    """What a launcher wants from these functions. Vectors have an element per channel; they are dense."""
+
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    slopes: Tensor | None = None  # PReLU's, of stride 1 or 0
+    activation: str = ""
+    kept: Tensor | None = None  # to be filled with z; it has the strides of the result
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """The arguments of a kernel before `result` and `kept`."""
+        return self.scale, self.bias, self.slopes, stride_of(self.slopes)
+
+    @property
+    def constant(self) -> ActivationName | None:
+        return constant_of(self.activation)
+
+
+NO_EPILOGUE = Epilogue()
+
+
 @device_function
-def apply_epilogue(acc, scale, bias, channel, exists, RELU: tl.constexpr):
-    """relu(scale * acc + bias) of a (rows, channels) tile; scale, bias and RELU are optional, and NaN stays NaN."""
+def _load(pointers, exists):
+    """The values at some pointers; 0 for those that do not exist."""
+    if exists is None:
+        values = tl.load(pointers)
+    else:
+        values = tl.load(pointers, mask=exists, other=0.0)
+    return values
+
+
+@device_function
+def scale_and_shift(acc, scale, bias, channel, exists):
+    """scale * acc + bias; both are optional. `channel` and `exists` have the axes of acc; `exists` may be None."""
     if scale is not None:
-        acc *= tl.load(scale + channel, mask=exists, other=0.0).to(acc.dtype)[None, :]
+        acc *= _load(scale + channel, exists).to(acc.dtype)
     if bias is not None:
-        acc += tl.load(bias + channel, mask=exists, other=0.0).to(acc.dtype)[None, :]
-    return rectify(acc) if RELU else acc
+        acc += _load(bias + channel, exists).to(acc.dtype)
+    return acc
 
 
 @device_function
-def rectify(value):
-    """max(value, 0); NaN stays NaN."""
-    return tl.where(value < 0, 0.0, value)
+def activate_channels(z, slopes, slope_stride, channel, exists, ACTIVATION: tl.constexpr):
+    """The activation of z, if there is one. `slopes` is PReLU's weight; `channel` and `exists` as in scale_and_shift."""
+    return activate(z, load_slopes(slopes, slope_stride, channel, exists, z.dtype), ACTIVATION)
 
 
 @device_function

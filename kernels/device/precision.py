@@ -96,6 +96,18 @@ def widen(value):
 
 
 @device_function
+def narrow(value, DTYPE: tl.constexpr):
+    """The value converted to DTYPE. Under the interpreter also to bfloat16 as on a GPU: to nearest even, with subnormals."""
+    if _INTERPRETED and DTYPE == tl.bfloat16:
+        bits = value.to(tl.float32).to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        value = tl.where(value != value, 0x7FC0, rounded).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        value = value.to(DTYPE)
+    return value
+
+
+@device_function
 def beats(value, best):
     """Whether a later value replaces the maximum so far: it is larger, or NaN."""
     return (value > best) | (value != value)

@@ -3,7 +3,7 @@
     compiled kernels     their launch function, handle and packed options; its calling convention (`start`)
     tensor descriptors   their expansion into tensor maps for TMA, sizes and strides
     launch hooks         whether one is set
-    interpreter          Triton's own functions, defined for the compiler before the interpreter was turned on
+    interpreter          Triton's own functions, defined for the compiler before the interpreter was turned on; NumPy's
     cache keys           the hash of a function's source
 
 A descriptor is a tensor argument too. At every launch Triton encodes it as a tensor map, which takes as long as the rest of a
@@ -143,6 +143,21 @@ def redefine_for_interpreter(triton: Any) -> None:
     if isinstance(triton.language.sum, triton.JITFunction):
         for module in (triton.language.standard, triton.language.random, triton.language):
             importlib.reload(module)
+
+
+def interpreted(function: str) -> Callable[[Any], Any]:
+    """A function of NumPy, such as "tanh", as a device function for the interpreter; computed in float64, then rounded."""
+    numpy: Any = importlib.import_module("numpy")
+    builder: Any = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+
+    def compute(values: Any) -> Any:
+        with numpy.errstate(all="ignore"):
+            return getattr(numpy, function)(values.astype(numpy.float64)).astype(values.dtype)
+
+    def call(x: Any) -> Any:
+        return type(x)(builder.unary_op(x.handle, compute), x.type)
+
+    return call
 
 
 def cache_key(function: Any) -> str:

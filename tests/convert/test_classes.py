@@ -317,12 +317,12 @@ def test_report_of_sharded_layers(one_process: None) -> None:
         return [(row.runs, row.why) for row in rows(model)]
 
     conv = "kernels/conv2d/passes.py", "sharded by FSDP2, gathered when it runs; has hooks"
-    assert reasons(sharded(trinn.convert(layers()))) == [conv, ("kernels/relu.py", "")]
-    assert reasons(trinn.convert(sharded(layers()))) == [("torch", "weight is a DTensor"), ("kernels/relu.py", "")]
+    assert reasons(sharded(trinn.convert(layers()))) == [conv, ("kernels/activation.py", "")]
+    assert reasons(trinn.convert(sharded(layers()))) == [("torch", "weight is a DTensor"), ("kernels/activation.py", "")]
     model: Any = trinn.convert(layers())
     mesh = init_device_mesh(DEVICE, (1,))
     model[0].weight = nn.Parameter(distribute_tensor(model[0].weight.detach(), mesh, [Replicate()]))
-    assert reasons(model) == [("raises", "weight is a DTensor"), ("kernels/relu.py", "")]
+    assert reasons(model) == [("raises", "weight is a DTensor"), ("kernels/activation.py", "")]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -55,10 +55,10 @@ def tower(cls: type[nn.Sequential] = Tower) -> nn.Sequential:
 
 
 # The convolution also computes the first step of the batch norm's statistics; the batch norm also applies the ReLU.
-FUSED = ["conv2d_statistics", "batchnorm2d_forward", "conv2d_relu_max_pool2d", "linear_fprop"]
+FUSED = ["conv2d_statistics", "batchnorm2d_forward", "conv2d_activation_max_pool2d", "linear_fprop"]
 UNFUSED = [
-    "conv2d_fprop", "batchnorm2d_statistics", "batchnorm2d_forward", "relu_forward", "conv2d_fprop",
-    "relu_forward", "max_pool2d_forward", "linear_fprop", "relu_forward",
+    "conv2d_fprop", "batchnorm2d_statistics", "batchnorm2d_forward", "activation_forward", "conv2d_fprop",
+    "activation_forward", "max_pool2d_forward", "linear_fprop", "activation_forward",
 ]  # fmt: skip
 SHAPE = (3, 2, 4, 4)
 
@@ -80,7 +80,7 @@ def test_layers_of_a_sequential() -> None:
 def test_sequentials_that_cannot_be_fused() -> None:
     """Subclasses with another order or forward, and a Sequential without a fusable run."""
     own = type("Own", (nn.Sequential,), {"forward": lambda self, x: nn.Sequential.forward(self, x)})
-    for model in (Backwards(nn.ReLU(), nn.Conv2d(2, 2, 1)), tower(own), nn.Sequential(nn.Linear(4, 4), nn.Tanh())):
+    for model in (Backwards(nn.ReLU(), nn.Conv2d(2, 2, 1)), tower(own), nn.Sequential(nn.Linear(4, 4), nn.Softsign())):
         twin = copy.deepcopy(model.to(DEVICE))
         trinn.convert(model, fuse=True)
         assert forward_of(model) is None and launched(model, *SHAPE)
@@ -91,7 +91,7 @@ def test_sequentials_that_cannot_be_fused() -> None:
 def test_children_that_change() -> None:
     """Fusion includes converted layers only, and each call uses the children of that moment."""
     model, torchs = trinn.convert(tower(), filter_fn=lambda name, _: name != "1", fuse=True), tower()
-    assert launched(copy.deepcopy(model), *SHAPE) == ["conv2d_fprop", "relu_forward", *FUSED[2:]]
+    assert launched(copy.deepcopy(model), *SHAPE) == ["conv2d_fprop", "activation_forward", *FUSED[2:]]
     for net in (model, torchs):
         net[2] = nn.Tanh()
         net.insert(0, nn.Identity())
@@ -109,7 +109,7 @@ def test_runs_of_lenet() -> None:
     trinn.convert(model, fuse=LeNet.RUNS)
     assert type(model) is LeNet and list(model.state_dict()) == list(torchs.state_dict()) and repr(model) == repr(torchs)
     compared(model, torchs, 2, 1, 32, 32)
-    assert launched(model, 2, 1, 32, 32) == ["conv2d_relu_max_pool2d"] * 2 + ["linear_fprop"] * 3
+    assert launched(model, 2, 1, 32, 32) == ["conv2d_activation_max_pool2d"] * 2 + ["linear_fprop"] * 3
     x = randn(2, 6, 4, 4)
     assert torch.equal(model.relu(x), x.relu()) and torch.equal(model.pool(x), nn.functional.max_pool2d(x, 2))
     trinn.revert(model)
@@ -124,7 +124,7 @@ def test_runs_of_a_block() -> None:
     trinn.convert(model, fuse=[("block.conv1", "block.bn1", "block.relu"), ("block.conv2", "block.bn2")])
     compared(model["block"], torchs["block"], 3, 2, 5, 5)
     names = launched(model["block"].train(), 3, 2, 5, 5)
-    assert names[:4] == ["conv2d_statistics", "batchnorm2d_forward"] * 2 and names[-1] in ("relu_", "relu_forward")
+    assert names[:4] == ["conv2d_statistics", "batchnorm2d_forward"] * 2 and names[-1] in ("activation_", "activation_forward")
     block: Any = model["block"]
     y = block.bn1(block.conv1(randn(3, 2, 5, 5)))
     assert torch.equal(block.relu(y), y) and torch.equal(block.relu(-y), (-y).relu())

@@ -166,8 +166,10 @@ class Others(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-VIEWS = {"alias", "detach", "unbind", "unsqueeze", "view"}
-COPIES = {"batch_norm": {"clone"}, "batch_norm, training": {"clone"}, "relu, in place": {"mul"}}  # running statistics; `x * 1`
+VIEWS = {"alias", "detach", "expand", "unbind", "unsqueeze", "view"}
+COPIES = {"batch_norm": {"clone"}, "batch_norm, training": {"clone"}, "relu, in place": {"mul"}}
+# Running statistics; `x * 1`; the input kept for backward.
+COPIES |= {"silu, in place": {"clone", "mul"}}
 
 
 @pytest.mark.parametrize("name", CASES)

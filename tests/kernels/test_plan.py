@@ -91,8 +91,23 @@ def test_launchers_for_tma_only_allocate_and_view(name: str, variant: str, monke
 def test_a_plan_starts_nothing() -> None:
     """The plan has the allocations and launches of a whole call, also of launchers called by a launcher."""
     x, w = randn(2, 3, 6, 6), randn(5, 3, 3, 3)
-    args = (x, w, None, (6, 6), (1, 1), (1, 1), (1, 1), 1, (3, 3), (3, 3), (2, 2), (1, 1), (1, 1))  # overlapping windows
-    plan = make_plan(launchers.conv2d_relu_max_pool2d, args)
+    args = (
+        x,
+        w,
+        None,
+        "relu",
+        (6, 6),
+        (1, 1),
+        (1, 1),
+        (1, 1),
+        1,
+        (3, 3),
+        (3, 3),
+        (2, 2),
+        (1, 1),
+        (1, 1),
+    )  # overlapping windows
+    plan = make_plan(launchers.conv2d_activation_max_pool2d, args)
     y, codes = plan.results
     assert y.isnan().all() and len(plan.launches) == 2 and len(plan.allocations) == 3 and current_plan() is None
     launch.start_plan(plan)

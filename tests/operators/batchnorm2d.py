@@ -62,7 +62,10 @@ def batch_norm(draw: Drawing) -> DrawnCase:
 
 MUTANTS = (
     Mutant("the residual is not added", "kernels/batchnorm2d.py", "value += widen(residuals[i]).to(ACCUMULATOR)", "pass", "fused"),
-    Mutant("ReLU passes a gradient where its result is 0", "kernels/batchnorm2d.py", "tl.where(widen(results[i]) <= 0,", "tl.where(widen(results[i]) < 0,", "fused"),
+    Mutant("the activation has no gradient", "kernels/batchnorm2d.py", "narrow(activation_gradient(gradient, kept, slope, ACTIVATION), dz", "narrow(gradient, dz", "fused"),
+    Mutant("the activation's input is computed without the shift", "kernels/batchnorm2d.py", "kept = deviation * scale + shift", "kept = deviation * scale", "fused"),
+    Mutant("the activation's input is computed without the residual", "kernels/batchnorm2d.py", "kept += widen(residuals[i])", "kept += 0 * widen(residuals[i])", "fused"),
+    Mutant("positive inputs count in the gradient of PReLU's weight", "kernels/batchnorm2d.py", "below += tl.where(kept > 0, 0.0, gradient * kept)", "below += gradient * kept", "fused"),
     Mutant("fused evaluation ignores the convolution's bias", "kernels/batchnorm2d.py", "offset += tl.load(bias + c,", "offset += 0 * tl.load(bias + c,", "fused"),
     Mutant("the residual has no gradient", "layers/batchnorm2d.py", "db if need_b else None, dz if need_residual else None", "db if need_b else None", "fused"),
     Mutant("eps is outside of the square root", "kernels/batchnorm2d.py", "scale = tl.rsqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR) + tl.full((), eps, ACCUMULATOR))", "scale = 1 / (tl.sqrt(tl.load(var + c, mask=exists).to(ACCUMULATOR)) + tl.full((), eps, ACCUMULATOR))", "batchnorm2d"),
@@ -73,7 +76,7 @@ MUTANTS = (
     Mutant("the running variance is biased", "kernels/statistics2d.py", "new_var = tl.load(var + c, mask=c < channels) * tl.full((), correction, var.dtype.element_ty)", "new_var = tl.load(var + c, mask=c < channels)", "batchnorm2d"),
     Mutant("momentum is applied to the wrong operand", "kernels/statistics2d.py", "new_mean = step * new_mean + (1 - step) * old_mean", "new_mean = (1 - step) * new_mean + step * old_mean", "batchnorm2d"),
     Mutant("running statistics are not updated", "layers/batchnorm2d.py", "if running_mean is not None and x.numel() > 0:", "if False:", "batchnorm2d"),
-    Mutant("evaluation uses the batch's statistics", "layers/batchnorm2d.py", "bias, *more, eps, training)", "bias, *more, eps, True)", "batchnorm2d"),
+    Mutant("evaluation uses the batch's statistics", "layers/batchnorm2d.py", "weight, bias, residual, eps, training)", "weight, bias, residual, eps, True)", "batchnorm2d"),
     Mutant("evaluation uses the gradient of training", "layers/batchnorm2d.py", "w, sums if batch else None, eps) if want_x", "w, sums, eps) if want_x", "batchnorm2d"),
     Mutant("a graph shares the running statistics", "layers/batchnorm2d.py", "mean, var = running_mean.clone(), running_var.clone()", "mean, var = running_mean, running_var", "batchnorm2d"),
     Mutant("a second derivative lacks the deviation", "layers/batchnorm2d.py", "to_x = to_x - scale * s * moved", "to_x = to_x - scale * moved", "batchnorm2d"),
@@ -124,7 +127,7 @@ OPERATOR = Operator(
     last_image={"batch_norm": lambda x: tnn.batch_norm(x, *x.detach()[-1, :2, 0, :2].square())},
     many_elements={
         "batch_norm": ManyElements(
-            lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, None, False, 1e-5), (2, 8, 8)
+            lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, None, None, "", 1e-5), (2, 8, 8)
         ),
         "batch_norm sums": ManyElements(
             lambda x: ops.batchnorm2d_sums(x, x, torch.zeros(2), torch.ones(2), 0.0)[None], (2, 8, 8)

@@ -20,10 +20,10 @@ def linear(draw: Drawing) -> DrawnCase:
 
 
 MUTANTS = (
-    Mutant("every split adds the bias", "kernels/linear.py", "(n < N) & (split == 0)", "(n < N)", "linear"),
+    Mutant("every split adds the bias", "kernels/linear.py", "exists & (split == 0)", "exists", "linear"),
     Mutant("the last product of each split is missing", "kernels/linear.py", "last = tl.minimum(first + k_per_split, K)", "last = tl.minimum(first + k_per_split - 1, K)", "linear"),
     Mutant("the bias has no gradient", "layers/linear.py", "ChannelSum.call(dy[:, :, None, None]) if need_b else None", "None", "linear"),
-    Mutant("ReLU is applied before the splits are added", "kernels/linear.py", "RELU=relu and splits == 1", "RELU=relu", "fused"),
+    Mutant("ReLU is applied before the splits are added", "kernels/linear.py", "ACTIVATION=of_splits.constant", "ACTIVATION=epilogue.constant", "fused"),
 )  # fmt: skip
 OPERATOR = Operator(
     calls=lambda nn: {"linear": case(nn.linear, (3, 37), (19, 37), (19,), saved=(0, 1))},
@@ -41,7 +41,7 @@ OPERATOR = Operator(
     many_passes={"linear": shapes.linear(2**31, 4, 4)},
     last_image={"linear": lambda x: tnn.linear(x.flatten(1), x.new_ones(3, 512))},
     many_elements={
-        "linear": ManyElements(lambda x: ops.linear_fprop(x, torch.ones(3, 64, dtype=x.dtype), None, False), (64,)),
+        "linear": ManyElements(lambda x: ops.linear_fprop(x, torch.ones(3, 64, dtype=x.dtype), None, None, ""), (64,)),
         "linear weights": ManyElements(lambda x: ops.linear_wgrad(x, x)[None], (64,)),
     },
     mutants=MUTANTS,

@@ -240,7 +240,9 @@ def test_fused(case: str, arithmetic: str, started: list[str]) -> None:
 def test_pooled(started: list[str]) -> None:
     """A separate kernel pools the result of a TMA convolution."""
     x, w, b = operands(CASES["3x3"], set_precision("bf16"), "channels_last")
-    y, _ = launchers.conv2d_relu_max_pool2d(x, w, b, (5, 6), (1, 1), (1, 1), (1, 1), 1, (2, 3), (2, 2), (2, 2), (0, 0), (1, 1))
+    y, _ = launchers.conv2d_activation_max_pool2d(
+        x, w, b, "relu", (5, 6), (1, 1), (1, 1), (1, 1), 1, (2, 3), (2, 2), (2, 2), (0, 0), (1, 1)
+    )
     assert torch.equal(y, F.max_pool2d(tnn.conv2d(x, w, b, padding=1).relu(), 2)) and "_conv2d_gather_tma_kernel" in started
 
 

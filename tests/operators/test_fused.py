@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trinn.layers as tnn
+from tests.operators.activation import exact_hardsigmoid
 from tests.support.check import DEVICE, DTYPES, check, randn, run
 from tests.support.record import called
 from trinn.kernels import ops
 from trinn.kernels.runtime.interpreter import INTERPRETED
+from trinn.layers.activation import MODULES
 from trinn.layers.fused import call_sequence
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -87,7 +89,7 @@ convolutions = pytest.mark.parametrize(
 @convolutions
 def test_conv_relu(name: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
     shape, layer = conv(name)
-    compared(*twins(tnn.ConvReLU2d, layer, nn.ReLU()), dtype, shape, channels_last=channels_last)
+    compared(*twins(tnn.ConvActivation2d, layer, nn.ReLU()), dtype, shape, channels_last=channels_last)
 
 
 # All windows in float32; one in the other dtypes.
@@ -97,14 +99,14 @@ def test_conv_relu(name: str, dtype: torch.dtype, channels_last: bool, full_floa
 )
 def test_conv_relu_max_pool(window: str, dtype: torch.dtype, channels_last: bool, full_float32: None) -> None:
     shape, layer = conv("3x3")
-    pair = twins(tnn.ConvReLUMaxPool2d, layer, nn.ReLU(), nn.MaxPool2d(**WINDOWS[window]))
+    pair = twins(tnn.ConvActivationMaxPool2d, layer, nn.ReLU(), nn.MaxPool2d(**WINDOWS[window]))
     compared(*pair, dtype, shape, channels_last=channels_last)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_pooled_convolutions(name: str, full_float32: None) -> None:
     shape, layer = conv(name)
-    compared(*twins(tnn.ConvReLUMaxPool2d, layer, nn.ReLU(), nn.MaxPool2d(2)), torch.float32, shape, channels_last=False)
+    compared(*twins(tnn.ConvActivationMaxPool2d, layer, nn.ReLU(), nn.MaxPool2d(2)), torch.float32, shape, channels_last=False)
 
 
 @layouts
@@ -117,7 +119,7 @@ def test_conv_bn_relu(training: str, name: str, dtype: torch.dtype, channels_las
     if TRAINING[training]:
         layer.bias = None  # its gradient is a rounding error of 0
     norm = nn.BatchNorm2d(layer.out_channels)
-    pair = twins(tnn.ConvBNReLU2d, layer, norm, nn.ReLU(), training=TRAINING[training])
+    pair = twins(tnn.ConvBNActivation2d, layer, norm, nn.ReLU(), training=TRAINING[training])
     compared(*pair, dtype, shape, channels_last=channels_last)
 
 
@@ -125,7 +127,7 @@ def test_conv_bn_relu(training: str, name: str, dtype: torch.dtype, channels_las
 @dtypes
 @pytest.mark.parametrize("training", TRAINING)
 def test_bn_relu(training: str, dtype: torch.dtype, channels_last: bool) -> None:
-    pair = twins(tnn.BNReLU2d, nn.BatchNorm2d(5), nn.ReLU(), training=TRAINING[training])
+    pair = twins(tnn.BNActivation2d, nn.BatchNorm2d(5), nn.ReLU(), training=TRAINING[training])
     compared(*pair, dtype, (3, 5, 7, 6), channels_last=channels_last)
 
 
@@ -137,15 +139,163 @@ def test_bn_add_relu(training: str, dtype: torch.dtype, channels_last: bool) -> 
         def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
             return F.relu(self[0](input) + residual)
 
-    ours, theirs = twins(tnn.BNAddReLU2d, nn.BatchNorm2d(5), nn.ReLU(), training=TRAINING[training])
+    ours, theirs = twins(tnn.BNAddActivation2d, nn.BatchNorm2d(5), nn.ReLU(), training=TRAINING[training])
     compared(ours, Tail(*theirs), dtype, (3, 5, 7, 6), (3, 5, 7, 6), channels_last=channels_last)
 
 
 @dtypes
 @pytest.mark.parametrize("shape", [(5, 37), (37,), (2, 3, 4, 37), (3, 700)])
 def test_linear_relu(shape: tuple[int, ...], dtype: torch.dtype, full_float32: None) -> None:
-    pair = twins(tnn.LinearReLU, nn.Linear(shape[-1], 19), nn.ReLU())
+    pair = twins(tnn.LinearActivation, nn.Linear(shape[-1], 19), nn.ReLU())
     compared(*pair, dtype, shape, channels_last=False)
+
+
+class Hardsigmoid(nn.Hardsigmoid):
+    """torch's gradient in float64 has the error of a 1/6 in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return exact_hardsigmoid(input)
+
+
+# One of each activation, and PReLU with a weight per channel of the results below.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {module.__name__: module for module in MODULES}
+ACTIVATIONS |= {"Hardsigmoid": Hardsigmoid, "PReLU, 6 weights": lambda: nn.PReLU(6)}
+activations = pytest.mark.parametrize("activation", ACTIVATIONS)
+GEOMETRIES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
+    "conv": ((2, 5, 9, 8), lambda: nn.Conv2d(5, 6, 3, padding=1)),
+    "depthwise": ((2, 6, 8, 8), lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6)),
+    "depthwise, strided, two filters": ((2, 3, 8, 8), lambda: nn.Conv2d(3, 6, 3, dilation=2, padding=2, groups=3)),
+    "transposed": ((2, 5, 4, 3), lambda: nn.ConvTranspose2d(5, 6, 4, 2, 1)),
+    "transposed, depthwise": ((2, 6, 5, 4), lambda: nn.ConvTranspose2d(6, 6, 3, 2, 1, 1, groups=6)),
+}
+
+
+@activations
+def test_conv_activation(activation: str) -> None:
+    shape, conv = GEOMETRIES["conv"]
+    compared(*twins(tnn.ConvActivation2d, conv(), ACTIVATIONS[activation]()), torch.float64, shape, channels_last=False)
+
+
+@activations
+def test_transposed_conv_activation(activation: str) -> None:
+    shape, conv = GEOMETRIES["transposed"]
+    pair = twins(tnn.ConvTransposeActivation2d, conv(), ACTIVATIONS[activation]())
+    compared(*pair, torch.float64, shape, channels_last=False)
+
+
+@layouts
+@dtypes
+@pytest.mark.parametrize("activation", ["SiLU", "PReLU, 6 weights", "LeakyReLU"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_kernels_with_an_activation(
+    geometry: str, activation: str, dtype: torch.dtype, channels_last: bool, full_float32: None
+) -> None:
+    """Each kernel stores the activation's input too, if its gradient needs it."""
+    shape, conv = GEOMETRIES[geometry]
+    fused = tnn.ConvTransposeActivation2d if "transposed" in geometry else tnn.ConvActivation2d
+    compared(*twins(fused, conv(), ACTIVATIONS[activation]()), dtype, shape, channels_last=channels_last)
+
+
+@activations
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("training", TRAINING)
+def test_bn_activation(training: str, residual: bool, activation: str) -> None:
+    class Tail(nn.Sequential):
+        def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+            return self[1](self[0](input) + residual)
+
+    fused = tnn.BNAddActivation2d if residual else tnn.BNActivation2d
+    ours, theirs = twins(fused, nn.BatchNorm2d(6), ACTIVATIONS[activation](), training=TRAINING[training])
+    shapes = [(3, 6, 7, 5)] * (2 if residual else 1)
+    compared(ours, Tail(*theirs) if residual else theirs, torch.float64, *shapes, channels_last=False)
+
+
+@layouts
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("activation", ["SiLU", "PReLU, 6 weights", "PReLU"])
+def test_bn_activation_in_other_dtypes(activation: str, dtype: torch.dtype, channels_last: bool) -> None:
+    """Backward computes the activation's input again."""
+    pair = twins(tnn.BNActivation2d, nn.BatchNorm2d(6), ACTIVATIONS[activation]())
+    compared(*pair, dtype, (3, 6, 7, 5), channels_last=channels_last)
+
+
+@activations
+def test_conv_bn_activation(activation: str) -> None:
+    """In training with all gradients; in evaluation without, in one kernel."""
+    layers = nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), ACTIVATIONS[activation]()
+    ours, theirs = twins(tnn.ConvBNActivation2d, *layers)
+    compared(ours, theirs, torch.float64, (2, 5, 9, 8), channels_last=False)
+    x = randn(2, 5, 9, 8)
+    ours.eval(), theirs.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+        assert launches(lambda: ours(x))[0] == ["batchnorm2d_fold", "conv2d_affine"]
+
+
+@activations
+@pytest.mark.parametrize("shape", [(5, 37), (3, 700), (2, 3, 37)])
+def test_linear_activation(shape: tuple[int, ...], activation: str) -> None:
+    """Also with a split sum, whose second kernel applies the activation; PReLU's channels are axis 1."""
+    outputs = 6
+    if activation == "PReLU, 6 weights" and len(shape) == 3:
+        shape = 2, 6, 37
+    pair = twins(tnn.LinearActivation, nn.Linear(shape[-1], outputs), ACTIVATIONS[activation]())
+    compared(*pair, torch.float64, shape, channels_last=False)
+
+
+@activations
+def test_second_derivatives(activation: str) -> None:
+    torch.manual_seed(0)
+    f = ours_of(ACTIVATIONS[activation]().double().to(DEVICE))
+    x, wide = randn(2, 2, 4, 4, dtype=torch.float64), randn(2, 6, 3, 3, dtype=torch.float64)
+    options: Any = {"dtype": torch.float64, "device": DEVICE}
+    norm, residual = tnn.BatchNorm2d(6, **options), wide.flip(0)
+    calls: dict[Callable[..., Tensor], Tensor] = {
+        tnn.ConvActivation2d(tnn.Conv2d(2, 6, 3, **options), f): x,
+        tnn.ConvTransposeActivation2d(tnn.ConvTranspose2d(2, 6, 2, **options), f): x,
+        tnn.ConvBNActivation2d(tnn.Conv2d(2, 6, 3, bias=False, **options), norm, f): x,
+        lambda x: tnn.BNAddActivation2d(norm, f)(x, residual): wide,
+        tnn.LinearActivation(tnn.Linear(4, 6, **options), f): randn(3, 4, dtype=torch.float64),
+    }
+    for call, input in calls.items():
+        input.requires_grad_()
+        assert torch.autograd.gradcheck(call, input, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, input, fast_mode=True)
+
+
+def test_launches_with_a_kept_input() -> None:
+    """An activation whose gradient needs its input: the kernel before it stores both; after a batch norm none is stored."""
+    x, f, slopes = randn(2, 4, 8, 8).requires_grad_(), tnn.SiLU(), tnn.PReLU(6).to(DEVICE)
+    conv, norm, up = filters(), tnn.BatchNorm2d(6, device=DEVICE), tnn.ConvTranspose2d(4, 6, 2, device=DEVICE)
+    linear = tnn.Linear(8, 6, device=DEVICE)
+    backward = ["activation_backward", *GRADIENTS]
+    assert launches(lambda: tnn.ConvActivation2d(conv, f)(x)) == (["conv2d_activation"], backward)
+    transposed = ["activation_backward", "conv2d_fprop", *GRADIENTS[1:]]
+    assert launches(lambda: tnn.ConvTransposeActivation2d(up, f)(x)) == (["conv2d_activation"], transposed)
+    prelu = ["prelu_backward", *GRADIENTS]
+    assert launches(lambda: tnn.ConvActivation2d(conv, slopes)(x)) == (["conv2d_activation"], prelu)
+    tail = ["batchnorm2d_activation_sums", "batchnorm2d_backward", *GRADIENTS]
+    for each in (f, slopes):
+        forward = ["conv2d_statistics", "batchnorm2d_forward"]
+        assert launches(lambda each=each: tnn.ConvBNActivation2d(conv, norm, each)(x)) == (forward, tail)  # type: ignore[misc]
+    assert launches(lambda: tnn.LinearActivation(linear, f)(x)) == (
+        ["linear_activation"], ["activation_backward", "linear_dgrad", "linear_wgrad", "channel_sum"]
+    )  # fmt: skip
+    with torch.no_grad():
+        for layers in ((conv, f), (up, f), (conv, slopes), (linear, f)):
+            (name,), _ = launches(lambda layers=layers: call_sequence(layers, x))  # type: ignore[misc]
+            assert name in ("conv2d_affine", "linear_fprop")
+
+
+def test_a_wrong_weight_of_prelu() -> None:
+    """torch's exception, from each fused function."""
+    for layers, x in (
+        ((filters(), tnn.PReLU(5)), randn(2, 4, 8, 8)),
+        ((tnn.BatchNorm2d(4), tnn.PReLU(5)), randn(2, 4, 8, 8)),
+        ((tnn.Linear(8, 6), tnn.PReLU(5)), randn(3, 8)),
+    ):
+        with pytest.raises(RuntimeError, match="Mismatch of parameter numbers and input channel size"):
+            call_sequence([layer.to(DEVICE) for layer in layers], x)
 
 
 class Launched(TorchDispatchMode):
@@ -183,31 +333,31 @@ def test_launches() -> None:
     """The fused operators of the table in layers/fused_functional.py."""
     x, y = randn(2, 4, 8, 8).requires_grad_(), randn(2, 6, 8, 8).requires_grad_()
     relu, norm, linear = tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 5, device=DEVICE)
-    affine, pooled = ["conv2d_affine"], ["conv2d_relu_max_pool2d"]
-    back = ["relu_backward"], ["batchnorm2d_relu_sums", "batchnorm2d_backward"]
+    affine, pooled = ["conv2d_affine"], ["conv2d_activation_max_pool2d"]
+    back = ["activation_backward"], ["batchnorm2d_activation_sums", "batchnorm2d_backward"]
     conv = filters()
-    assert launches(lambda: tnn.ConvReLU2d(conv, relu)(x)) == (affine, [*back[0], *GRADIENTS])
+    assert launches(lambda: tnn.ConvActivation2d(conv, relu)(x)) == (affine, [*back[0], *GRADIENTS])
     for pool in (tnn.MaxPool2d(2), tnn.MaxPool2d(3, 2)):
         expected = pooled, [*back[0], "max_pool2d_backward", *GRADIENTS]
-        assert launches(lambda pool=pool: tnn.ConvReLUMaxPool2d(conv, relu, pool)(x)) == expected  # type: ignore[misc]
+        assert launches(lambda pool=pool: tnn.ConvActivationMaxPool2d(conv, relu, pool)(x)) == expected  # type: ignore[misc]
     expected = ["conv2d_statistics", "batchnorm2d_forward"], [*back[1], *GRADIENTS]
-    assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
+    assert launches(lambda: tnn.ConvBNActivation2d(conv, norm, relu)(x)) == expected
     expected = ["conv2d_statistics", "batchnorm2d_forward"], ["batchnorm2d_sums", "batchnorm2d_backward", *GRADIENTS]
     assert launches(lambda: call_sequence((conv, norm), x)) == expected
     expected = ["batchnorm2d_statistics", "batchnorm2d_forward"], back[1]
-    assert launches(lambda: tnn.BNReLU2d(norm, relu)(y)) == expected
-    assert launches(lambda: tnn.BNAddReLU2d(norm, relu)(y, x.new_ones(y.shape))) == expected
-    assert launches(lambda: tnn.LinearReLU(linear, relu)(x)) == (
+    assert launches(lambda: tnn.BNActivation2d(norm, relu)(y)) == expected
+    assert launches(lambda: tnn.BNAddActivation2d(norm, relu)(y, x.new_ones(y.shape))) == expected
+    assert launches(lambda: tnn.LinearActivation(linear, relu)(x)) == (
         ["linear_fprop"], [*back[0], "linear_dgrad", "linear_wgrad", "channel_sum"]
     )  # fmt: skip
     norm.eval()
     with torch.no_grad():
-        assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x))[0] == ["batchnorm2d_fold", "conv2d_affine"]
+        assert launches(lambda: tnn.ConvBNActivation2d(conv, norm, relu)(x))[0] == ["batchnorm2d_fold", "conv2d_affine"]
     expected = ["conv2d_fprop", "batchnorm2d_forward"], [*back[1], *GRADIENTS]
-    assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
+    assert launches(lambda: tnn.ConvBNActivation2d(conv, norm, relu)(x)) == expected
     norm.requires_grad_(False)
     expected = ["conv2d_fprop", "batchnorm2d_forward"], [*back[0], "batchnorm2d_backward", *GRADIENTS]
-    assert launches(lambda: tnn.ConvBNReLU2d(conv, norm, relu)(x)) == expected
+    assert launches(lambda: tnn.ConvBNActivation2d(conv, norm, relu)(x)) == expected
 
 
 @pytest.mark.usefixtures("rowwise_products")
@@ -217,11 +367,11 @@ def test_pooled_tile(window: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -
     x, w, b = randn(2, 3, 9, 13), randn(5, 3, 3, 3), randn(5)
     geometry = (7, 11), (1, 1), (0, 0), (1, 1), 1
     pooled = 7 // window[0], 11 // window[1]
-    y = ops.conv2d_affine(x, w, None, b, True, *geometry)
+    y = ops.conv2d_affine(x, w, None, b, None, "relu", *geometry, False)
     expected = ops.max_pool2d_forward(y, pooled, window, window, (0, 0), (1, 1))
     with Launched() as names:
-        got = ops.conv2d_relu_max_pool2d(x, w, b, *geometry, pooled, window, window, (0, 0), (1, 1))
-    assert names == ["conv2d_relu_max_pool2d"]
+        got = ops.conv2d_activation_max_pool2d(x, w, b, "relu", *geometry, pooled, window, window, (0, 0), (1, 1))
+    assert names == ["conv2d_activation_max_pool2d"]
     for ours, theirs in zip(got, expected, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -235,7 +385,7 @@ def test_nan_wins_in_a_tile(full_float32: None) -> None:
     one = torch.ones(1, 1, 1, 1, device=DEVICE)
     geometry = (6, 8), (1, 1), (0, 0), (1, 1), 1
     window = (3, 4), (2, 2), (2, 2), (0, 0), (1, 1)
-    got = ops.conv2d_relu_max_pool2d(x, one, None, *geometry, *window)
+    got = ops.conv2d_activation_max_pool2d(x, one, None, "relu", *geometry, *window)
     for ours, theirs in zip(got, ops.max_pool2d_forward(F.relu(x), *window), strict=True):
         assert ours.allclose(theirs, rtol=0, atol=0, equal_nan=True)
 
@@ -243,7 +393,7 @@ def test_nan_wins_in_a_tile(full_float32: None) -> None:
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_running_statistics(momentum: float | None, full_float32: None) -> None:
     shape, layer = conv("3x3")
-    ours, theirs = twins(tnn.ConvBNReLU2d, layer, nn.BatchNorm2d(6, momentum=momentum), nn.ReLU())
+    ours, theirs = twins(tnn.ConvBNActivation2d, layer, nn.BatchNorm2d(6, momentum=momentum), nn.ReLU())
     for seed in range(3):
         x = randn(*shape, seed=seed) + 100
         ours(x), theirs(x)
@@ -269,12 +419,12 @@ def test_other_inputs() -> None:
     """An image without a batch, a broadcast residual, return_indices: results equal those of the layers one by one."""
     x = randn(4, 8, 8)
     conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(4, device=DEVICE)
-    assert torch.equal(tnn.ConvReLU2d(conv, relu)(x), relu(conv(x)))
+    assert torch.equal(tnn.ConvActivation2d(conv, relu)(x), relu(conv(x)))
     pool = tnn.MaxPool2d(2, return_indices=True)
-    values, indices = tnn.ConvReLUMaxPool2d(conv, relu, pool)(x[None])
+    values, indices = tnn.ConvActivationMaxPool2d(conv, relu, pool)(x[None])
     assert torch.equal(values, pool(relu(conv(x[None])))[0]) and indices.dtype == torch.int64
     residual = randn(4, 1, 1)
-    torch.testing.assert_close(tnn.BNAddReLU2d(norm, relu)(x[None], residual), relu(norm(x[None]) + residual))
+    torch.testing.assert_close(tnn.BNAddActivation2d(norm, relu)(x[None], residual), relu(norm(x[None]) + residual))
     assert torch.equal(call_sequence((tnn.BatchNorm1d(8, device=DEVICE), relu), x), relu(tnn.BatchNorm1d(8, device=DEVICE)(x)))
 
 
@@ -283,13 +433,13 @@ def test_autocast(dtype: torch.dtype) -> None:
     x = randn(2, 4, 8, 8)
     conv, relu, norm, linear = filters(), tnn.ReLU(), tnn.BatchNorm2d(6, device=DEVICE), tnn.Linear(8, 3, device=DEVICE)
     with torch.autocast(DEVICE, dtype):
-        y = tnn.ConvBNReLU2d(conv, norm, relu)(x)
+        y = tnn.ConvBNActivation2d(conv, norm, relu)(x)
         assert y.dtype == dtype
         torch.testing.assert_close(y, relu(norm(conv(x))))
-        assert tnn.LinearReLU(linear, relu)(x).dtype == tnn.ConvReLU2d(conv, relu)(x).dtype == dtype
+        assert tnn.LinearActivation(linear, relu)(x).dtype == tnn.ConvActivation2d(conv, relu)(x).dtype == dtype
         norm.eval()
         with torch.no_grad():
-            torch.testing.assert_close(tnn.ConvBNReLU2d(conv, norm, relu)(x), relu(norm(conv(x))), atol=0.02, rtol=0.02)
+            torch.testing.assert_close(tnn.ConvBNActivation2d(conv, norm, relu)(x), relu(norm(conv(x))), atol=0.02, rtol=0.02)
 
 
 def test_gradients_of_gradients() -> None:
@@ -298,8 +448,8 @@ def test_gradients_of_gradients() -> None:
     norm, residual = tnn.BatchNorm2d(2, dtype=torch.float64, device=DEVICE), x.detach().flip(0)
     linear = tnn.Linear(4, 2, dtype=torch.float64, device=DEVICE)
     for call in (
-        tnn.ConvReLU2d(conv, relu), tnn.ConvReLUMaxPool2d(conv, relu, tnn.MaxPool2d(2)), tnn.ConvBNReLU2d(conv, norm, relu),
-        lambda x: tnn.BNAddReLU2d(norm, relu)(x, residual), tnn.LinearReLU(linear, relu),
+        tnn.ConvActivation2d(conv, relu), tnn.ConvActivationMaxPool2d(conv, relu, tnn.MaxPool2d(2)), tnn.ConvBNActivation2d(conv, norm, relu),
+        lambda x: tnn.BNAddActivation2d(norm, relu)(x, residual), tnn.LinearActivation(linear, relu),
     ):  # fmt: skip
         assert torch.autograd.gradcheck(call, x, fast_mode=True)
         assert torch.autograd.gradgradcheck(call, x, fast_mode=True)
@@ -307,13 +457,13 @@ def test_gradients_of_gradients() -> None:
 
 def test_modules_hold_the_originals() -> None:
     torch.manual_seed(0)
-    ours, theirs = twins(tnn.ConvBNReLU2d, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    ours, theirs = twins(tnn.ConvBNActivation2d, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x = randn(2, 4, 6, 6)
     expected = ours(x)
     assert torch.equal(copy.deepcopy(ours)(x), expected)
     assert torch.equal(pickle.loads(pickle.dumps(ours))(x), expected)
-    fresh = twins(tnn.ConvBNReLU2d, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())[0]
+    fresh = twins(tnn.ConvBNActivation2d, nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())[0]
     fresh.load_state_dict(theirs.state_dict())
     assert torch.equal(fresh(x), expected)
     assert "(1): BatchNorm2d(6" in repr(ours)
@@ -323,18 +473,18 @@ def test_modules_hold_the_originals() -> None:
     "modules", [(), (nn.Conv2d(1, 1, 1), nn.ReLU()), (tnn.ReLU(), tnn.Conv2d(1, 1, 1)), (tnn.Conv2d(1, 1, 1),)]
 )
 def test_wrong_modules(modules: tuple[nn.Module, ...]) -> None:
-    with pytest.raises(TypeError, match="ConvReLU2d: expected trinn's Conv2d, ReLU, but got "):
-        tnn.ConvReLU2d(*modules)
+    with pytest.raises(TypeError, match="ConvActivation2d: expected trinn's Conv2d, activation, but got "):
+        tnn.ConvActivation2d(*modules)
 
 
 @pytest.mark.parametrize("training", TRAINING)
 def test_errors_are_those_of_the_layers(training: str) -> None:
     conv, relu, norm = filters(), tnn.ReLU(), tnn.BatchNorm2d(5, device=DEVICE).train(TRAINING[training])
     with torch.no_grad(), pytest.raises(RuntimeError, match="should contain 6 elements not 5"):
-        tnn.ConvBNReLU2d(conv, norm, relu)(randn(2, 4, 6, 6))
+        tnn.ConvBNActivation2d(conv, norm, relu)(randn(2, 4, 6, 6))
     with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
-        tnn.ConvReLU2d(conv, relu)(randn(2, 3, 6, 6))
+        tnn.ConvActivation2d(conv, relu)(randn(2, 3, 6, 6))
     with pytest.raises(RuntimeError, match="Output size is too small"):
-        tnn.ConvReLUMaxPool2d(conv, relu, tnn.MaxPool2d(9))(randn(2, 4, 6, 6))
+        tnn.ConvActivationMaxPool2d(conv, relu, tnn.MaxPool2d(9))(randn(2, 4, 6, 6))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        tnn.LinearReLU(tnn.Linear(3, 4, device=DEVICE), relu)(randn(2, 5))
+        tnn.LinearActivation(tnn.Linear(3, 4, device=DEVICE), relu)(randn(2, 5))

@@ -1,6 +1,6 @@
 """A hundred numbered inputs known to break operators. trinn must do the same as torch.
 
-    1-25    tests/operators/hard_inputs/pool2d.py             70-74   tests/operators/hard_inputs/relu.py
+    1-25    tests/operators/hard_inputs/pool2d.py             70-74   tests/operators/hard_inputs/activation.py
     26-43   tests/operators/hard_inputs/conv2d.py             75-78   tests/operators/hard_inputs/linear.py
     44-50   tests/operators/hard_inputs/conv_transpose2d.py   79-89   tests/operators/hard_inputs/upsample2d.py
     51-69   tests/operators/hard_inputs/batchnorm2d.py        90-     tests/operators/hard_inputs/everything.py
@@ -14,7 +14,7 @@ import pytest
 
 from tests.operators.hard_inputs import ROWS, Row
 
-for operator in ("pool2d", "conv2d", "conv_transpose2d", "batchnorm2d", "relu", "linear", "upsample2d", "everything"):
+for operator in ("pool2d", "conv2d", "conv_transpose2d", "batchnorm2d", "activation", "linear", "upsample2d", "everything"):
     importlib.import_module(f"tests.operators.hard_inputs.{operator}")
 
 

@@ -250,4 +250,4 @@ def test_passes_call_every_launcher(launches_of: Callable[..., list[Launch]], mo
         monkeypatch.setattr(launchers, name, recording(name, launcher))
     for passes in PASSES.values():
         launches_of(passes)
-    assert vars(launchers).keys() - called == {"relu_"}
+    assert vars(launchers).keys() - called == {"activation_"}

@@ -169,7 +169,7 @@ def test_fused_layers_are_leaves(name: str) -> None:
             self.fused = FUSED[name]()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fused(x, x) if name == "BNAddReLU2d" else self.fused(x)
+            return self.fused(x, x) if name == "BNAddActivation2d" else self.fused(x)
 
     assert nodes(Twice()) == [("call_module", "fused", "fused")]
     if "BN" not in name:  # a batch norm's forward, torch's too, branches on the number of axes

@@ -205,7 +205,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = tnn.ConvBNReLU2d(tnn.Conv2d(3, 4, 3), tnn.BatchNorm2d(4), tnn.ReLU())
+        self.stem = tnn.ConvBNActivation2d(tnn.Conv2d(3, 4, 3), tnn.BatchNorm2d(4), tnn.ReLU())
         self.norms = nn.Sequential(
             nn.BatchNorm2d(4, affine=False), nn.SyncBatchNorm(4, eps=0.1), tnn.BatchNorm2d(4, momentum=None)
         )

@@ -312,3 +312,358 @@ class DeepLabHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.head(self.project(torch.cat([conv(x) for conv in self.convs], dim=1)))
         return F.interpolate(y, scale_factor=4, mode="bilinear", align_corners=False)
+
+
+class SqueezeExcitation(nn.Module):
+    """J. Hu, L. Shen, G. Sun, Squeeze-and-excitation networks, 2018: scale channels by a function of all channels' means."""
+
+    def __init__(self, channels: int, squeezed: int, activation: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1, self.fc2 = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
+        self.activation, self.scale_activation = activation, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale_activation(self.fc2(self.activation(self.fc1(self.avgpool(x)))))
+        return scale * x
+
+
+def conv_norm(channels: int, out: int, kernel: int, stride: int, groups: int, activation: nn.Module | None) -> nn.Sequential:
+    conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out), *([activation] if activation is not None else []))
+
+
+class MobileBlock(nn.Module):
+    """An inverted residual with squeeze-and-excitation, of MobileNetV3 and EfficientNet."""
+
+    def __init__(
+        self, channels: int, hidden: int, out: int, kernel: int, stride: int, activation: Any, excitation: nn.Module | None
+    ) -> None:  # fmt: skip
+        super().__init__()
+        layers: list[nn.Module] = [conv_norm(channels, hidden, 1, 1, 1, activation())] if hidden != channels else []
+        layers += [conv_norm(hidden, hidden, kernel, stride, hidden, activation())]
+        layers += [excitation] if excitation is not None else []
+        self.block = nn.Sequential(*layers, conv_norm(hidden, out, 1, 1, 1, None))
+        self.use_res_connect = stride == 1 and channels == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.block(x)
+        if self.use_res_connect:
+            result += x
+        return result
+
+
+class MobileNetV3(nn.Module):
+    """A. Howard and others, Searching for MobileNetV3, 2019: blocks of the small network. The original `width` is 8."""
+
+    def __init__(self, width: int = 8, num_classes: int = 10) -> None:
+        super().__init__()
+
+        def block(channels: int, hidden: int, out: int, kernel: int, stride: int, act: Any, excited: bool) -> nn.Module:
+            gate = SqueezeExcitation(hidden, max(1, hidden // 4), nn.ReLU(), nn.Hardsigmoid()) if excited else None
+            return MobileBlock(channels, hidden, out, kernel, stride, act, gate)
+
+        relu, hardswish = (lambda: nn.ReLU(inplace=True)), (lambda: nn.Hardswish(inplace=True))
+        self.features = nn.Sequential(
+            conv_norm(3, 2 * width, 3, 2, 1, hardswish()),
+            block(2 * width, 2 * width, 2 * width, 3, 2, relu, True),
+            block(2 * width, 9 * width, 3 * width, 3, 2, relu, False),
+            block(3 * width, 11 * width, 3 * width, 3, 1, relu, False),
+            block(3 * width, 12 * width, 5 * width, 5, 2, hardswish, True),
+            block(5 * width, 30 * width, 5 * width, 5, 1, hardswish, True),
+            conv_norm(5 * width, 30 * width, 1, 1, 1, hardswish()),
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(
+            nn.Linear(30 * width, 40 * width), nn.Hardswish(inplace=True), nn.Dropout(0.0), nn.Linear(40 * width, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+class EfficientNet(nn.Module):
+    """M. Tan, Q. Le, EfficientNet: rethinking model scaling for convolutional neural networks, 2019: B0 without its repeated
+    blocks. The original `width` is 8."""
+
+    def __init__(self, width: int = 8, num_classes: int = 10) -> None:
+        super().__init__()
+        stages = (1, 2, 3, 1), (6, 3, 3, 2), (6, 5, 5, 2), (6, 10, 3, 2), (6, 14, 5, 1), (6, 14, 5, 1)
+        channels, layers = 4 * width, [conv_norm(3, 4 * width, 3, 2, 1, nn.SiLU(inplace=True))]
+        for expand, out, kernel, stride in stages:
+            hidden, squeezed = expand * channels, max(1, channels // 4)
+            excitation = SqueezeExcitation(hidden, squeezed, nn.SiLU(inplace=True), nn.Sigmoid())
+            layers.append(MobileBlock(channels, hidden, out * width, kernel, stride, lambda: nn.SiLU(inplace=True), excitation))  # type: ignore[arg-type]
+            channels = out * width
+        self.features = nn.Sequential(*layers, conv_norm(channels, 40 * width, 1, 1, 1, nn.SiLU(inplace=True)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Dropout(0.0), nn.Linear(40 * width, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+class ConvSiLU(nn.Module):
+    """Convolution, batch norm and SiLU, as YOLO's authors write them."""
+
+    default_act = nn.SiLU()
+
+    def __init__(self, channels: int, out: int, kernel: int = 1, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out)
+        self.act = self.default_act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class YoloBottleneck(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cv1, self.cv2 = ConvSiLU(channels, channels, 3), ConvSiLU(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.cv2(self.cv1(x))
+
+
+class C2f(nn.Module):
+    """Bottlenecks in a row; the result concatenates all of their outputs."""
+
+    def __init__(self, channels: int, out: int, depth: int = 1) -> None:
+        super().__init__()
+        half = out // 2
+        self.cv1, self.cv2 = ConvSiLU(channels, out), ConvSiLU((2 + depth) * half, out)
+        self.m = nn.ModuleList(YoloBottleneck(half) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.cv1(x).chunk(2, 1))
+        for block in self.m:
+            parts.append(block(parts[-1]))
+        return self.cv2(torch.cat(parts, 1))
+
+
+class Yolo(nn.Module):
+    """A detector like YOLOv8: backbone, pyramid pooling, a neck that goes up and down again, and a convolution for each scale.
+
+    After G. Jocher and others, Ultralytics YOLOv8, 2023, and C. Li and others, YOLOv6, 2022.
+    """
+
+    def __init__(self, width: int = 16, outputs: int = 6) -> None:
+        super().__init__()
+        w = width
+        self.stem = nn.Sequential(ConvSiLU(3, w, 3, 2), ConvSiLU(w, 2 * w, 3, 2), C2f(2 * w, 2 * w))
+        self.stage3 = nn.Sequential(ConvSiLU(2 * w, 4 * w, 3, 2), C2f(4 * w, 4 * w))
+        self.stage4 = nn.Sequential(ConvSiLU(4 * w, 8 * w, 3, 2), C2f(8 * w, 8 * w))
+        self.before, self.after = ConvSiLU(8 * w, 4 * w), ConvSiLU(16 * w, 8 * w)
+        self.pool = nn.MaxPool2d(5, 1, 2)
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.join3, self.down, self.join4 = C2f(12 * w, 4 * w), ConvSiLU(4 * w, 4 * w, 3, 2), C2f(12 * w, 8 * w)
+        self.heads = nn.ModuleList(nn.Conv2d(c, outputs, 1) for c in (4 * w, 8 * w))
+
+    def forward(self, x: Tensor) -> Tensor:
+        third = self.stage3(self.stem(x))
+        pooled = [self.before(self.stage4(third))]
+        for _ in range(3):
+            pooled.append(self.pool(pooled[-1]))
+        fourth = self.after(torch.cat(pooled, 1))
+        third = self.join3(torch.cat((self.up(fourth), third), 1))
+        fourth = self.join4(torch.cat((self.down(third), fourth), 1))
+        return torch.cat([head(y).flatten(2) for head, y in zip(self.heads, (third, fourth), strict=True)], 2)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Z. Liu and others, A ConvNet for the 2020s, 2022: depthwise 7x7, layer norm, two linear layers, layer scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.pwconv1, self.act, self.pwconv2 = nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
+        self.gamma = nn.Parameter(0.1 * torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dwconv(x).permute(0, 2, 3, 1)
+        y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
+        return x + (self.gamma * y).permute(0, 3, 1, 2)
+
+
+def convnext(width: int = 96, depth: int = 2, num_classes: int = 10) -> nn.Sequential:
+    """The first stage of ConvNeXt, and a classifier."""
+    blocks = [ConvNeXtBlock(width) for _ in range(depth)]
+    return nn.Sequential(
+        nn.Conv2d(3, width, 4, 4), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
+    )  # fmt: skip
+
+
+class RegNetBlock(nn.Module):
+    """I. Radosavovic and others, Designing network design spaces, 2020: the Y block, with a grouped convolution."""
+
+    def __init__(self, channels: int, out: int, stride: int, group_width: int) -> None:
+        super().__init__()
+        relu = lambda: nn.ReLU(inplace=True)  # noqa: E731
+        self.proj = conv_norm(channels, out, 1, stride, 1, None) if stride > 1 or channels != out else None
+        self.f = nn.Sequential(
+            conv_norm(channels, out, 1, 1, 1, relu()), conv_norm(out, out, 3, stride, out // group_width, relu()),
+            SqueezeExcitation(out, max(1, channels // 4), relu(), nn.Sigmoid()), conv_norm(out, out, 1, 1, 1, None),
+        )  # fmt: skip
+        self.activation = relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.proj(x) if self.proj is not None else x) + self.f(x)
+        return self.activation(x)
+
+
+def regnet(width: int = 32, group_width: int = 16, num_classes: int = 10) -> nn.Sequential:
+    blocks = RegNetBlock(width, 2 * width, 2, group_width), RegNetBlock(2 * width, 2 * width, 1, group_width)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, num_classes)
+    return nn.Sequential(conv_norm(3, width, 3, 2, 1, nn.ReLU(inplace=True)), *blocks, *head)
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.norm1, self.relu1, self.conv1 = (
+            nn.BatchNorm2d(channels),
+            nn.ReLU(True),
+            nn.Conv2d(channels, 4 * growth, 1, bias=False),
+        )
+        self.norm2, self.relu2 = nn.BatchNorm2d(4 * growth), nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        y = self.conv1(self.relu1(self.norm1(torch.cat(features, 1))))
+        return self.conv2(self.relu2(self.norm2(y)))
+
+
+class DenseNet(nn.Module):
+    """G. Huang and others, Densely connected convolutional networks, 2017, with a few layers."""
+
+    def __init__(self, growth: int = 32, depths: tuple[int, ...] = (3, 3), num_classes: int = 10) -> None:
+        super().__init__()
+        channels = 2 * growth
+        self.stem = nn.Sequential(conv_norm(3, channels, 7, 2, 1, nn.ReLU(inplace=True)), nn.MaxPool2d(3, 2, 1))
+        self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
+        for depth in depths:
+            self.blocks.append(nn.ModuleList(DenseLayer(channels + i * growth, growth) for i in range(depth)))
+            channels += depth * growth
+            transition = nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.Conv2d(channels, channels // 2, 1, bias=False)
+            self.transitions.append(nn.Sequential(*transition, nn.AvgPool2d(2, 2)))
+            channels //= 2
+        self.norm, self.classifier = nn.BatchNorm2d(channels), nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block, transition in zip(self.blocks, self.transitions, strict=True):
+            features = [x]
+            for layer in block:  # type: ignore[attr-defined]
+                features.append(layer(features))
+            x = transition(torch.cat(features, 1))
+        x = F.adaptive_avg_pool2d(F.relu(self.norm(x), inplace=True), (1, 1))
+        return self.classifier(torch.flatten(x, 1))
+
+
+class Fire(nn.Module):
+    def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
+        super().__init__()
+        self.squeeze, self.squeeze_activation = nn.Conv2d(channels, squeezed, 1), nn.ReLU(inplace=True)
+        self.expand1x1, self.expand1x1_activation = nn.Conv2d(squeezed, expanded, 1), nn.ReLU(inplace=True)
+        self.expand3x3, self.expand3x3_activation = nn.Conv2d(squeezed, expanded, 3, padding=1), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze_activation(self.squeeze(x))
+        return torch.cat([self.expand1x1_activation(self.expand1x1(x)), self.expand3x3_activation(self.expand3x3(x))], 1)
+
+
+def squeezenet(width: int = 16, num_classes: int = 10) -> nn.Sequential:
+    """F. Iandola and others, SqueezeNet: AlexNet-level accuracy with 50x fewer parameters, 2016, with fewer modules."""
+    w = width
+    return nn.Sequential(
+        nn.Conv2d(3, 4 * w, 3, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True),
+        Fire(4 * w, w, 4 * w), Fire(8 * w, w, 4 * w), nn.MaxPool2d(3, 2, ceil_mode=True), Fire(8 * w, 2 * w, 8 * w),
+        nn.Dropout(0.0), nn.Conv2d(16 * w, num_classes, 1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(),
+    )  # fmt: skip
+
+
+class ShuffleUnit(nn.Module):
+    """N. Ma and others, ShuffleNet V2: practical guidelines for efficient CNN architecture design, 2018."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        half, first = out // 2, channels if stride > 1 else channels // 2
+        self.stride = stride
+        self.branch1 = nn.Sequential()
+        if stride > 1:
+            self.branch1 = nn.Sequential(
+                conv_norm(channels, channels, 3, stride, channels, None), conv_norm(channels, half, 1, 1, 1, nn.ReLU(True))
+            )
+        self.branch2 = nn.Sequential(
+            conv_norm(first, half, 1, 1, 1, nn.ReLU(True)), conv_norm(half, half, 3, stride, half, None),
+            conv_norm(half, half, 1, 1, 1, nn.ReLU(True)),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            left, right = x.chunk(2, dim=1)
+            y = torch.cat((left, self.branch2(right)), dim=1)
+        else:
+            y = torch.cat((self.branch1(x), self.branch2(x)), dim=1)
+        n, c, h, w = y.shape
+        return y.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+def shufflenet(width: int = 24, num_classes: int = 10) -> nn.Sequential:
+    units = ShuffleUnit(width, 4 * width, 2), ShuffleUnit(4 * width, 4 * width, 1)
+    stem = conv_norm(3, width, 3, 2, 1, nn.ReLU(inplace=True)), nn.MaxPool2d(3, 2, 1)
+    return nn.Sequential(*stem, *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes))
+
+
+class Inception(nn.Module):
+    """C. Szegedy and others, Going deeper with convolutions, 2015, with batch norms."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+
+        def conv(channels: int, out: int, kernel: int) -> nn.Sequential:
+            return conv_norm(channels, out, kernel, 1, 1, nn.ReLU(inplace=True))
+
+        self.branch1 = conv(channels, 4 * width, 1)
+        self.branch2 = nn.Sequential(conv(channels, 6 * width, 1), conv(6 * width, 8 * width, 3))
+        self.branch3 = nn.Sequential(conv(channels, width, 1), conv(width, 2 * width, 5))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1, ceil_mode=True), conv(channels, 2 * width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in (self.branch1, self.branch2, self.branch3, self.branch4)], 1)
+
+
+def googlenet(width: int = 16, num_classes: int = 10) -> nn.Sequential:
+    """GoogLeNet's stem, an inception block and a classifier."""
+    stem = conv_norm(3, 4 * width, 7, 2, 1, nn.ReLU(inplace=True)), nn.MaxPool2d(3, 2, ceil_mode=True)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16 * width, num_classes)
+    return nn.Sequential(*stem, Inception(4 * width, width), *head)
+
+
+class PReLUUNet(nn.Module):
+    """E. Kerfoot and others, Left-ventricle quantification using residual U-Net, 2018: strided convolutions down, transposed
+    convolutions up, and PReLU everywhere."""
+
+    def __init__(self, width: int = 16, depth: int = 2, num_classes: int = 3) -> None:
+        super().__init__()
+        sizes = [width << i for i in range(depth + 1)]
+        self.down = nn.ModuleList(conv_norm(c, k, 3, 2, 1, nn.PReLU()) for c, k in zip([3, *sizes], sizes, strict=False))
+        outputs = [num_classes, *sizes]
+        self.up = nn.ModuleList(
+            nn.Sequential(
+                nn.ConvTranspose2d(c * (2 if i < depth else 1), k, 3, 2, 1, 1), *((nn.BatchNorm2d(k), nn.PReLU(k)) if i else ())
+            )
+            for i, (c, k) in reversed(list(enumerate(zip(sizes, outputs, strict=False))))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        skipped: list[Tensor] = []
+        for block in self.down:
+            skipped.append(x := block(x))
+        x = skipped.pop()
+        for i, block in enumerate(self.up):
+            x = block(x if i == 0 else torch.cat((skipped.pop(), x), 1))
+        return x

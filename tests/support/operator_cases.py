@@ -9,6 +9,7 @@ from torch import Tensor
 
 import trinn.layers as tnn
 from bench import registry
+from tests.operators.activation import exact_hardsigmoid
 from tests.support.check import on_a_cpu, randn
 from tests.support.record import OperatorCase, Shape, table
 from trinn.layers.pad2d import pad2d
@@ -52,6 +53,8 @@ class Torchs(registry.Unfused):
         if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):  # its gradient ignores padding: pytorch#188344
             return F.avg_pool2d(x.contiguous(), **options).contiguous(memory_format=torch.channels_last)
         return F.avg_pool2d(x, **options)
+
+    hardsigmoid = staticmethod(exact_hardsigmoid)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(F, name, None) or super().__getattr__(name)

@@ -19,7 +19,7 @@ from trinn.kernels.runtime.settings import settings
 
 @contextlib.contextmanager
 def tma_everywhere() -> Iterator[list[str]]:
-    """Use TMA wherever possible, and store tiles in halves. Yields the names of launched TMA kernels."""
+    """Use TMA wherever possible, and store tiles in two parts. Yields the names of launched TMA kernels."""
     names: list[str] = []
 
     def start(kernel: Any, *args: Any, **options: Any) -> None:
@@ -59,7 +59,14 @@ def check_fused(x: Tensor, w: Tensor, shift: Tensor | None, options: dict[str, A
     def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None]).relu().detach()
 
-    check(lambda x, w, scale, shift: launchers.conv2d_affine(x, w, scale, shift, True, *geometry), affine, x, w, scale, shift)
+    check(
+        lambda x, w, scale, shift: launchers.conv2d_affine(x, w, scale, shift, None, "relu", *geometry, False),
+        affine,
+        x,
+        w,
+        scale,
+        shift,
+    )
     y, mean, var = launchers.conv2d_statistics(x, w, shift, *geometry)
     assert started.count("_conv2d_gather_tma_kernel") == 2
     exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)

@@ -56,11 +56,11 @@ def test_without_torch_and_triton() -> None:
 
 @pytest.mark.parametrize("wrong", [[0.0, 0.0, 3.0], RuntimeError("launch\nfailed")], ids=["wrong result", "error"])
 def test_a_kernel_that_fails(wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    def relu_forward(x: torch.Tensor) -> torch.Tensor:
+    def activation_forward(x: torch.Tensor, activation: str) -> torch.Tensor:
         if isinstance(wrong, Exception):
             raise wrong
         return torch.tensor(wrong)
 
-    monkeypatch.setattr("trinn.kernels.launchers.relu_forward", relu_forward)
+    monkeypatch.setattr("trinn.kernels.launchers.activation_forward", activation_forward)
     found = dict(env.report())["a kernel"]
     assert found == "not known: RuntimeError: launch failed" if isinstance(wrong, Exception) else "WRONG" in found

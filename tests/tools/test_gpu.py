@@ -120,8 +120,8 @@ found = []
 triton.knobs.compilation.listener = lambda **heard: found.append(heard["cache_hit"])
 new = lambda *shape: torch.empty(*shape, dtype=torch.float16, device="meta")
 with intercepted(lambda kernel, _, args, constants: kernel.warmup(*args, grid=(1,), **constants), "sm_90"):
-    launchers.relu_forward(new(2, 3, 8, 8))
-    launchers.relu_forward(new(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)[:, 1:])
+    launchers.activation_forward(new(2, 3, 8, 8), "relu")
+    launchers.activation_forward(new(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)[:, 1:], "relu")
     launchers.conv2d_fprop(new(2, 8, 5, 5), new(4, 8, 3, 3), None, (3, 3), (1, 1), (0, 0), (1, 1), 1)
 print(found)
 if sys.argv[2] == "pack":

@@ -38,7 +38,7 @@ SHARED = {
 BUILT_ON = {
     "kernels": {"conv_transpose2d": {"conv2d"}},
     "layers": {
-        "batchnorm2d": {"relu"},
+        "batchnorm2d": {"activation"},
         "conv2d": {"pad2d"},
         "conv_transpose2d": {"conv2d"},
         "adaptive_pool2d": {"pool2d"},

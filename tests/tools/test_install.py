@@ -119,7 +119,7 @@ MISSING = """
 import importlib
 module = importlib.import_module("kernels")
 assert not hasattr(module, "__version__")
-for program in ("from kernels import get_kernel", "import kernels.relu"):
+for program in ("from kernels import get_kernel", "import kernels.activation"):
     try:
         exec(program)
     except ImportError as error:

@@ -158,18 +158,18 @@ def test_products_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_recorded_call_has_its_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a launcher requests two tiles, the last one belongs to the kernel it launches."""
 
-    def launcher(x: Tensor) -> Tensor:
+    def launcher(x: Tensor, activation: str) -> Tensor:
         for product in (TMA, PRODUCT):
             tuning.gemm_tile(product, x.device)
         return x
 
-    monkeypatch.setattr(launchers, "relu_forward", launcher)
+    monkeypatch.setattr(launchers, "activation_forward", launcher)
     with tiles.recorded(lambda product, _: TILES[0]) as calls:
-        ops.relu_forward(torch.ones(1, requires_grad=True))
+        ops.activation_forward(torch.ones(1, requires_grad=True), "relu")
         ops.channel_sum(torch.ones(1, 1, 1, 1))
     ((product, run),) = calls
     assert product == PRODUCT and run.func is launcher and not run.args[0].requires_grad
-    assert ops.relu_forward is not launcher
+    assert ops.activation_forward is not launcher
 
 
 @pytest.fixture

@@ -199,13 +199,13 @@ def test_in_place_relu_under_vmap(name: str) -> None:
     [
         (ops.batchnorm2d_merge, ((3, 4), (3, 4), (3,))),
         (ops.batchnorm2d_fold, ((4,), (4,), (4,), (4,), (4,))),
-        (ops.conv2d_affine, ((2, 3, 4, 4), (4, 3, 1, 1), (4,), (4,))),
+        (ops.conv2d_affine, ((2, 3, 4, 4), (4, 3, 1, 1), (4,), (4,), (4,))),
     ],
 )
 def test_vmap_of_operators_without_a_gradient(operator: Any, tensors: Any, no_fallback: None, full_float32: None) -> None:
     """Map each operand alone."""
     rest = {"batchnorm2d_merge": (), "batchnorm2d_fold": (1e-5,)}.get(
-        operator.__name__, (True, (4, 4), (1, 1), (0, 0), (1, 1), 1)
+        operator.__name__, ("prelu", (4, 4), (1, 1), (0, 0), (1, 1), 1, False)
     )
     whole = [randn(*shape, seed=i).abs() + 0.5 for i, shape in enumerate(tensors)]
     for mapped in range(len(whole)):

@@ -52,8 +52,8 @@ def network(training: bool = True) -> nn.Sequential:
     layers = nn.Sequential(
         tnn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), tnn.BatchNorm2d(4), tnn.ReLU(inplace=True),
         tnn.ConvTranspose2d(4, 3, 2, stride=2), tnn.AvgPool2d(2), tnn.Upsample(scale_factor=2, mode="bilinear"),
-        tnn.ConvBNReLU2d(tnn.Conv2d(3, 3, 3), tnn.BatchNorm2d(3), tnn.ReLU()), tnn.MaxPool2d(2), tnn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), tnn.LinearReLU(tnn.Linear(12, 6), tnn.ReLU()), tnn.Linear(6, 3),
+        tnn.ConvBNActivation2d(tnn.Conv2d(3, 3, 3), tnn.BatchNorm2d(3), tnn.ReLU()), tnn.MaxPool2d(2), tnn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), tnn.LinearActivation(tnn.Linear(12, 6), tnn.ReLU()), tnn.Linear(6, 3),
     )  # fmt: skip
     return layers.to(DEVICE).train(training)
 
@@ -91,7 +91,7 @@ def test_export(strict: bool) -> None:
     targets = {node.target for node in program.run_decompositions().graph.nodes}
     wanted = ("conv2d_fprop", "batchnorm2d_forward", "linear_fprop")
     assert {getattr(torch.ops.trinn, name).default for name in wanted} <= targets
-    assert torch.ops.trinn.relu_forward.default not in targets
+    assert torch.ops.trinn.activation_forward.default not in targets
 
 
 def test_export_of_many_sizes() -> None:
@@ -155,9 +155,11 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         tnn.batch_norm(images(), randn(2), randn(2).abs(), training=True)
         ops.batchnorm2d_merge(randn(3, 4), randn(3, 4).abs(), torch.ones(3, device=DEVICE))
         ops.batchnorm2d_backward(images(), images(), randn(2), randn(2).abs(), None, randn(2, 2), 1e-5, randn(1).abs())
-        ops.batchnorm2d_relu_sums(images(), images(), images(), randn(2), randn(2).abs(), 1e-5)
+        ops.batchnorm2d_activation_sums(
+            images(), images(), images(), None, randn(2), randn(2).abs(), None, None, None, "relu", 1e-5
+        )
         with torch.no_grad():
-            tnn.ConvBNReLU2d(tnn.Conv2d(2, 3, 1), tnn.BatchNorm2d(3).eval(), tnn.ReLU()).to(DEVICE)(images())
+            tnn.ConvBNActivation2d(tnn.Conv2d(2, 3, 1), tnn.BatchNorm2d(3).eval(), tnn.ReLU()).to(DEVICE)(images())
     return seen.first
 
 
@@ -261,8 +263,8 @@ def test_saved_tensors_hooks() -> None:
             return model(x)
 
     same_step(kept, model, images())
-    # Convolution 2, batch norm 4, ReLU 1 (its result), transposed convolution 2, ConvBNReLU2d 2 + 5, max pooling 1 (argmax
-    # codes), LinearReLU 3, linear 2. The other layers save nothing.
+    # Convolution 2, batch norm 4, ReLU 1 (its result), transposed convolution 2, ConvBNActivation2d 2 + 5, max pooling 1
+    # (argmax codes), LinearActivation 3, linear 2. The other layers save nothing.
     assert len(packed) == 22
 
 
