@@ -276,7 +276,7 @@ def batch_norm_activation(
 ) -> Tensor:
     """f(batch_norm(input, *norm) + residual), in one pass if the residual is None or has the input's shape and dtype.
 
-    Not in one pass with an inference tensor as residual: it cannot be kept for backward.
+    Not in one pass with an inference tensor as bias or residual: it cannot be kept for backward.
     """
     return _normalized(input, norm, activation, residual)
 
@@ -292,12 +292,19 @@ def _normalized(
     text, slopes = activation or ("", None)
     one_pass = residual is None or (
         x.dim() == 4 and residual.shape == x.shape and (residual.dtype, residual.device) == (x.dtype, x.device)
-        and not (torch.is_grad_enabled() and not torch.compiler.is_compiling() and residual.is_inference())
     )  # fmt: skip
+    one_pass = one_pass and _can_keep(norm[3], residual)
     if one_pass and not is_forward_mode_active() and x.dim() > 1 and _fits(slopes, x.shape[1], x):
         return apply_batch_norm(x, *norm, residual=residual, slopes=slopes, activation=text, statistics=statistics)
     y = apply_batch_norm(x, *norm, statistics=statistics)
     return _alone(y + residual if residual is not None else y, activation)
+
+
+def _can_keep(*tensors: Tensor | None) -> bool:
+    """Whether autograd can save these tensors: it refuses inference tensors."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return True
+    return not any(tensor is not None and tensor.is_inference() for tensor in tensors)
 
 
 @functional
