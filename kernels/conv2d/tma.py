@@ -122,6 +122,13 @@ def _parts(acc, PARTS: tl.constexpr):
     return parts
 
 
+@device_function
+def _offsets(n, row, col, channel, strides, INDEX: tl.constexpr):
+    """Offsets of a (pixels, channels) tile."""
+    pixels = n.to(INDEX) * strides[0] + row.to(INDEX) * strides[2] + col.to(INDEX) * strides[3]
+    return pixels[:, None] + (channel.to(INDEX) * strides[1])[None, :]
+
+
 @triton.jit
 def _conv2d_gather_tma_kernel(
     source, weight, scale, bias, slopes, slope_stride, result, kept, means, variances, counts,
@@ -142,7 +149,6 @@ def _conv2d_gather_tma_kernel(
     is the number of products of small bf16 terms, 0 without terms; `term_pitches` are the channels per term in source and
     weight. The tile is stored in PARTS parts.
     """
-    y_n, y_c, y_h, y_w = result_strides
     # Channel tiles vary fastest: consecutive programs copy the same boxes, from L2.
     program = tl.program_id(0)
     channel_tiles = cdiv(channels_out, BLOCK_M)
@@ -207,10 +213,10 @@ def _conv2d_gather_tma_kernel(
             row, col = first_row + row * H.stride, first_col + col * W.stride
         # Boxes reach past the last image, row and column; the phases of dgrad differ in size.
         in_result = (n < images) & (row < result_height) & (col < result_width)
-        # The result may have any strides, so store through pointers.
-        to = (n.to(INDEX) * y_n + row.to(INDEX) * y_h + col.to(INDEX) * y_w)[:, None] + (channel.to(INDEX) * y_c)[None, :]
         value = scale_and_shift(stored[i].T, scale, bias, channel[None, :], exists[None, :])  # (pixels, BLOCK_M)
+        # The result may have any strides, so store through pointers.
         if kept is not None:
+            to = _offsets(n, row, col, channel, result_strides, INDEX)
             tl.store(kept + to, value.to(kept.dtype.element_ty), mask=in_result[:, None] & exists[None, :])
         value = activate_channels(value, slopes, slope_stride, channel[None, :], exists[None, :], ACTIVATION)
         value = value.to(result.dtype.element_ty)
@@ -221,6 +227,7 @@ def _conv2d_gather_tma_kernel(
             store_statistics(value, in_result, exists, means + at, variances + at)
             count = tl.sum(in_result.to(tl.int32), axis=0).to(counts.dtype.element_ty)
             tl.store(counts + partial, count, mask=(channel_tile == 0) & (group == 0))
+        to = _offsets(n, row, col, channel, result_strides, INDEX)
         tl.store(result + to, value, mask=in_result[:, None] & exists[None, :])
 
 
