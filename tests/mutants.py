@@ -54,7 +54,7 @@ SHARED = [
     Mutant("bf16 terms: the product of the second terms is missing", "kernels/device/precision.py", "CROSS_PAIRS = 5", "CROSS_PAIRS = 4", "conv2d_tma"),
     Mutant("bf16 terms: one product is computed twice and another is missing", "kernels/device/precision.py", "(0b01_00_10_00_01 >> 2 * number) & 3", "(0b01_00_10_00_00 >> 2 * number) & 3", "conv2d_tma"),
     Mutant("statistics of no pixels are NaN", "kernels/device/epilogue.py", "tl.maximum(tl.sum(in_result.to(tl.int32), axis=0), 1)", "tl.sum(in_result.to(tl.int32), axis=0)", "conv2d_tma"),
-    Mutant("the activation is missing", "kernels/device/epilogue.py", "return activate(z, slope, ACTIVATION)", "return z", "fused"),
+    Mutant("the activation is missing", "kernels/device/epilogue.py", "return activate(z, load_slopes(slopes, slope_stride, channel, exists, z.dtype), ACTIVATION)", "return z", "fused"),
     Mutant("every channel has the first channel's scale", "kernels/device/epilogue.py", "_load(scale + channel,", "_load(scale + channel * 0,", "fused"),
     Mutant("missing pixels count in the variance", "kernels/device/epilogue.py", "deviation = tl.where(in_result[:, None], value - mean[None, :], 0.0)", "deviation = value - mean[None, :]", "fused"),
     Mutant("pooling in a tile selects the last of equal values", "kernels/device/epilogue.py", "first_best = tl.min(tl.where(value == best[:, None, :], row, ROWS), axis=1)", "first_best = tl.max(tl.where(value == best[:, None, :], row, -1), axis=1)", "fused"),
