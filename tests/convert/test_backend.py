@@ -131,6 +131,9 @@ LONG = {
     "EfficientNet-B0",
     "YOLO",
     "DenseNet",
+    "RegNetY",
+    "ShuffleNetV2",
+    "GoogLeNet",
 }  # slow; test_what_is_fused and the other networks have the same fusions
 
 
@@ -161,7 +164,8 @@ def test_networks(name: str, converted: bool, monkeypatch: pytest.MonkeyPatch) -
         got = {key.removeprefix("_orig_mod."): value for key, value in passes(call, images).items()}
         same(got, passes(twin, images), *((1e-6, 1e-8) if name in LESS_EXACT else ()))
         same(dict(model.state_dict()), dict(twin.state_dict()))
-    assert len(backend._summaries) == 2 and backend._summaries[0].fused == FUSED[name]
+    graphs = 1 if name == "ConvNeXt" else 2  # no layer of ConvNeXt depends on the mode
+    assert len(backend._summaries) == graphs and backend._summaries[0].fused == FUSED[name]
     assert any(operator.startswith("trinn::") for operator in mode.seen)
 
 

@@ -73,6 +73,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "GoogLeNet": (lambda: googlenet(1), (2, 3, 32, 32)),
     "U-Net with PReLU": (lambda: PReLUUNet(2), (2, 3, 16, 16)),
 }
+LATER = list(ARCHITECTURES)[list(ARCHITECTURES).index("MobileNetV3") :]
 # Hardsigmoid: in float64, torch's gradient has the error of a 1/6 in float32.
 LESS_EXACT = {"MobileNetV3"}
 # The same networks with all their layers.
@@ -89,7 +90,6 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], Shape]] = ARCHITECTURES | {
     "DeepLab's head": (lambda: DeepLabHead(4, 4), (2, 4, 26, 26)),
 }
 whole = pytest.mark.parametrize("name", WHOLE)
-architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 fused = pytest.mark.parametrize("fuse", [False, True], ids=["unfused", "fused"])
 
 
@@ -110,8 +110,11 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@fused
-@architectures
+@pytest.mark.parametrize(
+    ("name", "fuse"),
+    [(name, True) for name in ARCHITECTURES]
+    + [pytest.param(name, False, marks=pytest.mark.long if name in LATER else ()) for name in ARCHITECTURES],
+)
 def test_same_results(name: str, fuse: bool) -> None:
     """float64 outputs, gradients and running statistics stay the same; a reverted model has torch's exact bits."""
     build, shape = ARCHITECTURES[name]

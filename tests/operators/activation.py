@@ -71,8 +71,12 @@ def in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x, **options: function(x * 1, **options)
 
 
+# A call of each kind for the tables of all operators: backward keeps x or y, with and without parameters and second derivatives.
+KINDS = ("relu", "relu6", "hardtanh, rounded bounds", "leaky_relu", "elu", "silu", "gelu", "sigmoid", "hardsigmoid")
+
+
 def calls(nn: Any) -> dict[str, Any]:
-    found = {name: case(getattr(nn, function), IMAGE, **options) for name, (function, options) in CALLS.items()}
+    found = {name: case(getattr(nn, CALLS[name][0]), IMAGE, **CALLS[name][1]) for name in KINDS}
     found["relu, in place"] = case(lambda x: nn.relu_(x * 1), IMAGE)
     found["silu, in place"] = case(lambda x: nn.silu(x * 1, True), IMAGE)
     return found | {
@@ -106,7 +110,7 @@ OPERATOR = Operator(
         name: case(getattr(nn, function), LARGER, **options) for name, (function, options) in CALLS.items()
     } | {"prelu": case(nn.prelu, LARGER, (5,))},
     programs=lambda nn: {
-        name: case(getattr(nn, name), MEDIUM, programs=8) for name in FUNCTIONS
+        name: case(getattr(nn, name), MEDIUM, programs=8) for name in FUNCTIONS if name in [kind.split(",")[0] for kind in KINDS]
     } | {"prelu": case(nn.prelu, MEDIUM, (16,), programs=2)},
     draws=(activation, prelu),
     functions={name: Arguments() for name in FUNCTIONS}

@@ -135,7 +135,9 @@ PASSES: dict[str, tuple[Any, Any, tuple[bool, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", PASSES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.long) if kind == "antialiased, aligned" else kind for kind in PASSES]
+)
 def test_gather_misses_no_reader(kind: str, large_tiles: None) -> None:
     """The matrix of the backward is the transposed matrix of the forward, bit for bit.
 
