@@ -52,7 +52,9 @@ def real_scalar(value: Any, expected: str) -> float:
         return value.real
     if isinstance(value, int) and abs(value) >= 2**64:
         raise OverflowError(f"int too big to convert: {expected}, but got {value}")
-    return real(value, expected)
+    value = real(value, expected)
+    # A float that TorchDynamo treats as symbolic becomes a constant by `hex`.
+    return float.fromhex(value.hex()) if torch.compiler.is_compiling() else value
 
 
 def integer(value: Any, expected: str, scalar: bool = False) -> int:

@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -257,11 +258,17 @@ class ActivationName(FunctionName):
     parameters: tuple[float, ...]
 
 
-@functools.cache
 def parsed(activation: str) -> tuple[str, tuple[float, ...]]:
     """The name and the parameters of an activation written as "leaky_relu 0.01"."""
+    return _parse(activation) if torch.compiler.is_compiling() else _parse_once(activation)
+
+
+def _parse(activation: str) -> tuple[str, tuple[float, ...]]:
     name, *parameters = activation.split()
     return name, tuple(int(p) if p.lstrip("-").isdigit() else float(p) for p in parameters)
+
+
+_parse_once = functools.cache(_parse)
 
 
 def keeps_output(activation: str) -> bool:

@@ -81,7 +81,7 @@ FUSED: dict[str, dict[str, int]] = {
     "VGG-11 with batch norm": {CONV_BN_RELU: 8, LINEAR: 2},
     "ResNet-18": {CONV_BN_RELU: 9, TAIL: 8, CONV_BN: 3},
     "ResNet-50": {CONV_BN_RELU: 11, TAIL: 5, CONV_BN: 4},
-    "MobileNetV2": {"conv2d + batch_norm + relu6": 35, "conv2d + batch_norm + add": 10, CONV_BN: 7},
+    "MobileNetV2": {"conv2d + batch_norm + hardtanh": 11, "conv2d + batch_norm + add": 1, CONV_BN: 4},
     "U-Net": {CONV_BN_RELU: 10},
     "U-Net, bilinear": {CONV_BN_RELU: 10},
     "DCGAN's generator": {BN_RELU: 4, "conv_transpose2d + tanh": 1},

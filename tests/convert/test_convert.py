@@ -88,6 +88,9 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], Shape]] = ARCHITECTURES | {
     "DCGAN's generator": (lambda: dcgan_generator(2, 8), (4, 8, 1, 1)),
     "DCGAN's discriminator": (lambda: dcgan_discriminator(2), (4, 3, 64, 64)),
     "DeepLab's head": (lambda: DeepLabHead(4, 4), (2, 4, 26, 26)),
+    "MobileNetV3": (lambda: MobileNetV3(2), (4, 3, 64, 64)),
+    "EfficientNet-B0": (lambda: EfficientNet(2), (4, 3, 64, 64)),
+    "YOLO": (lambda: Yolo(4), (4, 3, 64, 64)),
 }
 whole = pytest.mark.parametrize("name", WHOLE)
 fused = pytest.mark.parametrize("fuse", [False, True], ids=["unfused", "fused"])
