@@ -222,7 +222,7 @@ def test_bn_activation_in_other_dtypes(activation: str, dtype: torch.dtype, chan
 
 
 @activations
-def test_conv_bn_activation(activation: str) -> None:
+def test_conv_bn_activation(activation: str, full_float32: None) -> None:
     """In training with all gradients; in evaluation without, in one kernel."""
     layers = nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), ACTIVATIONS[activation]()
     ours, theirs = twins(tnn.ConvBNActivation2d, *layers)
