@@ -120,9 +120,9 @@ def conv_fused(x: Shape, w: Shape, stride: int = 1, padding: int = 0, groups: in
 
 
 def conv_activations(x: Shape, filters: int, groups: int = 1) -> Passes:
-    """Forward passes of convolutions with an activation whose gradient needs its input, which the kernel stores too.
+    """Forward passes of a 3 x 3 convolution with SiLU, and of a transposed one with PReLU.
 
-    3 x 3 convolutions; the second is transposed.
+    The gradients of these activations need the result of the convolution, so the kernel stores both tensors.
     """
     options: Any = {"kernel_size": 3, "padding": 1, "groups": groups}
 

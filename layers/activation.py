@@ -189,10 +189,13 @@ class PReluBackward(Function):
     @staticmethod
     def backward(ctx: Any, ddx: Tensor, ddw: Tensor) -> tuple[Any, ...]:
         """Of torch's operators, as `_second_derivative`."""
-        dy, x, w = ctx.saved_tensors
-        slope, ddw, below = w[:, None, None], ddw[:, None, None], (x <= 0).to(x.dtype)
-        to_w = (ddx * dy * below).sum((0, 2, 3))
-        return ddx * (below * slope + 1 - below) + ddw * x * below, ddw * dy * below, to_w.sum_to_size(w.shape)
+        dtype = torch.promote_types(ddx.dtype, torch.float32)
+        dy, x, w, ddx, ddw = (v.to(dtype) for v in (*ctx.saved_tensors, ddx, ddw))
+        slope, ddw, above, zero = w[:, None, None], ddw[:, None, None], x > 0, x.new_zeros(())
+        to_dy = torch.where(above, ddx, ddx * slope + ddw * x)
+        to_x, to_slope = torch.where(above, zero, ddw * dy), torch.where(above, zero, ddx * dy)
+        to_w = to_slope.sum((0, 2, 3)).sum_to_size(w.shape)
+        return tuple(v.to(kept.dtype) for v, kept in zip((to_dy, to_x, to_w), ctx.saved_tensors, strict=True))
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
@@ -539,6 +542,10 @@ TEXTS: dict[Callable[..., Tensor], Callable[..., str]] = {
 }
 
 
+# For each activation, the names of the arguments in its text; PReLU has its weight instead.
+_PARAMETERS = {function: tuple(inspect.signature(text_of).parameters) for function, text_of in TEXTS.items()}
+_PARAMETERS[prelu] = ("weight",)
+
 # The functions with an argument `inplace`, for torch's names of them that end with an underscore.
 IN_PLACE = {relu_: relu, hardtanh_: hardtanh, leaky_relu_: leaky_relu, elu_: elu, celu_: celu, selu_: selu}
 
@@ -559,14 +566,13 @@ def description(function: Callable[..., Tensor], arguments: Sequence[Any]) -> tu
     """An activation as (its text, PReLU's weight), given its arguments after the input; `inplace` is ignored."""
     if function is prelu:
         return "prelu", arguments[0]
-    return TEXTS[function](*arguments[: len(inspect.signature(TEXTS[function]).parameters)]), None
+    return TEXTS[function](*arguments[: len(_PARAMETERS[function])]), None
 
 
 def described(module: Any) -> tuple[str, Tensor | None]:
     """`description` of a call of a module of this file, or of torch's module of the same name."""
     function = MODULES[next(cls for cls in type(module).__mro__ if cls in MODULES)]
-    names = ["weight"] if function is prelu else inspect.signature(TEXTS[function]).parameters
-    return description(function, [getattr(module, name) for name in names])
+    return description(function, [getattr(module, name) for name in _PARAMETERS[function]])
 
 
 @layer

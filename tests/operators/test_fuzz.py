@@ -14,4 +14,4 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_fuzz(name: str) -> None:
-    fuzz(name, 6 if "_tma" in name else 12 if "conv" in name else 30, 0)
+    fuzz(name, 12 if "conv" in name else 30, 0)
