@@ -194,7 +194,7 @@ def sync_batchnorm(*shape: int) -> Passes:
         mean, var = launchers.batchnorm2d_statistics(x)
         launchers.batchnorm2d_merge(mean[None], var[None], mean[:1])
         launchers.batchnorm2d_update(w, b, mean, var, 0.1, 0, mean[:1])
-        launchers.batchnorm2d_forward(x, mean, var, w, b, None, None, "", 1e-5)
+        launchers.batchnorm2d_forward(x, mean, var, w, b, None, None, "", 1e-5, False)
         sums = launchers.batchnorm2d_sums(x, dy, mean, var, 1e-5)
         launchers.batchnorm2d_backward(x, dy, mean, var, w, sums, 1e-5, mean[:1])
 

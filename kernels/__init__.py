@@ -6,6 +6,7 @@ opaque torch operator, `torch.ops.trinn.<name>`. `launchers` has all launchers b
     conv2d/             convolution; passes.py has its launchers and chooses the kernel
     conv_transpose2d    transposed convolution in terms of conv2d/, for tests: layers/ calls the launchers of conv2d/
     activation          ReLU, SiLU, GELU and others, each element alone; device/activations.py has their formulas
+    scale_add           addition, and scaling of the channels of each image
     linear, pad2d, max_unpool2d, pixel_shuffle
     pool2d              max and average pooling, with windows or adaptive
     batchnorm2d         batch normalisation; statistics2d has its means, variances and running statistics
@@ -34,6 +35,7 @@ if __name__ == "trinn.kernels":
         pixel_shuffle,
         pool2d,
         reduce,
+        scale_add,
         statistics2d,
         upsample2d,
     )

@@ -32,7 +32,7 @@ from .device.walk import (
     tile_start,
 )
 from .reduce import partials_of, sum_partials
-from .runtime.allocate import empty, empty_like
+from .runtime.allocate import empty, empty_elementwise, empty_like
 from .runtime.launch import launch
 from .runtime.layout import index_type, memory_order
 from .runtime.op import op
@@ -97,9 +97,7 @@ def _prelu_kernel(
 
 
 def _empty_forward(x: Tensor, activation: str) -> Tensor:
-    # An axis of one element may have any stride. torch's elementwise operators normalise it.
-    channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return empty(x, x.shape, channels_last) if x.is_contiguous() or channels_last else empty_like(x)
+    return empty_elementwise(x)
 
 
 def _empty_backward(dy: Tensor, kept: Tensor, activation: str) -> Tensor:
@@ -111,7 +109,7 @@ def _nothing(x: Tensor, activation: str) -> None:
 
 
 def _empty_prelu(x: Tensor, slopes: Tensor) -> Tensor:
-    return _empty_forward(x, "prelu")
+    return empty_elementwise(x)
 
 
 def _empty_prelu_backward(dy: Tensor, x: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
     forward      y = f(z)                                    with z = w * x' + b + residual; residual and activation f are
                                                              optional; x' = (x - mean) * s, s = 1 / sqrt(var + eps)
+                 y = f(w * x' + b) + residual                if the residual is added `after` the activation
     sums         dw[c] = sum dz * x'                         db[c] = sum dz
     backward     dx = w * s * (dz - db / m - x' * dw / m)    if mean and var are the statistics of x
                  dx = w * s * dz                             if they are fixed
@@ -21,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .copy import dense, dense_or_one, fill
-from .device.activations import activate, activation_gradient, constant_of, keeps_output, load_slopes, stride_of
+from .device.activations import activate, activation_gradient, constant_of, kept_from, load_slopes, stride_of
 from .device.function import device_function
 from .device.precision import accumulator, divide, narrow, widen
 from .device.walk import (
@@ -78,7 +79,7 @@ def _batchnorm2d_forward_kernel(
     x, mean, var, w, b, residual, slopes, y,
     x_strides, y_strides, residual_strides,
     slope_stride, grid, eps: tl.float64,
-    ACTIVATION: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    ACTIVATION: tl.constexpr, AFTER: tl.constexpr, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """y in one tile of columns and one split of the rows."""
     column, exists, c = tile_columns(grid, INDEX, TILE)
@@ -100,9 +101,12 @@ def _batchnorm2d_forward_kernel(
             value = (widen(values[i]).to(ACCUMULATOR) - center) * scale
             if b is not None:
                 value += shift
+            if AFTER:
+                value = activate(value, slope, ACTIVATION)
             if residual is not None:
                 value += widen(residuals[i]).to(ACCUMULATOR)
-            value = activate(value, slope, ACTIVATION)
+            if not AFTER:
+                value = activate(value, slope, ACTIVATION)
             at = row + i * TILE.rows
             value = value.to(y.dtype.element_ty)
             tl.store(y + row_offset(at, grid, y_strides, INDEX, TILE), value, mask=exists & rows_exist(at, last, TILE))
@@ -155,6 +159,7 @@ def _batchnorm2d_sums_kernel(
                     kept = deviation * scale + shift
                     if residual is not None:
                         kept += widen(residuals[i]).to(ACCUMULATOR)
+                    kept = kept_from(kept, slope, ACTIVATION)
                 if slopes is not None:
                     below += tl.where(kept > 0, 0.0, gradient * kept)
                 # Sum the rounded dz, which the next kernel reads.
@@ -226,7 +231,7 @@ def _like(x: Tensor, *_: Any, activation: str = "") -> Tensor:
 
 
 def _empty_forward(
-    x: Tensor, mean: Any, var: Any, w: Any, b: Any, residual: Any, slopes: Any, activation: str, eps: float
+    x: Tensor, mean: Any, var: Any, w: Any, b: Any, residual: Any, slopes: Any, activation: str, eps: float, after: bool
 ) -> Tensor:
     return _like(x, activation=activation)
 
@@ -274,7 +279,7 @@ def batchnorm2d_fold(
 @op(fake=_empty_forward, vmap=(MergedAxes((1, 0, 0, 0, 0, 1, 0), (1,)),))
 def batchnorm2d_forward(
     x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, slopes: Tensor | None,
-    activation: str, eps: float,
+    activation: str, eps: float, after: bool,
 ) -> Tensor:  # fmt: skip
     """(x - mean) / sqrt(var + eps) * w + b + residual, or an activation of it.
 
@@ -284,6 +289,7 @@ def batchnorm2d_forward(
         residual: (N, C, H, W), any strides; None is 0.
         slopes: (C), any stride, for "prelu"; else None.
         activation: one of ACTIVATIONS with its parameters; empty for none.
+        after: add the residual to the result of the activation, in place of its input.
 
     Returns:
         (N, C, H, W), of the dtype of `x`, in its memory format.
@@ -294,7 +300,7 @@ def batchnorm2d_forward(
         plan = plan_walk(x, y, more)
         launch(
             _batchnorm2d_forward_kernel, plan.programs, x, *map(dense, (mean, var, w, b)), residual, slopes, y,
-            *plan.strides, stride_of(slopes), plan.grid, eps, ACTIVATION=constant_of(activation), **plan.constants,
+            *plan.strides, stride_of(slopes), plan.grid, eps, ACTIVATION=constant_of(activation), AFTER=after, **plan.constants,
         )  # fmt: skip
     return y
 
@@ -322,7 +328,7 @@ def batchnorm2d_activation_sums(
 
     Args:
         x, dy: (N, C, H, W), any strides.
-        y: the result of batchnorm2d_forward, if `keeps_output(activation)`; else None.
+        y: the result of the activation, if its gradient needs it and it was kept; None: it is computed again from x.
         residual, mean, var, w, b, slopes, activation: as in batchnorm2d_forward.
 
     Returns:
@@ -330,7 +336,7 @@ def batchnorm2d_activation_sums(
         (N, C, H, W): the gradient of the activation's input, like the result of batchnorm2d_forward.
     """
     sums, dz = _empty_activation_sums(x, dy, y, residual, mean, var, w, b, slopes, activation, eps)
-    residual = None if keeps_output(activation) else residual
+    residual = None if y is not None else residual
     return _sums(x, dy, y, residual, mean, var, w, b, slopes, activation, sums, dz, eps), dz
 
 

@@ -7,7 +7,6 @@ second kernel adds the partial sums in their order. There are no atomics, so the
 """
 
 import math
-from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,12 +15,19 @@ from torch import Tensor
 
 from .copy import fill
 from .device.epilogue import NO_EPILOGUE, Epilogue, activate_channels
-from .device.indexing import offset_of
+from .device.planes import (
+    PlaneTile,
+    pixel_offset,
+    plan_planes,
+    plane_room,
+    plane_start,
+    program_pixels,
+    program_planes,
+    tile_pixels,
+)
 from .device.precision import accumulator, divide, widen
 from .device.walk import (
     by_channel,
-    choose_lanes,
-    choose_splits,
     load_tiles,
     plan_walk,
     program_channels,
@@ -31,9 +37,8 @@ from .device.walk import (
     tile_start,
 )
 from .runtime.allocate import empty
-from .runtime.interpreter import INTERPRETED
 from .runtime.launch import launch
-from .runtime.layout import index_type, is_channels_last, memory_order
+from .runtime.layout import index_type, is_channels_last
 from .runtime.op import op
 from .runtime.settings import settings
 from .runtime.tuning import elementwise_block
@@ -80,33 +85,23 @@ def _channel_sum_kernel(
     tl.store(partials + partial * grid.channels + c, total, mask=exists)
 
 
-class PlaneTile(NamedTuple):
-    """Tile of one program: `pixels` pixels of `planes` planes. A plane is the (H, W) pixels of one channel of one image."""
-
-    planes: int
-    pixels: int
-
-
 @triton.jit
 def _plane_mean_kernel(
-    x, partials, x_strides,
-    planes, channels, tiles, pixels, pixels_per_split, pixel_axes, count,
-    ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr,
+    x, partials, x_strides, grid, count, ACCUMULATOR: tl.constexpr, INDEX: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
     """Partial sums of a tile's planes over one split of their pixels. If `count` is given, they are divided by it."""
-    split = (tl.program_id(0) // tiles).to(INDEX)
-    plane = ((tl.program_id(0) % tiles).to(INDEX) * TILE.planes + tl.arange(0, TILE.planes))[:, None]
-    x += plane // channels * x_strides[0] + plane % channels * x_strides[1]
-    last = tl.minimum((split + 1) * pixels_per_split, pixels)
+    plane, exists = program_planes(grid, INDEX, TILE)
+    split, first, last = program_pixels(grid, INDEX)
+    x = plane_start(x, plane, grid, x_strides)
     acc = tl.full((TILE.planes, TILE.pixels), 0.0, ACCUMULATOR)
-    for start in tl.range(split * pixels_per_split, last, TILE.pixels, loop_unroll_factor=2):
-        pixel = (tl.full((), start, INDEX) + tl.arange(0, TILE.pixels))[None, :]
-        value = tl.load(x + offset_of(pixel, pixel_axes, x_strides[2]), mask=(plane < planes) & (pixel < last), other=0.0)
+    for start in tl.range(first, last, TILE.pixels, loop_unroll_factor=2):
+        pixel = tile_pixels(start, INDEX, TILE)
+        value = tl.load(x + pixel_offset(pixel, grid, x_strides), mask=exists & (pixel < last), other=0.0)
         acc += widen(value).to(ACCUMULATOR)
     total = tl.sum(acc, axis=1, keep_dims=True)
     if count is not None:
         total = divide(total, tl.full((), count, ACCUMULATOR))
-    tl.store(partials + split * planes + plane, total.to(partials.dtype.element_ty), mask=plane < planes)
+    tl.store(partials + split * grid.planes + plane, total.to(partials.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -192,28 +187,20 @@ def plane_mean(x: Tensor) -> Tensor:
     y = empty(x, (*x.shape[:2], 1, 1), is_channels_last(x))
     if x.numel() == 0:
         return fill(y, math.nan)
-    planes, pixels, room = y.numel(), x.shape[2] * x.shape[3], 2 * elementwise_block(x.numel())
-    constants: dict[str, Any] = {"ACCUMULATOR": accumulator(x.dtype), "INDEX": index_type(x, y), "device": x.device}
+    pixels, room = x.shape[2] * x.shape[3], plane_room(x)
     # Small contiguous planes: a program loads several as one range, and no plane is split.
     if x.is_contiguous() and pixels <= room // 8:
         lanes = triton.next_power_of_2(pixels)
-        tile = PlaneTile(min(triton.next_power_of_2(planes), 4 * room // lanes), lanes)
-        launch(_small_plane_mean_kernel, triton.cdiv(planes, tile.planes), x, y, planes, pixels, TILE=tile, **constants)
+        tile = PlaneTile(min(triton.next_power_of_2(y.numel()), 4 * room // lanes), lanes)
+        launch(
+            _small_plane_mean_kernel, triton.cdiv(y.numel(), tile.planes), x, y, y.numel(), pixels,
+            ACCUMULATOR=accumulator(x.dtype), INDEX=index_type(x, y), TILE=tile, device=x.device,
+        )  # fmt: skip
         return y
-    # All others: the lanes of a tile follow the smaller stride, and large planes are split to fill the GPU.
-    pixel_axes, (pixel_strides,) = memory_order(x[:1, :1])
-    if x.stride(1) < pixel_strides[0]:  # lanes along the channels, to load contiguous memory
-        at_once = min(triton.next_power_of_2(planes), room if INTERPRETED else 64)
-        tile = PlaneTile(at_once, min(triton.next_power_of_2(pixels), max(1, room // at_once)))
-    else:
-        lanes = choose_lanes(pixels, room, 1.35)
-        tile = PlaneTile(min(triton.next_power_of_2(planes), room // lanes), lanes)
-    tiles = triton.cdiv(planes, tile.planes)
-    splits, steps = choose_splits(tiles, triton.cdiv(pixels, tile.pixels))
-    partials = partials_of(y, splits)
+    plan = plan_planes(x)
+    partials = partials_of(y, plan.splits)
     launch(
-        _plane_mean_kernel, tiles * splits, x, partials, (x.stride(0), x.stride(1), pixel_strides),
-        planes, x.shape[1], tiles, pixels, steps * tile.pixels, pixel_axes, pixels if splits == 1 else None,
-        TILE=tile, warps=1 if tiles * splits >= 4 * settings.wanted_programs else 4, **constants,
+        _plane_mean_kernel, plan.programs, x, partials, *plan.strides, plan.grid, pixels if plan.splits == 1 else None,
+        warps=1 if plan.programs >= 4 * settings.wanted_programs else 4, **plan.constants,
     )  # fmt: skip
     return sum_partials(partials, y, count=pixels)

@@ -15,6 +15,7 @@ from .linear import *
 from .max_unpool2d import *
 from .pixel_shuffle import *
 from .pool2d import *
+from .scale_add import *
 from .sync_batchnorm import *
 from .upsample2d import *
 from .window import *

@@ -258,6 +258,14 @@ def activated(input: Tensor, activation: str, inplace: bool = False) -> Tensor:
     function = ActivationOfOutput if of_output else ActivationOfInput
     if not inplace:
         return function.call(input, activation)
+    if not can_write(input):
+        return input.copy_(function.call(input if of_output else input.clone(), activation))
+    needed = input.requires_grad and torch.is_grad_enabled() and not of_output
+    return ActivationInPlace.call(input, input.clone() if needed else None, activation)
+
+
+def can_write(input: Tensor) -> bool:
+    """Whether a kernel can write over the input of an operator in place; if not, `copy_` can. Raises torch's exceptions."""
     if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
     traced = torch.compiler.is_compiling()  # torch.compile reads only sizes, strides and dtypes of tensors
@@ -270,11 +278,8 @@ def activated(input: Tensor, activation: str, inplace: bool = False) -> Tensor:
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
             "Please clone() the tensor before performing the operation."
         )
-    if is_transform_active() or (not traced and input.is_neg()):
-        # Transforms support copy_, but not a Function that modifies its input. The kernel cannot write a lazily negated tensor.
-        return input.copy_(function.call(input if of_output else input.clone(), activation))
-    needed = input.requires_grad and torch.is_grad_enabled() and not of_output
-    return ActivationInPlace.call(input, input.clone() if needed else None, activation)
+    # Transforms support copy_, but not a Function that modifies its input. A kernel cannot write a lazily negated tensor.
+    return not is_transform_active() and (traced or not input.is_neg())
 
 
 def _for_integers(input: Tensor, activation: str) -> str:

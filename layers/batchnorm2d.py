@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trinn.kernels import ops
 from trinn.kernels.device.activations import keeps_output
 
-from .activation import activation_gradients, expanded, total_of
+from .activation import activated, activation_gradients, expanded, total_of
 from .function import FLOATS, Function, in_shape, is_forward_mode_active, sum_of_tangents
 from .public import functional, layer
 from .window import check_flag, real
@@ -33,7 +33,7 @@ class BatchNormForward(Function):
         x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None, eps: float,
         batch: bool,
     ) -> Tensor:  # fmt: skip
-        return ops.batchnorm2d_forward(x, mean, var, w, b, residual, None, "", eps)
+        return ops.batchnorm2d_forward(x, mean, var, w, b, residual, None, "", eps, False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -62,7 +62,7 @@ class BatchNormActivation(Function):
         x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None,
         slopes: Tensor | None, eps: float, batch: bool, activation: str,
     ) -> Tensor:  # fmt: skip
-        return ops.batchnorm2d_forward(x, mean, var, w, b, residual, expanded(slopes, x.shape[1]), activation, eps)
+        return ops.batchnorm2d_forward(x, mean, var, w, b, residual, expanded(slopes, x.shape[1]), activation, eps, False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -80,6 +80,25 @@ class BatchNormActivationOfOutput(BatchNormActivation):
         return _activation_backward(ctx, dy, y, x, mean, var, w, None, None, None)
 
 
+class BatchNormActivationAdd(BatchNormActivation):
+    """y = f(w * z + b) + residual, with any activation f; backward computes its input again."""
+
+    kept = "x", "mean", "var", "w", "b", "slopes"
+
+    @staticmethod
+    def forward(
+        x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None,
+        slopes: Tensor | None, eps: float, batch: bool, activation: str,
+    ) -> Tensor:  # fmt: skip
+        return ops.batchnorm2d_forward(x, mean, var, w, b, residual, expanded(slopes, x.shape[1]), activation, eps, True)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        *vectors, slopes = ctx.saved_tensors
+        gradients = _activation_backward(ctx, dy, None, *vectors, None, slopes)
+        return *gradients[:5], dy if ctx.needs_input_grad[5] else None, gradients[6]
+
+
 def _activation_backward(
     ctx: Any, dy: Tensor, y: Tensor | None, x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None,
     residual: Tensor | None, slopes: Tensor | None,
@@ -90,7 +109,10 @@ def _activation_backward(
     want_w, dslopes = need_w or need_b, None
     # The kernel for dz and its sums is no Function: use it only if sums are needed and no second derivative is.
     if torch.is_grad_enabled() or not (batch or want_w or need_slopes):
-        kept = y if y is not None else BatchNormForward.call(x, mean, var, w, b, residual, eps, batch)
+        kept = y
+        if kept is None:
+            z = BatchNormForward.call(x, mean, var, w, b, residual, eps, batch)
+            kept = activated(z, activation) if keeps_output(activation) else z
         dz, dslopes = activation_gradients(dy, kept, slopes, activation)
         dx, dw, db = BatchNormBackward.call(dz, x, mean, var, w, eps, batch, need_x, want_w)
     else:
@@ -228,6 +250,7 @@ def apply_batch_norm(
     eps: float,
     *,
     residual: Tensor | None = None,
+    after: bool = False,
     slopes: Tensor | None = None,
     activation: str = "",
     statistics: tuple[Tensor, Tensor] | None = None,
@@ -236,6 +259,7 @@ def apply_batch_norm(
 
     Args:
         residual: None, or of the shape and dtype of the input, (N, C, H, W).
+        after: add the residual to the result of the activation, in place of its input.
         slopes: PReLU's weight, (C) or (1).
         activation: one of ACTIVATIONS with its parameters; empty for none.
         statistics: the mean and variance of the input, if known; else they are computed.
@@ -267,7 +291,8 @@ def apply_batch_norm(
     if not activation:
         y = BatchNormForward.call(x, mean, var, weight, bias, residual, eps, training)
     else:
-        function = BatchNormActivationOfOutput if keeps_output(activation) else BatchNormActivation
+        of_output = BatchNormActivationOfOutput if keeps_output(activation) else BatchNormActivation
+        function = BatchNormActivationAdd if after and residual is not None else of_output
         y = function.call(x, mean, var, weight, bias, residual, slopes, eps, training, activation)
     return y if x is input else in_shape(y, input.shape)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from . import activation
-from .activation import MODULES, activated, described
+from .activation import MODULES, ReLU, Sigmoid, activated, described
+from .adaptive_pool2d import AdaptiveAvgPool2d
 from .batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm, count_batch, norm_arguments
 from .classes import Layer
 from .conv2d import Conv2d, conv2d, padded
@@ -23,10 +24,11 @@ from .fused_functional import FUSIONS, Arguments, batch_norm_activation
 from .linear import Linear, linear
 from .pool2d import MaxPool2d, max_pool2d
 from .public import layer
+from .scale_add import channel_scale
 
 __all__ = [
     "BNActivation2d", "BNAddActivation2d", "ConvActivation2d", "ConvActivationMaxPool2d", "ConvBNActivation2d",
-    "ConvTransposeActivation2d", "LinearActivation",
+    "ConvTransposeActivation2d", "LinearActivation", "SqueezeExcitation",
 ]  # fmt: skip
 
 Operator = Callable[..., Any]
@@ -241,3 +243,29 @@ class LinearActivation(_Fused):
     """f(linear(x)): a Linear and an activation."""
 
     classes = Linear, ANY_ACTIVATION
+
+
+@layer
+class SqueezeExcitation(nn.Module):
+    """Scale each channel of an image by a function of the means of all its channels (arXiv:1709.01507).
+
+    Names and arguments are those of torchvision.ops.SqueezeExcitation, so that its state_dict fits.
+
+    Args:
+        input_channels: C, of the input (N, C, H, W).
+        squeeze_channels: channels between the two 1x1 convolutions.
+        activation, scale_activation: classes of the activations behind the first and the second convolution.
+    """
+
+    def __init__(
+        self, input_channels: int, squeeze_channels: int, activation: Any = ReLU, scale_activation: Any = Sigmoid
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.avgpool = AdaptiveAvgPool2d(1)
+        self.fc1 = Conv2d(input_channels, squeeze_channels, 1)
+        self.fc2 = Conv2d(squeeze_channels, input_channels, 1)
+        self.activation, self.scale_activation = activation(), scale_activation()
+
+    def forward(self, input: Tensor) -> Tensor:
+        layers = self.avgpool, self.fc1, self.activation, self.fc2, self.scale_activation
+        return channel_scale(input, call_sequence(layers, input))

@@ -26,7 +26,7 @@ class SyncBatchNormForward(Function):
     def forward(
         x: Tensor, mean: Tensor, var: Tensor, w: Tensor | None, b: Tensor | None, pixels: Tensor, eps: float, group: Group
     ) -> Tensor:
-        return ops.batchnorm2d_forward(x, mean, var, w, b, None, None, "", eps)
+        return ops.batchnorm2d_forward(x, mean, var, w, b, None, None, "", eps, False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:

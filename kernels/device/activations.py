@@ -256,6 +256,7 @@ class ActivationName(FunctionName):
 
     gradient: Any
     parameters: tuple[float, ...]
+    keeps_output: bool
 
 
 def parsed(activation: str) -> tuple[str, tuple[float, ...]]:
@@ -286,6 +287,7 @@ def constant_of(activation: str) -> ActivationName | None:
     member = ACTIVATIONS[name]
     constant = ActivationName(f"{activation}: {name_of(member.value)}, {name_of(member.gradient)}")
     constant.function, constant.gradient, constant.parameters = member.value, member.gradient, parameters
+    constant.keeps_output = member.keeps_output(*parameters)
     return constant
 
 
@@ -297,6 +299,11 @@ def _gradient_of(name: ActivationName) -> Any:
 @triton.constexpr_function
 def _parameters_of(name: ActivationName) -> tuple[float, ...]:
     return name.parameters
+
+
+@triton.constexpr_function
+def _keeps_output(name: ActivationName) -> bool:
+    return name.keeps_output
 
 
 @device_function
@@ -311,6 +318,14 @@ def activate(z, slope, ACTIVATION: tl.constexpr):
 def activation_gradient(dy, kept, slope, ACTIVATION: tl.constexpr):
     """The gradient of an activation with respect to z, given the gradient of its value."""
     return _gradient_of(ACTIVATION)(dy, kept, slope, _parameters_of(ACTIVATION))
+
+
+@device_function
+def kept_from(z, slope, ACTIVATION: tl.constexpr):
+    """What the gradient of an activation needs, computed again from its input z: z or the value."""
+    if _keeps_output(ACTIVATION):
+        z = activate(z, slope, ACTIVATION)
+    return z
 
 
 def stride_of(slopes: Tensor | None) -> int:

@@ -20,6 +20,16 @@ def empty_like(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return _in_plan(torch.empty_like(like, dtype=dtype))
 
 
+def empty_elementwise(*operands: Tensor) -> Tensor:
+    """An uninitialised tensor like the result of torch's elementwise operators: dense, in the memory order of the operands."""
+    if all(operand.is_contiguous() for operand in operands):  # for any strides of axes of one element
+        return empty(operands[0], operands[0].shape)
+    if all(operand.dim() == 4 and operand.is_contiguous(memory_format=torch.channels_last) for operand in operands):
+        return empty(operands[0], operands[0].shape, channels_last=True)
+    strides = torch._prims_common.compute_elementwise_output_strides(*operands)
+    return _in_plan(torch.empty_strided(operands[0].shape, strides, dtype=operands[0].dtype, device=operands[0].device))
+
+
 def empty_resized(image: Tensor, size: Ints, *_: Any) -> Tensor:
     """An uninitialised image with the height and width `size`, channels_last if `image` (N, C, H, W) is.
 

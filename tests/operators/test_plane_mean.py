@@ -82,11 +82,12 @@ def test_no_pixels() -> None:
 def test_enough_programs_to_fill_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program or more for each of an H200's 132 multiprocessors."""
     from trinn.kernels import reduce
+    from trinn.kernels.device import planes
 
     monkeypatch.setattr(settings, "wanted_programs", 264)
     monkeypatch.setattr(tuning, "INTERPRETED", False)
-    monkeypatch.setattr(reduce, "elementwise_block", lambda elements: 1024)
-    monkeypatch.setattr(reduce, "INTERPRETED", False)
+    monkeypatch.setattr(planes, "elementwise_block", lambda elements: 1024)
+    monkeypatch.setattr(planes, "INTERPRETED", False)
     started: list[int] = []
     monkeypatch.setattr(reduce, "launch", lambda kernel, programs, *args, **options: started.append(programs))
     for shape in ((1, 8, 512, 512), (64, 2048, 7, 7), (8, 64, 112, 112)):
