@@ -10,8 +10,9 @@ function or a method. Then
     3. Inductor compiles the graph, with trinn's operators as opaque calls. Where Inductor cannot run, AOTAutograd runs alone.
 
 Only this file uses private parts of torch's compiler: torch._dynamo.lookup_backend and allow_in_graph,
-torch._inductor.compile_fx.compile_fx, list_mode_options and cpp_builder.get_cpp_compiler, torch._guards.CompileContext, and two
-entries of a node's meta: "example_value" (fake tensors) and "grapharg" (real tensors). torch 2.11 to 2.13 have all of them.
+torch._inductor.compile_fx.compile_fx, list_mode_options and cpp_builder.get_cpp_compiler, torch._guards.CompileContext, the
+hint of a SymInt, and two entries of a node's meta: "example_value" (fake tensors) and "grapharg" (real tensors). torch 2.11 to
+2.13 have all of them.
 """
 
 import inspect
@@ -68,6 +69,7 @@ _TAKEN: dict[Any, Any] = (
     | {F.pad: pad, torch._C._nn.pad: pad, F.upsample: layers.interpolate, torch.mean: _mean, Tensor.mean: _mean}
 )
 _IDLE = {torch._C._log_api_usage_once}  # without effect on other calls
+_CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate, torch.stack}
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 # Additions; True if they write the sum to their first operand.
 _ADDITIONS: dict[Any, bool] = {
@@ -125,12 +127,17 @@ def _no_inductor() -> str | None:
 
 
 class Summary:
-    """Counts of a graph's calls: `taken` by trinn, `fused`, and `left` to torch, with the reason."""
+    """Counts of a graph's calls: `taken` by trinn, `fused`, and `left` to torch, with the reason.
+
+    `elements` counts the elements of floating-point results, also of calls that were then fused: those on "trinn", those of a
+    "concatenation" left to torch, and those of other calls left to "torch". Views do not count.
+    """
 
     def __init__(self) -> None:
         self.taken: Counter[str] = Counter()
         self.fused: Counter[str] = Counter()
         self.left: Counter[tuple[str, str]] = Counter()
+        self.elements: Counter[str] = Counter()
         self.rest = ""  # the compiler of the calls left to torch
         self.tensors: list[Any] = []  # weak references to the inputs of the graph
         self.named: dict[str, torch.Size] = {}  # shapes of parameters and buffers
@@ -331,7 +338,7 @@ class _Rewriting:
                     options = {"residual": a[0]} if (a := dict(by_name).get(torch.add)) else {}
                     call = self.graph.call_function(function, (first.args[0], *given), options)
                 words = [_name(node if n is activated else n) for n, node in zip(names, nodes, strict=False)]
-                call.meta = dict(last.meta) | {"trinn": " + ".join(words)}
+                call.meta = dict(last.meta) | {"trinn": " + ".join(words), "elements": sum(map(_elements, nodes[:count]))}
                 last.replace_all_uses_with(call)
                 self.effects[call] = _Effects(*(self._effects(node) for node in nodes[:count]))  # type: ignore[arg-type]
                 for node in reversed(nodes[:count]):
@@ -415,11 +422,17 @@ class _Rewriting:
         """Count a call in the summary."""
         if node.target in _FUSED:
             self.summary.fused[node.meta.get("trinn", node.target.__name__)] += 1  # type: ignore[union-attr]
+            by = "trinn"
         elif node.target in _OURS or node.target in (pad, _mean):
             self.summary.taken[node.target.__name__.strip("_")] += 1  # type: ignore[union-attr]
+            by = "trinn"
         elif node.target is not operator.getitem and not self._bodies(node) and not self._is_view(node):
             function = _function(node)
             self.summary.left[getattr(function, "__name__", str(function)), node.meta.get("trinn", "not in trinn")] += 1
+            by = "concatenation" if function in _CONCATENATIONS else "torch"
+        else:
+            return
+        self.summary.elements[by] += _elements(node)
 
     def _is_view(self, node: Node) -> bool:
         """Whether a call returns no floating-point tensor, or writes nothing and returns only memory of its arguments."""
@@ -429,10 +442,21 @@ class _Rewriting:
         return effects is not None and not effects.writes and _storages([node]) <= _storages(node.all_input_nodes)
 
 
+def _floats(nodes: Iterable[Node]) -> list[Tensor]:
+    """The floating-point tensors among the values of nodes."""
+    values = tree_leaves([node.meta.get("example_value") for node in nodes])
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+
+
 def _storages(nodes: Iterable[Node]) -> set[int]:
     """The storages of the floating-point tensors among the values of nodes."""
-    values = tree_leaves([node.meta.get("example_value") for node in nodes])
-    return {_storage(value) for value in values if isinstance(value, Tensor) and value.is_floating_point()}
+    return {_storage(value) for value in _floats(nodes)}
+
+
+def _elements(node: Node) -> int:
+    """The number of elements of a call's floating-point tensors; for symbolic sizes, those of the traced call."""
+    sizes = [value.numel() for value in _floats([node])]
+    return node.meta.get("elements") or sum(n.node.hint or 0 if isinstance(n, torch.SymInt) else n for n in sizes)
 
 
 def _name(of: Any) -> str:

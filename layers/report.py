@@ -50,7 +50,7 @@ def report(model: nn.Module, file: TextIO | None = None, *, layers: bool = False
     `patched`.
 
     For a model compiled by torch.compile(backend="trinn"), it lists operators instead, summed over all graphs: on trinn's
-    kernels, fused, and left to Inductor, with the reason.
+    kernels, fused, and left to Inductor, with the reason. Above them are the shares of the elements of all results.
 
     Args:
         file: the output file; None means sys.stdout.
@@ -101,6 +101,10 @@ def _report_graphs(model: nn.Module, graphs: Sequence[Any], file: TextIO | None)
     if not graphs:
         print('torch.compile(model, backend="trinn") compiles the graphs when the model is first called.', file=file)
         return
+    elements = sum((graph.elements for graph in graphs), Counter[str]())
+    whose = {"trinn": "on trinn", "concatenation": "concatenated", "torch": f"by other operators of {rest}"}
+    shares = (f"{elements[key] / (elements.total() or 1):.1%} {words}" for key, words in whose.items())
+    print(f"elements computed: {', '.join(shares)}", file=file)
     ours = [(name, str(count), "trinn", "") for name, count in (*fused.most_common(), *taken.most_common())]
     others = [(name, str(count), rest, why) for (name, why), count in left.most_common()]
     _print([("operator", "calls", "runs on", "why not trinn"), *ours, *others], file)

@@ -370,6 +370,23 @@ def test_what_is_left(why: str) -> None:
     assert why in reason
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_elements(dynamic: bool) -> None:
+    """Those of all floating-point results are counted before fusion; views, and calls without such results, are not."""
+
+    def forward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        y, indices = F.max_pool2d(F.relu(F.conv2d(x, weight)), 2, return_indices=True)
+        left, _ = torch.cat((y, F.hardshrink(y)), 1).chunk(2, 1)
+        return torch.sin(left.flatten(1)), indices + 1
+
+    call = compiled(forward, fullgraph=True, dynamic=dynamic)
+    call(randn(3, 2, 6, 6), randn(4, 2, 3, 3))
+    (summary,) = backend._summaries
+    assert summary.fused == {CONV_RELU: 1} and summary.taken == {"max_pool2d": 1}
+    convolved, pooled = 3 * 4 * 4 * 4, 3 * 4 * 2 * 2
+    assert summary.elements == {"trinn": 2 * convolved + pooled, "concatenation": 2 * pooled, "torch": 2 * pooled}
+
+
 def test_nothing_is_taken_where_kernels_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU without the interpreter."""
     monkeypatch.setattr(backend.interpreter, "INTERPRETED", False)
@@ -574,6 +591,7 @@ def test_it_is_listed() -> None:
 
 REPORT = """\
 Small: 2 graphs compiled by trinn VERSION and aot_eager, 10 operators on trinn, 8 fused
+elements computed: 90.3% on trinn, 0.0% concatenated, 9.7% by other operators of aot_eager
 operator                          calls  runs on    why not trinn
 -----------------------------------------------------------------
 conv2d + batch_norm + relu        2      trinn
