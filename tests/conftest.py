@@ -2,7 +2,7 @@
 
 `--tma` and `--tf32` run the tests with the TMA kernels (support/tma.py) or with TF32 products (support/truncated.py), in the
 interpreter too. After tests with torch's own inputs (support/torchs_material.py), a table counts the passed inputs; `--record`
-stores the counts for docs/evidence.md.
+stores the counts for docs/evidence.md, and those of convert/test_coverage.py.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from trinn.kernels.runtime.settings import settings
 # Test files collected only on a machine without a GPU. They test host code, with CPU tensors in place of GPU tensors. A real
 # GPU would add nothing to them.
 WITHOUT_A_GPU = (
-    "bench", "compile", "compiled", "contained", "evidence", "gpu", "house", "install",
+    "bench", "compile", "compiled", "contained", "coverage", "evidence", "gpu", "house", "install",
     "interpreted", "launch_cache", "machine_code", "mutants", "notes", "readme", "tune",
 )  # fmt: skip
 collect_ignore_glob = [f"*/test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_available() else []
@@ -128,7 +128,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--tma", action="store_true", help="run convolutions through TMA wherever possible, in the interpreter too"
     )
     parser.addoption("--tf32", action="store_true", help="truncate operands to TF32 where torch allows it, as on a GPU")
-    parser.addoption("--record", action="store_true", help="store the counts of torch's own inputs, if all passed")
+    parser.addoption("--record", action="store_true", help="store counts for docs/evidence.md: torch's own inputs, coverage")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

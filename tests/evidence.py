@@ -16,6 +16,7 @@ from trinn.kernels.runtime.interpreter import INTERPRETED
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "evidence.md"
+CONCATENATIONS = {"cat", "concat", "concatenate", "stack"}
 
 INTRODUCTION = """\
 # Evidence
@@ -68,6 +69,29 @@ inputs that passed:
 No input failed. `make test-long` runs all of them; with pytest's `--record` it updates the counts.
 
 {table(["", *columns], rows)}"""
+
+
+def share_on_trinn(elements: dict[str, int]) -> float:
+    """Of the elements of a network's results, those computed by trinn's kernels; concatenations do not count."""
+    return elements["trinn"] / (elements["trinn"] + elements["torch"])
+
+
+def coverage(figures: dict[str, Any]) -> str:
+    rows = []
+    for name, row in figures["networks"].items():
+        elements, left = row["elements"], [operator for operator in row["left"] if operator not in CONCATENATIONS]
+        copied = elements["concatenation"] / sum(elements.values())
+        cells = "x".join(map(str, row["input"])), f"{share_on_trinn(elements):.1%}", f"{copied:.1%}" if copied else ""
+        rows.append([name, *cells, ", ".join(left)])
+    return f"""\
+## Networks under torch.compile
+
+The share of each network that trinn's kernels compute under `torch.compile(model, backend="trinn")`, in training: elements of
+the results of all calls, before fusion and without views. Concatenations, which torch copies, have a column of their own,
+with their share of all elements. The networks have their original width; those after DeepLab's head have fewer blocks.
+`pytest tests/convert/test_coverage.py --record` counts again.
+
+{table(["network", "input", "on trinn, without concatenations", "concatenations", "other operators left to torch"], rows)}"""
 
 
 def precision(figures: dict[str, Any]) -> str:
@@ -143,6 +167,7 @@ no result is compared. Last run: {figures["date"]}.
 # The sections of the page in order: name of the stored figures -> function that renders them.
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "torchs_material": torchs_material,
+    "coverage": coverage,
     "mutants": mutants,
     "fuzz": fuzz,
     "precision": precision,
