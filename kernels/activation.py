@@ -68,7 +68,7 @@ def _prelu_kernel(
     """PReLU in one tile of columns and one split of the rows. With `dy`, the gradients: dx, and partial sums of dslope."""
     column, exists, c = tile_columns(grid, INDEX, TILE)
     first, last = program_rows(grid, INDEX)
-    slope = tl.load(slopes + c * slope_stride).to(ACCUMULATOR)
+    slope = widen(tl.load(slopes + c * slope_stride)).to(ACCUMULATOR)
     x, result = tile_start(x, column, grid, x_strides, TILE), tile_start(result, column, grid, result_strides, TILE)
     if dy is not None:
         dy = tile_start(dy, column, grid, dy_strides, TILE)

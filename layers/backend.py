@@ -46,6 +46,7 @@ from .activation import IN_PLACE, TEXTS, activated, description
 from .fused_functional import FUSIONS
 from .pad2d import pad2d
 from .patched import FUNCTIONS, pad
+from .scale_add import is_addable, is_channel_scale
 
 Operator = Callable[..., Any]
 
@@ -59,8 +60,10 @@ def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch
     return y if keepdim else y.flatten(1)
 
 
-# The functions of trinn with a twin in torch.nn.functional.
-_OURS: set[Any] = {ours for name, ours in vars(layers).items() if inspect.isfunction(ours) and hasattr(F, name)} | {pad2d}
+# The functions of trinn with a twin in torch.nn.functional, and those for additions and products.
+_OURS: set[Any] = {ours for name, ours in vars(layers).items() if inspect.isfunction(ours) and hasattr(F, name)} | {
+    pad2d, layers.add, layers.add_, layers.channel_scale,
+}  # fmt: skip
 _FUSED: set[Any] = set(FUSIONS.values())
 # For each replaceable function of a graph, its replacement.
 _TAKEN: dict[Any, Any] = (
@@ -71,10 +74,11 @@ _TAKEN: dict[Any, Any] = (
 _IDLE = {torch._C._log_api_usage_once}  # without effect on other calls
 _CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate, torch.stack}
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
-# Additions; True if they write the sum to their first operand.
-_ADDITIONS: dict[Any, bool] = {
-    f: f in (operator.iadd, Tensor.add_) for f in (operator.add, torch.add, Tensor.add, operator.iadd, Tensor.add_)
-}
+# Additions and products; True if they write the result to their first operand.
+_ADDITIONS: dict[Any, bool] = dict.fromkeys((operator.add, torch.add, Tensor.add, layers.add), False)
+_ADDITIONS |= dict.fromkeys((operator.iadd, Tensor.add_, layers.add_), True)
+_PRODUCTS: dict[Any, bool] = dict.fromkeys((operator.mul, torch.mul, torch.multiply, Tensor.mul, Tensor.multiply), False)
+_PRODUCTS |= dict.fromkeys((operator.imul, Tensor.mul_, Tensor.multiply_), True)
 
 # A call of trinn's function is one node of a graph. TorchDynamo does not trace into it.
 for _each in _OURS | _FUSED:
@@ -238,8 +242,9 @@ class _Rewriting:
         for node in list(self.graph.nodes):
             if node.op in ("call_function", "call_method"):
                 self._take(node)
+        self._take_arithmetic()
         for node in list(self.graph.nodes):
-            if node.target in _OURS:
+            if node.target in _OURS and node.users:  # an earlier fusion may have erased it
                 self._fuse(node)
         for node in self.graph.nodes:
             if node.op in ("call_function", "call_method"):
@@ -264,6 +269,75 @@ class _Rewriting:
         else:
             for body in self._bodies(node):
                 _Rewriting(body, (), self.summary, self.autocasts).run()
+
+    def _take_arithmetic(self) -> None:
+        """Replace additions of two tensors and scalings of channels, except those beside a call left to torch.
+
+        Inductor can compute them together with such a call.
+        """
+        taken = [node for node in self.graph.nodes if self._arithmetic(node) is not None]
+        while beside := [n for n in taken if any(self._is_left(o) and o not in taken for o in self._neighbours(n))]:
+            taken = [node for node in taken if node not in beside]
+        for node in taken:
+            ours, node.args = self._arithmetic(node)  # type: ignore[misc]
+            if ours is layers.channel_scale:
+                self._move_channels(node)
+            self._try(node, ours)
+
+    def _arithmetic(self, node: Node) -> tuple[Operator, tuple[Node, ...]] | None:
+        """trinn's function and its arguments for an addition or a product; None if there is none."""
+        function, operands = _function(node), node.args
+        if node.kwargs or len(operands) != 2 or not all(isinstance(operand, Node) for operand in operands):
+            return None
+        a, b = map(self._value, operands)
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            return None
+        if function in _ADDITIONS:
+            same = a.dim() == b.dim() and all(statically_known_true(n == m) for n, m in zip(a.shape, b.shape, strict=True))
+            ours = layers.add_ if _ADDITIONS[function] else layers.add
+            return (ours, operands) if same and is_addable(a, b) else None  # type: ignore[return-value]
+        if function in _PRODUCTS and _PRODUCTS[function] and not self._is_its_own(operands[0], node):  # type: ignore[arg-type]
+            return None
+        pairs = ((a, b, operands), (b, a, operands[::-1]))[: 1 if _PRODUCTS.get(function) else 2]
+        return next(
+            ((layers.channel_scale, args) for x, s, args in pairs if function in _PRODUCTS and is_channel_scale(x, s)), None
+        )  # type: ignore[return-value]
+
+    def _neighbours(self, node: Node) -> list[Node]:
+        """The nodes whose values a call uses, and those that use its value, also through views."""
+        found: list[Node] = []
+        for nearest in (lambda of: of.all_input_nodes, lambda of: list(of.users)):
+            pending = nearest(node)
+            while pending:
+                other, *pending = pending
+                if other.op.startswith("call") and _storages([other]) and self._is_view(other):
+                    pending += nearest(other)
+                else:
+                    found.append(other)
+        return found
+
+    def _is_left(self, node: Node) -> bool:
+        """Whether a call is left to torch and computes; concatenations do not count, since Inductor copies their operands."""
+        function = _function(node)
+        others = function in _OURS | _FUSED | _CONCATENATIONS or function in (pad, _mean, operator.getitem)
+        return node.op.startswith("call") and not others and not self._bodies(node) and bool(_storages([node]))
+
+    def _move_channels(self, node: Node) -> None:
+        """Scale (N, C, H, W) in place of (N, H, W, C), if the only use of the result is a permutation to (N, C, H, W)."""
+        x, scale = node.args
+        user = next(iter(node.users))
+        if self._value(scale).dim() != 1 or len(node.users) != 1 or _permutation(user) != (0, 3, 1, 2):
+            return
+        with self.graph.inserting_before(node):
+            image = self.graph.call_method("permute", (x, 0, 3, 1, 2))
+            of_channels = self.graph.call_method("reshape", (scale, -1, 1, 1))
+        image.meta, of_channels.meta = dict(user.meta), dict(scale.meta)  # type: ignore[union-attr]
+        with self.fake_mode:
+            image.meta["example_value"] = self._value(x).detach().permute(0, 3, 1, 2)
+            of_channels.meta["example_value"] = self._value(scale).detach().reshape(-1, 1, 1)
+        node.args, node.meta = (image, of_channels), dict(user.meta)
+        user.replace_all_uses_with(node)
+        self.graph.erase_node(user)
 
     def _try(self, node: Node, ours: Operator) -> None:
         """Replace a call by `ours`, unless `ours` raises for fake tensors. The exception is then the reason in the summary."""
@@ -320,7 +394,9 @@ class _Rewriting:
     def _fuse(self, first: Node) -> None:
         """Fuse a call with its successors, by the first entry of FUSIONS that fits."""
         # The run: each value has one user, the next call.
-        nodes, run, arguments = [first], [first.target], [first.args[1:]]
+        nodes, run, arguments = [first], [torch.add if first.target in _ADDITIONS else first.target], [first.args[1:]]
+        if _ADDITIONS.get(first.target) and not self._is_its_own(first.args[0], first):  # type: ignore[arg-type]
+            return
         while len(nodes[-1].users) == 1 and len(nodes) < 4:
             user = next(iter(nodes[-1].users))
             found = self._follows(user, nodes[-1])
@@ -335,7 +411,8 @@ class _Rewriting:
                 with self.graph.inserting_before(last):
                     by_name = list(zip(names, arguments, strict=False))
                     given = [a for name, a in by_name if name is not torch.add]
-                    options = {"residual": a[0]} if (a := dict(by_name).get(torch.add)) else {}
+                    place = "addend" if names[-2:] == (activated, torch.add) else "residual"
+                    options = {place: a[0]} if (a := dict(by_name).get(torch.add)) else {}
                     call = self.graph.call_function(function, (first.args[0], *given), options)
                 words = [_name(node if n is activated else n) for n, node in zip(names, nodes, strict=False)]
                 call.meta = dict(last.meta) | {"trinn": " + ".join(words), "elements": sum(map(_elements, nodes[:count]))}
@@ -457,6 +534,14 @@ def _elements(node: Node) -> int:
     """The number of elements of a call's floating-point tensors; for symbolic sizes, those of the traced call."""
     sizes = [value.numel() for value in _floats([node])]
     return node.meta.get("elements") or sum(n.node.hint or 0 if isinstance(n, torch.SymInt) else n for n in sizes)
+
+
+def _permutation(node: Node) -> tuple[int, ...] | None:
+    """The axes of a permutation of 4 axes; None for other calls."""
+    if _function(node) not in (Tensor.permute, torch.permute) or node.kwargs:
+        return None
+    axes = node.args[1:] if len(node.args) > 2 else node.args[1]
+    return tuple(axis % 4 for axis in axes) if all(isinstance(axis, int) for axis in axes) else None  # type: ignore
 
 
 def _name(of: Any) -> str:

@@ -11,6 +11,10 @@
                                                                          backward: the kernel of the sums also computes
                                                                          the gradient of f
     linear_activation              f(linear(x))                          one kernel
+    add_activation                 f(x + residual)                       one kernel, unless the gradient of f needs its input
+    channel_scale_activation       f(x * scale + residual)               one kernel; backward: one kernel
+
+Behind a batch norm with an activation, a residual may also be added last: f(batch_norm(x)) + addend.
 
 The arguments are the input, then a tuple of the other arguments of each operator:
 `conv2d_activation(x, (weight, bias, stride, padding, dilation, groups), ("relu", None))`. Those of an activation are its text,
@@ -39,6 +43,7 @@ from .function import Function, autocast, is_forward_mode_active, is_transform_a
 from .linear import apply_linear, linear, linear_gradients
 from .pool2d import MaxPool2dBackward, max_pool2d, max_pool2d_windows
 from .public import functional
+from .scale_add import AddActivation, apply_channel_scale, channel_scale, is_addable, total
 from .window import Pair
 
 Arguments = tuple[Any, ...]  # the arguments of an operator after its input
@@ -249,55 +254,85 @@ def conv2d_activation_max_pool2d(input: Tensor, conv: Arguments, activation: Arg
 
 @functional
 def conv2d_batch_norm(
-    input: Tensor, conv: Arguments, norm: Arguments, activation: Arguments | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """f(batch_norm(conv2d(input, *conv), *norm) + residual)."""
+    input: Tensor, conv: Arguments, norm: Arguments, activation: Arguments | None = None, residual: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """f(batch_norm(conv2d(input, *conv), *norm) + residual) + addend; at most one of residual and addend is given."""
     if input.dim() != 4 or is_forward_mode_active():
-        return batch_norm_activation(conv2d(input, *conv), norm, activation, residual)
+        return batch_norm_activation(conv2d(input, *conv), norm, activation, residual, addend)
     x, w, b, *geometry = conv2d_operands(input, *conv)
     *vectors, training, _, eps = norm
     if training:
         y, *statistics = Conv2dStatistics.call(x, w, b, *geometry)
-        return _normalized(y, norm, activation, residual, statistics)
+        return _normalized(y, norm, activation, residual, addend, statistics)
     text, slopes = activation or ("", None)
     if residual is not None or _has_gradient(x, w, b, slopes, *vectors) or not _fits(slopes, w.shape[0], x):
-        return _normalized(Conv2dFprop.call(x, w, b, *geometry), norm, activation, residual)
+        return _normalized(Conv2dFprop.call(x, w, b, *geometry), norm, activation, residual, addend)
     if any(statistic is None for statistic in vectors[:2]):
         raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
     check_vectors(x, w.shape[0], *vectors)
     # In evaluation a batch norm is a scale and a shift per channel: the convolution's epilogue applies them.
     scale, shift = ops.batchnorm2d_fold(*vectors, b, eps)
-    return ops.conv2d_affine(x, w, scale, shift, expanded(slopes, w.shape[0]), text, *geometry, False)
+    return total(ops.conv2d_affine(x, w, scale, shift, expanded(slopes, w.shape[0]), text, *geometry, False), addend)
 
 
 @functional
 def batch_norm_activation(
-    input: Tensor, norm: Arguments, activation: Arguments | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """f(batch_norm(input, *norm) + residual), in one pass if the residual is None or has the input's shape and dtype.
+    input: Tensor, norm: Arguments, activation: Arguments | None = None, residual: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """f(batch_norm(input, *norm) + residual) + addend; at most one of residual and addend is given.
 
-    Not in one pass with an inference tensor as bias or residual: it cannot be kept for backward.
+    In one pass if the added tensor has the input's shape and dtype. Not in one pass with an inference tensor as bias or residual:
+    it cannot be kept for backward.
     """
-    return _normalized(input, norm, activation, residual)
+    return _normalized(input, norm, activation, residual, addend)
 
 
 def _normalized(
-    x: Tensor, norm: Arguments, activation: Arguments | None, residual: Tensor | None, statistics: Any = None
+    x: Tensor, norm: Arguments, activation: Arguments | None, residual: Tensor | None, addend: Tensor | None,
+    statistics: Any = None,
 ) -> Tensor:  # fmt: skip
-    """f(batch_norm(x) + residual).
+    """f(batch_norm(x) + residual) + addend.
 
     Args:
         statistics: the mean and variance of x, if known; else they are computed.
     """
     text, slopes = activation or ("", None)
-    one_pass = residual is None or (
-        x.dim() == 4 and residual.shape == x.shape and (residual.dtype, residual.device) == (x.dtype, x.device)
-    )  # fmt: skip
-    one_pass = one_pass and _can_keep(norm[3], residual)
+    added = residual if residual is not None else addend
+    one_pass = (added is None or _alike(added, x)) and _can_keep(norm[3], residual)
     if one_pass and not is_forward_mode_active() and x.dim() > 1 and _fits(slopes, x.shape[1], x):
-        return apply_batch_norm(x, *norm, residual=residual, slopes=slopes, activation=text, statistics=statistics)
+        options = {"residual": added, "after": addend is not None}
+        return apply_batch_norm(x, *norm, **options, slopes=slopes, activation=text, statistics=statistics)
     y = apply_batch_norm(x, *norm, statistics=statistics)
-    return _alone(y + residual if residual is not None else y, activation)
+    return total(_alone(total(y, residual), activation), addend)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are images of one shape, dtype and device."""
+    return a.dim() == 4 and a.shape == b.shape and (a.dtype, a.device) == (b.dtype, b.device)
+
+
+@functional
+def add_activation(input: Tensor, activation: Arguments, residual: Tensor) -> Tensor:
+    """f(input + residual), as `torch.add`; in one pass if the gradient of f needs its output, or none is needed."""
+    text, slopes = activation
+    alone = slopes is not None or not is_addable(input, residual) or is_forward_mode_active()
+    if alone or not (keeps_output(text) or not _has_gradient(input, residual)):
+        return _alone(total(input, residual), activation)
+    return AddActivation.call(input, residual, text)
+
+
+@functional
+def channel_scale_activation(
+    input: Tensor, scale: Arguments, activation: Arguments | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """f(channel_scale(input, *scale) + residual), in one pass if the residual has the input's shape and dtype."""
+    text, slopes = activation or ("", None)
+    one_pass = (residual is None or _alike(residual, input)) and _can_keep(residual)
+    if one_pass and slopes is None and not is_forward_mode_active():
+        return apply_channel_scale(input, *scale, residual, text)
+    return _alone(total(channel_scale(input, *scale), residual), activation)
 
 
 def _can_keep(*tensors: Tensor | None) -> bool:
@@ -325,11 +360,12 @@ def linear_activation(input: Tensor, arguments: Arguments, activation: Arguments
     )  # fmt: skip
 
 
-# Sequences of operators, and the function that fuses each. The first match is used. torch.add stands for adding the residual,
-# `activated` for any activation.
+# Sequences of operators, and the function that fuses each. The first match is used. torch.add stands for adding the residual (the
+# addend, if it follows an activation), `activated` for any activation.
 FUSIONS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
     (conv2d, batch_norm, torch.add, activated): conv2d_batch_norm,
     (conv2d, batch_norm, torch.add): conv2d_batch_norm,
+    (conv2d, batch_norm, activated, torch.add): conv2d_batch_norm,
     (conv2d, batch_norm, activated): conv2d_batch_norm,
     (conv2d, batch_norm): conv2d_batch_norm,
     (conv2d, activated, max_pool2d): conv2d_activation_max_pool2d,
@@ -337,6 +373,11 @@ FUSIONS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
     (conv_transpose2d, activated): conv_transpose2d_activation,
     (batch_norm, torch.add, activated): batch_norm_activation,
     (batch_norm, torch.add): batch_norm_activation,
+    (batch_norm, activated, torch.add): batch_norm_activation,
     (batch_norm, activated): batch_norm_activation,
     (linear, activated): linear_activation,
+    (channel_scale, torch.add, activated): channel_scale_activation,
+    (channel_scale, torch.add): channel_scale_activation,
+    (channel_scale, activated): channel_scale_activation,
+    (torch.add, activated): add_activation,
 }

@@ -150,7 +150,7 @@ def add(input: Tensor, other: Tensor) -> Tensor:
     Raises:
         NotImplementedError: another shape, dtype or device of `other`; bool or complex numbers.
     """
-    check_alike("add", input, other)
+    _check_addable("add", input, other)
     return Add.call(input, other)
 
 
@@ -163,7 +163,7 @@ def add_(input: Tensor, other: Tensor) -> Tensor:
         RuntimeError: `input` is a leaf with requires_grad, an inference tensor outside inference mode, or its elements share
             memory.
     """
-    check_alike("add_", input, other)
+    _check_addable("add_", input, other)
     if not can_write(input) or _overlaps(input, other):
         return input.copy_(Add.call(input, other))
     return AddInPlace.call(input, other)
@@ -176,16 +176,25 @@ def _overlaps(x: Tensor, other: Tensor) -> bool:
     return (x.storage_offset(), x.stride()) != (other.storage_offset(), other.stride())
 
 
-def check_alike(function: str, input: Tensor, other: Tensor) -> None:
-    """Raise an exception unless trinn can add the two tensors."""
-    ours = (input.shape, input.dtype, input.device)
-    if ours != (other.shape, other.dtype, other.device):
+def _check_addable(function: str, input: Tensor, other: Tensor) -> None:
+    if not is_addable(input, other):
         raise NotImplementedError(
-            f"{function}: trinn adds tensors of one shape, dtype and device, but got {tuple(input.shape)}, {input.dtype}, "
+            f"{function}: expected numbers of one shape, dtype and device, but got {tuple(input.shape)}, {input.dtype}, "
             f"{input.device} and {tuple(other.shape)}, {other.dtype}, {other.device}"
         )
-    if input.dtype == torch.bool or input.dtype not in FLOATS and (input.is_floating_point() or input.is_complex()):
-        raise NotImplementedError(f"{function}: not implemented for {input.dtype}")
+
+
+def is_addable(x: Tensor, other: Tensor) -> bool:
+    """Whether a kernel can add the two tensors."""
+    whole = not (x.is_floating_point() or x.is_complex() or x.is_quantized or x.dtype == torch.bool)
+    return x.shape == other.shape and (x.dtype, x.device) == (other.dtype, other.device) and (x.dtype in FLOATS or whole)
+
+
+def total(x: Tensor, other: Tensor | None) -> Tensor:
+    """x + other, on trinn's kernel if it can; x without `other`."""
+    if other is None:
+        return x
+    return Add.call(x, other) if is_addable(x, other) else x + other
 
 
 @functional
@@ -207,7 +216,13 @@ def channel_scale(input: Tensor, scale: Tensor) -> Tensor:
 
 def apply_channel_scale(input: Tensor, scale: Tensor, residual: Tensor | None = None, activation: str = "") -> Tensor:
     """An activation of `channel_scale` plus a residual of the shape, dtype and device of the input."""
-    rows = scale_rows(input, scale)
+    if not is_channel_scale(input, scale):
+        raise NotImplementedError(
+            "channel_scale: expected (N, C, H, W) and (N, C, 1, 1), (1, C, 1, 1) or (C, 1, 1), or (N, H, W, C) and (C), of one "
+            f"floating dtype and device, but got {tuple(input.shape)}, {input.dtype}, {input.device} and "
+            f"{tuple(scale.shape)}, {scale.dtype}, {scale.device}"
+        )
+    rows = scale.shape[0] if scale.dim() == 4 else 1
     if scale.dim() == 1:
         input, residual = (v.permute(0, 3, 1, 2) if v is not None else None for v in (input, residual))
     s = scale.reshape(rows, input.shape[1])
@@ -218,23 +233,12 @@ def apply_channel_scale(input: Tensor, scale: Tensor, residual: Tensor | None = 
     return y.permute(0, 2, 3, 1) if scale.dim() == 1 else y
 
 
-def scale_rows(input: Tensor, scale: Tensor) -> int:
-    """The number of images with a scale of their own, N or 1; raises an exception unless `channel_scale` takes the arguments."""
-    if (input.dtype, input.device) != (scale.dtype, scale.device) or input.dtype not in FLOATS:
-        raise NotImplementedError(
-            "channel_scale: expected a floating dtype, and one dtype and device, but got "
-            f"{input.dtype}, {input.device} and {scale.dtype}, {scale.device}"
-        )
-    if input.dim() == 4:
-        n, c = input.shape[:2]
-        if scale.shape in ((n, c, 1, 1), (1, c, 1, 1)):
-            return scale.shape[0]
-        if scale.shape in ((c, 1, 1), input.shape[3:]):
-            return 1
-    raise NotImplementedError(
-        "channel_scale: expected (N, C, H, W) and (N, C, 1, 1), (1, C, 1, 1) or (C, 1, 1), or (N, H, W, C) and (C), but got "
-        f"{tuple(input.shape)} and {tuple(scale.shape)}"
-    )
+def is_channel_scale(x: Tensor, scale: Tensor) -> bool:
+    """Whether `channel_scale` takes these arguments."""
+    if x.dim() != 4 or (x.dtype, x.device) != (scale.dtype, scale.device) or x.dtype not in FLOATS:
+        return False
+    n, c, *_, last = x.shape
+    return scale.shape in ((n, c, 1, 1), (1, c, 1, 1), (c, 1, 1), (last,))
 
 
 @layer

@@ -26,7 +26,7 @@ from triton.language.extra import libdevice
 from ..runtime.interpreter import INTERPRETED
 from ..runtime.triton_internals import interpreted
 from .function import FunctionName, device_function, function_of, name_of
-from .precision import divide
+from .precision import divide, widen
 
 _SQRT_HALF = tl.constexpr(0.5**0.5)
 _SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
@@ -338,5 +338,5 @@ def load_slopes(slopes, slope_stride, channel, exists, DTYPE: tl.constexpr):
     """PReLU's slopes of some channels; 0 without slopes, undefined for channels that do not exist."""
     slope = 0.0
     if slopes is not None:
-        slope = tl.load(slopes + channel * slope_stride, mask=exists).to(DTYPE)
+        slope = widen(tl.load(slopes + channel * slope_stride, mask=exists)).to(DTYPE)
     return slope
