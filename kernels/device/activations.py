@@ -78,8 +78,8 @@ def leaky_relu_gradient(dy, kept, slope, P):
 
 @device_function
 def elu(z, slope, P):
-    """P[1] * z above 0, else P[0] * (exp(P[2] * z) - 1): ELU, CELU and SELU."""
-    return tl.where(z > 0, z * P[1], _expm1(z * P[2]) * P[0])
+    """P[0] * (exp(P[2] * z) - 1) below 0, else P[1] * z: ELU, CELU and SELU. A zero keeps its sign for any P[0]."""
+    return tl.where(z < 0, _expm1(z * P[2]) * P[0], z * P[1])
 
 
 @device_function

@@ -3,7 +3,8 @@
     1-25    tests/operators/hard_inputs/pool2d.py             70-74   tests/operators/hard_inputs/activation.py
     26-43   tests/operators/hard_inputs/conv2d.py             75-78   tests/operators/hard_inputs/linear.py
     44-50   tests/operators/hard_inputs/conv_transpose2d.py   79-89   tests/operators/hard_inputs/upsample2d.py
-    51-69   tests/operators/hard_inputs/batchnorm2d.py        90-     tests/operators/hard_inputs/everything.py
+    51-69   tests/operators/hard_inputs/batchnorm2d.py        90-107  tests/operators/hard_inputs/everything.py
+                                                              109-115 tests/operators/hard_inputs/activation.py
 
 `pytest -k hard_053` runs the rows of number 53. docs/differences.md explains each intended difference from torch.
 """
