@@ -198,12 +198,13 @@ def total(x: Tensor, other: Tensor | None) -> Tensor:
 
 
 @functional
-def channel_scale(input: Tensor, scale: Tensor) -> Tensor:
-    """input * scale, with one number for each channel: of each image, as in squeeze-and-excitation, or of all, as layer scale.
+def channel_scale(input: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
+    """input * scale + residual, with one number for each channel: of each image, as in squeeze-and-excitation, or of all.
 
     Args:
         input: (N, C, H, W), any strides; float16, bfloat16, float32 or float64.
         scale: (N, C, 1, 1), (1, C, 1, 1) or (C, 1, 1); or (C) for an input (N, H, W, C). Of the dtype of the input.
+        residual: like `input`; None is 0.
 
     Returns:
         Like `input`, in its memory order.
@@ -211,26 +212,28 @@ def channel_scale(input: Tensor, scale: Tensor) -> Tensor:
     Raises:
         NotImplementedError: other shapes, dtypes or devices.
     """
-    return apply_channel_scale(input, scale)
+    if residual is not None and (residual.shape != input.shape or not is_addable(input, residual)):
+        raise NotImplementedError(f"channel_scale: expected a residual like the input, {tuple(input.shape)}, but got {tuple(residual.shape)}")
+    return apply_channel_scale(input, scale, residual)
 
 
 def apply_channel_scale(input: Tensor, scale: Tensor, residual: Tensor | None = None, activation: str = "") -> Tensor:
-    """An activation of `channel_scale` plus a residual of the shape, dtype and device of the input."""
+    """An activation of input * scale + residual. The residual has the shape, dtype and device of the input."""
     if not is_channel_scale(input, scale):
         raise NotImplementedError(
             "channel_scale: expected (N, C, H, W) and (N, C, 1, 1), (1, C, 1, 1) or (C, 1, 1), or (N, H, W, C) and (C), of one "
             f"floating dtype and device, but got {tuple(input.shape)}, {input.dtype}, {input.device} and "
             f"{tuple(scale.shape)}, {scale.dtype}, {scale.device}"
         )
-    rows = scale.shape[0] if scale.dim() == 4 else 1
-    if scale.dim() == 1:
-        input, residual = (v.permute(0, 3, 1, 2) if v is not None else None for v in (input, residual))
-    s = scale.reshape(rows, input.shape[1])
+    features_last = scale.dim() == 1
+    if features_last:
+        input, residual = (v.permute(0, 3, 1, 2) if v is not None else None for v in (input, residual))  # type: ignore[assignment]
+    s = scale.reshape(scale.shape[0] if scale.dim() == 4 else 1, input.shape[1])
     if activation:
         y = ChannelScaleActivation.call(input, s, residual, activation)
     else:
         y = ChannelScaleForward.call(input, s, residual)
-    return y.permute(0, 2, 3, 1) if scale.dim() == 1 else y
+    return y.permute(0, 2, 3, 1) if features_last else y
 
 
 def is_channel_scale(x: Tensor, scale: Tensor) -> bool:
@@ -243,13 +246,13 @@ def is_channel_scale(x: Tensor, scale: Tensor) -> bool:
 
 @layer
 class ChannelScale(nn.Module):
-    """Layer scale: input * weight, with one learnable number for each channel.
+    """Layer scale: input * weight + residual, with one learnable number for each channel (arXiv:2103.17239).
 
     Args:
         channels: C, of the input (N, C, H, W).
         value: the initial value of the weight.
 
-    The weight is (C, 1, 1), as in torchvision's ConvNeXt.
+    The weight is (C, 1, 1), as in torchvision's ConvNeXt. The residual is optional.
     """
 
     def __init__(self, channels: int, value: float = 1.0, device: Any = None, dtype: Any = None) -> None:
@@ -261,8 +264,8 @@ class ChannelScale(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, self.value)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return channel_scale(input, self.weight)
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return channel_scale(input, self.weight, residual)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, value={self.value}"

@@ -75,6 +75,7 @@ OPERATOR = Operator(
         "ConvActivation2d": lambda: tnn.ConvActivation2d(tnn.Conv2d(4, 4, 1), tnn.ReLU()),
         "ConvTransposeActivation2d": lambda: tnn.ConvTransposeActivation2d(tnn.ConvTranspose2d(4, 4, 1), tnn.SiLU()),
         "ConvActivationMaxPool2d": lambda: tnn.ConvActivationMaxPool2d(tnn.Conv2d(4, 4, 1), tnn.ReLU(), tnn.MaxPool2d(2)),
+        "SqueezeExcitation": lambda: tnn.SqueezeExcitation(4, 2),
         "LinearActivation": lambda: tnn.LinearActivation(tnn.Linear(6, 6), tnn.ReLU()),
     },
     passes={

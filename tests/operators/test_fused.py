@@ -17,8 +17,10 @@ from tests.support.check import DEVICE, DTYPES, check, randn, run
 from tests.support.record import called
 from trinn.kernels import ops
 from trinn.kernels.runtime.interpreter import INTERPRETED
-from trinn.layers.activation import MODULES
+from trinn.layers.activation import MODULES, described
+from trinn.layers.batchnorm2d import norm_arguments
 from trinn.layers.fused import call_sequence
+from trinn.layers.fused_functional import add_activation, batch_norm_activation, channel_scale_activation
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "3x3": ((2, 5, 9, 8), {"out_channels": 6, "kernel_size": 3, "padding": 1}),
@@ -221,6 +223,76 @@ def test_bn_activation_in_other_dtypes(activation: str, dtype: torch.dtype, chan
     compared(*pair, dtype, (3, 6, 7, 5), channels_last=channels_last)
 
 
+KINDS = "ReLU", "SiLU", "Sigmoid", "PReLU"  # backward keeps the output or the input; without and with a weight
+
+
+@layouts
+@pytest.mark.parametrize("activation", KINDS)
+@pytest.mark.parametrize("training", TRAINING)
+def test_bn_activation_add(training: str, activation: str, channels_last: bool) -> None:
+    """f(bn(x)) + addend, in one kernel."""
+
+    class Head(nn.Sequential):
+        def forward(self, input: Tensor, addend: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(input) + addend
+
+    class Joined(nn.Sequential):
+        def forward(self, input: Tensor, addend: Tensor) -> Tensor:  # type: ignore[override]
+            return batch_norm_activation(input, norm_arguments(self[0]), described(self[1]), addend=addend)
+
+    ours, theirs = twins(Joined, nn.BatchNorm2d(6), ACTIVATIONS[activation](), training=TRAINING[training])
+    shapes = [(3, 6, 7, 5)] * 2
+    for dtype in (torch.float64, torch.float32) if channels_last else (torch.float64,):
+        compared(ours, Head(*theirs), dtype, *shapes, channels_last=channels_last)
+    x = randn(3, 6, 7, 5)
+    assert launches(lambda: ours.eval()(x, x))[0] == ["batchnorm2d_forward"]
+
+
+TEXTS: dict[str, Callable[[Tensor], Tensor]] = {"": lambda z: z, "relu": F.relu, "silu": F.silu, "sigmoid": torch.sigmoid}
+
+
+@layouts
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("scale", [(3, 6, 1, 1), (6, 1, 1)])
+def test_channel_scale_activation(scale: tuple[int, ...], residual: bool, text: str, channels_last: bool) -> None:
+    """f(x * scale + residual), in one kernel."""
+
+    def ours(x: Tensor, s: Tensor, *r: Tensor) -> Tensor:
+        return channel_scale_activation(x, (s,), (text, None) if text else None, *r)
+
+    def theirs(x: Tensor, s: Tensor, *r: Tensor) -> Tensor:
+        return TEXTS[text](x * s + r[0] if r else x * s)
+
+    shapes = (3, 6, 7, 5), scale, *([(3, 6, 7, 5)] if residual else [])
+    tensors = [randn(*shape, seed=i) for i, shape in enumerate(shapes)]
+    if channels_last:
+        tensors[0] = tensors[0].to(memory_format=torch.channels_last)
+    check(ours, theirs, *tensors)
+    back = "channel_scale_activation_backward" if text else "channel_scale_backward"
+    summed = ["channel_sum"] if len(scale) == 3 else []
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    assert launches(lambda: ours(*leaves)) == (["channel_scale_forward"], [back, *summed])
+
+
+@pytest.mark.parametrize("text", ["relu", "silu"])
+def test_add_activation(text: str) -> None:
+    """f(x + residual), in one kernel; if backward needs the sum, in two."""
+    tensors = [randn(3, 6, 7, 5, seed=i) for i in range(2)]
+    check(lambda x, r: add_activation(x, (text, None), r), lambda x, r: TEXTS[text](x + r), *tensors)
+    assert launches(lambda: add_activation(tensors[0], (text, None), tensors[1]))[0] == ["add_forward"]
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    forward, backward = launches(lambda: add_activation(leaves[0], (text, None), leaves[1]))
+    assert forward == (["add_forward"] if text == "relu" else ["add_forward", "activation_forward"])
+    assert backward == ["activation_backward"]
+
+
+def test_prelu_behind_an_addition_runs_alone() -> None:
+    x, w = randn(3, 6, 7, 5), randn(6)
+    torch.testing.assert_close(add_activation(x, ("prelu", w), x), F.prelu(x + x, w))
+    torch.testing.assert_close(channel_scale_activation(x, (x[:, :, :1, :1],), ("prelu", w)), F.prelu(x * x[:, :, :1, :1], w))
+
+
 @activations
 def test_conv_bn_activation(activation: str, full_float32: None) -> None:
     """In training with all gradients; in evaluation without, in one kernel."""
@@ -260,6 +332,8 @@ def test_second_derivatives(activation: str) -> None:
         tnn.ConvTransposeActivation2d(tnn.ConvTranspose2d(2, 6, 2, **options), f): x,
         tnn.ConvBNActivation2d(tnn.Conv2d(2, 6, 3, bias=False, **options), norm, f): x,
         lambda x: tnn.BNAddActivation2d(norm, f)(x, residual): wide,
+        lambda x: batch_norm_activation(x, norm_arguments(norm), described(f), addend=residual): wide,
+        lambda x: channel_scale_activation(x, (x[:, :, :1, :1],), described(f), residual): wide,
         tnn.LinearActivation(tnn.Linear(4, 6, **options), f): randn(3, 4, dtype=torch.float64),
     }
     for call, input in calls.items():
