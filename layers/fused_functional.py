@@ -327,11 +327,13 @@ def add_activation(input: Tensor, activation: Arguments, residual: Tensor) -> Te
 def channel_scale_activation(
     input: Tensor, scale: Arguments, activation: Arguments | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """f(channel_scale(input, *scale) + residual), in one pass if the residual has the input's shape and dtype."""
+    """f(channel_scale(input, *scale) + residual), in one pass if the only residual has the input's shape and dtype."""
     text, slopes = activation or ("", None)
-    one_pass = (residual is None or _alike(residual, input)) and _can_keep(residual)
+    factor, inner = (*scale, None)[:2]
+    added = inner if residual is None else residual
+    one_pass = (inner is None or residual is None) and (added is None or _alike(added, input)) and _can_keep(added)
     if one_pass and slopes is None and not is_forward_mode_active():
-        return apply_channel_scale(input, *scale, residual, text)
+        return apply_channel_scale(input, factor, added, text)
     return _alone(total(channel_scale(input, *scale), residual), activation)
 
 

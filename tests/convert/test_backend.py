@@ -94,7 +94,7 @@ FUSED: dict[str, dict[str, int]] = {
     "EfficientNet-B0": {
         CONV_BN_SILU: 13, "conv2d + silu": 6, "conv2d + sigmoid": 6, CONV_BN: 5, "conv2d + batch_norm + add": 1,
     },
-    "YOLO": {CONV_BN_SILU: 27},
+    "YOLO": {CONV_BN_SILU: 22, "conv2d + batch_norm + silu + add": 5},
     "ConvNeXt": {"linear + gelu": 2},
     "RegNetY": {CONV_BN_RELU: 5, CONV_RELU: 2, "conv2d + sigmoid": 2, CONV_BN: 1, TAIL: 2},
     "DenseNet": {CONV_BN_RELU: 5, BN_RELU: 7},
@@ -235,6 +235,13 @@ def sums(net: Layers, x: Tensor) -> Tensor:
     return F.relu_(gated)
 
 
+def features(net: Layers, x: Tensor) -> Tensor:
+    """ConvNeXt's order of axes."""
+    x = F.avg_pool2d(x.to(memory_format=torch.channels_last), 3, 1, 1)
+    y = F.linear(x.permute(0, 2, 3, 1), net.conv2.weight[:, :, 0, 0], net.conv2.bias)
+    return x + (net.bn.weight * y).permute(0, 3, 1, 2)
+
+
 IDIOMS: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     "flags": (lambda net, x: net.block(x, net.bn), {CONV_BN_RELU: 1}),
     "flags, no norm": (lambda net, x: net.block(x, net.none), {CONV_RELU: 1}),
@@ -258,6 +265,17 @@ IDIOMS: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     ),
     "resized": (lambda net, x: F.interpolate(F.upsample(net.conv(x), scale_factor=2.0), (5, 4), mode="bilinear"), {}),
     "sums": (sums, {TAIL: 4}),
+    "excitation": (
+        lambda net, x: F.relu(net.conv(x) * net.conv2(x.mean((2, 3), keepdim=True)).sigmoid() + net.bn(x)),
+        {"channel_scale + add + relu": 1, "conv2d + sigmoid": 1},
+    ),
+    "excitation, in place": (
+        lambda net, x: net.bn(net.conv(x)).mul_(F.avg_pool2d(x, 6)).relu_(), {"channel_scale + relu": 1, CONV_BN: 1}
+    ),
+    "layer scale": (features, {"channel_scale + add": 1}),
+    "a sum": (lambda net, x: F.relu(F.avg_pool2d(x, 3, 1, 1) + x.relu()), {"add + relu": 1}),
+    "a sum in place": (lambda net, x: F.avg_pool2d(x, 3, 1, 1).add_(x.relu()).relu_(), {"add + relu": 1}),
+    "added behind the activation": (lambda net, x: x + F.silu(net.bn(net.conv(x))), {"conv2d + batch_norm + silu + add": 1}),
     "both norms": (lambda net, x: F.relu(net.bn(net.conv(x)) + net.bn2(net.conv2(x))), {TAIL: 1, CONV_BN: 1}),
 }  # fmt: skip
 
@@ -305,8 +323,9 @@ def added_to(alias: Callable[[Tensor], Tensor]) -> tuple[Callable[[Any, Tensor],
 UNFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     "used twice": (lambda net, x: (lambda y: F.relu(y) + y)(net.conv(x)), {}),
     "used by two": (lambda net, x: (lambda y: F.relu(y) + net.bn(y))(net.conv(x)), {"batch_norm + add": 1}),
-    "added to itself": (lambda net, x: (lambda y: F.relu(y + y))(net.bn(net.conv(x))), {CONV_BN: 1}),
-    "input written over": (input_written_over, {BN_RELU: 1}),
+    "added to itself": (lambda net, x: (lambda y: F.relu(y + y))(net.bn(net.conv(x))), {CONV_BN: 1, "add + relu": 1}),
+    "input written over": (input_written_over, {"batch_norm + relu + add": 1}),
+    "a scale beside a call left to torch": (lambda net, x: F.relu(net.bn(x) * (x * 2)[:, :, :1, :1]), {}),
     "weight written over": (weight_written_over, {}),
     "shared norm": (
         lambda net, x: F.relu(net.bn(net.conv(x)) + net.bn(x * 3)), {CONV_BN: 1, "batch_norm + add + relu": 1}
