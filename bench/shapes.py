@@ -140,9 +140,22 @@ def epilogues(x: Shape, w: Shape) -> Passes:
 
     def passes(new: New) -> None:
         image, filters, scale, shift = new(*x), new(*w), new(w[0]), new(w[0])
-        launchers.conv2d_affine(image, filters, scale, shift, None, "relu", *geometry, False)
+        launchers.conv2d_affine(image, filters, scale, shift, None, None, "relu", *geometry, False)
         launchers.conv2d_activation_max_pool2d(image, filters, shift, "relu", *geometry, *window)
         launchers.conv2d_statistics(image, filters, None, *geometry)
+
+    return passes
+
+
+def residuals(x: Shape, filters: int, taps: int = 3, groups: int = 1) -> Passes:
+    """Forward passes with a residual: a convolution, a folded batch norm and ReLU; a transposed convolution and SiLU."""
+    geometry = x[2:], (1, 1), (taps // 2, taps // 2), (1, 1), groups
+
+    def passes(new: New) -> None:
+        image, scale, shift, residual = new(*x), new(filters), new(filters), new(x[0], filters, *x[2:])
+        w, transposed = new(filters, x[1] // groups, taps, taps), new(x[1], filters // groups, taps, taps)
+        launchers.conv2d_affine(image, w, scale, shift, None, residual, "relu", *geometry, False)
+        launchers.conv2d_activation(image, transposed, shift, None, residual, "silu", *geometry, True)
 
     return passes
 
@@ -253,6 +266,7 @@ EVERYWHERE: dict[str, Passes] = {
 EVERYWHERE |= {
     "ResNet 3x3": conv((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
     "3x3 fused": conv_fused((32, 128, 28, 28), (128, 128, 3, 3), padding=1),
+    "conv residuals": residuals((32, 128, 28, 28), 128),
     "SyncBatchNorm": sync_batchnorm(32, 128, 28, 28),
     "pooling": pool((32, 64, 112, 112), 3, 2, 1),
     "upsample by 2": resize((32, 64, 28, 28), (56, 56)),
@@ -273,6 +287,8 @@ USUALLY |= {
     "activations": activations(32, 128, 28, 28),
     "conv activations": conv_activations((32, 128, 28, 28), 128),
     "depthwise activations": conv_activations((32, 144, 28, 28), 144, groups=144),
+    "conv 1x1 residuals": residuals((32, 64, 56, 56), 256, taps=1),
+    "depthwise residuals": residuals((32, 144, 28, 28), 144, groups=144),
     "batch norm activations": batchnorm_activations(32, 128, 28, 28),
     "linear activations": linear_activations(128, 4096, 4096),
     "LeNet pooling": pool((64, 6, 28, 28), 2, 2),
@@ -317,6 +333,7 @@ FOR_TMA = {
 NOT_TMA = {
     "odd 3 x 3": conv((32, 127, 28, 28), (127, 127, 3, 3), padding=1),
     "odd 3 x 3 activations": conv_activations((32, 127, 28, 28), 127),
+    "odd 3 x 3 residuals": residuals((32, 127, 28, 28), 127),
     "odd 3 x 3 fused": epilogues((32, 127, 28, 28), (127, 127, 3, 3)),
     "dilated, few channels in": conv((32, 16, 28, 28), (128, 16, 3, 3), padding=2, dilation=2),
     "dilated, few channels out": conv((32, 128, 28, 28), (16, 128, 3, 3), padding=2, dilation=2),

@@ -10,7 +10,6 @@ PReLU has a weight per channel, so it traverses images as batch normalisation do
 Operators take an activation as text, its name and its parameters: "leaky_relu 0.01". Parameters are compile-time constants.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -1,12 +1,12 @@
 """Fused operators as functions of tensors, and the table of fusions. `f` is any activation of layers/activation.py.
 
-    conv2d_activation              f(conv2d(x))                          one kernel
-    conv_transpose2d_activation    f(conv_transpose2d(x))                one kernel
+    conv2d_activation              f(conv2d(x) + residual)               one kernel
+    conv_transpose2d_activation    f(conv_transpose2d(x) + residual)     one kernel
     conv2d_activation_max_pool2d   max_pool2d(f(conv2d(x)))              one kernel, or two: kernels/conv2d/fused.py has the
                                                                          rule; if the gradient of f needs its input, two
     conv2d_batch_norm              f(batch_norm(conv2d(x)) + residual)   training: the convolution's kernel computes partial
                                                                          sums of the statistics; evaluation without gradients:
-                                                                         one kernel or, with a residual, two
+                                                                         one kernel
     batch_norm_activation          f(batch_norm(x) + residual)           forward: one kernel after the statistics;
                                                                          backward: the kernel of the sums also computes
                                                                          the gradient of f
@@ -18,15 +18,15 @@ Behind a batch norm with an activation, a residual may also be added last: f(bat
 
 The arguments are the input, then a tuple of the other arguments of each operator:
 `conv2d_activation(x, (weight, bias, stride, padding, dilation, groups), ("relu", None))`. Those of an activation are its text,
-such as "leaky_relu 0.01", and PReLU's weight; that of an addition is the residual. f after a batch norm, and the residual, may
-be missing.
+such as "leaky_relu 0.01", and PReLU's weight; that of an addition is the residual. f and the residual may be missing, except f
+before a pooling and after `linear`. A residual of another shape or dtype than the result is added alone.
 
 The operators run one by one under forward-mode differentiation, and for a convolution of an image without a batch axis.
 
 backend.py (torch.compile) calls these functions for consecutive operators, fused.py for consecutive layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,18 +50,18 @@ Arguments = tuple[Any, ...]  # the arguments of an operator after its input
 
 
 class Conv2dActivation(Function):
-    """(y, z): z = x * w + b or, if `adjoint`, the transposed convolution, and y = f(z), whose gradient needs z."""
+    """(y, z): y = f(z), whose gradient needs z = x * w + b + residual; if `adjoint`, x * w is the transposed convolution."""
 
     kept: tuple[str | int, ...] = "x", "w", "slopes", 1
     with_gradient = 2
 
     @staticmethod
     def forward(
-        x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair,
-        groups: int, adjoint: bool, activation: str,
+        x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, residual: Tensor | None, size: Pair, stride: Pair,
+        padding: Pair, dilation: Pair, groups: int, adjoint: bool, activation: str,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         slopes = expanded(slopes, _channels(w, groups, adjoint))
-        return ops.conv2d_activation(x, w, b, slopes, activation, size, stride, padding, dilation, groups, adjoint)
+        return ops.conv2d_activation(x, w, b, slopes, residual, activation, size, stride, padding, dilation, groups, adjoint)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Any, ...]:
@@ -76,10 +76,10 @@ class Conv2dActivationOfOutput(Function):
 
     @staticmethod
     def forward(
-        x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair,
-        groups: int, adjoint: bool, activation: str,
+        x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, residual: Tensor | None, size: Pair, stride: Pair,
+        padding: Pair, dilation: Pair, groups: int, adjoint: bool, activation: str,
     ) -> Tensor:  # fmt: skip
-        return ops.conv2d_affine(x, w, None, b, slopes, activation, size, stride, padding, dilation, groups, adjoint)
+        return ops.conv2d_affine(x, w, None, b, slopes, residual, activation, size, stride, padding, dilation, groups, adjoint)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -87,20 +87,32 @@ class Conv2dActivationOfOutput(Function):
         return _conv2d_gradients(ctx, dy, None, y, x, w, None)
 
 
+class Conv2dAddition(Conv2dActivationOfOutput):
+    """z, as above."""
+
+    kept = "x", "w"
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
+        x, w = ctx.saved_tensors
+        return _conv2d_gradients(ctx, None, dz, None, x, w, None)
+
+
 def _conv2d_gradients(
-    ctx: Any, dy: Tensor | None, dz: Tensor | None, kept: Tensor, x: Tensor, w: Tensor, slopes: Tensor | None
+    ctx: Any, dy: Tensor | None, dz: Tensor | None, kept: Tensor | None, x: Tensor, w: Tensor, slopes: Tensor | None
 ) -> tuple[Any, ...]:
-    """The gradients of x, w, b and slopes, from those of y and z; a second derivative has a gradient of z."""
+    """The gradients of x, w, b, slopes and residual, from those of y and z; a second derivative has a gradient of z."""
     *_, adjoint, activation = ctx.constants
     dz, dslopes = _through(dy, dz, kept, slopes, activation)
-    return *(transposed_gradients if adjoint else conv2d_gradients)(ctx, dz, x, w), dslopes
+    gradients = (transposed_gradients if adjoint else conv2d_gradients)(ctx, dz, x, w)
+    return *gradients, dslopes, dz if ctx.needs_input_grad[4] else None
 
 
 def _through(
-    dy: Tensor | None, dz: Tensor | None, kept: Tensor, slopes: Tensor | None, activation: str
+    dy: Tensor | None, dz: Tensor | None, kept: Tensor | None, slopes: Tensor | None, activation: str
 ) -> tuple[Any, Tensor | None]:
     """The whole gradient of z, given that of y = f(z) and the direct one of z; and the gradient of PReLU's weight."""
-    if dy is None:
+    if dy is None or kept is None:
         return dz, None
     by_y, dslopes = activation_gradients(dy, kept, slopes, activation)
     return by_y if dz is None else by_y + dz, dslopes
@@ -182,39 +194,46 @@ class LinearActivationOfOutput(Function):
 
 
 @functional
-def conv2d_activation(input: Tensor, conv: Arguments, activation: Arguments) -> Tensor:
-    """f(conv2d(input, *conv))."""
+def conv2d_activation(
+    input: Tensor, conv: Arguments, activation: Arguments | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """f(conv2d(input, *conv) + residual)."""
     if input.dim() != 4 or is_forward_mode_active():
-        return _alone(conv2d(input, *conv), activation)
-    return _convolved(False, activation, *conv2d_operands(input, *conv))
+        return _alone(conv2d(input, *conv), activation, residual)
+    return _convolved(False, activation, residual, *conv2d_operands(input, *conv))
 
 
 @functional
-def conv_transpose2d_activation(input: Tensor, conv: Arguments, activation: Arguments) -> Tensor:
-    """f(conv_transpose2d(input, *conv))."""
+def conv_transpose2d_activation(
+    input: Tensor, conv: Arguments, activation: Arguments | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """f(conv_transpose2d(input, *conv) + residual)."""
     if input.dim() != 4 or is_forward_mode_active():
-        return _alone(conv_transpose2d(input, *conv), activation)
-    return _convolved(True, activation, *transposed_operands(input, *conv))
+        return _alone(conv_transpose2d(input, *conv), activation, residual)
+    return _convolved(True, activation, residual, *transposed_operands(input, *conv))
 
 
 def _convolved(
-    adjoint: bool, activation: Arguments,
+    adjoint: bool, activation: Arguments | None, residual: Tensor | None,
     x: Tensor, w: Tensor, b: Tensor | None, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int,
 ) -> Tensor:  # fmt: skip
-    """f of the convolution or, if `adjoint`, of the transposed convolution."""
-    text, slopes = activation
-    geometry = size, stride, padding, dilation, groups
-    if not _fits(slopes, _channels(w, groups, adjoint), x):
-        return _alone((Conv2dDgrad if adjoint else Conv2dFprop).call(x, w, b, *geometry), activation)
+    """f(z + residual) for the convolution z or, if `adjoint`, the transposed convolution."""
+    text, slopes = activation or ("", None)
+    geometry, channels = (size, stride, padding, dilation, groups), _channels(w, groups, adjoint)
+    if not (_fits(slopes, channels, x) and _is_alike(residual, x, (x.shape[0], channels, *size))):
+        return _alone((Conv2dDgrad if adjoint else Conv2dFprop).call(x, w, b, *geometry), activation, residual)
+    if activation is None:
+        return Conv2dAddition.call(x, w, b, None, residual, *geometry, adjoint, text)
     if keeps_output(text):
-        return Conv2dActivationOfOutput.call(x, w, b, None, *geometry, adjoint, text)
-    if not _has_gradient(x, w, b, slopes):
-        return ops.conv2d_affine(x, w, None, b, expanded(slopes, _channels(w, groups, adjoint)), text, *geometry, adjoint)
-    return Conv2dActivation.call(x, w, b, slopes, *geometry, adjoint, text)[0]
+        return Conv2dActivationOfOutput.call(x, w, b, None, residual, *geometry, adjoint, text)
+    if not _has_gradient(x, w, b, slopes, residual):
+        return ops.conv2d_affine(x, w, None, b, expanded(slopes, channels), residual, text, *geometry, adjoint)
+    return Conv2dActivation.call(x, w, b, slopes, residual, *geometry, adjoint, text)[0]
 
 
-def _alone(x: Tensor, activation: Arguments | None) -> Tensor:
-    """f(x); x without an activation."""
+def _alone(x: Tensor, activation: Arguments | None, residual: Tensor | None = None) -> Tensor:
+    """f(x + residual); f and the residual may be missing."""
+    x = total(x, residual)
     if activation is None:
         return x
     text, slopes = activation
@@ -231,6 +250,13 @@ def _fits(slopes: Tensor | None, channels: int, x: Tensor) -> bool:
     return slopes is None or (
         slopes.shape in ((1,), (channels,)) and (slopes.dtype, slopes.device) == (x.dtype, x.device)
         and autocast(slopes)[0] is slopes
+    )  # fmt: skip
+
+
+def _is_alike(residual: Tensor | None, x: Tensor, shape: Sequence[int]) -> bool:
+    """Whether a fused kernel can add the residual to its result, of the dtype of `x` and of this shape."""
+    return residual is None or (
+        residual.shape == tuple(shape) and (residual.dtype, residual.device) == (x.dtype, x.device)
     )  # fmt: skip
 
 
@@ -266,14 +292,16 @@ def conv2d_batch_norm(
         y, *statistics = Conv2dStatistics.call(x, w, b, *geometry)
         return _normalized(y, norm, activation, residual, addend, statistics)
     text, slopes = activation or ("", None)
-    if residual is not None or _has_gradient(x, w, b, slopes, *vectors) or not _fits(slopes, w.shape[0], x):
+    fits = _fits(slopes, w.shape[0], x) and _is_alike(residual, x, (x.shape[0], w.shape[0], *geometry[0]))
+    if not fits or _has_gradient(x, w, b, slopes, residual, *vectors):
         return _normalized(Conv2dFprop.call(x, w, b, *geometry), norm, activation, residual, addend)
     if any(statistic is None for statistic in vectors[:2]):
         raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
     check_vectors(x, w.shape[0], *vectors)
     # In evaluation a batch norm is a scale and a shift per channel: the convolution's epilogue applies them.
     scale, shift = ops.batchnorm2d_fold(*vectors, b, eps)
-    return total(ops.conv2d_affine(x, w, scale, shift, expanded(slopes, w.shape[0]), text, *geometry, False), addend)
+    y = ops.conv2d_affine(x, w, scale, shift, expanded(slopes, w.shape[0]), residual, text, *geometry, False)
+    return total(y, addend)
 
 
 @functional
@@ -300,17 +328,12 @@ def _normalized(
     """
     text, slopes = activation or ("", None)
     added = residual if residual is not None else addend
-    one_pass = (added is None or _alike(added, x)) and _can_keep(norm[3], residual)
+    one_pass = (added is None or x.dim() == 4) and _is_alike(added, x, x.shape) and _can_keep(norm[3], residual)
     if one_pass and not is_forward_mode_active() and x.dim() > 1 and _fits(slopes, x.shape[1], x):
         options = {"residual": added, "after": addend is not None}
         return apply_batch_norm(x, *norm, **options, slopes=slopes, activation=text, statistics=statistics)
     y = apply_batch_norm(x, *norm, statistics=statistics)
-    return total(_alone(total(y, residual), activation), addend)
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are images of one shape, dtype and device."""
-    return a.dim() == 4 and a.shape == b.shape and (a.dtype, a.device) == (b.dtype, b.device)
+    return total(_alone(y, activation, residual), addend)
 
 
 @functional
@@ -319,7 +342,7 @@ def add_activation(input: Tensor, activation: Arguments, residual: Tensor) -> Te
     text, slopes = activation
     alone = slopes is not None or not is_addable(input, residual) or is_forward_mode_active()
     if alone or not (keeps_output(text) or not _has_gradient(input, residual)):
-        return _alone(total(input, residual), activation)
+        return _alone(input, activation, residual)
     return AddActivation.call(input, residual, text)
 
 
@@ -331,10 +354,10 @@ def channel_scale_activation(
     text, slopes = activation or ("", None)
     factor, inner = (*scale, None)[:2]
     added = inner if residual is None else residual
-    one_pass = (inner is None or residual is None) and (added is None or _alike(added, input)) and _can_keep(added)
+    one_pass = (inner is None or residual is None) and _is_alike(added, input, input.shape) and _can_keep(added)
     if one_pass and slopes is None and not is_forward_mode_active():
         return apply_channel_scale(input, factor, added, text)
-    return _alone(total(channel_scale(input, *scale), residual), activation)
+    return _alone(channel_scale(input, *scale), activation, residual)
 
 
 def _can_keep(*tensors: Tensor | None) -> bool:
@@ -371,7 +394,11 @@ FUSIONS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
     (conv2d, batch_norm, activated): conv2d_batch_norm,
     (conv2d, batch_norm): conv2d_batch_norm,
     (conv2d, activated, max_pool2d): conv2d_activation_max_pool2d,
+    (conv2d, torch.add, activated): conv2d_activation,
+    (conv2d, torch.add): conv2d_activation,
     (conv2d, activated): conv2d_activation,
+    (conv_transpose2d, torch.add, activated): conv_transpose2d_activation,
+    (conv_transpose2d, torch.add): conv_transpose2d_activation,
     (conv_transpose2d, activated): conv_transpose2d_activation,
     (batch_norm, torch.add, activated): batch_norm_activation,
     (batch_norm, torch.add): batch_norm_activation,

@@ -213,7 +213,9 @@ def channel_scale(input: Tensor, scale: Tensor, residual: Tensor | None = None) 
         NotImplementedError: other shapes, dtypes or devices.
     """
     if residual is not None and (residual.shape != input.shape or not is_addable(input, residual)):
-        raise NotImplementedError(f"channel_scale: expected a residual like the input, {tuple(input.shape)}, but got {tuple(residual.shape)}")
+        raise NotImplementedError(
+            f"channel_scale: expected a residual like the input, {tuple(input.shape)}, but got {tuple(residual.shape)}"
+        )
     return apply_channel_scale(input, scale, residual)
 
 

@@ -157,11 +157,11 @@ def tma_traits(args: Sequence[Any], constants: dict[str, Any]) -> list[str]:
     if not uses_tma(args):
         return []
     if "BOX" in constants:
-        result, kept, means = args[6:9]
+        residual, result, kept, means = args[6:10]
         planar = " planar" if constants["PLANAR"] else ""
         activation = f" {constants['ACTIVATION'].partition(':')[0]}" if constants["ACTIVATION"] else ""
         stored = f"{' channels first' if result.stride(1) != 1 else ''}{' with statistics' if means is not None else ''}"
-        stored += " with z" if kept is not None else ""
+        stored += f"{' with z' if kept is not None else ''}{' with a residual' if residual is not None else ''}"
         long = " ".join(axis for axis, size in constants["BOX"]._asdict().items() if size > 1)
         name = "dgrad" if constants["ADJOINT"] else "fprop"
         return [tma_tile(constants) + planar + stored, f"{name}{planar}{activation} of {long}, every {constants['SPAN']}"]

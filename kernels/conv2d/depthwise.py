@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device.columns import full_tile, plan_columns, program_columns
-from ..device.epilogue import Epilogue, activate_channels, scale_and_shift
+from ..device.epilogue import Epilogue, activate_channels, add_residual, scale_and_shift
 from ..device.indexing import axes_of, big_from_small, inside, small_from_big, split_pixel
 from ..device.precision import accumulator
 from ..reduce import partials_of, sum_partials
@@ -30,7 +30,7 @@ from .depthwise_sliding import can_slide, run_sliding_gather, run_sliding_wgrad
 
 @triton.jit
 def _depthwise2d_gather_kernel(
-    source, weight, scale, bias, slopes, slope_stride, result, kept,
+    source, weight, scale, bias, slopes, slope_stride, residual, result, kept,
     source_strides, weight_strides, result_strides,
     source_height, source_width, result_height, result_width, grid,
     H: tl.constexpr, W: tl.constexpr, FILTERS: tl.constexpr, ADJOINT: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -46,6 +46,8 @@ def _depthwise2d_gather_kernel(
     source += n * x_n
     offset = n * y_n + channel * y_c + col * y_w
     result += offset
+    if residual is not None:
+        residual += offset
     if kept is not None:
         kept += offset
     for step in range(steps):
@@ -75,6 +77,8 @@ def _depthwise2d_gather_kernel(
                     acc += value * tl.load(weight + at).to(ACCUMULATOR)
         # Epilogue and stores.
         acc = scale_and_shift(acc, scale, bias, channel, None)
+        if residual is not None:
+            acc = add_residual(acc, tl.load(residual + row * y_h))
         if kept is not None:
             tl.store(kept + row * y_h, acc.to(kept.dtype.element_ty))
         acc = activate_channels(acc, slopes, slope_stride, channel, None, ACTIVATION)
@@ -137,7 +141,7 @@ def depthwise2d_gather(
     programs, grid, tile, _ = plan_columns(result, ())
     H, W = axes_of(weight.shape[2:], stride, padding, dilation)
     launch(
-        _depthwise2d_gather_kernel, programs, source, weight, *epilogue.operands, result, epilogue.kept,
+        _depthwise2d_gather_kernel, programs, source, weight, *epilogue.operands, epilogue.residual, result, epilogue.kept,
         source.stride(), (w_k, w_r, w_s), result.stride(),
         *source.shape[2:], *result.shape[2:], grid,
         H=H, W=W, FILTERS=weight.shape[0] // (result.shape[1] if adjoint else source.shape[1]),

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device.epilogue import Epilogue, activate_channels, scale_and_shift
+from ..device.epilogue import Epilogue, activate_channels, add_residual, scale_and_shift
 from ..device.function import device_function
 from ..device.indexing import Axis, axes_of, big_from_small, empty_tuple, inside
 from ..device.precision import accumulator
@@ -106,7 +106,7 @@ def _add_to_taps(accs, upstream, rows, J: tl.constexpr, H: tl.constexpr, W: tl.c
 
 @triton.jit
 def _depthwise2d_sliding_gather_kernel(
-    source, weight, scale, bias, slopes, slope_stride, result, kept,
+    source, weight, scale, bias, slopes, slope_stride, residual, result, kept,
     source_strides, weight_strides, result_strides,
     pixels, channels, source_height, source_width, result_height, result_width, pixel_tiles, channel_tiles, rows_per_split,
     H: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -147,6 +147,8 @@ def _depthwise2d_sliding_gather_kernel(
     source += n * x_n + channel * x_c + left * x_w
     offset = n * y_n + channel * y_c + col * y_w
     result += offset
+    if residual is not None:
+        residual += offset
     if kept is not None:
         kept += offset
     x_tap = tl.full((), W.dilation, INDEX) * x_w
@@ -167,6 +169,8 @@ def _depthwise2d_sliding_gather_kernel(
         acc = scale_and_shift(acc, scale, bias, channel, has_channel)
         complete = row - PENDING
         mask = has_pixel & has_channel & (complete >= first)
+        if residual is not None:
+            acc = add_residual(acc, tl.load(residual + complete * y_h, mask=mask))
         if kept is not None:
             tl.store(kept + complete * y_h, acc.to(kept.dtype.element_ty), mask=mask)
         acc = activate_channels(acc, slopes, slope_stride, channel, has_channel, ACTIVATION)
@@ -261,7 +265,7 @@ def run_sliding_gather(
     w_k, _, w_r, w_s = weight.stride()
     launch(
         _depthwise2d_sliding_gather_kernel, plan.pixel_tiles * plan.channel_tiles * plan.splits,
-        source, weight, *epilogue.operands, result, epilogue.kept,
+        source, weight, *epilogue.operands, epilogue.residual, result, epilogue.kept,
         source.stride(), (w_k, w_r, w_s), result.stride(),
         images * width, channels, source.shape[2], source.shape[3], height, width,
         plan.pixel_tiles, plan.channel_tiles, plan.rows_per_split,

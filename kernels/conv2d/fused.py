@@ -1,6 +1,7 @@
 """2-D convolution fused with the operator after it: the convolution's kernel applies it while the result is in registers.
 
-    affine        y = f(scale[k] * (x * w) + shift[k])    an activation f; a bias, or a batch normalisation by given statistics
+    affine        y = f(scale[k] * (x * w) + shift[k] + residual)    an activation f; a bias, or a batch normalisation by given
+                                                                     statistics; a residual of the shape of y
     activation    the same without scale, and also the argument of f, for the gradient
     max_pool2d    y = max over windows of f(x * w + b)
     statistics    y = x * w + b, and its mean and variance per channel, the first step of a batch normalisation
@@ -25,17 +26,17 @@ from ..statistics2d import batchnorm2d_merge, batchnorm2d_statistics, empty_part
 from .passes import count_flops, empty_fprop, plan_gather, run_gather
 from .pointer import PointerGather
 
-_VMAP = MergedAxes((0, None, None, None, None), (0,)), MergedAxes((1, 0, 0, 0, 0), (1,))
-_VMAP_BOTH = MergedAxes((0, None, None, None), (0, 0)), MergedAxes((1, 0, 0, 0), (1, 1))
+_VMAP = MergedAxes((0, None, None, None, None, 0), (0,)), MergedAxes((1, 0, 0, 0, 0, 1), (1,))
+_VMAP_BOTH = MergedAxes((0, None, None, None, 0), (0, 0)), MergedAxes((1, 0, 0, 0, 1), (1, 1))
 
 
-def _empty_affine(x, w, scale, shift, slopes, activation, size, stride, padding, dilation, groups, adjoint):
+def _empty_affine(x, w, scale, shift, slopes, residual, activation, size, stride, padding, dilation, groups, adjoint):
     shape = x.shape[0], w.shape[1] * groups if adjoint else w.shape[0], *size
     return empty(x, shape, _channels_last(x, w, shape))
 
 
-def _empty_both(x, w, b, slopes, activation, size, stride, padding, dilation, groups, adjoint):
-    y = _empty_affine(x, w, None, b, slopes, activation, size, stride, padding, dilation, groups, adjoint)
+def _empty_both(x, w, b, slopes, residual, activation, size, stride, padding, dilation, groups, adjoint):
+    y = _empty_affine(x, w, None, b, slopes, residual, activation, size, stride, padding, dilation, groups, adjoint)
     return y, empty_like(y)
 
 
@@ -63,36 +64,37 @@ def _empty_statistics(x, w, b, size, stride, padding, dilation, groups):
 
 @op(fake=_empty_affine, vmap=_VMAP, flops=_count_flops)
 def conv2d_affine(
-    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, slopes: Tensor | None, activation: str, size: Ints,
-    stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool,
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, slopes: Tensor | None, residual: Tensor | None,
+    activation: str, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool,
 ) -> Tensor:  # fmt: skip
-    """An activation of scale * conv2d(x, w) + shift.
+    """An activation of scale * conv2d(x, w) + shift + residual.
 
     Args:
         scale, shift: (K), any floating dtype; None is 1 and 0.
         slopes: (K), any stride, for "prelu"; else None.
+        residual: the shape and dtype of the result, any strides; it is copied if these differ from the result's.
         activation: one of ACTIVATIONS with its parameters; empty for none.
         adjoint: whether to compute conv2d_dgrad, a transposed convolution, in place of conv2d_fprop.
 
     Returns:
         (N, K, P, Q), channels_last if `x` or `w` is.
     """
-    y = _empty_affine(x, w, scale, shift, slopes, activation, size, stride, padding, dilation, groups, adjoint)
-    _run(x, w, Epilogue(scale, shift, slopes, activation), y, stride, padding, dilation, groups, adjoint)
+    y = _empty_affine(x, w, scale, shift, slopes, residual, activation, size, stride, padding, dilation, groups, adjoint)
+    _run(x, w, Epilogue(scale, shift, slopes, activation, residual=residual), y, stride, padding, dilation, groups, adjoint)
     return y
 
 
 @op(fake=_empty_both, vmap=_VMAP_BOTH, flops=_count_flops)
 def conv2d_activation(
-    x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, activation: str, size: Ints,
+    x: Tensor, w: Tensor, b: Tensor | None, slopes: Tensor | None, residual: Tensor | None, activation: str, size: Ints,
     stride: Ints, padding: Ints, dilation: Ints, groups: int, adjoint: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(y, z): z = conv2d(x, w, b) and its activation y, for activations whose gradient needs z.
+    """(y, z): z = conv2d(x, w, b) + residual and its activation y, for activations whose gradient needs z.
 
     The arguments are those of conv2d_affine.
     """
-    y, z = _empty_both(x, w, b, slopes, activation, size, stride, padding, dilation, groups, adjoint)
-    _run(x, w, Epilogue(None, b, slopes, activation, z), y, stride, padding, dilation, groups, adjoint)
+    y, z = _empty_both(x, w, b, slopes, residual, activation, size, stride, padding, dilation, groups, adjoint)
+    _run(x, w, Epilogue(None, b, slopes, activation, z, residual), y, stride, padding, dilation, groups, adjoint)
     return y, z
 
 

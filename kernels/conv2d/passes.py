@@ -48,13 +48,14 @@ from torch import Tensor
 from ..copy import dense, dense_or_one, fill
 from ..device.epilogue import Epilogue
 from ..device.indexing import PoolWindow
-from ..runtime.allocate import empty
+from ..runtime.allocate import empty, empty_like
 from ..runtime.layout import Ints, is_channels_last
 from ..runtime.op import op
 from ..runtime.vmap import MergedAxes
 from ..statistics2d import PartialStatistics
 from .depthwise import depthwise2d_gather, depthwise2d_wgrad, is_depthwise
 from .pointer import PointerGather, plan_pointer_gather, run_pointer_gather, run_pointer_wgrad
+from .relayout import copy_into, has_strides
 from .tma import TmaGather, plan_tma_gather, run_tma_gather
 from .tma_wgrad import plan_tma_wgrad, run_tma_wgrad
 
@@ -182,13 +183,14 @@ def run_gather(
     Args:
         plan: from `plan_gather`.
         source, weight: x and w in fprop, dy and w in dgrad.
-        epilogue: its vectors may have any stride.
+        epilogue: its vectors and its residual may have any strides.
         partials: filled with the statistics of each of the `plan.partials` pixel tiles; not for depthwise groups.
         codes: filled with the argmax position of each `window` of a max pooling, whose maxima are then the result; only for a
             PointerGather.
     """
     epilogue = epilogue._replace(
-        scale=dense(epilogue.scale), bias=dense(epilogue.bias), slopes=dense_or_one(epilogue.slopes)
+        scale=dense(epilogue.scale), bias=dense(epilogue.bias), slopes=dense_or_one(epilogue.slopes),
+        residual=_in_order_of(result, epilogue.residual),
     )  # fmt: skip
     if plan is None:
         depthwise2d_gather(source, weight, epilogue, result, stride, padding, dilation, adjoint)
@@ -198,3 +200,10 @@ def run_gather(
         run_pointer_gather(
             plan, source, weight, epilogue, result, stride, padding, dilation, groups, adjoint, partials, codes, window
         )
+
+
+def _in_order_of(result: Tensor, residual: Tensor | None) -> Tensor | None:
+    """The residual with the strides of the result: itself, or a copy. None stays None."""
+    if residual is None or result.numel() == 0 or has_strides(residual, result.stride()):
+        return residual
+    return copy_into(residual, empty_like(result))

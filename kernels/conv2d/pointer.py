@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device.epilogue import Epilogue, activate_channels, max_of_windows, scale_and_shift, store_statistics
+from ..device.epilogue import Epilogue, activate_channels, add_residual, max_of_windows, scale_and_shift, store_statistics
 from ..device.indexing import PoolWindow, axes_of, big_from_small, cdiv, inside, pixel_of_window, small_from_big, split_pixel
 from ..device.precision import accumulator, conv_precision, dot, widen
 from ..reduce import partials_of, sum_partials
@@ -22,7 +22,7 @@ from ..statistics2d import PartialStatistics
 
 @triton.jit
 def _conv2d_gather_kernel(
-    source, weight, scale, bias, slopes, slope_stride, result, kept, codes, means, variances, counts,
+    source, weight, scale, bias, slopes, slope_stride, residual, result, kept, codes, means, variances, counts,
     source_strides, weight_strides, result_strides, weight_group,
     pixels, channels_in, channels_out, source_height, source_width, result_height, result_width, phase_height, phase_width,
     phases_h, phases_w,
@@ -106,6 +106,8 @@ def _conv2d_gather_kernel(
     in_result = (pixel < pixels) & (row < result_height) & (col < result_width)
     at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
     value = scale_and_shift(acc, scale, bias, channel_of_all[None, :], exists[None, :])
+    if residual is not None:
+        value = add_residual(value, tl.load(residual + at, mask=in_result[:, None] & exists[None, :]))
     if kept is not None:
         tl.store(kept + at, value.to(kept.dtype.element_ty), mask=in_result[:, None] & exists[None, :])
     value = activate_channels(value, slopes, slope_stride, channel_of_all[None, :], exists[None, :], ACTIVATION)
@@ -123,7 +125,7 @@ def _conv2d_gather_kernel(
         n, row, col = split_pixel(pixel, phase_height, phase_width)
         in_result = pixel < pixels // WINDOW.taps
         at = (n * y_n + row * y_h + col * y_w)[:, None] + (channel_of_all * y_c)[None, :]
-    # The result, its argmax positions and the activation's input have the same strides, so share the offsets.
+    # The result, its argmax positions, the residual and the activation's input have the same strides, so share the offsets.
     tl.store(result + at, value, mask=in_result[:, None] & exists[None, :])
     if codes is not None:
         tl.store(codes + at, code.to(codes.dtype.element_ty), mask=in_result[:, None] & exists[None, :])
@@ -234,7 +236,7 @@ def run_pointer_gather(
     means, variances, counts = partials if partials is not None else (None, None, None)
     launch(
         _conv2d_gather_kernel, triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n) * phases * groups,
-        source, weight, *epilogue.operands, result, epilogue.kept, codes, means, variances, counts,
+        source, weight, *epilogue.operands, epilogue.residual, result, epilogue.kept, codes, means, variances, counts,
         source.stride(), weight_strides, result.stride(), filters_per_group * w_k,
         pixels, channels_in, channels_out, source.shape[2], source.shape[3], height, width, phase_height, phase_width,
         phases_h, phases_w,

@@ -101,7 +101,7 @@ def to_channels_last(x: Tensor, channels: int | None = None) -> Tensor:
     n, c, height, width = x.shape
     channels = channels or c
     strides = (height * width * channels, 1, width * channels, channels)
-    if channels == c and x.data_ptr() % 16 == 0 and _has_strides(x, strides):
+    if channels == c and x.data_ptr() % 16 == 0 and has_strides(x, strides):
         return x if x.stride() == strides else x.as_strided(x.shape, strides)
     out = empty(x, (n, height, width, channels)).permute(0, 3, 1, 2)
     if x.numel() == 0:
@@ -152,7 +152,7 @@ def copy_into(x: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _has_strides(x: Tensor, strides: tuple[int, ...]) -> bool:
+def has_strides(x: Tensor, strides: tuple[int, ...]) -> bool:
     """Whether a tensor has these strides, except along axes of one element."""
     return all(stride == wanted for size, stride, wanted in zip(x.shape, x.stride(), strides, strict=True) if size > 1)
 

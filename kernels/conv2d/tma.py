@@ -38,9 +38,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device.epilogue import Epilogue, activate_channels, scale_and_shift, store_statistics
+from ..device.epilogue import Epilogue, activate_channels, add_residual, scale_and_shift, store_statistics
 from ..device.function import device_function
-from ..device.indexing import Axis, axes_of, big_from_small, cdiv, floor_div, hitting_taps, increment, small_from_big
+from ..device.indexing import (
+    Axis,
+    axes_of,
+    big_from_small,
+    cdiv,
+    empty_tuple,
+    floor_div,
+    hitting_taps,
+    increment,
+    small_from_big,
+)
 from ..device.precision import CROSS_PAIRS, conv_precision, dot, term_pair
 from ..runtime.hardware import architecture_of
 from ..runtime.launch import launch
@@ -56,7 +66,8 @@ from .tma_box import Box, GatherAxis, best_box, flat_view, planar_view, tma_can_
 # times, an instruction other than wgmma could write the sum, and ptxas would serialise every wgmma.
 OUTSIDE = tl.constexpr(2**30)
 
-# Above this many accumulators per thread, store in two parts so that the addresses fit in registers; of two results, in eight.
+# Above this many accumulators per thread, store in two parts so that the addresses fit in registers; with a second result or a
+# residual, in eight.
 MAX_STORED_AT_ONCE = 64
 
 # With fewer channels on either side, the tensor cores would mostly multiply zeros.
@@ -129,15 +140,30 @@ def _offsets(n, row, col, channel, strides, INDEX: tl.constexpr):
     return pixels[:, None] + (channel.to(INDEX) * strides[1])[None, :]
 
 
+@device_function
+def _pixels_of_part(
+    part, n0, row0, col0, first_row, first_col, images, height, width,
+    H: tl.constexpr, W: tl.constexpr, BOX: tl.constexpr, ADJOINT: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """(image, row, column, whether they are in the result) of the pixels of one of the parts."""
+    at = part * (BOX.pixels // PARTS) + tl.arange(0, BOX.pixels // PARTS)
+    n = n0 + at // (BOX.rows * BOX.columns)
+    row, col = row0 + at // BOX.columns % BOX.rows, col0 + at % BOX.columns
+    if ADJOINT:
+        row, col = first_row + row * H.stride, first_col + col * W.stride
+    # Boxes reach past the last image, row and column; the phases of dgrad differ in size.
+    return n, row, col, (n < images) & (row < height) & (col < width)
+
+
 @triton.jit
 def _conv2d_gather_tma_kernel(
-    source, weight, scale, bias, slopes, slope_stride, result, kept, means, variances, counts,
+    source, weight, scale, bias, slopes, slope_stride, residual, result, kept, means, variances, counts,
     result_strides,
     channels_in, channels_out, source_pitch, tap_pitch, term_pitches, images, source_height, source_width,
     result_height, result_width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
     H: tl.constexpr, W: tl.constexpr, BOX: tl.constexpr, SPAN: tl.constexpr, PLANAR: tl.constexpr,
-    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, PARTS: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    ADJOINT: tl.constexpr, TRANSPOSED: tl.constexpr, CROSS: tl.constexpr, PARTS: tl.constexpr, AHEAD: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One BOX of pixels of the result and BLOCK_M of its channels, in one group and one phase.
 
@@ -147,7 +173,7 @@ def _conv2d_gather_tma_kernel(
 
     SPAN is the column stride as a factor of the channels: SPAN columns, `source_pitch` elements apart, are viewed as one. CROSS
     is the number of products of small bf16 terms, 0 without terms; `term_pitches` are the channels per term in source and
-    weight. The tile is stored in PARTS parts.
+    weight. The tile is stored in PARTS parts, and the residual of AHEAD parts is loaded at once.
     """
     # Channel tiles vary fastest: consecutive programs copy the same boxes, from L2.
     program = tl.program_id(0)
@@ -206,14 +232,20 @@ def _conv2d_gather_tma_kernel(
     channel += group * channels_out
     stored = _parts(acc, PARTS)
     for i in tl.static_range(PARTS):
-        at = i * (BOX.pixels // PARTS) + tl.arange(0, BOX.pixels // PARTS)
-        n = n0 + at // (BOX.rows * BOX.columns)
-        row, col = row0 + at // BOX.columns % BOX.rows, col0 + at % BOX.columns
-        if ADJOINT:
-            row, col = first_row + row * H.stride, first_col + col * W.stride
-        # Boxes reach past the last image, row and column; the phases of dgrad differ in size.
-        in_result = (n < images) & (row < result_height) & (col < result_width)
+        if residual is not None and i % AHEAD == 0:
+            ahead = empty_tuple()
+            for j in tl.static_range(i, i + AHEAD):
+                n, row, col, in_result = _pixels_of_part(
+                    j, n0, row0, col0, first_row, first_col, images, result_height, result_width, H, W, BOX, ADJOINT, PARTS
+                )
+                to = _offsets(n, row, col, channel, result_strides, INDEX)
+                ahead += (tl.load(residual + to, mask=in_result[:, None] & exists[None, :]),)
+        n, row, col, in_result = _pixels_of_part(
+            i, n0, row0, col0, first_row, first_col, images, result_height, result_width, H, W, BOX, ADJOINT, PARTS
+        )
         value = scale_and_shift(stored[i].T, scale, bias, channel[None, :], exists[None, :])  # (pixels, BLOCK_M)
+        if residual is not None:
+            value = add_residual(value, ahead[i % AHEAD])
         # The result may have any strides, so store through pointers.
         if kept is not None:
             to = _offsets(n, row, col, channel, result_strides, INDEX)
@@ -375,16 +407,20 @@ def run_tma_gather(
     H, W = axes_of(taps, stride, padding, dilation)
     matrix = weight.shape[0], weight.shape[1] * taps.numel()
     means, variances, counts = partials if partials is not None else (None, None, None)
+    parts = plan.parts * (1 if epilogue.kept is None and epilogue.residual is None else 4)
+    # Load the residual of half the parts at once, to wait for memory only twice. 32 bits would need too many registers, and so
+    # would loads of single elements.
+    ahead = parts // 2 if epilogue.residual is not None and result.dtype.itemsize == 2 and result.stride(1) == 1 else 1
     launch(
         _conv2d_gather_tma_kernel,
         image_tiles * row_tiles * column_tiles * triton.cdiv(channels_out, tile.m) * phases_h * phases_w * groups,
         descriptor, tma_descriptor(weight, matrix, (matrix[1], 1), (tile.k, tile.m) if transposed else (tile.m, tile.k)),
-        *epilogue.operands, result, epilogue.kept, means, variances, counts,
+        *epilogue.operands, epilogue.residual, result, epilogue.kept, means, variances, counts,
         result.stride(),
         channels_in, channels_out, x_w, weight.shape[1], term_pitches, images, source.shape[2], source.shape[3],
         height, width, row_tiles, column_tiles, image_tiles, phases_h, phases_w,
         H=H, W=W, BOX=box, SPAN=span, PLANAR=view is planar_view, ADJOINT=adjoint, TRANSPOSED=transposed,
-        CROSS=CROSS_PAIRS if in_terms else 0, PARTS=plan.parts * (1 if epilogue.kept is None else 4),
+        CROSS=CROSS_PAIRS if in_terms else 0, PARTS=parts, AHEAD=ahead,
         ACTIVATION=epilogue.constant, PRECISION=operand_precision(source), INDEX=index_type(result, *(partials or ())),
         BLOCK_M=tile.m, BLOCK_K=tile.k, warps=tile.warps, stages=tile.stages, device=source.device,
     )  # fmt: skip

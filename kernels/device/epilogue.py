@@ -1,6 +1,7 @@
 """Epilogues of a matrix product: they process a tile of the result while it is in registers.
 
 scale_and_shift     z = scale * acc + bias, per channel; batch normalisation with fixed statistics is a scale and a bias
+add_residual        z += residual, of the shape of the result
 activate_channels   activation of z; kernels store z first, if its gradient needs it
 store_statistics    mean and variance of each channel of the tile; statistics2d.py merges the tiles
 max_of_windows      max pooling with windows that do not overlap; a tile consists of whole windows
@@ -24,10 +25,11 @@ class Epilogue(NamedTuple):
     slopes: Tensor | None = None  # PReLU's, of stride 1 or 0
     activation: str = ""
     kept: Tensor | None = None  # to be filled with z; it has the strides of the result
+    residual: Tensor | None = None  # added to z; it has the shape, the dtype and the strides of the result
 
     @property
     def operands(self) -> tuple[Any, ...]:
-        """The arguments of a kernel before `result` and `kept`."""
+        """The arguments of a kernel before its tensors of the result's shape."""
         return self.scale, self.bias, self.slopes, stride_of(self.slopes)
 
     @property
@@ -56,6 +58,12 @@ def scale_and_shift(acc, scale, bias, channel, exists):
     if bias is not None:
         acc += _load(bias + channel, exists).to(acc.dtype)
     return acc
+
+
+@device_function
+def add_residual(z, residual):
+    """z + residual, in the dtype of z."""
+    return z + widen(residual).to(z.dtype)
 
 
 @device_function

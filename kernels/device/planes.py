@@ -74,7 +74,12 @@ def plan_planes(*tensors: Tensor, of_planes: Sequence[Tensor] = ()) -> PlanePlan
     splits, steps = choose_splits(tiles, triton.cdiv(pixels, tile.pixels))
     grid = PlaneGrid(planes, x.shape[1], tiles, pixels, steps * tile.pixels, pixel_axes)
     strides = [(*tensor.stride()[:2], of_pixels) for tensor, of_pixels in zip(tensors, pixel_strides, strict=True)]
-    constants = {"ACCUMULATOR": accumulator(x.dtype), "INDEX": index_type(*tensors, *of_planes), "TILE": tile, "device": x.device}
+    constants = {
+        "ACCUMULATOR": accumulator(x.dtype),
+        "INDEX": index_type(*tensors, *of_planes),
+        "TILE": tile,
+        "device": x.device,
+    }
     return PlanePlan(tiles * splits, splits, grid, strides, constants)
 
 

@@ -211,6 +211,7 @@ class Layers(nn.Module):
         self.bn, self.bn2, self.norm_act, self.none = nn.BatchNorm2d(3), nn.BatchNorm2d(3), NormAct(3), None
         self.same, self.standard = SamePadded(3, 3, 3, stride=2), Standardized(3, 3, 3)
         self.circular = nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular")
+        self.up = nn.ConvTranspose2d(3, 3, 3, padding=1)
         self.fc, self.bn1d = nn.Linear(108, 4), nn.BatchNorm1d(4)
         self.relu, self.drop, self.identity, self.body = nn.ReLU(inplace=True), nn.Dropout2d(0.0), nn.Identity(), forward
 
@@ -240,6 +241,14 @@ def features(net: Layers, x: Tensor) -> Tensor:
     x = F.avg_pool2d(x.to(memory_format=torch.channels_last), 3, 1, 1)
     y = F.linear(x.permute(0, 2, 3, 1), net.conv2.weight[:, :, 0, 0], net.conv2.bias)
     return x + (net.bn.weight * y).permute(0, 3, 1, 2)
+
+
+def sums_of_convolutions(net: Layers, x: Tensor) -> Tensor:
+    y = F.relu(net.conv(x) + x)
+    y = y + net.conv2(y)
+    z = net.up(y)
+    z += y
+    return F.silu(net.up(z).add_(y)) + 1
 
 
 IDIOMS: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
@@ -276,6 +285,10 @@ IDIOMS: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     "a sum": (lambda net, x: F.relu(F.avg_pool2d(x, 3, 1, 1) + x.relu()), {"add + relu": 1}),
     "a sum in place": (lambda net, x: F.avg_pool2d(x, 3, 1, 1).add_(x.relu()).relu_(), {"add + relu": 1}),
     "added behind the activation": (lambda net, x: x + F.silu(net.bn(net.conv(x))), {"conv2d + batch_norm + silu + add": 1}),
+    "sums of convolutions": (
+        sums_of_convolutions,
+        {"conv2d + add + relu": 1, "conv2d + add": 1, "conv_transpose2d + add": 1, "conv_transpose2d + add + silu": 1},
+    ),
     "both norms": (lambda net, x: F.relu(net.bn(net.conv(x)) + net.bn2(net.conv2(x))), {TAIL: 1, CONV_BN: 1}),
 }  # fmt: skip
 
@@ -342,6 +355,7 @@ UNFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     "another memory format": (
         lambda net, x: F.relu(x + net.bn(net.conv(x.to(memory_format=torch.channels_last)))).view(2, -1), {CONV_BN: 1}
     ),
+    "a convolution, broadcast": (lambda net, x: F.relu(net.conv(x) + x[:, :, :1, :1]), {}),
     "scaled": (lambda net, x: F.relu(torch.add(net.bn(net.conv(x)), x, alpha=2)), {CONV_BN: 1}),
     "indices": (lambda net, x: F.max_pool2d(F.relu(net.conv(x)), 2, return_indices=True)[0], {CONV_RELU: 1}),
     "computed filters": (

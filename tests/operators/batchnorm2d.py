@@ -127,7 +127,8 @@ OPERATOR = Operator(
     last_image={"batch_norm": lambda x: tnn.batch_norm(x, *x.detach()[-1, :2, 0, :2].square())},
     many_elements={
         "batch_norm": ManyElements(
-            lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, None, None, "", 1e-5, False), (2, 8, 8)
+            lambda x: ops.batchnorm2d_forward(x, torch.ones(2), torch.ones(2), None, None, None, None, "", 1e-5, False),
+            (2, 8, 8),
         ),
         "batch_norm sums": ManyElements(
             lambda x: ops.batchnorm2d_sums(x, x, torch.zeros(2), torch.ones(2), 0.0)[None], (2, 8, 8)

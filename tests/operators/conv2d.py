@@ -268,7 +268,7 @@ MUTANTS = (
     Mutant("TMA: only the images of the first tile are computed", "kernels/conv2d/tma.py", "n0 = pixel_tile // (column_tiles * row_tiles) * BOX.images", "n0 = pixel_tile // (column_tiles * row_tiles * image_tiles) * BOX.images", "conv2d_tma"),
     Mutant("TMA: a block of channels reaches into the next group", "kernels/conv2d/tma.py", "if groups > 1 or in_terms or (stride[1] > 1 and not adjoint):", "if in_terms or (stride[1] > 1 and not adjoint):", "conv2d_tma"),
     Mutant("TMA: narrow groups use a window copy", "kernels/conv2d/tma.py", "stride, padding, dilation, merged * groups)\n", "stride, padding, dilation, groups)\n", "conv2d_tma"),
-    Mutant("TMA: the second part of a tile is stored over the first", "kernels/conv2d/tma.py", "at = i * (BOX.pixels // PARTS) + tl.arange", "at = tl.arange", "conv2d_tma"),
+    Mutant("TMA: the second part of a tile is stored over the first", "kernels/conv2d/tma.py", "at = part * (BOX.pixels // PARTS) + tl.arange", "at = tl.arange", "conv2d_tma"),
     Mutant("TMA: both parts of a tile store statistics to the same position", "kernels/conv2d/tma.py", "partial = pixel_tile * PARTS + i", "partial = pixel_tile * PARTS", "conv2d_tma"),
     Mutant("TMA: statistics include missing pixels", "kernels/conv2d/tma.py", "store_statistics(value, in_result, exists", "store_statistics(value, n >= 0, exists", "conv2d_tma"),
     Mutant("TMA wgrad: products with other groups' channels are stored", "kernels/conv2d/tma_wgrad.py", "owned &= (k // narrow_filters)[:, None] == (c // narrow_channels)[None, :]", "pass", "conv2d_tma"),

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 import trinn.layers as tnn
 from bench import shapes
 from tests.support.record import IMAGE, MEDIUM, Mutant, Operator, called, case
+from trinn.layers.fused_functional import conv2d_activation
 
 
 def conv_bn_relu(nn: Any, channels: int, filters: int) -> Callable[..., Any]:
@@ -19,6 +22,13 @@ def conv_relu_pool(nn: Any, channels: int, filters: int) -> Callable[..., Any]:
 
 def bn_add_relu(nn: Any, channels: int) -> Callable[..., Any]:
     return called(nn.BNAddActivation2d(nn.BatchNorm2d(channels, track_running_stats=False), nn.ReLU()))
+
+
+def conv_add_silu(nn: Any) -> Callable[..., Tensor]:
+    """silu(conv2d(x, w, b) + residual): fused for trinn's functions, which have no module for it."""
+    if nn.conv2d is tnn.conv2d:
+        return lambda x, residual, w, b: conv2d_activation(x, (w, b, 1, 1, 1, 1), ("silu", None), residual)
+    return lambda x, residual, w, b: nn.silu(nn.conv2d(x, w, b, padding=1) + residual)
 
 
 def linear_relu(nn: Any, inputs: int, outputs: int) -> Callable[..., Any]:
@@ -42,6 +52,7 @@ OPERATOR = Operator(
         "batch norm, addition, ReLU": case(bn_add_relu(nn, 5), IMAGE, IMAGE, (5,), (5,), per_image=False),
         "linear, ReLU": case(linear_relu(nn, 37, 19), (3, 37), (19, 37), (19,)),
         "conv2d, SiLU": case(called(nn.ConvActivation2d(nn.Conv2d(5, 3, 3, padding=1), nn.SiLU())), IMAGE, *FILTERS),
+        "conv2d, addition, SiLU": case(conv_add_silu(nn), IMAGE, (2, 3, 7, 6), *FILTERS),
         "conv_transpose2d, PReLU": case(
             called(nn.ConvTransposeActivation2d(nn.ConvTranspose2d(5, 3, 3), nn.PReLU(3))),
             IMAGE,
@@ -80,11 +91,13 @@ OPERATOR = Operator(
     },
     passes={
         "conv2d and an activation": shapes.conv_activations((2, 5, 7, 6), 4),
+        "conv2d, addition and an activation": shapes.residuals((2, 5, 7, 6), 4),
         "linear and an activation": shapes.linear_activations(5, 7, 6),
         "batch norm and an activation": shapes.batchnorm_activations(2, 5, 7, 6),
     },
     many_passes={
         "conv2d and an activation": shapes.conv_activations((2**14, 64, 64, 64), 64),
+        "conv2d, addition and an activation": shapes.residuals((2**14, 64, 64, 64), 64),
         "linear and an activation": shapes.linear_activations(2**21, 2048, 1024),
         "batch norm and an activation": shapes.batchnorm_activations(2**14, 64, 64, 64),
     },

@@ -237,6 +237,34 @@ def test_fused(case: str, arithmetic: str, started: list[str]) -> None:
     check_fused(*operands(CASES[case], set_precision(arithmetic), "channels_last"), CASES[case].options, started)
 
 
+@pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_residual(layout: str, arithmetic: str, started: list[str]) -> None:
+    """A residual, and the activation's input as a second result, in fprop and dgrad."""
+    case = Conv((2, 32, 4, 6), (32, 32, 3, 3), {"stride": 2, "padding": 1})
+    x, w, _ = operands(case, set_precision(arithmetic), layout)
+    dy, order = (
+        F.conv2d(x, w, **case.options).sign(),
+        torch.channels_last if layout == "channels_last" else torch.contiguous_format,
+    )
+    for adjoint, plain, source, result in ((False, F.conv2d, x, dy), (True, F.conv_transpose2d, dy, x)):
+        size, options = result.shape[2:], case.options | ({"output_padding": 1} if adjoint else {})
+        residual = randn(*result.shape, dtype=x.dtype, seed=3).contiguous(memory_format=order)
+
+        def fused(source: Tensor, w: Tensor, residual: Tensor, size: Any = size, adjoint: bool = adjoint) -> tuple[Tensor, ...]:
+            geometry = size, (2, 2), (1, 1), (1, 1), 1, adjoint
+            return launchers.conv2d_activation(source, w, None, None, residual, "silu", *geometry)
+
+        def apart(
+            source: Tensor, w: Tensor, residual: Tensor, plain: Any = plain, options: Any = options
+        ) -> tuple[Tensor, ...]:
+            z = (plain(source, w, **options) + residual).detach()
+            return F.silu(z), z
+
+        check(fused, apart, source, w, residual)
+    assert started.count("_conv2d_gather_tma_kernel") == 2
+
+
 def test_pooled(started: list[str]) -> None:
     """A separate kernel pools the result of a TMA convolution."""
     x, w, b = operands(CASES["3x3"], set_precision("bf16"), "channels_last")

@@ -20,7 +20,14 @@ from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.layers.activation import MODULES, described
 from trinn.layers.batchnorm2d import norm_arguments
 from trinn.layers.fused import call_sequence
-from trinn.layers.fused_functional import add_activation, batch_norm_activation, channel_scale_activation
+from trinn.layers.fused_functional import (
+    add_activation,
+    batch_norm_activation,
+    channel_scale_activation,
+    conv2d_activation,
+    conv2d_batch_norm,
+    conv_transpose2d_activation,
+)
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "3x3": ((2, 5, 9, 8), {"out_channels": 6, "kernel_size": 3, "padding": 1}),
@@ -200,6 +207,88 @@ def test_kernels_with_an_activation(
     compared(*twins(fused, conv(), ACTIVATIONS[activation]()), dtype, shape, channels_last=channels_last)
 
 
+def added(geometry: str, activation: str = "", fused: bool = True) -> Callable[..., Tensor]:
+    """f(conv(x) + residual) of x, residual, weight and bias, in one kernel or by torch's operators."""
+    conv: Any = GEOMETRIES[geometry][1]()
+    transposed = isinstance(conv, nn.ConvTranspose2d)
+    groups = (conv.output_padding, conv.groups, conv.dilation) if transposed else (conv.dilation, conv.groups)
+    options = conv.stride, conv.padding, *groups
+    if fused:
+        call = conv_transpose2d_activation if transposed else conv2d_activation
+        f = (activation, None) if activation else None
+        return lambda x, residual, w, b: call(x, (w, b, *options), f, residual)
+    plain, function = (F.conv_transpose2d if transposed else F.conv2d), getattr(F, activation or "dropout")
+    return lambda x, residual, w, b: function(plain(x, w, b, *options) + residual, **({} if activation else {"p": 0.0}))
+
+
+def operands(geometry: str, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> list[Tensor]:
+    """An image, a residual, filters and a bias."""
+    shape, make = GEOMETRIES[geometry]
+    conv = make()
+    result = conv(torch.empty(shape)).shape
+    tensors = [randn(*s, dtype=dtype, seed=i) for i, s in enumerate((shape, result, conv.weight.shape, (6,)))]
+    return [t.to(memory_format=torch.channels_last) if channels_last and t.dim() == 4 else t for t in tensors]
+
+
+# All kernels with SiLU, whose gradient needs a second result; one in the other dtypes, and without a second result.
+@pytest.mark.parametrize(
+    ("geometry", "activation", "dtype", "channels_last"),
+    [(name, "silu", torch.float32, order) for name in GEOMETRIES for order in (False, True)]
+    + [("conv", "silu", dtype, True) for dtype in DTYPES[1:]]
+    + [("conv", "relu", torch.float32, False), ("conv", "", torch.float32, True), ("transposed", "", torch.float32, False)],
+)
+def test_kernels_with_a_residual(
+    geometry: str, activation: str, dtype: torch.dtype, channels_last: bool, full_float32: None
+) -> None:
+    check(added(geometry, activation), added(geometry, activation, False), *operands(geometry, dtype, channels_last))
+
+
+@pytest.mark.usefixtures("large_tiles")
+@pytest.mark.parametrize("geometry", ["conv", "depthwise", "transposed, depthwise"])
+def test_strides_of_a_residual(geometry: str) -> None:
+    """A residual with other strides than the result gives the same bits."""
+    x, residual, *filters = operands(geometry)
+    call, wide = added(geometry, "relu"), residual.repeat_interleave(2, 3)
+    for other in (residual.to(memory_format=torch.channels_last), residual.mT.contiguous().mT, wide[..., 1::2]):
+        assert torch.equal(call(x, other, *filters), call(x, residual, *filters))
+    row = residual[:1, :, :1].expand_as(residual)
+    assert torch.equal(call(x, row, *filters), call(x, row.contiguous(), *filters))
+
+
+@pytest.mark.usefixtures("large_tiles")
+def test_launches_with_a_residual() -> None:
+    """One kernel for a residual of the result's shape and dtype, in evaluation after a batch norm too; else torch adds it."""
+    x, residual, w, b = operands("conv")
+    conv, relu, silu = (w, b, 1, 1, 1, 1), ("relu", None), ("silu", None)
+    vectors = torch.zeros(6, device=DEVICE), torch.ones(6, device=DEVICE), None, torch.zeros(6, device=DEVICE)
+    norm = *vectors, False, 0.1, 1e-5
+
+    def call(f: Any, residual: Tensor) -> Tensor:
+        return conv2d_activation(x, conv, f, residual)
+
+    def normalized(residual: Tensor) -> Tensor:
+        return conv2d_batch_norm(x, conv, norm, relu, residual)
+
+    for f, name in ((relu, "conv2d_affine"), (None, "conv2d_affine"), (silu, "conv2d_activation")):
+        assert launches(lambda f=f: call(f, residual))[0] == ["conv2d_affine"]  # type: ignore[misc]
+        wanted = residual.detach().requires_grad_()
+        backward = [] if f is None else ["activation_backward"]
+        assert launches(lambda f=f, wanted=wanted: call(f, wanted)) == ([name], backward)  # type: ignore[misc]
+    assert launches(lambda: normalized(residual))[0] == ["batchnorm2d_fold", "conv2d_affine"]
+    assert launches(lambda: normalized(wanted))[0] == ["conv2d_fprop", "batchnorm2d_forward"]
+    torch.testing.assert_close(normalized(residual), normalized(wanted).detach())
+    for other in (residual[:1], residual[:, :, :1, :1], residual[0, 0, 0, 0], residual.double()):
+        assert launches(lambda other=other: call(silu, other))[0] == ["conv2d_fprop", "activation_forward"]  # type: ignore[misc]
+        names = ["conv2d_fprop", "batchnorm2d_forward", "activation_forward"]
+        assert launches(lambda other=other: normalized(other))[0] == names  # type: ignore[misc]
+        assert torch.equal(call(None, other), tnn.conv2d(x, *conv) + other)
+    with torch.inference_mode():
+        constant = residual.clone()
+    w.requires_grad_()
+    for f in (relu, None, silu):
+        torch.testing.assert_close(*(torch.autograd.grad(call(f, r).square().sum(), w) for r in (constant, residual)))
+
+
 @activations
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("training", TRAINING)
@@ -326,7 +415,7 @@ def test_second_derivatives(activation: str) -> None:
     f = ours_of(ACTIVATIONS[activation]().double().to(DEVICE))
     x, wide = randn(2, 2, 4, 4, dtype=torch.float64), randn(2, 6, 3, 3, dtype=torch.float64)
     options: Any = {"dtype": torch.float64, "device": DEVICE}
-    norm, residual = tnn.BatchNorm2d(6, **options), wide.flip(0)
+    norm, residual, w = tnn.BatchNorm2d(6, **options), wide.flip(0), randn(6, 2, 3, 3, dtype=torch.float64)
     calls: dict[Callable[..., Tensor], Tensor] = {
         tnn.ConvActivation2d(tnn.Conv2d(2, 6, 3, **options), f): x,
         tnn.ConvTransposeActivation2d(tnn.ConvTranspose2d(2, 6, 2, **options), f): x,
@@ -334,6 +423,9 @@ def test_second_derivatives(activation: str) -> None:
         lambda x: tnn.BNAddActivation2d(norm, f)(x, residual): wide,
         lambda x: batch_norm_activation(x, norm_arguments(norm), described(f), addend=residual): wide,
         lambda x: channel_scale_activation(x, (x[:, :, :1, :1],), described(f), residual): wide,
+        lambda x: conv2d_activation(
+            x[:, :, 1:], (w, None, 1, (1, 0), 1, 1), described(f), x.repeat(1, 3, 1, 1)[..., 1:, 1:3]
+        ): x,
         tnn.LinearActivation(tnn.Linear(4, 6, **options), f): randn(3, 4, dtype=torch.float64),
     }
     for call, input in calls.items():
@@ -446,7 +538,7 @@ def test_pooled_tile(window: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -
     x, w, b = randn(2, 3, 9, 13), randn(5, 3, 3, 3), randn(5)
     geometry = (7, 11), (1, 1), (0, 0), (1, 1), 1
     pooled = 7 // window[0], 11 // window[1]
-    y = ops.conv2d_affine(x, w, None, b, None, "relu", *geometry, False)
+    y = ops.conv2d_affine(x, w, None, b, None, None, "relu", *geometry, False)
     expected = ops.max_pool2d_forward(y, pooled, window, window, (0, 0), (1, 1))
     with Launched() as names:
         got = ops.conv2d_activation_max_pool2d(x, w, b, "relu", *geometry, pooled, window, window, (0, 0), (1, 1))
@@ -529,6 +621,8 @@ def test_gradients_of_gradients() -> None:
     for call in (
         tnn.ConvActivation2d(conv, relu), tnn.ConvActivationMaxPool2d(conv, relu, tnn.MaxPool2d(2)), tnn.ConvBNActivation2d(conv, norm, relu),
         lambda x: tnn.BNAddActivation2d(norm, relu)(x, residual), tnn.LinearActivation(linear, relu),
+        lambda x: conv2d_activation(x, (conv.weight, None, 1, 1, 1, 1), ("relu", None), x),
+        lambda x: conv_transpose2d_activation(x, (conv.weight, conv.bias, 1, 1, 0, 1, 1), None, x.square()),
     ):  # fmt: skip
         assert torch.autograd.gradcheck(call, x, fast_mode=True)
         assert torch.autograd.gradgradcheck(call, x, fast_mode=True)

@@ -173,7 +173,9 @@ def test_fused_layers_are_leaves(name: str) -> None:
 
     assert nodes(Twice()) == [("call_module", "fused", "fused")]
     if "BN" not in name:  # a batch norm's forward, torch's too, branches on the number of axes
-        assert all(kind != "call_module" for kind, *_ in nodes(Twice(), NoLeaves())), "a tracer without leaves records functions"
+        assert all(kind != "call_module" for kind, *_ in nodes(Twice(), NoLeaves())), (
+            "a tracer without leaves records functions"
+        )
 
 
 class NoLeaves(torch.fx.Tracer):

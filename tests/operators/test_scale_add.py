@@ -117,7 +117,8 @@ def test_in_place(of: str) -> None:
 def test_derivatives() -> None:
     """First and second derivatives, and forward mode, against differences."""
     x, other, scale = (
-        randn(*shape, dtype=torch.float64, seed=i).requires_grad_() for i, shape in enumerate(((2, 2, 1, 2),) * 2 + ((2, 1, 1),))
+        randn(*shape, dtype=torch.float64, seed=i).requires_grad_()
+        for i, shape in enumerate(((2, 2, 1, 2),) * 2 + ((2, 1, 1),))
     )
     for function, tensors in ((tnn.add, (x, other)), (tnn.channel_scale, (x, scale, other))):
         assert gradcheck(function, tensors, check_forward_ad=True, check_batched_grad=True)

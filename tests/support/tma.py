@@ -48,7 +48,7 @@ def operands(case: Conv, dtype: torch.dtype, layout: str) -> tuple[Tensor, Tenso
 
 
 def check_fused(x: Tensor, w: Tensor, shift: Tensor | None, options: dict[str, Any], started: list[str]) -> None:
-    """Check a scale, a shift, ReLU and statistics in the epilogue of the gather kernel.
+    """Check a scale, a shift, a residual, ReLU and statistics in the epilogue of the gather kernel.
 
     `started` has the names of the launched kernels: each of the two calls must launch the gather kernel.
     """
@@ -56,17 +56,15 @@ def check_fused(x: Tensor, w: Tensor, shift: Tensor | None, options: dict[str, A
     stride, padding = (options.get(name, default) for name, default in (("stride", 1), ("padding", 0)))
     geometry = y.shape[2:], (stride, stride), (padding, padding), (1, 1), 1
 
-    def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None]).relu().detach()
+    residual = torch.empty_like(y).copy_(randn(*y.shape, dtype=x.dtype, seed=4))
 
-    check(
-        lambda x, w, scale, shift: launchers.conv2d_affine(x, w, scale, shift, None, "relu", *geometry, False),
-        affine,
-        x,
-        w,
-        scale,
-        shift,
-    )
+    def affine(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tensor:
+        return (F.conv2d(x, w, **options) * scale[:, None, None] + shift[:, None, None] + residual).relu().detach()
+
+    def fused(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tensor:
+        return launchers.conv2d_affine(x, w, scale, shift, None, residual, "relu", *geometry, False)
+
+    check(fused, affine, x, w, scale, shift, residual)
     y, mean, var = launchers.conv2d_statistics(x, w, shift, *geometry)
     assert started.count("_conv2d_gather_tma_kernel") == 2
     exact = torch.var_mean(y.double(), (0, 2, 3), correction=0)

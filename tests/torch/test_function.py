@@ -199,7 +199,7 @@ def test_in_place_relu_under_vmap(name: str) -> None:
     [
         (ops.batchnorm2d_merge, ((3, 4), (3, 4), (3,))),
         (ops.batchnorm2d_fold, ((4,), (4,), (4,), (4,), (4,))),
-        (ops.conv2d_affine, ((2, 3, 4, 4), (4, 3, 1, 1), (4,), (4,), (4,))),
+        (ops.conv2d_affine, ((2, 3, 4, 4), (4, 3, 1, 1), (4,), (4,), (4,), (2, 4, 4, 4))),
     ],
 )
 def test_vmap_of_operators_without_a_gradient(operator: Any, tensors: Any, no_fallback: None, full_float32: None) -> None:
