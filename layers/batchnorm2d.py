@@ -94,8 +94,8 @@ class BatchNormActivationAdd(BatchNormActivation):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        *vectors, slopes = ctx.saved_tensors
-        gradients = _activation_backward(ctx, dy, None, *vectors, None, slopes)
+        x, mean, var, w, b, slopes = ctx.saved_tensors
+        gradients = _activation_backward(ctx, dy, None, x, mean, var, w, b, None, slopes)
         return *gradients[:5], dy if ctx.needs_input_grad[5] else None, gradients[6]
 
 

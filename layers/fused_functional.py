@@ -72,7 +72,7 @@ class Conv2dActivation(Function):
 class Conv2dActivationOfOutput(Function):
     """y = f(z) with z as above, if the gradient of f needs y."""
 
-    kept = "x", "w", 0
+    kept: tuple[str | int, ...] = "x", "w", 0
 
     @staticmethod
     def forward(
@@ -311,8 +311,8 @@ def batch_norm_activation(
 ) -> Tensor:  # fmt: skip
     """f(batch_norm(input, *norm) + residual) + addend; at most one of residual and addend is given.
 
-    In one pass if the added tensor has the input's shape and dtype. Not in one pass with an inference tensor as bias or residual:
-    it cannot be kept for backward.
+    In one pass if the added tensor has the input's shape and dtype. Not in one pass with an inference tensor as bias or
+    residual: it cannot be kept for backward.
     """
     return _normalized(input, norm, activation, residual, addend)
 
@@ -330,8 +330,9 @@ def _normalized(
     added = residual if residual is not None else addend
     one_pass = (added is None or x.dim() == 4) and _is_alike(added, x, x.shape) and _can_keep(norm[3], residual)
     if one_pass and not is_forward_mode_active() and x.dim() > 1 and _fits(slopes, x.shape[1], x):
-        options = {"residual": added, "after": addend is not None}
-        return apply_batch_norm(x, *norm, **options, slopes=slopes, activation=text, statistics=statistics)
+        return apply_batch_norm(
+            x, *norm, residual=added, after=addend is not None, slopes=slopes, activation=text, statistics=statistics
+        )  # fmt: skip
     y = apply_batch_norm(x, *norm, statistics=statistics)
     return total(_alone(y, activation, residual), addend)
 
@@ -385,8 +386,8 @@ def linear_activation(input: Tensor, arguments: Arguments, activation: Arguments
     )  # fmt: skip
 
 
-# Sequences of operators, and the function that fuses each. The first match is used. torch.add stands for adding the residual (the
-# addend, if it follows an activation), `activated` for any activation.
+# Sequences of operators, and the function that fuses each. The first match is used. `activated` stands for any activation,
+# torch.add for adding the residual or, behind an activation, the addend.
 FUSIONS: dict[tuple[Callable[..., Any], ...], Callable[..., Tensor]] = {
     (conv2d, batch_norm, torch.add, activated): conv2d_batch_norm,
     (conv2d, batch_norm, torch.add): conv2d_batch_norm,

@@ -73,7 +73,7 @@ def plan_planes(*tensors: Tensor, of_planes: Sequence[Tensor] = ()) -> PlanePlan
     tiles = triton.cdiv(planes, tile.planes)
     splits, steps = choose_splits(tiles, triton.cdiv(pixels, tile.pixels))
     grid = PlaneGrid(planes, x.shape[1], tiles, pixels, steps * tile.pixels, pixel_axes)
-    strides = [(*tensor.stride()[:2], of_pixels) for tensor, of_pixels in zip(tensors, pixel_strides, strict=True)]
+    strides = [(t.stride(0), t.stride(1), of_pixels) for t, of_pixels in zip(tensors, pixel_strides, strict=True)]
     constants = {
         "ACCUMULATOR": accumulator(x.dtype),
         "INDEX": index_type(*tensors, *of_planes),

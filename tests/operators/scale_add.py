@@ -14,7 +14,7 @@ from trinn.layers.scale_add import is_addable
 
 def add(draw: Drawing) -> DrawnCase:
     shape = tuple(draw.number(0 if draw.seldom() else 1, 6) for _ in range(draw.number(0, 5)))
-    tensors = [draw.tensor(shape, draw.values_to_sum()), draw.tensor(shape, draw.values_to_sum())]
+    tensors: list[Tensor | None] = [draw.tensor(shape, draw.values_to_sum()), draw.tensor(shape, draw.values_to_sum())]
     if draw.number(0, 1):
         return DrawnCase(lambda x, other: tnn.add_(x * 1, other), lambda x, other: (x * 1).add_(other), tensors, {})
     return DrawnCase(tnn.add, torch.add, tensors, {})

@@ -327,7 +327,8 @@ def test_bn_activation_add(training: str, activation: str, channels_last: bool) 
 
     class Joined(nn.Sequential):
         def forward(self, input: Tensor, addend: Tensor) -> Tensor:  # type: ignore[override]
-            return batch_norm_activation(input, norm_arguments(self[0]), described(self[1]), addend=addend)
+            norm: Any = self[0]
+            return batch_norm_activation(input, norm_arguments(norm), described(self[1]), addend=addend)
 
     ours, theirs = twins(Joined, nn.BatchNorm2d(6), ACTIVATIONS[activation](), training=TRAINING[training])
     shapes = [(3, 6, 7, 5)] * 2
