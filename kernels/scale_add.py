@@ -19,7 +19,7 @@ from .device.indexing import offset_of
 from .device.planes import pixel_offset, plan_planes, plane_start, program_pixels, program_planes, tile_pixels
 from .device.precision import accumulator, narrow, widen
 from .reduce import partials_of, sum_partials
-from .runtime.allocate import empty, empty_elementwise, empty_like
+from .runtime.allocate import empty, empty_elementwise, empty_like, widest
 from .runtime.launch import launch
 from .runtime.layout import index_type, memory_order
 from .runtime.op import op
@@ -110,19 +110,21 @@ def _nothing(x: Tensor, other: Tensor) -> None:
     return None
 
 
-def _empty_scaled(x: Tensor, scale: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-    return empty_elementwise(x)
+def _empty_scaled(x: Tensor, scale: Tensor, residual: Tensor | None, activation: str, axis: int) -> Tensor:
+    along = [n if a in (0, axis) else 1 for a, n in enumerate(x.shape)]
+    operands = x, scale.view(along).expand(x.shape), *(() if residual is None else (residual,))
+    return empty_elementwise(*operands)
 
 
-def _empty_scale_backward(x: Tensor, dy: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+def _empty_scale_backward(x: Tensor, dy: Tensor, scale: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if torch.float64 in (x.dtype, scale.dtype) else torch.float32
     return empty_like(x), empty(scale, scale.shape, dtype=dtype)
 
 
 def _empty_scale_activation_backward(
-    x: Tensor, dy: Tensor, scale: Tensor, residual: Tensor | None, activation: str
+    x: Tensor, dy: Tensor, scale: Tensor, residual: Tensor | None, activation: str, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return *_empty_scale_backward(x, dy, scale), empty_elementwise(x)
+    return *_empty_scale_backward(x, dy, scale, axis), _empty_scaled(x, scale, residual, activation, axis)
 
 
 @op(fake=_empty_add, vmap=ELEMENTWISE)
@@ -130,11 +132,11 @@ def add_forward(x: Tensor, other: Tensor, activation: str) -> Tensor:
     """f(x + other), elementwise.
 
     Args:
-        x, other: of one shape and dtype, any strides; integers too, without an activation.
+        x, other: of one shape, any strides; any floating dtypes or, without an activation, one integer dtype.
         activation: one of ACTIVATIONS without slopes, with its parameters; empty for none.
 
     Returns:
-        A dense tensor, in torch's memory order for these operands.
+        A dense tensor, in torch's memory order and dtype for these operands.
     """
     y = _empty_add(x, other, activation)
     _add(x, other, y, activation)
@@ -152,27 +154,28 @@ def _add(x: Tensor, other: Tensor, y: Tensor, activation: str) -> None:
     block = elementwise_block(x.numel())
     launch(
         _add_kernel, triton.cdiv(x.numel(), block), x, other, y, sizes, x_strides, other_strides, y_strides, x.numel(),
-        ACTIVATION=constant_of(activation), ACCUMULATOR=accumulator(x.dtype, whole=True), INDEX=index_type(x, other, y),
-        BLOCK=block, device=x.device,
+        ACTIVATION=constant_of(activation), ACCUMULATOR=accumulator(widest(x, other), whole=True),
+        INDEX=index_type(x, other, y), BLOCK=block, device=x.device,
     )  # fmt: skip
 
 
 @op(fake=_empty_scaled, vmap=FIRST_AXIS)
-def channel_scale_forward(x: Tensor, scale: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+def channel_scale_forward(x: Tensor, scale: Tensor, residual: Tensor | None, activation: str, axis: int) -> Tensor:
     """f(x * scale + residual).
 
     Args:
-        x: (N, C, H, W), any strides.
+        x: (N, C, H, W) or (N, H, W, C), any strides.
         scale: (N, C), any strides.
-        residual: like `x`, any strides; None is 0.
+        residual: of the shape of `x`, any strides; None is 0.
         activation: one of ACTIVATIONS without slopes, with its parameters; empty for none.
+        axis: of the channels in `x`, 1 or 3.
 
     Returns:
-        Like `x`, in its memory order.
+        Of the shape of `x`, in torch's memory order and dtype for these operands.
     """
-    y = _empty_scaled(x, scale, residual, activation)
+    y = _empty_scaled(x, scale, residual, activation, axis)
     if x.numel() > 0:
-        plan = plan_planes(x, y, residual if residual is not None else x, of_planes=(scale,))
+        plan = plan_planes(*_images(axis, x, y, residual if residual is not None else x), of_planes=(scale,))
         launch(
             _channel_scale_kernel, plan.programs, x, scale, residual, y, *plan.strides, scale.stride(), plan.grid,
             ACTIVATION=constant_of(activation), **plan.constants,
@@ -181,49 +184,57 @@ def channel_scale_forward(x: Tensor, scale: Tensor, residual: Tensor | None, act
 
 
 @op(fake=_empty_scale_backward, vmap=FIRST_AXIS)
-def channel_scale_backward(x: Tensor, dy: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def channel_scale_backward(x: Tensor, dy: Tensor, scale: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Gradients of x * scale + residual with respect to x and scale.
 
     Args:
-        x, dy: (N, C, H, W), any strides.
-        scale: (N, C), any strides.
+        x, scale, axis: as in channel_scale_forward.
+        dy: of the shape of `x`, any strides.
 
     Returns:
-        dx like `x`; (N, C): ds, float32, or float64 for a float64 `x`.
+        dx like `x`; (N, C): ds, float32, or float64 for a float64 `x` or `scale`.
     """
-    dx, ds = _empty_scale_backward(x, dy, scale)
-    _scale_backward(x, dy, scale, None, dx, None, ds, "")
+    dx, ds = _empty_scale_backward(x, dy, scale, axis)
+    _scale_backward(x, dy, scale, None, dx, None, ds, "", axis)
     return dx, ds
 
 
 @op(fake=_empty_scale_activation_backward, vmap=FIRST_AXIS)
 def channel_scale_activation_backward(
-    x: Tensor, dy: Tensor, scale: Tensor, residual: Tensor | None, activation: str
+    x: Tensor, dy: Tensor, scale: Tensor, residual: Tensor | None, activation: str, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of f(x * scale + residual), in one pass.
 
     Args:
-        x, dy, scale, residual, activation: as in channel_scale_forward.
+        x, scale, residual, activation, axis: as in channel_scale_forward.
+        dy: of the shape of `x`, any strides.
 
     Returns:
-        dx like `x`; (N, C): ds, float32, or float64 for a float64 `x`; and dz, the gradient of the residual, like `x`.
+        dx like `x`; (N, C): ds, float32, or float64 for a float64 `x` or `scale`; and dz, the gradient of the residual, like
+        the result of channel_scale_forward.
     """
-    dx, ds, dz = _empty_scale_activation_backward(x, dy, scale, residual, activation)
-    _scale_backward(x, dy, scale, residual, dx, dz, ds, activation)
+    dx, ds, dz = _empty_scale_activation_backward(x, dy, scale, residual, activation, axis)
+    _scale_backward(x, dy, scale, residual, dx, dz, ds, activation, axis)
     return dx, ds, dz
 
 
 def _scale_backward(
-    x: Tensor, dy: Tensor, scale: Tensor, residual: Tensor | None, dx: Tensor, dz: Tensor | None, ds: Tensor, activation: str
+    x: Tensor, dy: Tensor, scale: Tensor, residual: Tensor | None, dx: Tensor, dz: Tensor | None, ds: Tensor, activation: str,
+    axis: int,
 ) -> None:  # fmt: skip
     if x.numel() == 0:
         fill(ds, 0.0)
         return
     others = (tensor if tensor is not None else x for tensor in (dz, residual))
-    plan = plan_planes(x, dy, dx, *others, of_planes=(scale,))
+    plan = plan_planes(*_images(axis, x, dy, dx, *others), of_planes=(scale,))
     partials = partials_of(ds, plan.splits)
     launch(
         _channel_scale_backward_kernel, plan.programs, x, dy, scale, residual, dx, dz, partials,
         *plan.strides, scale.stride(), plan.grid, ACTIVATION=constant_of(activation), **plan.constants,
     )  # fmt: skip
     sum_partials(partials, ds)
+
+
+def _images(axis: int, *tensors: Tensor) -> list[Tensor]:
+    """Views of the shape (N, C, H, W)."""
+    return [tensor.movedim(axis, 1) for tensor in tensors]

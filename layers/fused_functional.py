@@ -355,7 +355,7 @@ def channel_scale_activation(
     text, slopes = activation or ("", None)
     factor, inner = (*scale, None)[:2]
     added = inner if residual is None else residual
-    one_pass = (inner is None or residual is None) and _is_alike(added, input, input.shape) and _can_keep(added)
+    one_pass = (inner is None or residual is None) and (added is None or is_addable(input, added)) and _can_keep(added)
     if one_pass and slopes is None and not is_forward_mode_active():
         return apply_channel_scale(input, factor, added, text)
     return _alone(channel_scale(input, *scale), activation, residual)

@@ -1,6 +1,7 @@
 """Addition of two tensors, and scaling of channels: `add`, `channel_scale` and `ChannelScale`.
 
-In all Functions s is (N, C), or (1, C) for one scale for all images, and z = x * s[n, c] + residual.
+In all Functions z = x * s[n, c] + residual, s is (N, C), or (1, C) for one scale for all images, and `axis` is that of the
+channels in x, 1 or 3.
 """
 
 from typing import Any
@@ -68,18 +69,18 @@ class ChannelScaleForward(Function):
     kept = "x", "s"
 
     @staticmethod
-    def forward(x: Tensor, s: Tensor, residual: Tensor | None) -> Tensor:
-        return ops.channel_scale_forward(x, s.expand(x.shape[:2]), residual, "")
+    def forward(x: Tensor, s: Tensor, residual: Tensor | None, axis: int) -> Tensor:
+        return ops.channel_scale_forward(x, _of_images(s, x), residual, "", axis)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
-        return *ChannelScaleBackward.call(dz, *ctx.saved_tensors), dz if ctx.needs_input_grad[2] else None
+        return *ChannelScaleBackward.call(dz, *ctx.saved_tensors, *ctx.constants), dz if ctx.needs_input_grad[2] else None
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        (x, s, _), (tx, ts, residual) = inputs, tangents
-        by_x = cls.call(tx, s, None) if tx is not None else None
-        return sum_of_tangents(by_x, cls.call(x, ts, None) if ts is not None else None, residual)
+        (x, s, _, axis), (tx, ts, residual, *_) = inputs, tangents
+        by_x = cls.call(tx, s, None, axis) if tx is not None else None
+        return sum_of_tangents(by_x, cls.call(x, ts, None, axis) if ts is not None else None, residual)
 
 
 class ChannelScaleBackward(Function):
@@ -88,28 +89,35 @@ class ChannelScaleBackward(Function):
     kept = "dz", "x", "s"
 
     @staticmethod
-    def forward(dz: Tensor, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        dx, ds = ops.channel_scale_backward(x, dz, s.expand(x.shape[:2]))
+    def forward(dz: Tensor, x: Tensor, s: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        dx, ds = ops.channel_scale_backward(x, dz, _of_images(s, x), axis)
         return dx, _of_scale(ds, s)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor, dds: Tensor) -> tuple[Any, ...]:
         """Of torch's operators, so that autograd can differentiate it any number of times."""
+        (axis,), kept = ctx.constants, ctx.saved_tensors
         dtype = torch.promote_types(ddx.dtype, torch.float32)
-        dz, x, s, ddx, dds = (v.to(dtype) for v in (*ctx.saved_tensors, ddx, dds))
-        s, dds = s[:, :, None, None], dds[:, :, None, None]
-        gradients = ddx * s + dds * x, dds * dz, (ddx * dz).sum((2, 3)).sum_to_size(s.shape[:2])
-        return tuple(v.to(kept.dtype) for v, kept in zip(gradients, ctx.saved_tensors, strict=True))
+        dz, x, s, ddx, dds = (v.to(dtype) for v in (*kept, ddx, dds))
+        s, dds = (v[:, :, None, None].movedim(1, axis) for v in (s, dds))
+        to_s = (ddx * dz).sum_to_size(s.shape).movedim(axis, 1).flatten(1)
+        gradients = ddx * s + dds * x, dds * dz, to_s
+        return tuple(v.to(tensor.dtype) for v, tensor in zip(gradients, kept, strict=True))
 
     @classmethod
     def tangent(cls, inputs: tuple[Any, ...], output: Any, tangents: tuple[Tensor | None, ...]) -> Any:
-        (dz, x, s), (tdz, tx, ts) = inputs, tangents
-        to_x, to_s = cls.call(tdz, x, s) if tdz is not None else (None, None)
+        (dz, x, s, axis), (tdz, tx, ts, *_) = inputs, tangents
+        to_x, to_s = cls.call(tdz, x, s, axis) if tdz is not None else (None, None)
         if ts is not None:
-            to_x = sum_of_tangents(to_x, ChannelScaleForward.call(dz, ts, None))
+            to_x = sum_of_tangents(to_x, ChannelScaleForward.call(dz, ts, None, axis))
         if tx is not None:
-            to_s = sum_of_tangents(to_s, cls.call(dz, tx, s)[1])
+            to_s = sum_of_tangents(to_s, cls.call(dz, tx, s, axis)[1])
         return to_x, to_s
+
+
+def _of_images(s: Tensor, x: Tensor) -> Tensor:
+    """The scales of each image, (N, C)."""
+    return s.expand(x.shape[0], -1)
 
 
 def _of_scale(ds: Tensor, s: Tensor) -> Tensor:
@@ -124,18 +132,18 @@ class ChannelScaleActivation(Function):
     kept = "x", "s", "residual"
 
     @staticmethod
-    def forward(x: Tensor, s: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        return ops.channel_scale_forward(x, s.expand(x.shape[:2]), residual, activation)
+    def forward(x: Tensor, s: Tensor, residual: Tensor | None, activation: str, axis: int) -> Tensor:
+        return ops.channel_scale_forward(x, _of_images(s, x), residual, activation, axis)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        (x, s, residual), (activation,) = ctx.saved_tensors, ctx.constants
+        (x, s, residual), (activation, axis) = ctx.saved_tensors, ctx.constants
         if torch.is_grad_enabled():  # the kernel for all gradients is no Function
-            z = ChannelScaleForward.call(x, s, residual)
+            z = ChannelScaleForward.call(x, s, residual, axis)
             dz = ActivationBackward.call(dy, activated(z, activation) if keeps_output(activation) else z, activation)
-            dx, ds = ChannelScaleBackward.call(dz, x, s)
+            dx, ds = ChannelScaleBackward.call(dz, x, s, axis)
         else:
-            dx, ds, dz = ops.channel_scale_activation_backward(x, dy, s.expand(x.shape[:2]), residual, activation)
+            dx, ds, dz = ops.channel_scale_activation_backward(x, dy, _of_images(s, x), residual, activation, axis)
             ds = _of_scale(ds, s)
         return dx, ds, dz if ctx.needs_input_grad[2] else None
 
@@ -145,10 +153,10 @@ def add(input: Tensor, other: Tensor) -> Tensor:
     """input + other, as `torch.add` of two tensors of one shape.
 
     Args:
-        input, other: any shape and strides; one shape, dtype and device. Integers too.
+        input, other: of one shape and device, any strides; of floating dtypes, or of one integer dtype.
 
     Raises:
-        NotImplementedError: another shape, dtype or device of `other`; bool or complex numbers.
+        NotImplementedError: other shapes, dtypes or devices.
     """
     _check_addable("add", input, other)
     return Add.call(input, other)
@@ -179,15 +187,19 @@ def _overlaps(x: Tensor, other: Tensor) -> bool:
 def _check_addable(function: str, input: Tensor, other: Tensor) -> None:
     if not is_addable(input, other):
         raise NotImplementedError(
-            f"{function}: expected numbers of one shape, dtype and device, but got {tuple(input.shape)}, {input.dtype}, "
+            f"{function}: expected one shape and device, and floating dtypes or one integer dtype, but got "
+            f"{tuple(input.shape)}, {input.dtype}, "
             f"{input.device} and {tuple(other.shape)}, {other.dtype}, {other.device}"
         )
 
 
 def is_addable(x: Tensor, other: Tensor) -> bool:
-    """Whether a kernel can add the two tensors."""
-    whole = not (x.is_floating_point() or x.is_complex() or x.is_quantized or x.dtype == torch.bool)
-    return x.shape == other.shape and (x.dtype, x.device) == (other.dtype, other.device) and (x.dtype in FLOATS or whole)
+    """Whether a kernel can add the two tensors: of one shape and device; of floating dtypes, or of one integer dtype."""
+    if x.shape != other.shape or x.device != other.device:
+        return False
+    if x.is_floating_point():
+        return x.dtype in FLOATS and other.dtype in FLOATS
+    return x.dtype == other.dtype and not (x.is_complex() or x.is_quantized or x.dtype == torch.bool)
 
 
 def total(x: Tensor, other: Tensor | None) -> Tensor:
@@ -203,44 +215,41 @@ def channel_scale(input: Tensor, scale: Tensor, residual: Tensor | None = None) 
 
     Args:
         input: (N, C, H, W), any strides; float16, bfloat16, float32 or float64.
-        scale: (N, C, 1, 1), (1, C, 1, 1) or (C, 1, 1); or (C) for an input (N, H, W, C). Of the dtype of the input.
-        residual: like `input`; None is 0.
+        scale: (N, C, 1, 1), (1, C, 1, 1) or (C, 1, 1); or (C) for an input (N, H, W, C). Any of these dtypes.
+        residual: of the shape of `input`, any strides and any of these dtypes; None is 0.
 
     Returns:
-        Like `input`, in its memory order.
+        Of the shape of `input`, in torch's memory order and dtype for these operands.
 
     Raises:
         NotImplementedError: other shapes, dtypes or devices.
     """
-    if residual is not None and (residual.shape != input.shape or not is_addable(input, residual)):
+    if residual is not None and not is_addable(input, residual):
         raise NotImplementedError(
-            f"channel_scale: expected a residual like the input, {tuple(input.shape)}, but got {tuple(residual.shape)}"
+            f"channel_scale: expected a residual of the shape of the input, {tuple(input.shape)}, and a floating dtype, but "
+            f"got {tuple(residual.shape)} and {residual.dtype}"
         )
     return apply_channel_scale(input, scale, residual)
 
 
 def apply_channel_scale(input: Tensor, scale: Tensor, residual: Tensor | None = None, activation: str = "") -> Tensor:
-    """An activation of input * scale + residual. The residual has the shape, dtype and device of the input."""
+    """An activation of input * scale + residual. The residual has the shape and device of the input, and a floating dtype."""
     if not is_channel_scale(input, scale):
         raise NotImplementedError(
-            "channel_scale: expected (N, C, H, W) and (N, C, 1, 1), (1, C, 1, 1) or (C, 1, 1), or (N, H, W, C) and (C), of one "
-            f"floating dtype and device, but got {tuple(input.shape)}, {input.dtype}, {input.device} and "
+            "channel_scale: expected (N, C, H, W) and (N, C, 1, 1), (1, C, 1, 1) or (C, 1, 1), or (N, H, W, C) and (C), of "
+            f"floating dtypes on one device, but got {tuple(input.shape)}, {input.dtype}, {input.device} and "
             f"{tuple(scale.shape)}, {scale.dtype}, {scale.device}"
         )
-    features_last = scale.dim() == 1
-    if features_last:
-        input, residual = (v.permute(0, 3, 1, 2) if v is not None else None for v in (input, residual))  # type: ignore[assignment]
-    s = scale.reshape(scale.shape[0] if scale.dim() == 4 else 1, input.shape[1])
+    axis = 3 if scale.dim() == 1 else 1
+    s = scale.reshape(scale.shape[0] if scale.dim() == 4 else 1, input.shape[axis])
     if activation:
-        y = ChannelScaleActivation.call(input, s, residual, activation)
-    else:
-        y = ChannelScaleForward.call(input, s, residual)
-    return y.permute(0, 2, 3, 1) if features_last else y
+        return ChannelScaleActivation.call(input, s, residual, activation, axis)
+    return ChannelScaleForward.call(input, s, residual, axis)
 
 
 def is_channel_scale(x: Tensor, scale: Tensor) -> bool:
     """Whether `channel_scale` takes these arguments."""
-    if x.dim() != 4 or (x.dtype, x.device) != (scale.dtype, scale.device) or x.dtype not in FLOATS:
+    if x.dim() != 4 or x.device != scale.device or not (x.dtype in FLOATS and scale.dtype in FLOATS):
         return False
     n, c, *_, last = x.shape
     return scale.shape in ((n, c, 1, 1), (1, c, 1, 1), (c, 1, 1), (last,))

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..runtime.allocate import widest
 from ..runtime.interpreter import INTERPRETED
 from ..runtime.layout import index_type, memory_order
 from ..runtime.tuning import elementwise_block
@@ -60,6 +61,8 @@ def plan_planes(*tensors: Tensor, of_planes: Sequence[Tensor] = ()) -> PlanePlan
 
     Args:
         of_planes: further tensors that the kernel reads, with the shape (N, C).
+
+    The accumulator is float64 if one tensor is.
     """
     x = tensors[0]
     planes, pixels, room = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3], plane_room(x)
@@ -74,12 +77,8 @@ def plan_planes(*tensors: Tensor, of_planes: Sequence[Tensor] = ()) -> PlanePlan
     splits, steps = choose_splits(tiles, triton.cdiv(pixels, tile.pixels))
     grid = PlaneGrid(planes, x.shape[1], tiles, pixels, steps * tile.pixels, pixel_axes)
     strides = [(t.stride(0), t.stride(1), of_pixels) for t, of_pixels in zip(tensors, pixel_strides, strict=True)]
-    constants = {
-        "ACCUMULATOR": accumulator(x.dtype),
-        "INDEX": index_type(*tensors, *of_planes),
-        "TILE": tile,
-        "device": x.device,
-    }
+    read = *tensors, *of_planes
+    constants = {"ACCUMULATOR": accumulator(widest(*read)), "INDEX": index_type(*read), "TILE": tile, "device": x.device}
     return PlanePlan(tiles * splits, splits, grid, strides, constants)
 
 

@@ -21,13 +21,24 @@ def empty_like(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def empty_elementwise(*operands: Tensor) -> Tensor:
-    """An uninitialised tensor like the result of torch's elementwise operators: dense, in the memory order of the operands."""
+    """An uninitialised tensor like the result of torch's elementwise operators: dense, in the memory order of the operands.
+
+    Args:
+        operands: of one shape; any floating dtypes, or one integer dtype.
+    """
+    first, dtypes = operands[0], {operand.dtype for operand in operands}
+    dtype = torch.float32 if len(dtypes) == 2 and max(t.itemsize for t in dtypes) == 2 else widest(*operands)
     if all(operand.is_contiguous() for operand in operands):  # for any strides of axes of one element
-        return empty(operands[0], operands[0].shape)
+        return empty(first, first.shape, dtype=dtype)
     if all(operand.dim() == 4 and operand.is_contiguous(memory_format=torch.channels_last) for operand in operands):
-        return empty(operands[0], operands[0].shape, channels_last=True)
+        return empty(first, first.shape, channels_last=True, dtype=dtype)
     strides = torch._prims_common.compute_elementwise_output_strides(*operands)
-    return _in_plan(torch.empty_strided(operands[0].shape, strides, dtype=operands[0].dtype, device=operands[0].device))
+    return _in_plan(torch.empty_strided(first.shape, strides, dtype=dtype, device=first.device))
+
+
+def widest(*tensors: Tensor) -> torch.dtype:
+    """The dtype with the most bits."""
+    return max((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize)
 
 
 def empty_resized(image: Tensor, size: Ints, *_: Any) -> Tensor:

@@ -21,7 +21,9 @@ from trinn.kernels.runtime import launch
 from trinn.kernels.runtime.interpreter import INTERPRETED
 from trinn.kernels.runtime.plan import Plan, current_plan, make_plan
 
-ALLOCATIONS = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default}
+ALLOCATIONS = {getattr(torch.ops.aten, name).default for name in ("empty_like", "empty_strided")} | {
+    torch.ops.aten.empty.memory_format
+}
 # On a CPU the launchers of unpooling check the indices; on a GPU their kernels do.
 CHECKS = {"aten::min", "aten::max", "aten::_local_scalar_dense"}
 

@@ -25,13 +25,10 @@ def bn_add_relu(nn: Any, channels: int) -> Callable[..., Any]:
 
 
 def conv_add_silu(nn: Any) -> Callable[..., Tensor]:
-    """silu(conv2d(x, w, b) + residual), without broadcasting. trinn has no module for it."""
+    """silu(conv2d(x, w, b) + residual). trinn has no module for it."""
 
     def apart(x: Tensor, residual: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        y = nn.conv2d(x, w, b, padding=1)
-        if y.shape != residual.shape:
-            raise ValueError("the residual has another shape than the result")
-        return nn.silu(y + residual)
+        return nn.silu(nn.conv2d(x, w, b, padding=1) + residual)
 
     def fused(x: Tensor, residual: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return conv2d_activation(x, (w, b, 1, 1, 1, 1), ("silu", None), residual)
@@ -59,7 +56,6 @@ OPERATOR = Operator(
         "conv2d, batch norm, ReLU": case(conv_bn_relu(nn, 5, 3), IMAGE, *FILTERS, (3,), (3,), per_image=False, fake_cuda=False),
         "batch norm, addition, ReLU": case(bn_add_relu(nn, 5), IMAGE, IMAGE, (5,), (5,), per_image=False),
         "linear, ReLU": case(linear_relu(nn, 37, 19), (3, 37), (19, 37), (19,)),
-        "conv2d, SiLU": case(called(nn.ConvActivation2d(nn.Conv2d(5, 3, 3, padding=1), nn.SiLU())), IMAGE, *FILTERS),
         "conv2d, addition, SiLU": case(conv_add_silu(nn), IMAGE, (2, 3, 7, 6), *FILTERS, per_image=False),
         "conv_transpose2d, PReLU": case(
             called(nn.ConvTransposeActivation2d(nn.ConvTranspose2d(5, 3, 3), nn.PReLU(3))),

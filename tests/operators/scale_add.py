@@ -52,10 +52,8 @@ MUTANTS = (
 OPERATOR = Operator(
     calls=lambda nn: {
         "add": case(nn.add, IMAGE, IMAGE, per_image=False),
-        "add, in place": case(lambda x, other: nn.add_(x * 1, other), IMAGE, IMAGE, per_image=False),
         "channel_scale": case(nn.channel_scale, IMAGE, (2, 5, 1, 1), per_image=False),
         "layer scale, addition": case(nn.channel_scale, IMAGE, (5, 1, 1), IMAGE, per_image=False),
-        "layer scale of features": case(nn.channel_scale, IMAGE, (6,)),
     },
     precision=lambda nn: {
         "add": case(nn.add, LARGER, LARGER),
@@ -68,7 +66,7 @@ OPERATOR = Operator(
         "layer scale, addition": case(nn.channel_scale, MEDIUM, (16, 1, 1), MEDIUM, programs=4),
     },
     draws=(add, channel_scale),
-    samples={"add": Samples(add_or_torchs)},
+    samples={"add": Samples(add_or_torchs, info="add")},
     fused_modules={"ChannelScale": lambda: tnn.ChannelScale(4)},
     last_image={
         "add": lambda x: tnn.add(x, x),
@@ -76,8 +74,8 @@ OPERATOR = Operator(
     },
     many_elements={
         "add": ManyElements(lambda x: ops.add_forward(x, x, ""), (64,), torch.int8),
-        "channel scale": ManyElements(lambda x: ops.channel_scale_forward(x, scale_of(x), None, ""), (2, 8, 8)),
-        "channel scale backward": ManyElements(lambda x: ops.channel_scale_backward(x, x, scale_of(x))[0], (2, 8, 8)),
+        "channel scale": ManyElements(lambda x: ops.channel_scale_forward(x, scale_of(x), None, "", 1), (2, 8, 8)),
+        "channel scale backward": ManyElements(lambda x: ops.channel_scale_backward(x, x, scale_of(x), 1)[0], (2, 8, 8)),
     },
     mutants=MUTANTS,
 )  # fmt: skip

@@ -48,6 +48,8 @@ def _shrunk(tensor: Tensor, shape: torch.Size, ones: tuple[int, ...]) -> Tensor:
     """
     if tensor.shape == shape:
         return tensor[tuple(slice(0, 1 if one else None) for one in ones)].contiguous()
+    if tensor.shape == (*shape[:2], 1, 1):  # a scale of each channel of each image
+        return tensor[: 1 if ones[0] else None, : 1 if ones[1] else None].contiguous()
     if ones[1] and shape[1] in tensor.shape:  # filters, parameters or statistics
         return tensor.narrow(tensor.shape.index(shape[1]), 0, 1).contiguous()
     return tensor
@@ -69,8 +71,11 @@ def calls(name: str) -> Iterator[tuple[str, list[Tensor]]]:
                 )
 
 
-# These operators of torch give an axis of one element another stride than its other elementwise operators do.
-ANY_STRIDE_OF_ONE = ("relu6", "hardtanh", "hardsigmoid", "prelu", "batch norm, addition, PReLU")
+# These operators of torch give an axis of one element another stride than its other elementwise operators do; products with a
+# scale, a stride that depends on the strides of the scale's axes of one element.
+ANY_STRIDE_OF_ONE = (
+    "relu6", "hardtanh", "hardsigmoid", "prelu", "batch norm, addition, PReLU", "channel_scale", "layer scale, addition",
+)  # fmt: skip
 
 
 def strides(case: OperatorCase, tensors: list[Tensor], of_one: bool) -> Any:

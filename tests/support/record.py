@@ -64,6 +64,7 @@ class Samples(NamedTuple):
     """torch's OpInfo for a function: the samples that trinn gets too."""
 
     function: Callable[..., Any] | None = None  # default: trinn's function with the name of the OpInfo
+    info: str = ""  # the OpInfo, if it is not that of torch.nn.functional
     variant: str = ""  # of the OpInfo
     shards: int = 1  # the number of tests that share the samples
     differentiable: bool = True  # autograd's gradient is the derivative, in torch too

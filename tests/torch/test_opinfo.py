@@ -28,15 +28,15 @@ pytestmark = [
 ]
 
 
-def opinfos(name: str, variant: str = "") -> list[OpInfo]:
+def opinfos(name: str, variant: str = "", other: str = "") -> list[OpInfo]:
     """torch's OpInfos for a function of torch.nn.functional; a remark may follow the name."""
-    wanted = f"nn.functional.{re.split(',| ', name)[0]}"
+    wanted = other or f"nn.functional.{re.split(',| ', name)[0]}"
     return [info for info in op_db if (info.name, info.variant_test_name) == (wanted, variant)]
 
 
 # trinn's functions with an OpInfo, and other OpInfos from the records of the operators.
 SAMPLES: dict[str, Samples] = {name: Samples() for name in table("functions") if opinfos(name)} | table("samples")
-INFOS = {name: opinfos(name, chosen.variant)[0] for name, chosen in SAMPLES.items()}
+INFOS = {name: opinfos(name, chosen.variant, chosen.info)[0] for name, chosen in SAMPLES.items()}
 FUNCTIONS = {name: chosen.function or getattr(tnn, re.split(",| ", name)[0]) for name, chosen in SAMPLES.items()}
 
 
