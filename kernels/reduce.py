@@ -91,12 +91,12 @@ def _plane_mean_kernel(
 ):  # fmt: skip
     """Partial sums of a tile's planes over one split of their pixels. If `count` is given, they are divided by it."""
     plane, exists = program_planes(grid, INDEX, TILE)
-    split, first, last = program_pixels(grid, INDEX)
-    x = plane_start(x, plane, grid, x_strides)
+    split, first, last = program_pixels(grid, INDEX, TILE)
+    x = plane_start(x, plane, grid, x_strides, TILE)
     acc = tl.full((TILE.planes, TILE.pixels), 0.0, ACCUMULATOR)
     for start in tl.range(first, last, TILE.pixels, loop_unroll_factor=2):
-        pixel = tile_pixels(start, INDEX, TILE)
-        value = tl.load(x + pixel_offset(pixel, grid, x_strides), mask=exists & (pixel < last), other=0.0)
+        pixel, mask = tile_pixels(start, exists, last, INDEX, TILE)
+        value = tl.load(x + pixel_offset(pixel, grid, x_strides), mask=mask, other=0.0)
         acc += widen(value).to(ACCUMULATOR)
     total = tl.sum(acc, axis=1, keep_dims=True)
     if count is not None:

@@ -16,7 +16,17 @@ from torch import Tensor
 from .copy import fill
 from .device.activations import activate, activation_gradient, constant_of, kept_from
 from .device.indexing import offset_of
-from .device.planes import pixel_offset, plan_planes, plane_start, program_pixels, program_planes, tile_pixels
+from .device.planes import (
+    pixel_offset,
+    plan_planes,
+    plane_start,
+    program_pixels,
+    program_planes,
+    spread,
+    sum_planes,
+    tile_pixels,
+    value_start,
+)
 from .device.precision import accumulator, narrow, widen
 from .reduce import partials_of, sum_partials
 from .runtime.allocate import empty, empty_elementwise, empty_like, widest
@@ -52,14 +62,14 @@ def _channel_scale_kernel(
 ):  # fmt: skip
     """y in a tile of planes, over one split of their pixels."""
     plane, exists = program_planes(grid, INDEX, TILE)
-    _, first, last = program_pixels(grid, INDEX)
-    factor = tl.load(plane_start(scale, plane, grid, scale_strides), mask=exists, other=0.0).to(ACCUMULATOR)
-    x, y = plane_start(x, plane, grid, x_strides), plane_start(y, plane, grid, y_strides)
+    _, first, last = program_pixels(grid, INDEX, TILE)
+    factor = tl.load(value_start(scale, plane, grid, scale_strides), mask=exists, other=0.0).to(ACCUMULATOR)
+    factor = spread(factor, TILE)
+    x, y = plane_start(x, plane, grid, x_strides, TILE), plane_start(y, plane, grid, y_strides, TILE)
     if residual is not None:
-        residual = plane_start(residual, plane, grid, residual_strides)
+        residual = plane_start(residual, plane, grid, residual_strides, TILE)
     for start in tl.range(first, last, TILE.pixels, loop_unroll_factor=2):
-        pixel = tile_pixels(start, INDEX, TILE)
-        mask = exists & (pixel < last)
+        pixel, mask = tile_pixels(start, exists, last, INDEX, TILE)
         value = widen(tl.load(x + pixel_offset(pixel, grid, x_strides), mask=mask)).to(ACCUMULATOR) * factor
         if residual is not None:
             value += widen(tl.load(residual + pixel_offset(pixel, grid, residual_strides), mask=mask)).to(ACCUMULATOR)
@@ -76,18 +86,18 @@ def _channel_scale_backward_kernel(
 ):  # fmt: skip
     """dx, and partial sums of ds, in a tile of planes, over one split of their pixels. With an activation, also dz."""
     plane, exists = program_planes(grid, INDEX, TILE)
-    split, first, last = program_pixels(grid, INDEX)
-    factor = tl.load(plane_start(scale, plane, grid, scale_strides), mask=exists, other=0.0).to(ACCUMULATOR)
-    x, dy = plane_start(x, plane, grid, x_strides), plane_start(dy, plane, grid, dy_strides)
-    dx = plane_start(dx, plane, grid, dx_strides)
+    split, first, last = program_pixels(grid, INDEX, TILE)
+    factor = tl.load(value_start(scale, plane, grid, scale_strides), mask=exists, other=0.0).to(ACCUMULATOR)
+    factor = spread(factor, TILE)
+    x, dy = plane_start(x, plane, grid, x_strides, TILE), plane_start(dy, plane, grid, dy_strides, TILE)
+    dx = plane_start(dx, plane, grid, dx_strides, TILE)
     if dz is not None:
-        dz = plane_start(dz, plane, grid, dz_strides)
+        dz = plane_start(dz, plane, grid, dz_strides, TILE)
     if residual is not None:
-        residual = plane_start(residual, plane, grid, residual_strides)
-    total = tl.full((TILE.planes, TILE.pixels), 0.0, ACCUMULATOR)
+        residual = plane_start(residual, plane, grid, residual_strides, TILE)
+    total = tl.full((TILE.rows, TILE.pixels), 0.0, ACCUMULATOR)
     for start in tl.range(first, last, TILE.pixels, loop_unroll_factor=2):
-        pixel = tile_pixels(start, INDEX, TILE)
-        mask = exists & (pixel < last)
+        pixel, mask = tile_pixels(start, exists, last, INDEX, TILE)
         value = widen(tl.load(x + pixel_offset(pixel, grid, x_strides), mask=mask, other=0.0)).to(ACCUMULATOR)
         gradient = widen(tl.load(dy + pixel_offset(pixel, grid, dy_strides), mask=mask, other=0.0)).to(ACCUMULATOR)
         if dz is not None:
@@ -99,7 +109,7 @@ def _channel_scale_backward_kernel(
             tl.store(dz + pixel_offset(pixel, grid, dz_strides), narrow(gradient, dz.dtype.element_ty), mask=mask)
         total += gradient * value
         tl.store(dx + pixel_offset(pixel, grid, dx_strides), narrow(gradient * factor, dx.dtype.element_ty), mask=mask)
-    tl.store(partials + split * grid.planes + plane, tl.sum(total, axis=1, keep_dims=True), mask=exists)
+    tl.store(partials + split * grid.planes + plane, sum_planes(total, TILE), mask=exists)
 
 
 def _empty_add(x: Tensor, other: Tensor, activation: str) -> Tensor:
@@ -175,7 +185,7 @@ def channel_scale_forward(x: Tensor, scale: Tensor, residual: Tensor | None, act
     """
     y = _empty_scaled(x, scale, residual, activation, axis)
     if x.numel() > 0:
-        plan = plan_planes(*_images(axis, x, y, residual if residual is not None else x), of_planes=(scale,))
+        plan = plan_planes(*_images(axis, x, y, residual if residual is not None else x), of_planes=(scale,), join=True)
         launch(
             _channel_scale_kernel, plan.programs, x, scale, residual, y, *plan.strides, scale.stride(), plan.grid,
             ACTIVATION=constant_of(activation), **plan.constants,
@@ -226,7 +236,7 @@ def _scale_backward(
         fill(ds, 0.0)
         return
     others = (tensor if tensor is not None else x for tensor in (dz, residual))
-    plan = plan_planes(*_images(axis, x, dy, dx, *others), of_planes=(scale,))
+    plan = plan_planes(*_images(axis, x, dy, dx, *others), of_planes=(scale,), join=True)
     partials = partials_of(ds, plan.splits)
     launch(
         _channel_scale_backward_kernel, plan.programs, x, dy, scale, residual, dx, dz, partials,
