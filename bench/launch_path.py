@@ -31,11 +31,13 @@ Cost = Callable[[Callable[[], Any]], float]
 
 X, Y, W = torch.randn(2, 64, 8, 8), torch.randn(2, 64, 8, 8), torch.randn(64, 64, 3, 3)
 B, MEAN, VAR, SCALE = (torch.randn(64) for _ in range(4))
-FLAT, DENSE = torch.randn(4, 64), torch.randn(64, 64)
+FLAT, DENSE, GATE = torch.randn(4, 64), torch.randn(64, 64), torch.randn(2, 64)
 ONE = torch.ones(1, 1, 1, 1)
 # The arguments of each operator, with lists as the dispatcher passes them.
 OPERATORS: dict[str, tuple[Any, ...]] = {
     "activation_forward": (X, "relu"),
+    "add_forward": (X, Y, ""),
+    "channel_scale_forward": (X, GATE, None, ""),
     "max_pool2d_forward": (X, [4, 4], [2, 2], [2, 2], [0, 0], [1, 1]),
     "batchnorm2d_forward": (X, MEAN, VAR, SCALE, B, None, None, "", 1e-5, False),
     "linear_fprop": (FLAT, DENSE, B, None, ""),
@@ -44,6 +46,8 @@ OPERATORS: dict[str, tuple[Any, ...]] = {
 }
 FUNCTIONALS: dict[str, Callable[[], Any]] = {
     "activation_forward": lambda: tnn.relu(X),
+    "add_forward": lambda: tnn.add(X, Y),
+    "channel_scale_forward": lambda: tnn.channel_scale(X, GATE[:, :, None, None]),
     "max_pool2d_forward": lambda: tnn.max_pool2d(X, 2),
     "batchnorm2d_forward": lambda: tnn.batch_norm(X, MEAN, VAR, SCALE, B),
     "linear_fprop": lambda: tnn.linear(FLAT, DENSE, B),

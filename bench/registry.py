@@ -20,9 +20,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 import trinn.layers
+from trinn.layers.batchnorm2d import norm_arguments
+from trinn.layers.fused_functional import batch_norm_activation, channel_scale_activation
 
 Shape = tuple[int, ...]
 
@@ -71,18 +74,88 @@ class _BNAddActivation2d(nn.Sequential):
         return self[1](self[0](input) + residual)
 
 
+class _ChannelScale(nn.Module):
+    """torch's twin of trinn.layers.ChannelScale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.weight
+
+
+class _Function(nn.Module):
+    """A function of tensors as a layer."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+class _LayerScaleAdd(nn.Sequential):
+    """A channel scale, and the residual addition behind it."""
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        return self[0](input) + residual
+
+
+class _FusedLayerScaleAdd(nn.Sequential):
+    """_LayerScaleAdd in one pass."""
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        return channel_scale_activation(input, (self[0].weight,), None, residual)
+
+
+class _BNSiLUAdd2d(nn.Sequential):
+    """Batch norm, SiLU and residual addition, as in a CSP bottleneck."""
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        return self[1](self[0](input)) + residual
+
+
+class _FusedBNSiLUAdd2d(nn.Sequential):
+    """_BNSiLUAdd2d in one pass after the statistics."""
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        norm = norm_arguments(self[0])  # type: ignore[arg-type]
+        return batch_norm_activation(input, norm, ("silu", None), addend=residual)
+
+
+class Ours:
+    """trinn.layers, plus what only the backend of torch.compile fuses."""
+
+    LayerScaleAdd, BNSiLUAdd2d = _FusedLayerScaleAdd, _FusedBNSiLUAdd2d
+
+    @staticmethod
+    def scale_add_relu(x: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
+        return channel_scale_activation(x, (scale,), ("relu", None), residual)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trinn.layers, name)
+
+
 class Unfused:
     """torch.nn, plus the names of the fused layers, which run the same layers unfused."""
 
-    BNAddActivation2d = _BNAddActivation2d
+    BNAddActivation2d, BNSiLUAdd2d = _BNAddActivation2d, _BNSiLUAdd2d
+    ChannelScale, LayerScaleAdd = _ChannelScale, _LayerScaleAdd
     ConvActivation2d = ConvTransposeActivation2d = ConvActivationMaxPool2d = ConvBNActivation2d = nn.Sequential
     BNActivation2d = LinearActivation = nn.Sequential
+    add, channel_scale = staticmethod(torch.add), staticmethod(torch.mul)
+
+    @staticmethod
+    def scale_add_relu(x: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
+        return torch.relu(x * scale + residual)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(nn, name)
 
 
-SIDES: dict[str, Any] = {"ours": trinn.layers, "torch": Unfused()}
+SIDES: dict[str, Any] = {"ours": Ours(), "torch": Unfused()}
 
 
 def _product(x: int, w: int, b: int, y: int, macs: int, first: bool = False) -> dict[str, Work]:
@@ -216,6 +289,45 @@ def activation(name: str, module: str, x: Shape, **options: Any) -> Case:
     )  # fmt: skip
 
 
+def add(name: str, x: Shape) -> Case:
+    """An addition. Its gradients are that of its result: no work."""
+    return Case(
+        name, "add", lambda nn: _Function(nn.add), (x, x), {"forward": Work(3 * prod(x))},
+        lambda: add(name, (2, 3, 4, 5)), prod(x), arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def channel_scale(name: str, x: Shape) -> Case:
+    """A scale for each channel of each image, as in squeeze-and-excitation."""
+    scale = (*x[:2], 1, 1)
+    return Case(
+        name, "channel_scale", lambda nn: _Function(nn.channel_scale), (x, scale),
+        {"forward": Work(2 * prod(x) + prod(scale)), "backward": Work(3 * prod(x) + 2 * prod(scale))},
+        lambda: channel_scale(name, (2, 3, 4, 5)), prod(x), arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def scale_add_relu(name: str, x: Shape) -> Case:
+    """A channel scale, residual addition and ReLU. Backward reads x, y and dy, and writes both gradients."""
+    scale = (*x[:2], 1, 1)
+    forward = Work(3 * prod(x) + prod(scale))
+    return Case(
+        name, "scale_add_relu", lambda nn: _Function(nn.scale_add_relu), (x, scale, x),
+        {"forward": forward, "training": Work(8 * prod(x) + 3 * prod(scale)), "inference": forward},
+        lambda: scale_add_relu(name, (2, 3, 4, 5)), prod(x), fused=True, arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def layer_scale(name: str, x: Shape) -> Case:
+    """A scale for each channel and residual addition, as in ConvNeXt. Backward reads x and dy, and writes the gradient of x."""
+    forward = Work(3 * prod(x) + x[1])
+    return Case(
+        name, "layer_scale", lambda nn: nn.LayerScaleAdd(nn.ChannelScale(x[1])), (x, x),
+        {"forward": forward, "training": Work(6 * prod(x) + 3 * x[1]), "inference": forward},
+        lambda: layer_scale(name, (2, 3, 4, 5)), prod(x), fused=True, arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
 def batch_norm(name: str, x: Shape) -> Case:
     return Case(
         name, "batch_norm", lambda nn: nn.BatchNorm2d(x[1]), (x,),
@@ -241,6 +353,15 @@ def bn_add_relu(name: str, x: Shape) -> Case:
         name, "bn_add_relu", lambda nn: nn.BNAddActivation2d(nn.BatchNorm2d(x[1]), nn.ReLU()), (x, x),
         {"forward": Work(4 * prod(x)), "training": Work(11 * prod(x)), "inference": Work(3 * prod(x))},
         lambda: bn_add_relu(name, (3, 4, 3, 4)), prod(x), fused=True, arithmetics=ELEMENTWISE,
+    )  # fmt: skip
+
+
+def bn_silu_add(name: str, x: Shape) -> Case:
+    """Batch norm, SiLU and residual addition. Backward reads x and dy twice, and writes the gradient of x."""
+    return Case(
+        name, "bn_silu_add", lambda nn: nn.BNSiLUAdd2d(nn.BatchNorm2d(x[1]), nn.SiLU()), (x, x),
+        {"forward": Work(4 * prod(x)), "training": Work(9 * prod(x)), "inference": Work(3 * prod(x))},
+        lambda: bn_silu_add(name, (3, 4, 3, 4)), prod(x), fused=True, arithmetics=ELEMENTWISE,
     )  # fmt: skip
 
 
@@ -337,6 +458,13 @@ _TABLE = (
     upsample("nearest 64x128", (16, 64, 128, 128)),
     *(activation(f"{module} 128x56", module, (64, 128, 56, 56)) for module in ACTIVATIONS),
     activation("GELU by tanh 128x56", "GELU", (64, 128, 56, 56), approximate="tanh"),
+    add("Add 128x56", (64, 128, 56, 56)),
+    channel_scale("Scale 128x56", (64, 128, 56, 56)),
+    channel_scale("Scale 672x14", (64, 672, 14, 14)),
+    channel_scale("Scale 1152x7", (64, 1152, 7, 7)),
+    scale_add_relu("Scale, add, ReLU 256x56", (64, 256, 56, 56)),
+    layer_scale("Layer scale 96x56", (64, 96, 56, 56)),
+    bn_silu_add("Batch norm, SiLU, add 128x28", (64, 128, 28, 28)),
 )
 CASES: dict[str, Case] = {case.name: case for case in _TABLE}
 
@@ -358,6 +486,6 @@ _ONE = (
     "AlexNet pool1 b128", "ResNet stem", "ResNet stage 2 3x3 stride 2", "ResNet stage 4 3x3 512-512",
     "DeepLab 3x3 dilation 12", "ResNeXt 3x3, 32 groups", "U-Net up-convolution", "LeNet conv1 b128", "LeNet pool1 b128",
     "GELU 128x56", "PReLU 128x56", "LeNet linear1 b128", "ResNet batch norm 128x28", "ResNet batch norm 64x112",
-    "bilinear 128x64", "ResNet average",
+    "bilinear 128x64", "ResNet average", "Add 128x56", "Scale 672x14", "Layer scale 96x56",
 )  # fmt: skip
 QUICK = {name: PRODUCTS for name in _EVERY} | {name: ("bf16", "fp32") for name in _BOTH} | {name: ("bf16",) for name in _ONE}

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trinn.layers
-from bench.registry import CASES
+from bench.registry import CASES, SIDES
 from trinn.kernels import launchers
 from trinn.kernels.conv2d import relayout
+from trinn.layers import fused_functional
 from trinn.layers.activation import MODULES
 from trinn.layers.pad2d import pad2d
 
@@ -51,13 +51,14 @@ def layer(make: Callable[[Any], Any], *inputs: Shape, gradients: int = 1) -> Pas
     """The passes of a layer: forward and all gradients; of a batch norm also both in evaluation, and without gradients.
 
     Args:
-        make: takes the namespace of trinn's layers and returns a module or a function, or a list of them with the same inputs.
+        make: takes the namespace of trinn's layers (registry.Ours) and returns a module or a function, or a list of them with
+            the same inputs.
         gradients: 0 for the forward pass alone, 2 to differentiate also the gradients with respect to the upstream gradient.
     """
 
     def passes(new: New) -> None:
         with torch.device("meta"):
-            made = make(trinn.layers)
+            made = make(SIDES["ours"])
         for module in made if isinstance(made, list) else [made]:
             images = [new(*shape).requires_grad_() for shape in inputs]
             parts = list(module.modules()) if isinstance(module, nn.Module) else []
@@ -174,11 +175,12 @@ def linear_activations(rows: int, inputs: int, outputs: int) -> Passes:
 
 
 def batchnorm_activations(*shape: int) -> Passes:
-    """Batch norms with an activation whose gradient needs its input."""
+    """Batch norms with an activation whose gradient needs its input, and with an addition behind it."""
 
     def passes(new: New) -> None:
         layer(lambda nn: nn.BNActivation2d(nn.BatchNorm2d(shape[1]), nn.SiLU()), shape)(new)
         layer(lambda nn: nn.BNAddActivation2d(nn.BatchNorm2d(shape[1]), nn.PReLU(shape[1])), shape, shape)(new)
+        layer(lambda nn: nn.BNSiLUAdd2d(nn.BatchNorm2d(shape[1]), nn.SiLU()), shape, shape)(new)
 
     return passes
 
@@ -186,6 +188,27 @@ def batchnorm_activations(*shape: int) -> Passes:
 def activations(*shape: int) -> Passes:
     """Every activation alone."""
     return layer(lambda nn: [*(getattr(nn, module.__name__)() for module in MODULES), nn.GELU("tanh"), nn.ELU(-0.5)], shape)
+
+
+def additions(*shape: int) -> Passes:
+    """An addition, and one with ReLU."""
+
+    def make(nn: Any) -> list[Any]:
+        return [nn.add, lambda x, other: fused_functional.add_activation(x, ("relu", None), other)]
+
+    return layer(make, shape, shape)
+
+
+def channel_scales(*shape: int) -> Passes:
+    """A channel scale, alone and with a residual, ReLU or both; and layer scale with SiLU, whose gradient needs its input."""
+    gate, join = (*shape[:2], 1, 1), fused_functional.channel_scale_activation
+
+    def passes(new: New) -> None:
+        layer(lambda nn: [nn.channel_scale, lambda x, s: join(x, (s,), ("relu", None))], shape, gate)(new)
+        layer(lambda nn: [lambda x, s, r: join(x, (s,), None, r), nn.scale_add_relu], shape, gate, shape)(new)
+        layer(lambda nn: lambda x, s: join(x, (s,), ("silu", None)), shape, (1, *gate[1:]))(new)
+
+    return passes
 
 
 def batchnorm(*shape: int) -> Passes:
@@ -259,7 +282,7 @@ def relayouts(*shape: int, channels: int | None = None) -> Passes:
 EVERYWHERE: dict[str, Passes] = {
     name: timed(name)
     for name in (
-        "depthwise 3x3 128x56", "ResNet batch norm, add, ReLU 256x56", "ResNet ReLU 256x56",
+        "depthwise 3x3 128x56", "ResNet batch norm, add, ReLU 256x56", "ResNet ReLU 256x56", "Add 128x56", "Scale 672x14",
         "ResNet stem pool", "AlexNet linear1 b128", "AlexNet linear2, ReLU b128",
     )
 }  # fmt: skip
@@ -285,6 +308,9 @@ USUALLY: dict[str, Passes] = {
 USUALLY |= {
     "84 to 10 features": linear(64, 84, 10),
     "activations": activations(32, 128, 28, 28),
+    "additions": additions(32, 128, 28, 28),
+    "channel scales": channel_scales(32, 128, 28, 28),
+    "channel scales, small planes": channel_scales(32, 672, 14, 14),
     "conv activations": conv_activations((32, 128, 28, 28), 128),
     "depthwise activations": conv_activations((32, 144, 28, 28), 144, groups=144),
     "conv 1x1 residuals": residuals((32, 64, 56, 56), 256, taps=1),
@@ -308,6 +334,7 @@ USUALLY |= {
     "one element, linear": linear(1, 1, 1),
     "one element, pool": pool((1, 1, 1, 1), 1, 1),
     "one channel, batch norm": batchnorm(64, 1, 56, 56),
+    "one element, channel scales": channel_scales(1, 1, 1, 1),
     "one column, resize": resize((1, 1, 2, 1), (3, 2)),
     "one element, bins": adaptive_pool((1, 1, 1, 1), (1, 1)),
     "one element, unpooling": unpool((1, 1, 1, 1), (1, 1)),
@@ -316,6 +343,8 @@ USUALLY |= {
     "past int32, conv fused": conv_fused((2**14, 64, 56, 56), (64, 64, 3, 3), padding=1),
     "past int32, linear": linear(2**21, 1024, 1024),
     "past int32, batch norm": batchnorm(2**14, 64, 56, 56),
+    "past int32, addition": additions(2**31),
+    "past int32, channel scales": channel_scales(2**14, 64, 56, 56),
     "past int32, bins": adaptive_pool((2**14, 64, 56, 56), (7, 7)),
     "past int32, resize": resize((2**14, 64, 28, 28), (56, 56)),
     "past int32, unpooling": unpool((2**14, 64, 28, 28), (56, 56)),

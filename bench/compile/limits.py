@@ -65,6 +65,18 @@ LIMITS = (
     Limit("activation", "backward", "Mish", (29, 27), (29, 27), read=8, written=8),
     Limit("activation", "backward", "PReLU", (11, 9), (14, 12), read=8, written=8),
     Limit("activation", "backward", "ReLU|^S?C?ELU|Hard|Sigmoid|Tanh", (12, 12), (12, 12), read=8, written=8),
+    Limit("add", "forward", "", (5.4, 3.8), (5.4, 3.8), read=8, written=8),
+    # Of the lanes of a tile, small contiguous planes use three quarters.
+    Limit("channel_scale", "forward", "x7", (9.3, 9), (17.1, 14.2), read=8, written=8),
+    Limit("channel_scale", "forward", "x14", (5.7, 5.4), (12.9, 11.3), read=8, written=8),
+    Limit("channel_scale", "forward", "", (4.2, 3.4), (8.3, 7.5), read=8, written=8),
+    Limit("channel_scale", "backward", "x7", (18.1, 15.4), (26, 22.1), read=8, written=8),
+    Limit("channel_scale", "backward", "x14", (10, 8.6), (22.5, 19.9), read=8, written=8),
+    Limit("channel_scale", "backward", "", (7, 5.5), (13.9, 12), read=8, written=8),
+    Limit("layer_scale", "forward", "", (5.8, 4.5), (10.2, 8.3), read=8, written=8),
+    Limit("layer_scale", "backward", "", (7.2, 5.7), (13.9, 12), read=8, written=8),
+    Limit("scale_add_relu", "forward", "", (7.7, 6.2), (13, 11.1), read=8, written=8),
+    Limit("scale_add_relu", "backward", "", (14.4, 12.1), (23.9, 20.6), read=8, written=8),
     Limit("nearest", "forward", "", (1.7, 2.4), (5.4, 6.3), written=8),
     # Small batch norms have few loop iterations. The smallest load mainly the parameters of their channels, 4 bytes at a time.
     Limit("batch_norm", "statistics", "256x14|512x7", (31, 25), (19.1, 18.2)),
@@ -84,7 +96,7 @@ LIMITS = (
 )
 CASES = (
     r"^(LeNet pool1 b1024|AlexNet pool. b128|ResNet stem pool|bilinear .*|nearest .*|ResNet batch norm \d+x\d+"
-    r"|ResNet ReLU 64x112|[A-Z]\w+ 128x56)$"
+    r"|ResNet ReLU 64x112|[A-Z]\w+ 128x56|(Scale|Layer scale)\b.*)$"
 )
 
 
@@ -123,8 +135,8 @@ def held_launches(pattern: str) -> Iterator[Held]:
     for name, layout, what in itertools.product(names, LAYOUTS, ("forward", "backward")):
         case = registry.CASES[name]
         with torch.device("meta"):
-            image = torch.empty(case.inputs[0])
-            elements = case.make(torch.nn)(image).numel() if what == "forward" else image.numel()
+            image, *others = map(torch.empty, case.inputs)
+            elements = case.make(registry.SIDES["torch"])(image, *others).numel() if what == "forward" else image.numel()
         for arithmetic in case.arithmetics:
             for job in launches_of(name, arithmetic, layout, what):
                 largest = [arg for arg in job.args if isinstance(arg, Tensor) and arg.numel() == case.largest]
@@ -177,7 +189,7 @@ def check(pattern: str = "") -> tuple[int, list[str]]:
     """Print a line per launch. Return the number of launches, and the faults."""
     triton.runtime.driver.set_active(Driver("sm_90"))
     launches = list(held_launches(pattern))
-    print_line = line_printer([held.job.case.split(", ") for held in launches])
+    print_line = line_printer([held.job.case.rsplit(", ", 3) for held in launches])
     print_line(("instructions per element", "", "", ""), ("executed", "at most", ""))
     faults: list[str] = []
     for held, found in in_parallel(found_of, launches):
@@ -185,5 +197,5 @@ def check(pattern: str = "") -> tuple[int, list[str]]:
         if missed:
             faults.append(f"{held.job.case}: {'; '.join(missed)}")
         count = "-" if isinstance(found, str) else f"{found.instructions:.1f}"
-        print_line(held.job.case.split(", "), (count, f"{held.most:g}", "MISSED" if missed else ""))
+        print_line(held.job.case.rsplit(", ", 3), (count, f"{held.most:g}", "MISSED" if missed else ""))
     return len(launches), faults
