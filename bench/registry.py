@@ -81,8 +81,12 @@ class _ChannelScale(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels, 1, 1))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return input * self.weight
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return _channel_scale(input, self.weight, residual)
+
+
+def _channel_scale(input: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
+    return input * scale if residual is None else input * scale + residual
 
 
 class _Function(nn.Module):
@@ -94,20 +98,6 @@ class _Function(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs)
-
-
-class _LayerScaleAdd(nn.Sequential):
-    """A channel scale, and the residual addition behind it."""
-
-    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
-        return self[0](input) + residual
-
-
-class _FusedLayerScaleAdd(nn.Sequential):
-    """_LayerScaleAdd in one pass."""
-
-    def forward(self, input: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
-        return channel_scale_activation(input, (self[0].weight,), None, residual)
 
 
 class _BNSiLUAdd2d(nn.Sequential):
@@ -128,7 +118,7 @@ class _FusedBNSiLUAdd2d(nn.Sequential):
 class Ours:
     """trinn.layers, plus what only the backend of torch.compile fuses."""
 
-    LayerScaleAdd, BNSiLUAdd2d = _FusedLayerScaleAdd, _FusedBNSiLUAdd2d
+    BNSiLUAdd2d = _FusedBNSiLUAdd2d
 
     @staticmethod
     def scale_add_relu(x: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
@@ -141,11 +131,10 @@ class Ours:
 class Unfused:
     """torch.nn, plus the names of the fused layers, which run the same layers unfused."""
 
-    BNAddActivation2d, BNSiLUAdd2d = _BNAddActivation2d, _BNSiLUAdd2d
-    ChannelScale, LayerScaleAdd = _ChannelScale, _LayerScaleAdd
+    BNAddActivation2d, BNSiLUAdd2d, ChannelScale = _BNAddActivation2d, _BNSiLUAdd2d, _ChannelScale
     ConvActivation2d = ConvTransposeActivation2d = ConvActivationMaxPool2d = ConvBNActivation2d = nn.Sequential
     BNActivation2d = LinearActivation = nn.Sequential
-    add, channel_scale = staticmethod(torch.add), staticmethod(torch.mul)
+    add, channel_scale = staticmethod(torch.add), staticmethod(_channel_scale)
 
     @staticmethod
     def scale_add_relu(x: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
@@ -322,7 +311,7 @@ def layer_scale(name: str, x: Shape) -> Case:
     """A scale for each channel and residual addition, as in ConvNeXt. Backward reads x and dy, and writes the gradient of x."""
     forward = Work(3 * prod(x) + x[1])
     return Case(
-        name, "layer_scale", lambda nn: nn.LayerScaleAdd(nn.ChannelScale(x[1])), (x, x),
+        name, "layer_scale", lambda nn: nn.ChannelScale(x[1]), (x, x),
         {"forward": forward, "training": Work(6 * prod(x) + 3 * x[1]), "inference": forward},
         lambda: layer_scale(name, (2, 3, 4, 5)), prod(x), fused=True, arithmetics=ELEMENTWISE,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import activation
+from . import activation as activations
 from .activation import MODULES, ReLU, Sigmoid, activated, described
 from .adaptive_pool2d import AdaptiveAvgPool2d
 from .batchnorm2d import BatchNorm1d, BatchNorm2d, batch_norm, count_batch, norm_arguments
@@ -37,7 +37,7 @@ Operator = Callable[..., Any]
 FUSABLE: dict[Layer, tuple[Layer, Operator]] = {
     nn.Conv2d: (Conv2d, conv2d), nn.BatchNorm2d: (BatchNorm2d, batch_norm), nn.BatchNorm1d: (BatchNorm1d, batch_norm),
     nn.Linear: (Linear, linear), nn.MaxPool2d: (MaxPool2d, max_pool2d), nn.ConvTranspose2d: (ConvTranspose2d, conv_transpose2d),
-    **{torchs: (getattr(activation, torchs.__name__), activated) for torchs in MODULES},
+    **{torchs: (getattr(activations, torchs.__name__), activated) for torchs in MODULES},
 }  # fmt: skip
 _CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
 FUSABLE_OURS = tuple(ours for ours, _ in FUSABLE.values())

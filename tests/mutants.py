@@ -76,7 +76,7 @@ SHARED = [
     Mutant("partial sums: the first block is missing", "kernels/reduce.py", "for start in range(0, splits, SPLITS):", "for start in range(SPLITS, splits, SPLITS):", "conv2d linear"),
     Mutant("partial sums have 16 bits", "kernels/reduce.py", "    dtype = torch.float64 if total.dtype == torch.float64 else torch.float32\n", "    dtype = total.dtype\n", "conv2d linear"),
     Mutant("the bias's gradient lacks its last block", "kernels/reduce.py", "acc += widen(values[i]).to(ACCUMULATOR)", "acc += tl.where(row + TILE.rows * TILE.ahead < last, widen(values[i]).to(ACCUMULATOR), 0.0)", "conv2d linear"),
-    Mutant("the last pixel of a plane is missing", "kernels/reduce.py", "last = tl.minimum((split + 1) * pixels_per_split, pixels)", "last = tl.minimum((split + 1) * pixels_per_split, pixels - 1)", "plane_mean"),
+    Mutant("the last pixel of a plane is missing", "kernels/device/planes.py", "tl.minimum((split + 1) * grid.pixels_per_split, grid.pixels)", "tl.minimum((split + 1) * grid.pixels_per_split, grid.pixels - 1)", "plane_mean"),
     Mutant("planes are padded to a power of two", "kernels/reduce.py", "tl.reshape(column * pixels + row,", "tl.reshape(column * TILE.pixels + row,", "plane_mean"),
     # tensors and launches
     Mutant("launch cache: the key lacks alignment", "kernels/runtime/launch_cache.py", "arg.stride(), arg.data_ptr() % 16, arg", "arg.stride(), arg", "launch_cache"),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import trinn.layers as tnn
+from bench import shapes
 from tests.support.drawing import Drawing, DrawnCase
 from tests.support.record import IMAGE, LARGER, MEDIUM, ManyElements, Mutant, Operator, Samples, case
 from trinn.kernels import ops
@@ -68,6 +69,10 @@ OPERATOR = Operator(
     draws=(add, channel_scale),
     samples={"add": Samples(add_or_torchs, info="add")},
     fused_modules={"ChannelScale": lambda: tnn.ChannelScale(4)},
+    passes={"addition": shapes.additions(2, 5, 7, 6), "channel scale": shapes.channel_scales(2, 5, 7, 6)},
+    many_passes={
+        "addition": shapes.additions(2**33), "channel scale": shapes.channel_scales(2**14, 64, 64, 64),
+    },
     last_image={
         "add": lambda x: tnn.add(x, x),
         "channel_scale": lambda x: tnn.channel_scale(x, x.new_ones(2, 1, 1)),

@@ -54,11 +54,7 @@ class Torchs(registry.Unfused):
             return F.avg_pool2d(x.contiguous(), **options).contiguous(memory_format=torch.channels_last)
         return F.avg_pool2d(x, **options)
 
-    @staticmethod
-    def channel_scale(x: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
-        return x * scale if residual is None else x * scale + residual
-
-    hardsigmoid, add, add_ = staticmethod(exact_hardsigmoid), staticmethod(torch.add), staticmethod(Tensor.add_)
+    hardsigmoid = staticmethod(exact_hardsigmoid)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(F, name, None) or super().__getattr__(name)

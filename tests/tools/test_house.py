@@ -42,6 +42,7 @@ BUILT_ON = {
         "conv2d": {"pad2d"},
         "conv_transpose2d": {"conv2d"},
         "adaptive_pool2d": {"pool2d"},
+        "scale_add": {"activation"},
         "sync_batchnorm": {"batchnorm2d"},
         "upsample2d": {"adaptive_pool2d"},
     },
