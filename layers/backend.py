@@ -287,21 +287,22 @@ class _Rewriting:
     def _arithmetic(self, node: Node) -> tuple[Operator, tuple[Node, ...]] | None:
         """trinn's function and its arguments for an addition or a product; None if there is none."""
         function, operands = _function(node), node.args
-        if node.kwargs or len(operands) != 2 or not all(isinstance(operand, Node) for operand in operands):
+        in_place = _ADDITIONS.get(function, _PRODUCTS.get(function))
+        if in_place is None or node.kwargs or len(operands) != 2 or not all(isinstance(each, Node) for each in operands):
             return None
         a, b = map(self._value, operands)
-        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        if (
+            not (isinstance(a, Tensor) and isinstance(b, Tensor))
+            or in_place
+            and a.dtype != torch.promote_types(a.dtype, b.dtype)
+        ):
             return None
         if function in _ADDITIONS:
             same = a.dim() == b.dim() and all(statically_known_true(n == m) for n, m in zip(a.shape, b.shape, strict=True))
-            ours = layers.add_ if _ADDITIONS[function] else layers.add
-            return (ours, operands) if same and is_addable(a, b) else None  # type: ignore[return-value]
-        if function in _PRODUCTS and _PRODUCTS[function] and not self._is_its_own(operands[0], node):  # type: ignore[arg-type]
-            return None
-        pairs = ((a, b, operands), (b, a, operands[::-1]))[: 1 if _PRODUCTS.get(function) else 2]
-        return next(
-            ((layers.channel_scale, args) for x, s, args in pairs if function in _PRODUCTS and is_channel_scale(x, s)), None
-        )  # type: ignore[return-value]
+            return (layers.add_ if in_place else layers.add, operands) if same and is_addable(a, b) else None  # type: ignore
+        if is_channel_scale(a, b) and (not in_place or self._is_its_own(operands[0], node)):  # type: ignore[arg-type]
+            return layers.channel_scale, operands  # type: ignore[return-value]
+        return (layers.channel_scale, operands[::-1]) if not in_place and is_channel_scale(b, a) else None  # type: ignore
 
     def _neighbours(self, node: Node) -> list[Node]:
         """The nodes whose values a call uses, and those that use its value, also through views."""

@@ -338,6 +338,9 @@ UNFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     "used by two": (lambda net, x: (lambda y: F.relu(y) + net.bn(y))(net.conv(x)), {"batch_norm + add": 1}),
     "added to itself": (lambda net, x: (lambda y: F.relu(y + y))(net.bn(net.conv(x))), {CONV_BN: 1, "add + relu": 1}),
     "input written over": (input_written_over, {"batch_norm + relu + add": 1}),
+    "scaled in place, another dtype": (
+        lambda net, x: F.avg_pool2d(x.float(), 3, 1, 1).mul_(net.bn(x)[:, :, :1, :1]).relu_(), {}
+    ),
     "a scale beside a call left to torch": (lambda net, x: F.relu(net.bn(x) * (x * 2)[:, :, :1, :1]), {}),
     "weight written over": (weight_written_over, {}),
     "shared norm": (

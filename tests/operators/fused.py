@@ -48,6 +48,14 @@ MUTANTS = (
     Mutant("fused evaluation loses gradients", "layers/fused_functional.py", "torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad", "False and any(tensor is not None and tensor.requires_grad", "fused"),
     Mutant("any layer accepts a marked result", "layers/fused.py", "if place < len(layers) and layers[place] is module:", "if place < len(layers):", "fuse"),
     Mutant("a patched class is fused", "layers/fused.py", "_methods(kind) == _PLAIN_METHODS[cls]", "True", "fuse"),
+    Mutant("a convolution without its residual", "kernels/conv2d/pointer.py", "value = add_residual(value, tl.load(residual + at, mask=in_result[:, None] & exists[None, :]))", "pass", "fused"),
+    Mutant("a depthwise convolution without its residual", "kernels/conv2d/depthwise_sliding.py", "acc = add_residual(acc, tl.load(residual + complete * y_h, mask=mask))", "pass", "fused"),
+    Mutant("TMA: every part adds the residual of the first", "kernels/conv2d/tma.py", "value = add_residual(value, ahead[i % AHEAD])", "value = add_residual(value, ahead[0])", "conv2d_tma"),
+    Mutant("a residual is read with the strides of the result", "kernels/conv2d/passes.py", "or has_strides(residual, result.stride())", "or True", "fused"),
+    Mutant("a residual has the gradient of the activation's result", "layers/fused_functional.py", "return *gradients, dslopes, dz if ctx.needs_input_grad[4] else None", "return *gradients, dslopes, dy if ctx.needs_input_grad[4] else None", "fused"),
+    Mutant("an addend is added before the activation", "kernels/batchnorm2d.py", "            if AFTER:", "            if False:", "fused"),
+    Mutant("the gradient of an addend passes the activation", "layers/batchnorm2d.py", "return *gradients[:5], dy if", "return *gradients[:5], gradients[5] if", "fused"),
+    Mutant("additions are taken beside a call of torch", "layers/backend.py", "if any(self._is_left(o) and o not in taken", "if any(False and o not in taken", "backend"),
 )  # fmt: skip
 OPERATOR = Operator(
     calls=lambda nn: {
