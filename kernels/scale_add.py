@@ -106,6 +106,7 @@ def _channel_scale_backward_kernel(
                 more = tl.load(residual + pixel_offset(pixel, grid, residual_strides), mask=mask, other=0.0)
                 z += widen(more).to(ACCUMULATOR)
             gradient = activation_gradient(gradient, kept_from(z, 0.0, ACTIVATION), 0.0, ACTIVATION)
+            gradient = tl.where(mask, gradient, 0.0)  # with an infinite factor, z is NaN where no pixel is
             tl.store(dz + pixel_offset(pixel, grid, dz_strides), narrow(gradient, dz.dtype.element_ty), mask=mask)
         total += gradient * value
         tl.store(dx + pixel_offset(pixel, grid, dx_strides), narrow(gradient * factor, dx.dtype.element_ty), mask=mask)

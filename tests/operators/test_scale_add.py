@@ -11,6 +11,7 @@ import trinn.layers as tnn
 from tests.support.cases import named
 from tests.support.check import DEVICE, DTYPES, check, raises_like, randn
 from trinn.kernels.runtime.settings import settings
+from trinn.layers.scale_add import apply_channel_scale
 
 Pair = tuple[Tensor, Tensor]
 LAST = torch.channels_last
@@ -97,6 +98,15 @@ def test_integers(dtype: torch.dtype) -> None:
     """They wrap around, as in torch."""
     x = torch.arange(-300, 300, 7, device=DEVICE).to(dtype)
     assert torch.equal(tnn.add(x, x.flip(0)), x + x.flip(0)) and torch.equal(tnn.add_(x.clone(), x), x + x)
+
+
+def test_an_infinite_scale() -> None:
+    """Lanes of a tile without a pixel do not count in the gradient of the scale."""
+    results = []
+    for scaled in (lambda x, s: apply_channel_scale(x, s, None, "sigmoid"), lambda x, s: torch.sigmoid(x * s)):
+        x, scale = image(1, 2, 1, 3, channels_last=True).abs(), torch.full((1, 2, 1, 1), float("inf"), device=DEVICE, requires_grad=True)
+        results.append(torch.autograd.grad(scaled(x, scale).sum(), scale)[0])
+    assert torch.equal(*results) and results[0].eq(0).all()
 
 
 def test_special_values() -> None:
