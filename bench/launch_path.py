@@ -37,7 +37,7 @@ ONE = torch.ones(1, 1, 1, 1)
 OPERATORS: dict[str, tuple[Any, ...]] = {
     "activation_forward": (X, "relu"),
     "add_forward": (X, Y, ""),
-    "channel_scale_forward": (X, GATE, None, ""),
+    "channel_scale_forward": (X, GATE, None, "", 1),
     "max_pool2d_forward": (X, [4, 4], [2, 2], [2, 2], [0, 0], [1, 1]),
     "batchnorm2d_forward": (X, MEAN, VAR, SCALE, B, None, None, "", 1e-5, False),
     "linear_fprop": (FLAT, DENSE, B, None, ""),

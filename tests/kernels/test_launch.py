@@ -168,8 +168,8 @@ class Others(TorchDispatchMode):
 
 VIEWS = {"alias", "detach", "expand", "unbind", "unsqueeze", "view"}
 COPIES = {"batch_norm": {"clone"}, "batch_norm, training": {"clone"}, "relu, in place": {"mul"}}
-# Running statistics; `x * 1`; the input kept for backward.
-COPIES |= {"silu, in place": {"clone", "mul"}}
+# Running statistics; `x * 1`; the input kept for backward; two gradients of one tensor.
+COPIES |= {"silu, in place": {"clone", "mul"}, "conv2d, addition, SiLU": {"add"}}
 
 
 @pytest.mark.parametrize("name", CASES)

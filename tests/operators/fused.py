@@ -24,14 +24,14 @@ def bn_add_relu(nn: Any, channels: int) -> Callable[..., Any]:
     return called(nn.BNAddActivation2d(nn.BatchNorm2d(channels, track_running_stats=False), nn.ReLU()))
 
 
-def conv_add_silu(nn: Any) -> Callable[..., Tensor]:
-    """silu(conv2d(x, w, b) + residual). trinn has no module for it."""
+def conv_add_silu(nn: Any) -> Callable[..., Any]:
+    """silu(conv2d(x, w, b) + conv2d(x, w)). trinn has no module for it."""
 
-    def apart(x: Tensor, residual: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return nn.silu(nn.conv2d(x, w, b, padding=1) + residual)
+    def apart(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return nn.silu(nn.conv2d(x, w, b, padding=1) + nn.conv2d(x, w, padding=1))
 
-    def fused(x: Tensor, residual: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return conv2d_activation(x, (w, b, 1, 1, 1, 1), ("silu", None), residual)
+    def fused(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return conv2d_activation(x, (w, b, 1, 1, 1, 1), ("silu", None), nn.conv2d(x, w, padding=1))
 
     return fused if nn.conv2d is tnn.conv2d else apart
 
@@ -64,7 +64,7 @@ OPERATOR = Operator(
         "conv2d, batch norm, ReLU": case(conv_bn_relu(nn, 5, 3), IMAGE, *FILTERS, (3,), (3,), per_image=False, fake_cuda=False),
         "batch norm, addition, ReLU": case(bn_add_relu(nn, 5), IMAGE, IMAGE, (5,), (5,), per_image=False),
         "linear, ReLU": case(linear_relu(nn, 37, 19), (3, 37), (19, 37), (19,)),
-        "conv2d, addition, SiLU": case(conv_add_silu(nn), IMAGE, (2, 3, 7, 6), *FILTERS, per_image=False),
+        "conv2d, addition, SiLU": case(conv_add_silu(nn), IMAGE, *FILTERS),
         "conv_transpose2d, PReLU": case(
             called(nn.ConvTransposeActivation2d(nn.ConvTranspose2d(5, 3, 3), nn.PReLU(3))),
             IMAGE,

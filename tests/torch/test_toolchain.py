@@ -152,6 +152,8 @@ def calls() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         for case in CASES.values():
             results(case, case.tensors(), case.others())
         tnn.relu_(images())
+        tnn.add_(images(), images())
+        ops.channel_scale_activation_backward(images(), images(), images()[:, :, 0, 0], None, "relu", 1)
         tnn.batch_norm(images(), randn(2), randn(2).abs(), training=True)
         ops.batchnorm2d_merge(randn(3, 4), randn(3, 4).abs(), torch.ones(3, device=DEVICE))
         ops.batchnorm2d_backward(images(), images(), randn(2), randn(2).abs(), None, randn(2, 2), 1e-5, randn(1).abs())
