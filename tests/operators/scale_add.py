@@ -46,7 +46,7 @@ MUTANTS = (
     Mutant("the second operand has the strides of the first", FILE, "other + offset_of(element, sizes, other_strides)", "other + offset_of(element, sizes, x_strides)", "scale_add"),
     Mutant("a sum in place reads memory that it writes", "layers/scale_add.py", "return (x.storage_offset(), x.stride()) != (other.storage_offset(), other.stride())", "return False", "scale_add"),
     Mutant("every image has the scales of the first", "kernels/device/planes.py", "plane // grid.channels * strides[0]", "plane // grid.channels * 0", "scale_add"),
-    Mutant("the gradient of a scale lacks its last split", FILE, "partials_of(ds, plan.splits)", "partials_of(ds, max(1, plan.splits - 1))", "scale_add"),
+    Mutant("the gradient of a scale is that of its last tile", FILE, "total += gradient * value", "total = gradient * value", "scale_add"),
     Mutant("the gradient of an activation ignores the residual", FILE, "z += widen(more).to(ACCUMULATOR)", "z += 0 * widen(more).to(ACCUMULATOR)", "fused"),
     Mutant("a layer scale gets the gradient of one image", "layers/scale_add.py", "ops.channel_sum(ds[:, :, None, None])[None]", "ds[:1]", "scale_add"),
 )  # fmt: skip

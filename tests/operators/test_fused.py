@@ -169,7 +169,11 @@ class Hardsigmoid(nn.Hardsigmoid):
 # One of each activation, and PReLU with a weight per channel of the results below.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {module.__name__: module for module in MODULES}
 ACTIVATIONS |= {"Hardsigmoid": Hardsigmoid, "PReLU, 6 weights": lambda: nn.PReLU(6)}
-activations = pytest.mark.parametrize("activation", ACTIVATIONS)
+# Each mechanism in `make test`: backward keeps the output or the input, has parameters or a weight. All others are long.
+SHORT = "ReLU", "Hardtanh", "LeakyReLU", "SiLU", "GELU", "Sigmoid", "PReLU", "PReLU, 6 weights"
+activations = pytest.mark.parametrize(
+    "activation", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in ACTIVATIONS]
+)
 GEOMETRIES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "conv": ((2, 5, 9, 8), lambda: nn.Conv2d(5, 6, 3, padding=1)),
     "depthwise": ((2, 6, 8, 8), lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6)),
@@ -316,10 +320,9 @@ def test_bn_activation_in_other_dtypes(activation: str, dtype: torch.dtype, chan
 KINDS = "ReLU", "SiLU", "Sigmoid", "PReLU"  # backward keeps the output or the input; without and with a weight
 
 
-@layouts
 @pytest.mark.parametrize("activation", KINDS)
 @pytest.mark.parametrize("training", TRAINING)
-def test_bn_activation_add(training: str, activation: str, channels_last: bool) -> None:
+def test_bn_activation_add(training: str, activation: str) -> None:
     """f(bn(x)) + addend, in one kernel."""
 
     class Head(nn.Sequential):
@@ -333,7 +336,7 @@ def test_bn_activation_add(training: str, activation: str, channels_last: bool) 
 
     ours, theirs = twins(Joined, nn.BatchNorm2d(6), ACTIVATIONS[activation](), training=TRAINING[training])
     shapes = [(3, 6, 7, 5)] * 2
-    for dtype in (torch.float64, torch.float32) if channels_last else (torch.float64,):
+    for dtype, channels_last in ((torch.float64, False), (torch.float32, True)):
         compared(ours, Head(*theirs), dtype, *shapes, channels_last=channels_last)
     x = randn(3, 6, 7, 5)
     assert launches(lambda: ours.eval()(x, x))[0] == ["batchnorm2d_forward"]
@@ -342,10 +345,9 @@ def test_bn_activation_add(training: str, activation: str, channels_last: bool) 
 TEXTS: dict[str, Callable[[Tensor], Tensor]] = {"": lambda z: z, "relu": F.relu, "silu": F.silu, "sigmoid": torch.sigmoid}
 
 
-@layouts
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("scale", [(3, 6, 1, 1), (6, 1, 1)])
+@pytest.mark.parametrize(("scale", "channels_last"), [((3, 6, 1, 1), False), ((6, 1, 1), True)])
 def test_channel_scale_activation(scale: tuple[int, ...], residual: bool, text: str, channels_last: bool) -> None:
     """f(x * scale + residual), in one kernel."""
 
