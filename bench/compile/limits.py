@@ -76,7 +76,7 @@ LIMITS = (
     Limit("layer_scale", "forward", "", (5.8, 4.5), (10.2, 8.3), read=8, written=8),
     Limit("layer_scale", "backward", "", (7.2, 5.7), (13.9, 12), read=8, written=8),
     Limit("scale_add_relu", "forward", "", (7.7, 6.2), (13, 11.1), read=8, written=8),
-    Limit("scale_add_relu", "backward", "", (14.4, 12.1), (23.9, 20.6), read=8, written=8),
+    Limit("scale_add_relu", "backward", "", (15.9, 13.7), (25.9, 22.1), read=8, written=8),
     Limit("nearest", "forward", "", (1.7, 2.4), (5.4, 6.3), written=8),
     # Small batch norms have few loop iterations. The smallest load mainly the parameters of their channels, 4 bytes at a time.
     Limit("batch_norm", "statistics", "256x14|512x7", (31, 25), (19.1, 18.2)),
