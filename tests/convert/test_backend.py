@@ -338,9 +338,6 @@ UNFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, int]]] = {
     "used by two": (lambda net, x: (lambda y: F.relu(y) + net.bn(y))(net.conv(x)), {"batch_norm + add": 1}),
     "added to itself": (lambda net, x: (lambda y: F.relu(y + y))(net.bn(net.conv(x))), {CONV_BN: 1, "add + relu": 1}),
     "input written over": (input_written_over, {"batch_norm + relu + add": 1}),
-    "scaled in place, another dtype": (
-        lambda net, x: F.avg_pool2d(x.float(), 3, 1, 1).mul_(net.bn(x)[:, :, :1, :1]).relu_(), {}
-    ),
     "a scale beside a call left to torch": (lambda net, x: F.relu(net.bn(x) * (x * 2)[:, :, :1, :1]), {}),
     "weight written over": (weight_written_over, {}),
     "shared norm": (
@@ -379,6 +376,15 @@ def test_what_is_fused(name: str) -> None:
     assert left <= {"mul", "mul_", "add", "add_", "iadd", "sum", "zero_", "float", "to", "pad"} and (
         "pad" not in left or "pads" in name
     )
+
+
+def test_a_product_in_place_keeps_its_dtype() -> None:
+    def scaled(x: Tensor, scale: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 3, 1, 1).mul_(scale).relu_()
+
+    x, scale = randn(2, 3, 6, 6), randn(3, 1, 1, dtype=torch.float64, seed=1)
+    torch.testing.assert_close(compiled(scaled)(x, scale), scaled(x, scale))
+    assert not backend._summaries[0].fused
 
 
 def test_memory_format_of_torchs_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
