@@ -104,7 +104,10 @@ def test_an_infinite_scale() -> None:
     """Lanes of a tile without a pixel do not count in the gradient of the scale."""
     results = []
     for scaled in (lambda x, s: apply_channel_scale(x, s, None, "sigmoid"), lambda x, s: torch.sigmoid(x * s)):
-        x, scale = image(1, 2, 1, 3, channels_last=True).abs(), torch.full((1, 2, 1, 1), float("inf"), device=DEVICE, requires_grad=True)
+        x, scale = (
+            image(1, 2, 1, 3, channels_last=True).abs(),
+            torch.full((1, 2, 1, 1), float("inf"), device=DEVICE, requires_grad=True),
+        )
         results.append(torch.autograd.grad(scaled(x, scale).sum(), scale)[0])
     assert torch.equal(*results) and results[0].eq(0).all()
 
