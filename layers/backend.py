@@ -79,6 +79,7 @@ _ADDITIONS: dict[Any, bool] = dict.fromkeys((operator.add, torch.add, Tensor.add
 _ADDITIONS |= dict.fromkeys((operator.iadd, Tensor.add_, layers.add_), True)
 _PRODUCTS: dict[Any, bool] = dict.fromkeys((operator.mul, torch.mul, torch.multiply, Tensor.mul, Tensor.multiply), False)
 _PRODUCTS |= dict.fromkeys((operator.imul, Tensor.mul_, Tensor.multiply_), True)
+_NOT_LEFT = {*_OURS, *_FUSED, *_CONCATENATIONS, pad, _mean, operator.getitem}
 
 # A call of trinn's function is one node of a graph. TorchDynamo does not trace into it.
 for _each in _OURS | _FUSED:
@@ -133,8 +134,8 @@ def _no_inductor() -> str | None:
 class Summary:
     """Counts of a graph's calls: `taken` by trinn, `fused`, and `left` to torch, with the reason.
 
-    `elements` counts the elements of floating-point results, also of calls that were then fused: those on "trinn", those of a
-    "concatenation" left to torch, and those of other calls left to "torch". Views do not count.
+    `elements` counts the elements of all floating-point results under three keys: results of "trinn", also of calls that were
+    then fused; results of a "concatenation" left to torch; results of other calls left to "torch". Views do not count.
     """
 
     def __init__(self) -> None:
@@ -291,11 +292,9 @@ class _Rewriting:
         if in_place is None or node.kwargs or len(operands) != 2 or not all(isinstance(each, Node) for each in operands):
             return None
         a, b = map(self._value, operands)
-        if (
-            not (isinstance(a, Tensor) and isinstance(b, Tensor))
-            or in_place
-            and a.dtype != torch.promote_types(a.dtype, b.dtype)
-        ):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            return None
+        if in_place and torch.promote_types(a.dtype, b.dtype) != a.dtype:
             return None
         if function in _ADDITIONS:
             same = a.dim() == b.dim() and all(statically_known_true(n == m) for n, m in zip(a.shape, b.shape, strict=True))
@@ -305,7 +304,7 @@ class _Rewriting:
         return (layers.channel_scale, operands[::-1]) if not in_place and is_channel_scale(b, a) else None  # type: ignore
 
     def _neighbours(self, node: Node) -> list[Node]:
-        """The nodes whose values a call uses, and those that use its value, also through views."""
+        """The nodes that compute the operands of a call, and the nodes that use its result. Views in between are skipped."""
         found: list[Node] = []
         for nearest in (lambda of: of.all_input_nodes, lambda of: list(of.users)):
             pending = nearest(node)
@@ -319,9 +318,8 @@ class _Rewriting:
 
     def _is_left(self, node: Node) -> bool:
         """Whether a call is left to torch and computes; concatenations do not count, since Inductor copies their operands."""
-        function = _function(node)
-        others = function in _OURS | _FUSED | _CONCATENATIONS or function in (pad, _mean, operator.getitem)
-        return node.op.startswith("call") and not others and not self._bodies(node) and bool(_storages([node]))
+        is_left = node.op.startswith("call") and _function(node) not in _NOT_LEFT
+        return is_left and not self._bodies(node) and bool(_storages([node]))
 
     def _move_channels(self, node: Node) -> None:
         """Scale (N, C, H, W) in place of (N, H, W, C), if the only use of the result is a permutation to (N, C, H, W)."""

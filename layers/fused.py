@@ -249,7 +249,7 @@ class LinearActivation(_Fused):
 class SqueezeExcitation(nn.Module):
     """Scale each channel of an image by a function of the means of all its channels (arXiv:1709.01507).
 
-    Names and arguments are those of torchvision.ops.SqueezeExcitation, so that its state_dict fits.
+    The layer loads the state_dict of torchvision.ops.SqueezeExcitation: its submodules and arguments have the same names.
 
     Args:
         input_channels: C, of the input (N, C, H, W).

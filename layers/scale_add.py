@@ -97,7 +97,7 @@ class ChannelScaleBackward(Function):
     def backward(ctx: Any, ddx: Tensor, dds: Tensor) -> tuple[Any, ...]:
         """Of torch's operators, so that autograd can differentiate it any number of times."""
         (axis,), kept = ctx.constants, ctx.saved_tensors
-        dtype = torch.promote_types(ddx.dtype, torch.float32)
+        dtype = torch.promote_types(torch.promote_types(ddx.dtype, dds.dtype), torch.float32)
         dz, x, s, ddx, dds = (v.to(dtype) for v in (*kept, ddx, dds))
         s, dds = (v[:, :, None, None].movedim(1, axis) for v in (s, dds))
         to_s = (ddx * dz).sum_to_size(s.shape).movedim(axis, 1).flatten(1)
@@ -188,8 +188,7 @@ def _check_addable(function: str, input: Tensor, other: Tensor) -> None:
     if not is_addable(input, other):
         raise NotImplementedError(
             f"{function}: expected one shape and device, and floating dtypes or one integer dtype, but got "
-            f"{tuple(input.shape)}, {input.dtype}, "
-            f"{input.device} and {tuple(other.shape)}, {other.dtype}, {other.device}"
+            f"{tuple(input.shape)}, {input.dtype}, {input.device} and {tuple(other.shape)}, {other.dtype}, {other.device}"
         )
 
 

@@ -387,6 +387,21 @@ def test_a_product_in_place_keeps_its_dtype() -> None:
     assert not backend._summaries[0].fused
 
 
+@pytest.mark.parametrize("of_input", [False, True])
+def test_sums_in_place(of_input: bool) -> None:
+    """trinn's addition writes to an intermediate value, or to the caller's tensor."""
+
+    def summed(x: Tensor) -> Tensor:
+        y = x if of_input else F.avg_pool2d(x, 3, 1, 1)
+        y.add_(F.max_pool2d(x, 3, 1, 1))
+        return F.max_pool2d(y, 2)
+
+    x = randn(2, 3, 6, 6)
+    twin = x.clone()
+    torch.testing.assert_close(compiled(summed)(x), summed(twin))
+    assert torch.equal(x, twin) and backend._summaries[0].taken["add"] == 1 and not backend._summaries[0].left
+
+
 def test_memory_format_of_torchs_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, torch's float64 convolutions return contiguous tensors for any input; trinn's keep channels_last."""
     name = "another memory format"
