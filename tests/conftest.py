@@ -6,9 +6,8 @@ stores the counts for docs/evidence.md, and those of convert/test_coverage.py.
 """
 
 import contextlib
-import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -32,25 +31,8 @@ WITHOUT_A_GPU = (
 collect_ignore_glob = [f"*/test_{name}.py" for name in WITHOUT_A_GPU] if torch.cuda.is_available() else []
 
 
-def cached_lookup(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Cache Triton's NumPy dtype of each scalar type: the interpreter rebuilds the whole table at every step."""
-    language = importlib.import_module("triton.language")
-    known: dict[str, Any] = {}
-
-    def dtype_of(type_: Any) -> Any:
-        if type(type_) is not language.dtype:
-            return find(type_)
-        if type_.name not in known:
-            known[type_.name] = find(type_)
-        return known[type_.name]
-
-    return dtype_of
-
-
 if INTERPRETED:
     torch.set_num_threads(1)  # with several threads, torch writes to a repeated index in any order
-    interpreter = vars(importlib.import_module("triton.runtime.interpreter"))  # after trinn: it turns the interpreter on
-    interpreter["_get_np_dtype"] = cached_lookup(interpreter["_get_np_dtype"])
 
 
 @pytest.fixture(autouse=True)

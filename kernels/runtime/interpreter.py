@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .triton_internals import has_driver, redefine_for_interpreter
+from .interpreter_caches import add_caches
+from .triton_internals import has_driver, is_supported, redefine_for_interpreter
 
 
 def _decide() -> str:
@@ -28,6 +29,8 @@ triton: Any = importlib.import_module("triton")  # after TRITON_INTERPRET is set
 INTERPRETED: bool = triton.knobs.runtime.interpret
 if INTERPRETED:
     redefine_for_interpreter(triton)  # if the user imported Triton before, for the compiler
+    if is_supported(triton.__version__):
+        add_caches()
 
 # Warning and error message if kernels can run nowhere, neither on a GPU nor in the interpreter; empty if they can.
 NO_DEVICE = ""

@@ -1,10 +1,12 @@
-"""All uses of Triton's private parts. tests/kernels/test_triton_internals.py checks them with each version in SUPPORTED.
+"""Uses of Triton's private parts. tests/kernels/test_triton_internals.py checks them with each version in SUPPORTED.
 
     compiled kernels     their launch function, handle and packed options; its calling convention (`start`)
     tensor descriptors   their expansion into tensor maps for TMA, sizes and strides
     launch hooks         whether one is set
     interpreter          Triton's own functions, defined for the compiler before the interpreter was turned on; NumPy's
     cache keys           the hash of a function's source
+
+interpreter_caches.py has the rest: the functions of the interpreter that it replaces.
 
 A descriptor is a tensor argument too. At every launch Triton encodes it as a tensor map, which takes as long as the rest of a
 cached launch. All of the map except the address follows from the descriptor, and training reuses the same addresses in every

@@ -60,6 +60,12 @@ assert has_driver(triton)
     run(version, str(file))
 
 
+@pytest.mark.parametrize("version", INSTALLED)
+def test_interpreter_caches(version: str) -> None:
+    """The interpreter computes the same bits, and raises the same errors, with half the calls of Python functions."""
+    run(version, "-m", "tests.support.interpreter_caches")
+
+
 def test_every_supported_version_is_tested() -> None:
     missing = {minor for minor in SUPPORTED if not any(is_version(version, minor) for version in INSTALLED)}
     if missing:
