@@ -47,9 +47,19 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
-    """Tests of whole networks run one program per launch. The operators' own tests cover the borders between tiles."""
+    """Tests of whole networks run one program per launch. The operators' own tests cover the borders between tiles.
+
+    The interpreter's matrix products are exact before they are rounded: NumPy's order of additions depends on the CPU, and is
+    not the order on a GPU.
+    """
+    multiply = numpy.matmul
+
+    def matmul(a: Any, b: Any, dtype: Any = None) -> Any:
+        return multiply(a, b, dtype=numpy.float64).astype(dtype)
+
     monkeypatch.setattr(settings, "interpreted_block", 16384)
     monkeypatch.setattr(settings, "wanted_programs", 1)
+    monkeypatch.setattr(numpy, "matmul", matmul)
 
 
 @pytest.fixture(autouse=True)

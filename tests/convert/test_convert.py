@@ -91,6 +91,7 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], Shape]] = ARCHITECTURES | {
     "MobileNetV3": (lambda: MobileNetV3(2), (4, 3, 64, 64)),
     "EfficientNet-B0": (lambda: EfficientNet(2), (4, 3, 64, 64)),
     "YOLO": (lambda: Yolo(4), (4, 3, 64, 64)),
+    "GoogLeNet": (lambda: googlenet(1), (4, 3, 64, 64)),
 }
 whole = pytest.mark.parametrize("name", WHOLE)
 fused = pytest.mark.parametrize("fuse", [False, True], ids=["unfused", "fused"])

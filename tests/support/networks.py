@@ -1,7 +1,6 @@
 """The rule of check.py for networks: logits, gradients of all parameters, and weights after training."""
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.support.check import close, error
+from tests.support.check import close, error, without_onednn
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
 
@@ -40,17 +39,15 @@ def check_deep_network(ours: nn.Module, torchs: nn.Module, batches: Sequence[Ten
     failures = []
     for images in batches:
         true, expected, got = passes(oracle, images.cpu().double()), passes(torchs, images), passes(ours, images)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
-            with torch.backends.mkldnn.flags(enabled=False):
-                without_onednn = passes(copy.deepcopy(torchs), images)
+        with without_onednn():
+            other = passes(copy.deepcopy(torchs), images)
         logits, torchs_logits, true_logits = (results.pop("logits") for results in (got, expected, true))
-        del without_onednn["logits"]
+        del other["logits"]
         size = {name: float(gradient.abs().max()) for name, gradient in true.items()}
         ours_error, *torchs_errors = (
             # Skip gradients of pure rounding: an error relative to their largest value has no meaning.
             max(error(results[name], true[name]) / size[name] for name in true if size[name] > 1e-12)
-            for results in (got, expected, without_onednn)
+            for results in (got, expected, other)
         )
         torchs_error = max(torchs_errors)
         try:
