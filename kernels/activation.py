@@ -10,6 +10,7 @@ PReLU has a weight per channel, so it traverses images as batch normalisation do
 Operators take an activation as text, its name and its parameters: "leaky_relu 0.01". Parameters are compile-time constants.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -112,7 +113,7 @@ def _empty_prelu(x: Tensor, slopes: Tensor) -> Tensor:
 
 
 def _empty_prelu_backward(dy: Tensor, x: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    return empty_like(x), empty(slopes, slopes.shape)
+    return empty_like(x), empty(slopes, slopes.shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 @op(fake=_empty_forward, vmap=ELEMENTWISE)
@@ -191,7 +192,7 @@ def prelu_backward(dy: Tensor, x: Tensor, slopes: Tensor) -> tuple[Tensor, Tenso
         slopes: (C), any stride, 0 too.
 
     Returns:
-        dx like `x`, and (C).
+        dx like `x`; (C), float32, or float64 for a float64 `x`.
     """
     dx, total = _empty_prelu_backward(dy, x, slopes)
     if x.numel() == 0:

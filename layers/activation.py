@@ -216,7 +216,7 @@ def expanded(w: Tensor | None, channels: int) -> Tensor | None:
 
 def total_of(dw: Tensor, w: Tensor) -> Tensor:
     """The gradient of PReLU's weight, given that of each channel (C): itself, or its sum for a single weight."""
-    return dw if w.shape == dw.shape else ops.channel_sum(dw.view(1, 1, -1, 1))
+    return (dw if w.shape == dw.shape else ops.channel_sum(dw.view(1, 1, -1, 1))).to(w.dtype)
 
 
 def activation_gradients(dy: Tensor, kept: Tensor, w: Tensor | None, activation: str) -> tuple[Tensor, Tensor | None]:
@@ -493,7 +493,14 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """
     input, weight = autocast(input, weight)
     check_slopes(input, weight)
-    x = input[(...,) + (None,) * (4 - input.dim())] if 2 <= input.dim() <= 4 else input.reshape(*_four_axes(input.shape))
+    if input.dim() > 4:  # in the order of memory, the axes before the channels are one, and so are those behind
+        order, _ = torch._prims_common.compute_elementwise_output_logical_to_physical_perm(input)
+        sizes, channels = [input.shape[axis] for axis in order], order.index(1)
+        outer, inner = math.prod(sizes[:channels]), math.prod(sizes[channels + 1 :])
+        y = PRelu.call(input.permute(order).reshape(outer, input.shape[1], inner, 1), weight.reshape(-1))
+        y = in_shape(y, sizes)
+        return y if order == sorted(order) else y.permute([order.index(axis) for axis in range(input.dim())])
+    x = input.reshape(1, 1, -1, 1) if input.dim() < 2 else input[(...,) + (None,) * (4 - input.dim())]
     return in_shape(PRelu.call(x, weight.reshape(-1)), input.shape)
 
 
@@ -517,11 +524,6 @@ def check_slopes(input: Tensor, weight: Tensor) -> None:
         )
     if input.dtype not in FLOATS:
         raise NotImplementedError(f"prelu: expected float16, bfloat16, float32 or float64, but got {input.dtype}")
-
-
-def _four_axes(shape: torch.Size) -> tuple[int, ...]:
-    """(N, C, H, W) for a shape of more or fewer axes: the axes after the third become one."""
-    return (1, 1, math.prod(shape), 1) if len(shape) < 2 else (*shape[:3], math.prod(shape[3:]))
 
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946

@@ -40,6 +40,10 @@ PRELU = {
     "channels_last": lambda: (randn(2, 5, 3, 4).to(memory_format=torch.channels_last), randn(5)),
     "sliced": lambda: (randn(4, 9, 3, 8)[::2, ::2, :, 1::3], randn(9)[::2]),
     "more pixels than a tile": lambda: (randn(2, 3, 70, 50), randn(3)),
+    "5-d": lambda: (randn(2, 3, 4, 2, 3), randn(3)),
+    "5-d, last axes transposed": lambda: (randn(2, 3, 4, 2, 3).transpose(3, 4), randn(3)),
+    "5-d, channels last": lambda: (randn(2, 4, 2, 3, 5).permute(0, 4, 1, 2, 3), randn(5)),
+    "5-d, images innermost": lambda: (randn(4, 3, 2, 3, 2).permute(4, 1, 0, 2, 3), randn(1)),
     "empty": lambda: (randn(0, 5, 3, 4), randn(5)),
 }
 activations = pytest.mark.parametrize("name", CALLS)
@@ -65,6 +69,14 @@ def test_equals_torch(case) -> None:  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("case", named(PRELU))
 def test_prelu(case) -> None:  # type: ignore[no-untyped-def]
     check(tnn.prelu, F.prelu, *case())
+
+
+def test_the_gradient_of_a_single_weight_is_rounded_once() -> None:
+    """The gradients of its channels are not rounded to 16 bits before their sum."""
+    x, dy = (randn(2, 50, 2, 3, dtype=torch.float16, seed=seed) for seed in range(2))
+    w = randn(1, dtype=torch.float16).requires_grad_()
+    got = torch.autograd.grad(tnn.prelu(x, w), w, dy)[0]
+    assert torch.equal(got, (dy.double() * x.double().clamp(max=0)).sum().half()[None])
 
 
 @activations
