@@ -53,7 +53,7 @@ class BatchNormForward(Function):
 
 
 class BatchNormActivation(Function):
-    """y = f(w * z + b + residual), with an activation f whose gradient needs its input; backward computes that again."""
+    """y = f(w * z + b + residual); backward computes the activation's input again."""
 
     kept: tuple[str | int, ...] = "x", "mean", "var", "w", "b", "residual", "slopes"
 
@@ -70,7 +70,7 @@ class BatchNormActivation(Function):
 
 
 class BatchNormActivationOfOutput(BatchNormActivation):
-    """y = f(w * z + b + residual), with an activation f whose gradient needs its output."""
+    """y = f(w * z + b + residual), with an activation f whose gradient needs its output; the residual is not kept."""
 
     kept = "x", "mean", "var", "w", 0
 
@@ -291,8 +291,11 @@ def apply_batch_norm(
     if not activation:
         y = BatchNormForward.call(x, mean, var, weight, bias, residual, eps, training)
     else:
-        of_output = BatchNormActivationOfOutput if keeps_output(activation) else BatchNormActivation
-        function = BatchNormActivationAdd if after and residual is not None else of_output
+        # Without a residual, the kernel of the sums computes f's input from x. To read y too would cost a pass.
+        of_output = keeps_output(activation) and (residual is not None or not training)
+        function = BatchNormActivationOfOutput if of_output else BatchNormActivation
+        if after and residual is not None:
+            function = BatchNormActivationAdd
         y = function.call(x, mean, var, weight, bias, residual, slopes, eps, training, activation)
     return y if x is input else in_shape(y, input.shape)
 

@@ -310,11 +310,25 @@ def test_bn_activation(training: str, residual: bool, activation: str) -> None:
 
 @layouts
 @pytest.mark.parametrize("dtype", DTYPES[1:])
-@pytest.mark.parametrize("activation", ["SiLU", "PReLU, 6 weights", "PReLU"])
+@pytest.mark.parametrize("activation", ["ReLU", "SiLU", "PReLU, 6 weights", "PReLU"])
 def test_bn_activation_in_other_dtypes(activation: str, dtype: torch.dtype, channels_last: bool) -> None:
     """Backward computes the activation's input again."""
     pair = twins(tnn.BNActivation2d, nn.BatchNorm2d(6), ACTIVATIONS[activation]())
     compared(*pair, dtype, (3, 6, 7, 5), channels_last=channels_last)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("activation", ["ReLU", "LeakyReLU"])
+def test_backward_of_a_batch_norm_with_an_activation_does_not_keep_its_output(activation: str, conv: bool) -> None:
+    """Then `out += x` behind them, as in Darknet, gives the right gradients."""
+    layers = [nn.Conv2d(6, 6, 3, padding=1)] * conv + [nn.BatchNorm2d(6), ACTIVATIONS[activation]()]
+    x = randn(3, 6, 7, 5, dtype=torch.float64)
+    ours, theirs = twins(tnn.ConvBNActivation2d if conv else tnn.BNActivation2d, *layers)
+    results = []
+    for model, add in ((ours.double(), Tensor.add_), (theirs.double(), Tensor.add)):
+        y = model(x)
+        results.append(torch.autograd.grad(add(y, x).square().sum(), list(model.parameters())))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 KINDS = "ReLU", "SiLU", "Sigmoid", "PReLU"  # backward keeps the output or the input; without and with a weight
