@@ -6,6 +6,9 @@
 
 The scale of a channel of an image is that of squeeze-and-excitation; layer scale has the same one for all images. The residual
 is optional. Backward computes z again from x.
+
+An activation in front of the scale belongs to the operator before it. The mean of squeeze-and-excitation reads its result too,
+so a scale that computes it would save no pass.
 """
 
 import torch
