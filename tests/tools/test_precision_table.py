@@ -11,7 +11,7 @@ def test_every_case_has_a_twin_in_torch() -> None:
     assert list(CASES) == list(TORCH_CASES)
 
 
-@pytest.mark.parametrize("name", ["add", "channel_scale", "interpolate, antialias"])
+@pytest.mark.parametrize("name", ["add", "channel_scale", "interpolate, nearest"])
 def test_rows(name: str) -> None:
     """A row for the output and each gradient in each dtype. trinn's error is at most about twice torch's."""
     rows = rows_of(name)
