@@ -78,6 +78,7 @@ MUTANTS = (
     Mutant("running statistics are not updated", "layers/batchnorm2d.py", "if running_mean is not None and x.numel() > 0:", "if False:", "batchnorm2d"),
     Mutant("evaluation uses the batch's statistics", "layers/batchnorm2d.py", "weight, bias, residual, eps, training)", "weight, bias, residual, eps, True)", "batchnorm2d"),
     Mutant("evaluation uses the gradient of training", "layers/batchnorm2d.py", "w, sums if batch else None, eps) if want_x", "w, sums, eps) if want_x", "batchnorm2d"),
+    Mutant("backward reads the output of an activation in training too", "layers/batchnorm2d.py", "keeps_output(activation) and (residual is not None or not training)", "keeps_output(activation)", "fused"),
     Mutant("a graph shares the running statistics", "layers/batchnorm2d.py", "mean, var = running_mean.clone(), running_var.clone()", "mean, var = running_mean, running_var", "batchnorm2d"),
     Mutant("a second derivative lacks the deviation", "layers/batchnorm2d.py", "to_x = to_x - scale * s * moved", "to_x = to_x - scale * moved", "batchnorm2d"),
     Mutant("the input's gradient lacks the second sum", "kernels/batchnorm2d.py", "value -= level + (widen(values[i]).to(ACCUMULATOR) - center) * slope", "value -= level", "batchnorm2d"),
