@@ -1,0 +1,7 @@
+"""Tests of trinn, and programs that measure it."""
+
+import os
+
+# Of oneDNN, torch's library on x86, the instructions that every CPU of the last ten years has: the bfloat16 instructions of newer
+# ones flush subnormal values, and end the process in some convolutions with channels_last weights and dilation.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests import evidence
-from tests.support.check import close, error, run, without_onednn
+from tests.support.check import close, error, run
 from tests.support.drawing import Drawing, DrawnCase, laid_out
 from tests.support.record import records
 from tests.support.tma import tma_everywhere
@@ -63,7 +63,6 @@ OPERATORS: dict[str, Callable[[Drawing], DrawnCase]] = {
 }
 
 
-@without_onednn()  # on a CPU with AMX, its bfloat16 convolution may end the process
 def agrees(name: str, data: st.DataObject) -> None:
     """Draw a case, and assert that trinn has torch's results or exception."""
     draw = Drawing(data)

@@ -122,7 +122,7 @@ def _converted(tensors: Tensors, dtype: torch.dtype, device: str) -> Tensors:
 
 @contextlib.contextmanager
 def without_onednn() -> Iterator[None]:
-    """torch on a CPU without oneDNN, whose order of additions and handling of subnormal values depend on the CPU."""
+    """torch on a CPU without oneDNN: it adds in another order."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
         with torch.backends.mkldnn.flags(enabled=False):

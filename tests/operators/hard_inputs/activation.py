@@ -9,7 +9,6 @@ from torch import Tensor
 import trinn.layers as tnn
 from tests.operators.activation import IN_PLACE
 from tests.operators.hard_inputs import FLOATS, INF, NAN, grads, holds, integers, large_tiles, like_torch, outcome, refusal
-from tests.support.check import without_onednn
 
 VALUES = [NAN, -INF, INF, -0.0, 0.0, 1e-40, -1e-40, -1.0, 2.0]
 
@@ -110,7 +109,6 @@ def parts(results: Tensor) -> list[Any]:
 
 
 @like_torch(109, "activations at NaN, infinities, zeros, subnormals, ends of pieces, and where exp overflows", ulps=8)
-@without_onednn()
 def _(nn: Any) -> Any:
     results: list[Any] = []
     for dtype in FLOATS:
@@ -126,7 +124,6 @@ def _(nn: Any) -> Any:
 
 
 @like_torch(110, "gradients of activations at the same inputs, for upstream gradients of 1, NaN, infinity and -0", ulps=8)
-@without_onednn()
 def _(nn: Any) -> Any:
     results: list[Any] = []
     for dtype in FLOATS:
