@@ -494,7 +494,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     input, weight = autocast(input, weight)
     check_slopes(input, weight)
     if input.dim() > 4:  # in the order of memory, the axes before the channels are one, and so are those behind
-        order, _ = torch._prims_common.compute_elementwise_output_logical_to_physical_perm(input)
+        order = _in_memory(input)
         sizes, channels = [input.shape[axis] for axis in order], order.index(1)
         outer, inner = math.prod(sizes[:channels]), math.prod(sizes[channels + 1 :])
         y = PRelu.call(input.permute(order).reshape(outer, input.shape[1], inner, 1), weight.reshape(-1))
@@ -502,6 +502,17 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
         return y if order == sorted(order) else y.permute([order.index(axis) for axis in range(input.dim())])
     x = input.reshape(1, 1, -1, 1) if input.dim() < 2 else input[(...,) + (None,) * (4 - input.dim())]
     return in_shape(PRelu.call(x, weight.reshape(-1)), input.shape)
+
+
+def _in_memory(x: Tensor) -> list[int]:
+    """The axes, outermost in memory first; an expanded axis keeps its place. TorchDynamo cannot trace a sort of strides."""
+    order: list[int] = []
+    for axis in range(x.dim()):
+        at = axis
+        while at > 0 and 0 < x.stride(order[at - 1]) < x.stride(axis):
+            at -= 1
+        order.insert(at, axis)
+    return order
 
 
 def check_slopes(input: Tensor, weight: Tensor) -> None:

@@ -2,6 +2,6 @@
 
 import os
 
-# Of oneDNN, torch's library on x86, the instructions of every CPU of the last ten years. The bfloat16 instructions of newer
-# CPUs flush subnormal values, and end the process in some convolutions with dilation and channels_last weights.
+# Limit oneDNN, torch's library on x86, to AVX2. The bfloat16 instructions of newer CPUs flush subnormal values, and end the
+# process in some convolutions with dilation and channels_last weights.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")

@@ -1,8 +1,8 @@
-"""Caches in Triton's interpreter: interpreted kernels run up to three times as fast, with the same results.
+"""Caches in Triton's interpreter: a launch calls less than half as many Python functions, with the same results.
 
-Of a program on small tiles, the interpreter computes for some per cent of the time. The rest is types: each operation builds
-the type, the shape and the constants of its result again, each launch and each call of a device function looks up all
-functions of Triton's language. Here these are computed once, for all kernels of the process, those of the user too.
+A program on small tiles spends most of its time on types: each operation builds the type, the shape and the constants of its
+result again, each launch and each call of a device function looks up all functions of Triton's language. Here these are
+computed once, for all kernels of the process, those of the user too.
 """
 
 import dataclasses

@@ -101,7 +101,7 @@ MUTANTS = (
     Mutant("memory past the end is read", ELEMENTWISE, "tl.load(x + offset_of(element, sizes, x_strides), mask", "tl.load(x + offset_of(element + 1, sizes, x_strides), mask", "activation bounds"),
     Mutant("PReLU: positive pixels count in the gradient of the weight", ELEMENTWISE, "total += tl.where(value > 0, 0.0, value * upstream)", "total += value * upstream", "activation"),
     Mutant("PReLU: the gradients of channels are rounded before their sum", ELEMENTWISE, "empty(slopes, slopes.shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)", "empty(slopes, slopes.shape)", "activation"),
-    Mutant("PReLU: the result for a volume is contiguous", "layers/activation.py", "order, _ = torch._prims_common.compute_elementwise_output_logical_to_physical_perm(input)", "order = list(range(input.dim()))", "activation"),
+    Mutant("PReLU: the result for a volume is contiguous", "layers/activation.py", "order = _in_memory(input)", "order = list(range(input.dim()))", "activation"),
     Mutant("PReLU: every channel has the first slope", ELEMENTWISE, "tl.load(slopes + c * slope_stride)", "tl.load(slopes + c * 0)", "activation"),
     Mutant("a kept input is overwritten in place", "layers/activation.py", "input.clone() if needed else None", "None", "activation"),
     Mutant("activations lose their second derivative", "layers/activation.py", "if name not in _SECOND_DERIVATIVES:", "if True:", "activation"),

@@ -71,6 +71,13 @@ def test_prelu(case) -> None:  # type: ignore[no-untyped-def]
     check(tnn.prelu, F.prelu, *case())
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_prelu_of_a_volume_in_a_graph(dynamic: bool) -> None:
+    x, w = randn(2, 3, 4, 2, 3).transpose(3, 4), randn(3)
+    compiled = torch.compile(tnn.prelu, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    assert torch.equal(compiled(x, w), tnn.prelu(x, w)) and compiled(x, w).stride() == tnn.prelu(x, w).stride()
+
+
 def test_the_gradient_of_a_single_weight_is_rounded_once() -> None:
     """The gradients of its channels are not rounded to 16 bits before their sum."""
     x, dy = (randn(2, 50, 2, 3, dtype=torch.float16, seed=seed) for seed in range(2))

@@ -10,10 +10,8 @@ flags allow TF32 on a GPU, our error may also be the error of exact products of 
 bench/tf32.py has the reason.
 """
 
-import contextlib
 import copy
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -118,15 +116,6 @@ def _converted(tensors: Tensors, dtype: torch.dtype, device: str) -> Tensors:
         return tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
     return tuple(converted(t) if t is not None else None for t in tensors)
-
-
-@contextlib.contextmanager
-def without_onednn() -> Iterator[None]:
-    """torch on a CPU without oneDNN: it adds in another order."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
 
 
 def on_a_cpu(torchs: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,8 +13,8 @@ def test_every_case_has_a_twin_in_torch() -> None:
 
 @pytest.mark.parametrize("name", ["add", "channel_scale", "interpolate, nearest"])
 def test_rows(name: str) -> None:
-    """A row for the output and each gradient in each dtype. trinn's error is at most about twice torch's."""
+    """A row for the output and each gradient in each dtype; none is much larger than torch's error."""
     rows = rows_of(name)
     assert len(rows) == 4 * (1 + len(CASES[name].shapes))
     assert all(tensor in ("output", "d x", "d weight") for _, tensor, *_ in rows)
-    assert all(math.isfinite(value) and value < 10 for *_, largest, mean in rows for value in (largest, mean))
+    assert all(math.isfinite(value) and value < 4 for *_, largest, mean in rows for value in (largest, mean))
